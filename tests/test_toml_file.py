@@ -76,11 +76,11 @@ def test_the_line_of_a_value_is_found(path: Path, line: int | None) -> None:
 @pytest.mark.parametrize(
     ("data", "line", "problem"),
     [
-        (b"a = 1\n\xff", 2, "is not UTF-8"),
-        (b"a = 1\na = \nb = 1\n", None, "is not valid TOML: .*line 2"),
-        (b"a = " + b"9" * 6000, None, "is not valid TOML"),
-        (b"a = " + b"[" * 5000, None, "is nested too deeply|is not valid TOML"),
-        (b"#" * 10_001, None, "is larger than 10000 bytes"),
+        (b"a = 1\n\xff", 2, "not UTF-8"),
+        (b"a = 1\na = \nb = 1\n", None, "not valid TOML: .*line 2"),
+        (b"a = " + b"9" * 6000, None, "not valid TOML"),
+        (b"a = " + b"[" * 5000, None, "nested too deeply|not valid TOML"),
+        (b"#" * 10_001, None, "larger than 10000 bytes"),
     ],
 )
 def test_a_file_that_is_not_toml_is_an_error(data: bytes, line: int | None, problem: str) -> None:

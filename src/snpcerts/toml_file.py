@@ -45,19 +45,19 @@ def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
     Raises :class:`TomlFileError` for a larger file, or one that is not UTF-8 or not TOML.
     """
     if len(data) > limit:
-        raise TomlFileError(f"is larger than {limit} bytes")
+        raise TomlFileError(f"larger than {limit} bytes")
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise TomlFileError(f"is not UTF-8: {error.reason} at byte {error.start}", line) from None
+        raise TomlFileError(f"not UTF-8: {error.reason} at byte {error.start}", line) from None
     try:
         return tomllib.loads(text), text
     except RecursionError:
-        raise TomlFileError("is nested too deeply") from None
+        raise TomlFileError("nested too deeply") from None
     # Numbers with thousands of digits do not raise TOMLDecodeError.
     except ValueError as error:
-        raise TomlFileError(f"is not valid TOML: {error}") from None
+        raise TomlFileError(f"not valid TOML: {error}") from None
 
 
 def line_of(text: str, path: Path) -> int | None:

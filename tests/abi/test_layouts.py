@@ -107,7 +107,7 @@ def test_structures_survive_a_round_trip(
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda each: each.__name__)
 def test_short_input_is_refused(structure: type[CStruct]) -> None:
-    with pytest.raises(SnpCertsError, match=f"must be at least {structure.SIZE} bytes"):
+    with pytest.raises(SnpCertsError, match=f"expected at least {structure.SIZE} bytes"):
         structure.unpack(bytes(structure.SIZE - 1))
 
 

@@ -135,10 +135,10 @@ def test_locks_of_a_local_file_system_have_no_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("granted", "problem"),
     [
-        ((True, True), "a second lock was granted beside an exclusive one"),
+        ((True, True), "a second lock was granted alongside an exclusive one"),
         ((False,), "an exclusive lock was refused"),
-        ((True, False, True, True, True), "an exclusive lock was granted beside a shared one"),
-        ((True, False, True, False), "a shared lock was refused beside another"),
+        ((True, False, True, True, True), "an exclusive lock was granted alongside a shared one"),
+        ((True, False, True, False), "a second shared lock was refused"),
     ],
 )
 def test_each_way_in_which_locks_do_not_work_has_its_message(

@@ -138,7 +138,7 @@ def test_a_symbolic_link_to_the_file_is_followed(file: Path) -> None:
 def test_more_than_the_limit_is_not_served(file: Path) -> None:
     found = found_at(file, size_limit=len(CONTENT) - 1)
     assert isinstance(found, Unreadable)
-    assert f"limit of {len(CONTENT) - 1}" in found.problem
+    assert f"limit is {len(CONTENT) - 1}" in found.problem
     assert found_at(file, size_limit=len(CONTENT)) == Table(CONTENT)
 
 

@@ -132,7 +132,7 @@ def test_an_upgrade_replaces_units_and_keeps_the_configuration(
     assert install(root) == 0
     out = capsys.readouterr().out
     assert f"/{UNIT}: replaced" in out
-    assert "/etc/snpcerts.toml: kept (the group in it: 'vmms')" in out
+    assert "/etc/snpcerts.toml: kept (its files have the group 'vmms')" in out
     assert "RestartSec=5" in unit.read_text()
     assert config.read_bytes() == kept
 
@@ -196,10 +196,10 @@ def test_a_wrong_configuration_is_named_with_its_line_before_anything_changes(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--group", "-x y"], 2, "not a group's name"),
+        (["--group", "-x y"], 2, "not a valid group name"),
         (["--command", "snpcerts"], 2, "absolute path"),
         (["--command", "/opt/a b/snpcerts"], 2, "absolute path"),
-        (["--root", "/nowhere/at/all"], 2, "is not a directory"),
+        (["--root", "/nowhere/at/all"], 2, ": not a directory"),
     ],
 )
 def test_wrong_options_are_refused(

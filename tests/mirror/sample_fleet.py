@@ -114,7 +114,7 @@ def fleet(done: int = 150, hosts: int = 240) -> Fleet:
     old = replace(MILAN_TCB, microcode=213, snp=24)
     wrong = file_report("wrong", "the firmware reports microcode 213, the certificate is for 211")
     empty = file_report(
-        "empty", "is empty, but should hold the certificates of the VCEK", certificates=False
+        "empty", "empty, but should hold the certificates of the VCEK", certificates=False
     )
     found += [
         host(announcement("milan-40", old, None, wrong, product=Product.MILAN, cpuid=MILAN)),
@@ -152,7 +152,7 @@ def history() -> HostHistory:
     """One host through an update."""
     name = "genoa-007.rack1"
     empty = file_report(
-        "empty", "is empty, but should hold the certificates of the VCEK", certificates=False
+        "empty", "empty, but should hold the certificates of the VCEK", certificates=False
     )
     wrong = file_report("wrong", "another program changed the firmware")
     past = (

@@ -122,6 +122,6 @@ snpcerts host sync; echo $?
 """
     )
     assert "hides this" in made.stderr
-    assert "use the package, which is complete, or remove it first" in made.stderr
+    assert "use the package as it is, or remove it first" in made.stderr
     assert "/dev/sev" in made.stdout
     assert [line for line in made.stdout.splitlines() if len(line) == 1] == ["1", "1", "1"]

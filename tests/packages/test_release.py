@@ -97,7 +97,7 @@ done
     assert "LD_PRELOAD=" not in said[2]
     assert "warn  snpcerts run: the shim is not installed" in said[2]
     # A virtual environment in root's home is no place for a unit's program.
-    assert made.stderr.count("which the unit cannot see") == 2
+    assert made.stderr.count("the unit cannot see") == 2
 
 
 def test_bash_completes_the_commands(bare: BareRoot) -> None:

@@ -53,7 +53,7 @@ def evidence_with(table: bytes) -> Evidence:
 )
 def test_offset_and_length_do_not_wrap_at_32_bits(offset: int, length: int) -> None:
     """A sum of two u32 that wraps passed a bounds check elsewhere, and panicked behind it."""
-    with pytest.raises(FormatError, match="ends after the table"):
+    with pytest.raises(FormatError, match="extends past the table"):
         evidence_with(entry(VCEK_GUID.bytes, offset, length) + bytes(ENTRY_SIZE) + bytes(64))
 
 

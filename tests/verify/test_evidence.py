@@ -81,7 +81,7 @@ def test_evidence_parses_its_report_once() -> None:
     assert Evidence(evidence.report).report is evidence.report
     assert replace(evidence, shape=Shape.HCL).report is evidence.report
     assert pickle.loads(pickle.dumps(evidence)) == evidence  # noqa: S301 (our own)
-    with pytest.raises(FormatError, match="must be 1184 bytes, found 5"):
+    with pytest.raises(FormatError, match="expected 1184 bytes, found 5"):
         Evidence(b"short")
     assert codes(verify(b"short", anchors=anchors(), at=NOON)) == ["report-size"]
 

@@ -156,7 +156,7 @@ def test_an_empty_file_is_the_default_policy() -> None:
         ("[minimum_tcb.milan]\nfmc = 1\n", 2, "minimum_tcb.milan.fmc"),
         ("vmpls = 0\n[minimum_tcb.milan]\nbootloader = 1\nsnp = 2\n", 2, "tee is missing"),
         ("[minimum_tcb.turin]\nbootloader = 1\ntee=1\nsnp=1\nmicrocode=1\n", 1, "fmc is missing"),
-        ("[minimum_tcb.milan]\n\nbootloader = 256\n", 3, "256 is not 0 to 255"),
+        ("[minimum_tcb.milan]\n\nbootloader = 256\n", 3, "256 is not between 0 and 255"),
         ("[minimum_tcb.milan]\nbootloader = true\n", 2, "whole number"),
         ("[minimum_tcb.milan]\nbootloader = 1.0\n", 2, "whole number"),
         ("minimum_tcb = 4\n", 1, "must be a table"),
@@ -172,7 +172,7 @@ def test_an_empty_file_is_the_default_policy() -> None:
             "vmpls = 0\n[[floors]]\nprocessor = 'milan'\nsnp = 1\n"
             "[[floors]]\nprocessor = 'milan'\nsnp = 256\n",
             7,
-            "256 is not 0 to 255",
+            "256 is not between 0 and 255",
         ),
         ("[[floors]]\nprocessor = 'milan'\nfmc = 1\n", 1, "TCB of Milan has no fmc"),
         ("[[floors]]\nsnp = 1\ncpuid = { family = 6, model = 1 }\n", 1, "not a known SEV-SNP"),

@@ -352,10 +352,10 @@ def test_what_is_wrong_with_a_file_is_said_alike(file: Path, language: str) -> N
     serve(on_error="eio")
     where = f"{file}: "
     assert said == [
-        f"{where}has 5000 bytes, more than the limit of 4999",
+        f"{where}the file has 5000 bytes; the limit is 4999",
         f"{where}No such file or directory",
-        f"{where}is not a regular file",
-        f"{where}is not a regular file",
+        f"{where}not a regular file",
+        f"{where}not a regular file",
     ]
 
 

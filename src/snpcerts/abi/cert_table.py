@@ -126,10 +126,10 @@ class CertTable:
         """
         if len(self.entries) > MAX_ENTRIES:
             raise FormatError(
-                WHAT, f"the table has {len(self.entries)} entries, the limit is {MAX_ENTRIES}"
+                WHAT, f"the table has {len(self.entries)} entries; the limit is {MAX_ENTRIES}"
             )
         if self.size > MAX_SIZE:
-            raise FormatError(WHAT, f"the table has {self.size} bytes, the limit is {MAX_SIZE}")
+            raise FormatError(WHAT, f"the table has {self.size} bytes; the limit is {MAX_SIZE}")
         header, blobs = bytearray(), bytearray()
         position = ENTRY_SIZE * (len(self.entries) + 1)
         seen: set[uuid.UUID] = set()
@@ -213,7 +213,7 @@ def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
         at = index * ENTRY_SIZE
         if at + ENTRY_SIZE > len(view):
             problem = (
-                f"the table ends after {len(view)} bytes, without the zero entry that must end it"
+                f"the table ends after {len(view)} bytes without the zero entry that must end it"
             )
             return headers, [TableProblem(problem, index, at)]
         if view[at : at + ENTRY_SIZE] == EMPTY:
@@ -243,7 +243,7 @@ def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], li
         elif header.offset < header_end:
             message = f"offset {header.offset:#x} is inside the {header_end}-byte header"
         elif end > size:
-            message = f"blob {header.offset:#x}..{end:#x} ends after the table's {size} bytes"
+            message = f"blob {header.offset:#x}..{end:#x} extends past the table's {size} bytes"
         elif header.guid in seen:
             message = f"GUID {header.guid} appears twice"
         else:
@@ -261,6 +261,6 @@ def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], li
     for header in in_range:
         if header.index in overlapping:
             problems.append(
-                header.problem(f"the blob overlaps that of entry {overlapping[header.index]}")
+                header.problem(f"the blob overlaps the blob of entry {overlapping[header.index]}")
             )
     return [header for header in in_range if header.index not in overlapping], problems

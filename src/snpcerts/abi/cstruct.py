@@ -97,7 +97,7 @@ class CStruct:
         """
         if len(data) < cls.SIZE:
             raise FormatError(
-                cls.C_NAME or cls.__name__, f"must be at least {cls.SIZE} bytes, found {len(data)}"
+                cls.C_NAME or cls.__name__, f"expected at least {cls.SIZE} bytes, found {len(data)}"
             )
         return cls(*_reader(cls)(data))
 
@@ -117,7 +117,7 @@ class CStruct:
             except struct.error:
                 raise FormatError(
                     self.C_NAME or type(self).__name__,
-                    f"{value!r} does not fit into {codec.size} bytes",
+                    f"{value!r} does not fit in {codec.size} bytes",
                     field=name,
                     offset=offset,
                 ) from None

@@ -81,14 +81,14 @@ class Product(enum.Enum):
     def unpinned_text(self) -> str:
         """The message for a product that is not pinned."""
         return (
-            f"AMD's root key of {self.value} is not pinned here, so nothing of "
-            f"{self.value} can be verified"
+            f"snpcerts has no pinned AMD root key for {self.value}, so it cannot verify "
+            f"{self.value} reports or certificates"
         )
 
     def tcb_problem(self, tcb: TcbVersion) -> str | None:
         """Return why ``tcb`` cannot belong to this product, or None."""
         problem = self.tcb_layout.problem(tcb.components())
-        return None if problem is None else f"a TCB of {self.value} {problem}, found: {tcb}"
+        return None if problem is None else f"a TCB of {self.value} {problem}; found {tcb}"
 
 
 class _Facts(NamedTuple):

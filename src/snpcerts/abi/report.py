@@ -146,7 +146,7 @@ class Report:
         :func:`malformations` lists other defects.
         """
         if len(data) != REPORT_SIZE:
-            raise FormatError(WHAT, f"must be {REPORT_SIZE} bytes, found {len(data)}")
+            raise FormatError(WHAT, f"expected {REPORT_SIZE} bytes, found {len(data)}")
         copy = bytes(data)
         return cls(copy, ReportLayout.unpack(copy))
 
@@ -233,22 +233,22 @@ def malformations(report: Report) -> tuple[Malformation, ...]:
     fields = report.fields
     if fields.version not in VERSIONS:
         known = f"{VERSIONS[0]} to {VERSIONS[-1]}"
-        return (Malformation("VERSION", 0, f"{fields.version} is not one of {known}"),)
+        return (Malformation("VERSION", 0, f"expected {known}, found {fields.version}"),)
     found: list[Malformation] = []
     if not fields.policy & POLICY_RESERVED_ONE:
-        found.append(Malformation("POLICY", 0x08, "bit 17 must be one"))
+        found.append(Malformation("POLICY", 0x08, "bit 17 must be 1"))
     if fields.policy & ~POLICY_KNOWN:
-        found.append(Malformation("POLICY", 0x08, f"reserved bits set in {fields.policy:#x}"))
+        found.append(Malformation("POLICY", 0x08, f"reserved bits are set in {fields.policy:#x}"))
     if fields.signature_algo != SIGNATURE_ALGO_ECDSA_P384_SHA384:
         found.append(
             Malformation(
                 "SIGNATURE_ALGO",
                 0x34,
-                f"{fields.signature_algo} is not 1 (ECDSA P-384 with SHA-384)",
+                f"expected 1 (ECDSA P-384 with SHA-384), found {fields.signature_algo}",
             )
         )
     if fields.flags & ~FLAGS_KNOWN:
-        found.append(Malformation("FLAGS", 0x48, f"reserved bits set in {fields.flags:#x}"))
+        found.append(Malformation("FLAGS", 0x48, f"reserved bits are set in {fields.flags:#x}"))
     if report.signing_key is None:
         found.append(Malformation("SIGNING_KEY", 0x48, f"{fields.flags >> 2 & 7} is reserved"))
     reader, zero = _RESERVED_READERS[fields.version]
@@ -262,4 +262,4 @@ def _set_bytes(report: Report) -> Iterator[Malformation]:
     for first, last, start, end in _RESERVED:
         if first <= report.fields.version <= last and any(report.raw[start:end]):
             at = next(i for i in range(start, end) if report.raw[i])
-            yield Malformation("RESERVED", at, f"byte is {report.raw[at]:#04x}, must be 0")
+            yield Malformation("RESERVED", at, f"expected 0, found {report.raw[at]:#04x}")

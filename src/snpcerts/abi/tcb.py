@@ -87,7 +87,7 @@ class TcbVersion:
         components = self.components()
         for name, value in components.items():
             if not 0 <= value <= 255:
-                raise FormatError("TCB_VERSION", f"{value} is not 0 to 255", field=name)
+                raise FormatError("TCB_VERSION", f"{value} is not between 0 and 255", field=name)
         if frozenset(components) not in _LAYOUTS:
             _misfit(components)
 
@@ -127,13 +127,13 @@ class TcbVersion:
         Raises :class:`FormatError` for another size or a non-zero reserved byte.
         """
         if len(data) != TCB_SIZE:
-            raise FormatError("TCB_VERSION", f"needs {TCB_SIZE} bytes, found {len(data)}")
+            raise FormatError("TCB_VERSION", f"expected {TCB_SIZE} bytes, found {len(data)}")
         places = _BYTES[layout]
         for index, value in enumerate(data):
             if value and index not in places.values():
                 raise FormatError(
                     "TCB_VERSION",
-                    f"reserved byte is {value:#04x}, must be 0 in the {layout.value} layout",
+                    f"the reserved byte is {value:#04x}; in the {layout.value} layout it must be 0",
                     offset=index,
                     hint="the value may belong to another product",
                 )
@@ -154,8 +154,8 @@ class TcbVersion:
                 raise FormatError(
                     "TCB",
                     (
-                        "eight bytes without a product: name the product, because it decides "
-                        "their order"
+                        "to read eight raw bytes, the product must be known, because it "
+                        "determines their order"
                     ),
                 )
             return cls.unpack(bytes.fromhex(raw[1]), layout)
@@ -168,8 +168,8 @@ class TcbVersion:
                 raise FormatError(
                     "TCB",
                     f"cannot read {part[:40]!r}",
-                    hint="as in bl=4,tee=0,snp=24,ucode=219; on Turin with fmc=1, "
-                    "on Venice fmc=1,tee=0,snp=4",
+                    hint="write bl=4,tee=0,snp=24,ucode=219; on Turin, add fmc=1; "
+                    "on Venice, write fmc=1,tee=0,snp=4",
                 )
             values[name] = int(match[2])
         tcb = cls.of(values)
@@ -192,7 +192,7 @@ class TcbVersion:
         compared.
         """
         if self.layout is not other.layout:
-            raise FormatError("TCB_VERSION", "cannot compare TCBs of two products")
+            raise FormatError("TCB_VERSION", "TCBs of different products cannot be compared")
         mine, theirs = self.components(), other.components()
         return all(mine[name] >= theirs[name] for name in mine)
 

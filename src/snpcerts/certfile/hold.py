@@ -60,7 +60,9 @@ def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: is not a regular file", hint="name the certificate file")
+            raise InputError(
+                f"{path}: not a regular file", hint="give the path of the certificate file"
+            )
         try:
             fcntl.fcntl(fd, F_OFD_SETLK, SHARED if shared else EXCLUSIVE)
         except BlockingIOError:

@@ -50,13 +50,13 @@ def lock_problem(directory: str) -> str | None:
         second = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not _locked(first, EXCLUSIVE):
-                return "an exclusive lock was refused on a file that is not locked"
+                return "an exclusive lock was refused on an unlocked file"
             if _locked(second, SHARED):
-                return "a second lock was granted beside an exclusive one"
+                return "a second lock was granted alongside an exclusive one"
             if not (_locked(first, SHARED) and _locked(second, SHARED)):
-                return "a shared lock was refused beside another"
+                return "a second shared lock was refused"
             if _locked(first, EXCLUSIVE):
-                return "an exclusive lock was granted beside a shared one"
+                return "an exclusive lock was granted alongside a shared one"
         except OSError as error:
             return error.strerror
         finally:

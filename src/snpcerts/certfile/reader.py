@@ -33,13 +33,13 @@ _FIRST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.005
 
 
-NOT_REGULAR = "is not a regular file"
-SHRANK = "shrank while it was read: another program writes to it without the lock"
+NOT_REGULAR = "not a regular file"
+SHRANK = "the file shrank during the read: another program writes to it without the lock"
 
 
 def too_large(size: int, limit: int) -> str:
     """Return the message that a file has more bytes than may be served."""
-    return f"has {size} bytes, more than the limit of {limit}"
+    return f"the file has {size} bytes; the limit is {limit}"
 
 
 @dataclass(frozen=True, slots=True)

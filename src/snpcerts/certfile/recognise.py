@@ -25,7 +25,7 @@ class ForeignFileError(RefusedError):
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(
-            f"{path}: not replaced: {why}",
+            f"{path}: the file was not replaced: {why}",
             hint="check the path; --force replaces the file anyway",
         )
         self.path = path

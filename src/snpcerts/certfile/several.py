@@ -117,14 +117,14 @@ def update(
     stays empty and is listed in ``problems``; the others are published.
     """
     if not 1 <= len(targets) <= MAX_FILES:
-        raise UsageError(f"found {len(targets)} certificate files, expected 1 to {MAX_FILES}")
+        raise UsageError(f"expected 1 to {MAX_FILES} certificate files, found {len(targets)}")
     paths: list[str] = []
     for target in targets:
         real: str = yield step.Resolve(target.path)
         paths.append(real)
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise UsageError(f"{twice}: is listed twice", hint="list each certificate file once")
+        raise UsageError(f"{twice}: listed twice", hint="list each certificate file once")
     order = sorted(range(len(targets)), key=paths.__getitem__)
 
     def in_order(choose: Callable[[], Sequence[bytes]]) -> Callable[[], Sequence[bytes]]:

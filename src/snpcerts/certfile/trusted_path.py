@@ -76,7 +76,7 @@ def doubts(path: str) -> Iterator[Doubt]:
                 and not status.st_mode & stat.S_ISVTX
             ):
                 mode = stat.S_IMODE(status.st_mode)
-                yield Doubt(place, f"other users may write to it ({mode:04o})", False)
+                yield Doubt(place, f"is writable by other users ({mode:04o})", False)
 
 
 def _trusted(user: int) -> bool:

@@ -191,7 +191,7 @@ def _finish_old(
     try:
         mine: step.FileStat = yield step.Stat(old)
         if not mine.regular:
-            raise InputError(f"{names.old}: is not a regular file", hint="remove it")
+            raise InputError(f"{names.old}: not a regular file", hint="remove it")
         try:
             there: step.FileStat | None = yield step.StatPath(names.path)
         except FileNotFoundError:
@@ -398,7 +398,7 @@ def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
 
 def _refused(path: str, error: OSError) -> SnpCertsError:
     """Return the error for a failed system call, with a hint if there is one."""
-    text = f"{path}: cannot update: {os.strerror(error.errno) if error.errno else error}"
+    text = f"cannot update {path}: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
         return InputError(text, hint="name a file in an existing directory")
     if error.errno in (errno.EBUSY, errno.EXDEV):
@@ -411,7 +411,9 @@ def _refused(path: str, error: OSError) -> SnpCertsError:
 def _require_regular(path: str, fd: int) -> Steps[None]:
     status: step.FileStat = yield step.Stat(fd)
     if not status.regular:
-        raise InputError(f"{path}: is not a regular file", hint="name the certificate file")
+        raise InputError(
+            f"{path}: not a regular file", hint="give the path of the certificate file"
+        )
     _require_one_name(path, status)
 
 
@@ -419,9 +421,9 @@ def _require_one_name(path: str, status: step.FileStat) -> None:
     """Refuse a file with a second name, because an update would change what both names show."""
     if status.links > 1:
         raise RefusedError(
-            f"{path}: has {status.links} names (hard links); an update would change the file "
-            "under all of them",
-            hint="list the names with find -samefile, and remove those that are not yours",
+            f"{path}: the file has {status.links} hard links, and an update would change it "
+            "under all of these names",
+            hint="list them with 'find -samefile', and remove those that you do not need",
         )
 
 

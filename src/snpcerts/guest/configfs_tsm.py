@@ -148,10 +148,10 @@ class ConfigfsTsm:
         """
         if len(report_data) != REPORT_DATA_SIZE:
             raise UsageError(
-                f"report data has {len(report_data)} bytes, must have {REPORT_DATA_SIZE}"
+                f"report data has {len(report_data)} bytes, expected {REPORT_DATA_SIZE}"
             )
         if vmpl is not None and not 0 <= vmpl <= VMPL_MAX:
-            raise UsageError(f"VMPL {vmpl} must be 0 to {VMPL_MAX}")
+            raise UsageError(f"VMPL {vmpl} is not between 0 and {VMPL_MAX}")
         with self._entry() as entry:
             provider = self._text(entry, "provider")
             if provider != PROVIDER:
@@ -180,7 +180,7 @@ class ConfigfsTsm:
                     hint="another process wrote to the entry; request the report again",
                 )
         if len(outblob) != REPORT_SIZE:
-            raise FormatError("outblob", f"must have {REPORT_SIZE} bytes, found {len(outblob)}")
+            raise FormatError("outblob", f"expected {REPORT_SIZE} bytes, found {len(outblob)}")
         return TsmReport(outblob, auxblob)
 
     @contextlib.contextmanager
@@ -204,7 +204,7 @@ class ConfigfsTsm:
                 raise _refusal(self._root, "mkdir", error) from None
             return path
         raise TsmRequestError(
-            f"{self._root}: an entry exists for each of {_ATTEMPTS} random names", errno.EEXIST
+            f"{self._root}: all {_ATTEMPTS} random entry names were taken", errno.EEXIST
         )
 
     def _write(self, entry: str, name: str, data: bytes) -> None:
@@ -219,7 +219,7 @@ class ConfigfsTsm:
         except OSError as error:
             raise _refusal(self._root, name, error) from None
         if len(data) > limit:
-            raise FormatError(name, f"has more than {limit} bytes")
+            raise FormatError(name, f"more than {limit} bytes")
         return data
 
     def _text(self, entry: str, name: str) -> str:

@@ -158,9 +158,9 @@ class SevGuest(DeviceFile):
 
 def _report_request(report_data: bytes, vmpl: int, key: KeySelect) -> bytearray:
     if len(report_data) != REPORT_DATA_SIZE:
-        raise UsageError(f"report data has {len(report_data)} bytes, must have {REPORT_DATA_SIZE}")
+        raise UsageError(f"report data has {len(report_data)} bytes, expected {REPORT_DATA_SIZE}")
     if not 0 <= vmpl <= VMPL_MAX:
-        raise UsageError(f"VMPL {vmpl} must be 0 to {VMPL_MAX}")
+        raise UsageError(f"VMPL {vmpl} is not between 0 and {VMPL_MAX}")
     return bytearray(ReportRequest(report_data=report_data, vmpl=vmpl, key_sel=key).pack())
 
 
@@ -178,7 +178,7 @@ def _report_of(response: bytes) -> bytes:
     if header.report_size != REPORT_SIZE:
         raise FormatError(
             "MSG_REPORT_RSP",
-            f"is {header.report_size}, expected {REPORT_SIZE}",
+            f"expected {REPORT_SIZE}, found {header.report_size}",
             field="REPORT_SIZE",
             offset=4,
         )

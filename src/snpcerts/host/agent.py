@@ -136,16 +136,16 @@ class Agent:
                 continue
             if self._harmful(each):
                 kind = _kind_of_harm(each)
-                matches = "" if each.lapsed or each.garbage else "does not match: "
+                matches = "" if each.lapsed or each.garbage else "the file does not match: "
                 why = matches + "; ".join(each.problems)
                 self.tell(Event(kind, f"{path}: {why}", path))
             try:
                 updates.append(self._make_safe(each.file))
             except SnpCertsError as error:
                 if isinstance(error, LockHeldError) and error.emptied:
-                    self.tell(Event(EventKind.EMPTIED, f"{path}: is empty: {error}", path))
+                    self.tell(Event(EventKind.EMPTIED, f"{path}: the file is empty: {error}", path))
                     continue  # the file is safe; it is filled later
-                message = f"{path}: cannot be emptied: {error}"
+                message = f"cannot empty {path}: {error}"
                 self.tell(Event(EventKind.FAILED, message, path))
                 errors.append(error)
         if errors:
@@ -200,12 +200,14 @@ class Agent:
             if each.problem is not None:
                 self.tell(Event(EventKind.FAILED, each.problem, path, done.figures()))
             elif each.entries:
-                message = f"{path}: holds the certificates of the {each.expected}"
+                message = f"{path}: the file now holds the certificates of the {each.expected}"
                 self.tell(Event(EventKind.PUBLISHED, message, path, done.figures()))
             else:
                 why = _why_empty(each, done)
                 self.tell(
-                    Event(EventKind.EMPTIED, f"{path}: is empty: {why}", path, done.figures())
+                    Event(
+                        EventKind.EMPTIED, f"{path}: the file is empty: {why}", path, done.figures()
+                    )
                 )
             with contextlib.suppress(SnpCertsError):  # own() reports it
                 apply(each.file)
@@ -326,7 +328,7 @@ def _kinds(file_states: Iterable[FileState]) -> list[VekKind]:
 
 def _restless(file: FileConfig) -> SnpCertsError:
     return RetryLaterError(
-        f"{file.path}: the firmware changed {ROUNDS} times while certificates were fetched",
+        f"{file.path}: the firmware changed {ROUNDS} times while certificates were being fetched",
         hint="find out what changes it, and run the command again",
     )
 

@@ -127,7 +127,7 @@ def _read_answer(answer: bytes, product: Product) -> tuple[MirroredCertificate, 
     except (ValueError, KeyError, TypeError, RecursionError, FormatError):
         raise RetryLaterError(
             "the mirror's answer cannot be read",
-            hint="check that the URL is a mirror's, and that the mirror runs this release",
+            hint="check that the URL points to a mirror, and that the mirror runs this release",
             code="mirror-unavailable",
         ) from None
 

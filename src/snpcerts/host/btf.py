@@ -60,7 +60,7 @@ class Btf:
         try:
             self._add(data)
         except (struct.error, IndexError, ValueError) as error:
-            raise FormatError("BTF", f"is corrupt: {error}") from None
+            raise FormatError("BTF", f"corrupt data: {error}") from None
 
     def offset_of(self, structure: str, member: str) -> int | None:
         """Return a member's offset in bytes; None if there is no such member.
@@ -92,10 +92,10 @@ class Btf:
 
     def _add(self, data: bytes) -> None:
         if not _HEADER.size <= len(data) <= _LIMIT:
-            raise ValueError(f"{len(data)} bytes")
+            raise ValueError(f"the size is {len(data)} bytes")
         magic, _, _, size, types, types_size, strings, strings_size = _HEADER.unpack_from(data)
         if magic != _MAGIC or size + types + types_size > len(data):
-            raise ValueError("its header")
+            raise ValueError("the header is invalid")
         self._strings += data[size + strings : size + strings + strings_size]
         at, end = size + types, size + types + types_size
         while at < end:

@@ -147,7 +147,7 @@ class ClaimTrial:
             "report-message",
             "firmware-messages",
             Showing.SEEN,
-            f"a report of version {fields.version} answers MSG_REPORT_REQ",
+            f"MSG_REPORT_REQ returned a report of version {fields.version}",
         )
         self._note_exit(asked)
         if holds and not asked.entries:
@@ -232,7 +232,7 @@ class ClaimTrial:
                 ),
             )
             return
-        what = f"BUSY for the {seconds:.1f} s in which the file was locked, then an answer"
+        what = f"the guest got BUSY while the file was locked ({seconds:.1f} s), then an answer"
         self._note("busy", _PATH, Showing.SEEN, what)
         self._note(
             "busy-again", "guest-driver", Showing.SEEN, "the guest repeated its request after BUSY"
@@ -334,11 +334,11 @@ class ClaimTrial:
                 self._note(name, "certificates", Showing.DIFFERS, "the report is from another chip")
                 return
             self._trust(verdict.root)
-            detail = f"verifies, with {verdict.root.name} as its root"
+            detail = f"the report verifies with the root {verdict.root.name}"
             self._note(name, "certificates", Showing.SEEN, detail)
             return
         why = "; ".join(f"{reason.code}: {reason}" for reason in verdict.reasons)
-        self._note(name, "certificates", Showing.DIFFERS, f"does not verify: {why}")
+        self._note(name, "certificates", Showing.DIFFERS, f"the report does not verify: {why}")
 
     def _trust(self, root: Anchor) -> None:
         """Remember the root of the reports so far. One that is not AMD's takes precedence."""
@@ -368,9 +368,11 @@ class ClaimTrial:
             return
         found = Key(proof.kind, proof.tcb)
         if found == believed:
-            self._note(name, _FIRMWARE, Showing.SEEN, f"the {found} signs, as the status says")
+            self._note(
+                name, _FIRMWARE, Showing.SEEN, f"the {found} signs, as the firmware's status says"
+            )
         else:
-            detail = f"the {found} signs, but the status says the {believed}"
+            detail = f"the {found} signs, but the firmware's status says the {believed}"
             self._note(name, _FIRMWARE, Showing.DIFFERS, detail)
 
     def _note(self, name: str, claim: str, showing: Showing, detail: str) -> None:

@@ -177,9 +177,7 @@ def _mirror(top: _TomlTable) -> MirrorConfig | None:
     if (access.certificate is None) != (access.key is None):
         raise table.error("certificate", "certificate and key must be given together")
     if access.token_file is not None and sent_in_clear(access.url):
-        raise table.error(
-            "url", "must start with https://, because a token is sent to another machine"
-        )
+        raise table.error("url", "expected https://, because a token is sent to another machine")
     return MirrorConfig(access, name)
 
 
@@ -241,9 +239,9 @@ def _file(table: _TomlTable) -> FileConfig:
     )
     table.done()
     if kind is VekKind.VCEK and "without_vlek" in table.values:
-        raise table.error("without_vlek", 'is allowed only for files of kind "vlek"')
+        raise table.error("without_vlek", 'only files of kind "vlek" may have this key')
     if kind is VekKind.VCEK and "with_mask_chip_key" in table.values:
-        raise table.error("with_mask_chip_key", 'is allowed only for files of kind "vlek"')
+        raise table.error("with_mask_chip_key", 'only files of kind "vlek" may have this key')
     return file
 
 
@@ -257,7 +255,7 @@ def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
             each.take("guid", _guid, uuid.UUID(int=0)), each.take("path", _absolute, "")
         )
         if any(entry.guid == other.guid for other in entries):
-            raise each.error("guid", "appears twice; a table has one entry for each GUID")
+            raise each.error("guid", "this GUID appears twice; a table has one entry for each GUID")
         each.done()
         entries.append(entry)
     return tuple(entries)
@@ -305,16 +303,16 @@ class _TomlTable:
             return None
         value = self.values[key]
         if not isinstance(value, dict):
-            raise self.error(key, f"must be a table, written [{key}]")
+            raise self.error(key, f"expected a table, written [{key}]")
         return _TomlTable(self._document, (*self._where, key), value)
 
     def tables(self, key: str, limit: int) -> list[_TomlTable]:
         self._asked.add(key)
         value = self.values.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise self.error(key, f"must be tables, each written [[{key}]]")
+            raise self.error(key, f"expected tables, each written [[{key}]]")
         if len(value) > limit:
-            raise self.error(key, f"has {len(value)} tables, the limit is {limit}")
+            raise self.error(key, f"found {len(value)} tables; the limit is {limit}")
         return [
             _TomlTable(self._document, (*self._where, key, index), each)
             for index, each in enumerate(value)
@@ -333,7 +331,7 @@ class _TomlTable:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError(f"must be text in quotes, found {value!r}")
+        raise ValueError(f"expected text in quotes, found {value!r}")
     return value
 
 
@@ -341,14 +339,14 @@ def _host_name(value: Any) -> str:
     text = _text(value)
     if len(text) > MAX_NAME or not text.isprintable():
         raise ValueError(
-            f"must be printable text of at most {MAX_NAME} characters, found {value!r}"
+            f"expected printable text of at most {MAX_NAME} characters, found {value!r}"
         )
     return text
 
 
 def _absolute(value: Any) -> str:
     if not os.path.isabs(_text(value)):
-        raise ValueError(f"must be an absolute path, found {value!r}")
+        raise ValueError(f"expected an absolute path, found {value!r}")
     return _text(value)
 
 
@@ -358,20 +356,20 @@ def _absolute_path(value: Any) -> Path:
 
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, found {value!r}")  # noqa: TRY004 (one error)
+        raise ValueError(f"expected true or false, found {value!r}")  # noqa: TRY004 (one error)
     return value
 
 
 def _url(value: Any) -> str:
     text = _text(value)
     if not text.startswith(("https://", "http://")):
-        raise ValueError(f"must start with https:// or http://, found {value!r}")
+        raise ValueError(f"expected a URL that starts with https:// or http://, found {value!r}")
     return text
 
 
 def _port(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
-        raise ValueError(f"must be a number from 1 to 65535, found {value!r}")
+        raise ValueError(f"expected a number from 1 to 65535, found {value!r}")
     return value
 
 
@@ -379,7 +377,7 @@ def _seconds(least: float, most: float) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         right = isinstance(value, int | float) and not isinstance(value, bool)
         if not right or not math.isfinite(value) or not least <= value <= most:
-            raise ValueError(f"must be {least:g} to {most:g} seconds, found {value!r}")
+            raise ValueError(f"expected {least:g} to {most:g} seconds, found {value!r}")
         return float(value)
 
     return read
@@ -392,7 +390,7 @@ def _mode(value: Any) -> int:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o777:
-        raise ValueError(f'must be text such as "0640", found {value!r}')
+        raise ValueError(f'expected text such as "0640", found {value!r}')
     if mode & 0o400 == 0:
         raise ValueError(f"{value!r} does not allow the owner to read the file")
     return mode
@@ -409,7 +407,7 @@ def _guid(value: Any) -> uuid.UUID:
     try:
         guid = named[text] if text in named else uuid.UUID(text)
     except ValueError:
-        raise ValueError(f'must be a GUID or "crl", found {value!r}') from None
+        raise ValueError(f'expected a GUID or "crl", found {value!r}') from None
     if guid in (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID):
         raise ValueError("the agent itself adds the certificates of the signing key")
     return guid
@@ -419,7 +417,7 @@ def _choice(choices: Mapping[str, T]) -> Callable[[Any], T]:
     def read(value: Any) -> T:
         if not isinstance(value, str) or value not in choices:
             listed = ", ".join(f'"{name}"' for name in choices)
-            raise ValueError(f"must be one of {listed}, found {value!r}")
+            raise ValueError(f"expected one of {listed}, found {value!r}")
         return choices[value]
 
     return read
@@ -435,9 +433,9 @@ def _one_of(kind: type[E]) -> Callable[[Any], E]:
 def _list_of(read: Callable[[Any], T], limit: int) -> Callable[[Any], tuple[T, ...]]:
     def read_all(value: Any) -> tuple[T, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ValueError(f"must be a list, found {value!r}")  # noqa: TRY004 (one error)
+            raise ValueError(f"expected a list, found {value!r}")  # noqa: TRY004 (one error)
         if len(value) > limit:
-            raise ValueError(f"has {len(value)} items, the limit is {limit}")
+            raise ValueError(f"found {len(value)} items; the limit is {limit}")
         return tuple(read(each) for each in value)
 
     return read_all

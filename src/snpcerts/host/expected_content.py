@@ -79,8 +79,8 @@ def _loaded_vlek(state: FirmwareState, file: FileConfig) -> ExpectedContent:
     if state.chip_key_masked and not file.masked_vlek_signs:
         return NoKey(
             "MASK_CHIP_KEY is set and a VLEK is loaded. Whether the VLEK signs "
-            "depends on the firmware: 'host prove-key' or with_mask_chip_key in "
-            "the configuration resolves this"
+            "depends on the firmware: run 'host prove-key', or set with_mask_chip_key "
+            "in the configuration"
         )
     if state.known.vlek_doubt:
         return NoKey(f"the loaded VLEK's TCB is unknown: {state.known.vlek_doubt}")

@@ -101,18 +101,18 @@ def read_file_state(
             return replace(held, data=found.data)
         ours = was_updated_before(file.path)
         match = FileMatch.WRONG if ours else FileMatch.FOREIGN
-        problem = f"is malformed: {why}" if ours else f"is not a certificate file: {why}"
+        problem = f"malformed table: {why}" if ours else f"not a certificate file: {why}"
         return FileState(file, state, expected, match, (problem,), garbage=True, data=found.data)
     if isinstance(found, Empty):
         if isinstance(expected, NoKey):
             return FileState(file, state, expected, FileMatch.RIGHT, table=CertTable())
-        problem = f"is empty, but should hold the certificates of the {expected}"
+        problem = f"empty, but should hold the certificates of the {expected}"
         return FileState(file, state, expected, FileMatch.EMPTY, (problem,), table=CertTable())
     if isinstance(found, Busy):
-        problem = f"is locked for an update, which was still running after {found.waited:.1f} s"
+        problem = f"locked by an update that was still running after {found.waited:.1f} s"
         return FileState(file, state, expected, FileMatch.LOCKED, (problem,))
     match = FileMatch.MISSING if found.problem == _NO_SUCH_FILE else FileMatch.UNREADABLE
-    return FileState(file, state, expected, match, (f"cannot be read: {found.problem}",))
+    return FileState(file, state, expected, match, (f"unreadable: {found.problem}",))
 
 
 _NO_SUCH_FILE = os.strerror(errno.ENOENT)
@@ -130,7 +130,7 @@ def _of_table(
 ) -> FileState:
     table = CertTable.decode(data)
     if not isinstance(expected, Key):
-        problem = f"holds certificates, but should hold {expected}"
+        problem = f"the file holds certificates, but should hold {expected}"
         return FileState(file, state, expected, FileMatch.WRONG, (problem,), table)
     judged = judge.judge(
         ChainBytes.from_table(table, expected.kind), expected.kind, expected.tcb, at

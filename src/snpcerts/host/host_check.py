@@ -72,7 +72,7 @@ def kernel(release: str) -> Finding:
     return Finding(
         "kernel",
         Severity.WARN,
-        f"{release}, but KVM requests certificates only since 7.0",
+        f"{release} is too old: KVM requests certificates since Linux 7.0",
         "see the next line: your distribution may have backported it",
     )
 
@@ -103,7 +103,9 @@ def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
         if supports(fd):
             return Finding(what, Severity.PASS, "KVM_X86_SEV_SNP_REQ_CERTS is 1")
     except OSError as error:
-        return Finding(what, Severity.FAIL, f"{path}: {error.strerror}", "check that this is KVM")
+        return Finding(
+            what, Severity.FAIL, f"{path}: {error.strerror}", "check that this is KVM's device"
+        )
     finally:
         os.close(fd)
     return Finding(
@@ -111,7 +113,7 @@ def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
         Severity.FAIL,
         "KVM_X86_SEV_SNP_REQ_CERTS is missing or 0",
         (
-            "enable SNP in the firmware set-up (SEV-SNP, SMEE, RMP table), and "
+            "enable SNP in the BIOS setup (SEV-SNP, SMEE, RMP table), and "
             "load kvm_amd with sev_snp=1 on Linux 7.0 or later"
         ),
     )
@@ -154,7 +156,7 @@ def cache(folder: Path) -> Finding:
         made = "" if there == folder else ", and will be created"
         return Finding("cache", Severity.PASS, f"{folder}{made}")
     return Finding(
-        "cache", Severity.FAIL, f"{folder}: is not writable", "name another with --cache"
+        "cache", Severity.FAIL, f"{folder}: not writable", "choose another directory with --cache"
     )
 
 
@@ -181,7 +183,9 @@ def passed(lines: Sequence[Finding]) -> bool:
 
 def _directory(folder: str) -> Iterator[Finding]:
     if not os.path.isdir(folder):
-        yield Finding("directory", Severity.FAIL, f"{folder}: does not exist", f"mkdir -p {folder}")
+        yield Finding(
+            "directory", Severity.FAIL, f"{folder}: no such directory", f"mkdir -p {folder}"
+        )
         return
     kind = file_system(folder)
     if kind in _NETWORK:
@@ -203,7 +207,7 @@ def _directory(folder: str) -> Iterator[Finding]:
         yield Finding(
             "locks",
             Severity.FAIL,
-            f"{folder}: cannot create a file here: {error.strerror}",
+            f"cannot create a file in {folder}: {error.strerror}",
             "run this as root, and check the free space and the mount options",
         )
         return
@@ -221,7 +225,7 @@ def _directory(folder: str) -> Iterator[Finding]:
         yield Finding(
             "directory",
             Severity.WARN,
-            f"{folder}: other users may write to it ({stat.S_IMODE(status.st_mode):04o})",
+            f"{folder}: other users can write to it ({stat.S_IMODE(status.st_mode):04o})",
             f"chmod go-w {folder}: a user who can write here can replace the file",
         )
 
@@ -257,30 +261,28 @@ def _file(file: FileConfig) -> Finding:
         status = os.stat(file.path)
         wrong = differences(file)
     except FileNotFoundError:
-        return Finding(
-            what, Severity.PASS, f"{file.path}: does not exist yet; 'host sync' creates it"
-        )
+        return Finding(what, Severity.PASS, f"{file.path}: not created yet; 'host sync' creates it")
     except OSError as error:
         return Finding(what, Severity.FAIL, f"{file.path}: {error.strerror}", "run this as root")
     except SnpCertsError as error:
         return Finding(what, Severity.FAIL, error.message, error.hint or "")
     if not stat.S_ISREG(status.st_mode):
-        return Finding(what, Severity.FAIL, f"{file.path}: is not a regular file", "move it away")
+        return Finding(what, Severity.FAIL, f"{file.path}: not a regular file", "move it away")
     if wrong:
         return Finding(
             what, Severity.FAIL, f"{file.path}: {', '.join(wrong)}", "'host sync' sets them"
         )
     if os.path.ismount(file.path) and file.strategy is not Strategy.IN_PLACE:
         return Finding(
-            what, Severity.FAIL, f"{file.path}: is a mount point", 'strategy = "in-place"'
+            what, Severity.FAIL, f"{file.path}: a mount point", 'set strategy = "in-place"'
         )
     mode = stat.S_IMODE(status.st_mode)
     if mode & stat.S_IROTH:
         return Finding(
             what,
             Severity.WARN,
-            f"{file.path}: every user may read it ({mode:04o}), and can therefore block updates",
-            'set mode = "0640", and the group to that of the VMMs',
+            f"{file.path}: every user can read it ({mode:04o}), and can therefore block updates",
+            'set mode = "0640", and set group to the group that the VMMs run in',
         )
     return Finding(what, Severity.PASS, f"{file.path}: mode {mode:04o}, group {status.st_gid}")
 

@@ -99,9 +99,9 @@ class HostFirmware:
         self.hwid = device.hwid()
         if len(self.hwid) != product.hwid_size:
             raise RefusedError(
-                f"GET_ID2: the chip's ID has {len(self.hwid)} bytes, "
-                f"on {product.value} it has {product.hwid_size}",
-                hint="check the product: --product, or product in the configuration file",
+                f"GET_ID2: expected a chip ID of {product.hwid_size} bytes on {product.value}, "
+                f"found {len(self.hwid)} bytes",
+                hint="check the product (--product, or product in the configuration file)",
             )
         self.memory = memory(self.hwid)
 
@@ -147,7 +147,7 @@ class HostFirmware:
         except FormatError as error:
             raise RefusedError(
                 f"SNP_PLATFORM_STATUS: {error}",
-                hint="check the product: --product, or product in the configuration file",
+                hint="check the product (--product, or product in the configuration file)",
             ) from None
         return FirmwareState(
             current=current,

@@ -159,7 +159,7 @@ def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallS
     steps += _left(target, "configuration", DEFAULT_PATH, purge, os.unlink)
     steps += _left(target, "cache", DEFAULT_CACHE, purge, shutil.rmtree)
     if os.path.lexists(target.at(DEFAULT_FILE)):
-        note = "guests may be served from it"
+        note = "VMMs may still serve it to guests"
         steps.append(InstallStep("certificates", DEFAULT_FILE, StepOutcome.KEPT, note))
     return steps
 
@@ -181,7 +181,7 @@ def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
             step.perform()
         except OSError as error:
             raise RefusedError(
-                f"{step.path}: {error.strerror}: {number} of {len(work)} steps are done",
+                f"{step.path}: {error.strerror} ({number} of {len(work)} steps are done)",
                 hint=_way_out(error),
             ) from None
     if work and target.has_service_manager:
@@ -206,9 +206,9 @@ def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]
 
 def _check_names(target: InstallTarget) -> None:
     if not os.path.isdir(target.root):
-        raise InputError(f"{target.root}: is not a directory", hint="--root must name a directory")
+        raise InputError(f"{target.root}: not a directory", hint="--root must name a directory")
     if not _NAME.match(target.group):
-        raise InputError(f"{target.group!r} is not a group's name")
+        raise InputError(f"{target.group!r} is not a valid group name")
     if not _PLAIN_PATH.match(target.command):
         raise InputError(
             f"{target.command}: a unit cannot run this path",
@@ -219,12 +219,12 @@ def _check_names(target: InstallTarget) -> None:
 def _check_command(command: str) -> None:
     """Refuse a command that the units could not run, or that other users could change."""
     if not (os.path.isfile(command) and os.access(command, os.X_OK)):
-        raise InputError(f"{command}: is not a program on this host", hint=_OWN_VENV)
+        raise InputError(f"{command}: not a program on this host", hint=_OWN_VENV)
     for place in (command, os.path.realpath(command), _interpreter(command)):
         for hidden in _HIDDEN_FROM_UNITS:
             if place == hidden or place.startswith(hidden + "/"):
                 raise RefusedError(
-                    f"{place}: is under {hidden}, which the unit cannot see", hint=_OWN_VENV
+                    f"{place}: the unit cannot see files under {hidden}", hint=_OWN_VENV
                 )
         for doubt in doubts(place):
             raise RefusedError(
@@ -250,10 +250,10 @@ def _check_other_installations(target: InstallTarget) -> None:
         if os.path.exists(target.at(place)):
             raise RefusedError(
                 (
-                    f"{place}: a package of snpcerts is already installed, and the two "
-                    "would hide each other"
+                    f"{place}: a package of snpcerts is already installed, and its units "
+                    "and these would hide each other"
                 ),
-                hint="use the package, which is complete, or remove it first",
+                hint="use the package as it is, or remove it first",
             )
 
 
@@ -291,7 +291,7 @@ def _group(target: InstallTarget) -> InstallStep:
     program = shutil.which("groupadd", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if program is None:
         raise RefusedError(
-            f"there is no group {name!r}, and no groupadd on this machine to create it",
+            f"group {name!r} does not exist, and this machine has no groupadd to create it",
             hint="create the group that your VMMs run in, or give another one with --group",
         )
     where = [] if target.is_this_host else ["--prefix", os.path.abspath(target.root)]
@@ -301,7 +301,7 @@ def _group(target: InstallTarget) -> InstallStep:
         made = subprocess.run(words, capture_output=True, text=True, check=False)
         if made.returncode != 0:
             raise RefusedError(
-                f"group {name}: cannot create it: {made.stderr.strip()}",
+                f"cannot create group {name}: {made.stderr.strip()}",
                 hint="create the group that your VMMs run in, or give another one with --group",
             )
 
@@ -327,7 +327,7 @@ def _configuration(target: InstallTarget) -> InstallStep:
     if os.path.lexists(place):
         groups = {file.group for file in load(place).files}
         names = ", ".join(sorted(repr(name) for name in groups if name is not None)) or "none"
-        note = "" if groups == {target.group} else f"the group in it: {names}"
+        note = "" if groups == {target.group} else f"its files have the group {names}"
         return InstallStep("configuration", DEFAULT_PATH, StepOutcome.KEPT, note)
     text = _shipped("snpcerts.toml")
     for commented, setting in (
@@ -372,18 +372,18 @@ def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
     """Raise unless the file was written by a version of this installation and is unchanged."""
     first, _, rest = found.partition(b"\n")
     if not first.startswith(_MARK.encode()):
-        what = "was not written by snpcerts host install"
+        what = "'snpcerts host install' did not write this file"
         if not found:
             what += "; a link to /dev/null means that the unit is masked"
         raise RefusedError(f"{path}: {what}", hint="move it away, or replace it with --replace")
     if first[len(_MARK) :].decode("ascii", "replace") != hashlib.sha256(rest).hexdigest():
         raise RefusedError(
-            f"{path}: was edited after snpcerts host install wrote it",
+            f"{path}: the file was edited after 'snpcerts host install' wrote it",
             hint="move your changes to a drop-in (systemctl edit), then use --replace",
         )
     if data is not None and (mine := _runs(data)) != (theirs := _runs(found)):
         raise RefusedError(
-            f"{path}: belongs to another installation, {theirs}; this one is {mine}",
+            f"{path}: the file belongs to another installation, {theirs}; this one is {mine}",
             hint=f"run {theirs} host uninstall first, or replace it with --replace",
         )
 
@@ -398,7 +398,7 @@ def _directory(target: InstallTarget, path: str) -> InstallStep:
     if os.path.isdir(place):
         return InstallStep("directory", path, StepOutcome.UNCHANGED)
     if os.path.lexists(place):
-        raise RefusedError(f"{path}: is not a directory", hint="move it away")
+        raise RefusedError(f"{path}: not a directory", hint="move it away")
 
     def create() -> None:
         os.makedirs(place, mode=0o755, exist_ok=True)

@@ -56,9 +56,9 @@ FAULTS: Final = (
         (6, 11, 0),
         (7, 2, 6),
         (
-            "a request with a GHCB that the guest has not registered ends KVM_RUN "
-            "with EINVAL, and most VMMs then end the VM; instead, the guest should "
-            "get an error"
+            "a request through a GHCB that the guest has not registered makes KVM_RUN "
+            "fail with EINVAL, and most VMMs then end the VM. The guest should get an "
+            "error instead"
         ),
         "KVM's arch/x86/kvm/svm/sev.c, as read in 7.2.6 and 7.3.4, which have the fix; in stable "
         "kernels since May 2026",

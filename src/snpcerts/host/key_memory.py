@@ -142,7 +142,7 @@ class Memory:
             now = self._seen(read)
             if not self._which().certain:
                 raise RefusedError(
-                    "cannot keep a proof: re-initialisation of SNP cannot be detected here",
+                    "cannot record a proof, because SNP re-initialisation cannot be detected here",
                     hint="run this where /sys/module/kvm_amd and the boot ID can be read",
                 )
             if _bare(now.state) != _bare(taken_in):
@@ -275,7 +275,7 @@ class MemoryFile:
             raise UnusableError(f"{self.path}: {error.strerror}") from None
         # A user who can write to the directory can put any file there.
         if owner not in (0, os.geteuid()):
-            raise UnusableError(f"{self.path}: belongs to user {owner}, so it is ignored")
+            raise UnusableError(f"{self.path}: ignored, because it belongs to user {owner}")
         try:
             return _decode(data, self._product)
         except _DamagedError as error:
@@ -315,7 +315,7 @@ def _sync_directory(folder: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> RefusedError:
     return RefusedError(
-        f"{path}: cannot save the record of the signing keys: {error.strerror}",
+        f"cannot save the record of the signing keys in {path}: {error.strerror}",
         hint="run this as root, and check free space and mount options",
     )
 
@@ -347,16 +347,16 @@ def _sum(body: dict[str, Any]) -> str:
 def _decode(data: bytes, product: Product) -> Remembered:
     try:
         if len(data) > SIZE_LIMIT:
-            raise _DamagedError(f"has more than {SIZE_LIMIT} bytes")
+            raise _DamagedError(f"more than {SIZE_LIMIT} bytes")
         body = json.loads(data)
         digest = body.pop("sha256")
         if body.get("version") != VERSION:
-            raise _DamagedError("was written by another version of snpcerts")
+            raise _DamagedError("written by another version of snpcerts")
         if digest != _sum(body):
-            raise _DamagedError("is damaged or was changed by hand")
+            raise _DamagedError("damaged or changed by hand")
         return _remembered(body, product)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SnpCertsError):
-        raise _DamagedError("is damaged or was changed by hand") from None
+        raise _DamagedError("damaged or changed by hand") from None
 
 
 def _body(what: Remembered) -> dict[str, Any]:

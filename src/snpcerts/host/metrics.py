@@ -67,9 +67,9 @@ class Metrics:
                 f"snpcerts_{name}_seconds", text, registry=registry, buckets=_BUCKETS
             )
             for name, text in (
-                ("lock_wait", "Time for which an update waited for its locks"),
-                ("lock_held", "Time for which an update held its locks"),
-                ("firmware_command", "Part of that time that a firmware command took"),
+                ("lock_wait", "Time that updates waited for their locks"),
+                ("lock_held", "Time that updates held their locks"),
+                ("firmware_command", "Time that firmware commands took while the locks were held"),
             )
         )
         failures = counter("snpcerts_failures", "Failures")
@@ -133,7 +133,7 @@ class Metrics:
         )
         self._build = gauge(
             "snpcerts_firmware_info",
-            "Always 1; the labels have the firmware's version",
+            "Always 1; the label is the firmware's version",
             ["version"],
         )
         self._pending = gauge(
@@ -250,7 +250,7 @@ class Metrics:
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            raise RefusedError(f"{path}: cannot write metrics: {error.strerror}") from None
+            raise RefusedError(f"cannot write metrics to {path}: {error.strerror}") from None
 
     def serve(self, port: int) -> Callable[[], None]:
         """Serve the metrics on 127.0.0.1. Return a function that stops serving."""
@@ -261,7 +261,7 @@ class Metrics:
             server = MetricsServer(port, handler)
         except OSError as error:
             raise RefusedError(
-                f"127.0.0.1:{port}: cannot serve metrics: {error.strerror}"
+                f"cannot serve metrics on 127.0.0.1:{port}: {error.strerror}"
             ) from None
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -61,8 +61,8 @@ def apply(file: FileConfig) -> None:
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > _names_of(path, status):
                 raise RefusedError(
                     (
-                        f"{file.path}: is not a regular file with one name, so its group and "
-                        "mode are left unchanged"
+                        f"{file.path}: not a regular file with a single name, so its group "
+                        "and mode were left unchanged"
                     ),
                     hint="find out which other program is using this directory",
                 )
@@ -74,7 +74,7 @@ def apply(file: FileConfig) -> None:
             os.close(fd)
     except OSError as error:
         raise RefusedError(
-            f"{file.path}: cannot set its group and mode: {error.strerror}",
+            f"cannot set the group and mode of {file.path}: {error.strerror}",
             hint="run this as root",
         ) from None
 

@@ -124,8 +124,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         if not allow_empty:
             raise UnavailableError(
                 f"{error.message}; nothing has been changed",
-                hint="try again later; --allow-empty continues and leaves guests without "
-                "certificates until they are available",
+                hint="try again later. With --allow-empty, the command continues, and guests "
+                "have no certificates until they are available",
                 after=getattr(error, "after", None),
             ) from None
         unfetched = error
@@ -139,7 +139,7 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
                     f"{plan.command}: not run, because the firmware has changed since the "
                     "plan was made"
                 ),
-                hint="look at 'host status', and run the command again",
+                hint="check 'host status', and run the command again",
             )
         plan.run()
         agent.tell(Event(EventKind.FIRMWARE, f"{plan.command}: done"))
@@ -198,8 +198,8 @@ def set_config(
         reported, stored = before.current, bytes(TCB_SIZE)
         notes.append(
             "the reset returns to the committed TCB, which no host interface "
-            "shows. It is assumed to be the current one; if it is another, the "
-            "files stay empty until its certificate is fetched"
+            "shows. The plan assumes that it equals the current TCB; if it does not, "
+            "the files stay empty until the right certificate is fetched"
         )
     else:
         reported = tcb(before.reported)
@@ -226,7 +226,7 @@ def set_config(
             for name in before.known.lost_masks
         )
         if not any(stored):
-            raise RefusedError("a reported TCB of zeros means reset", hint="say --reset")
+            raise RefusedError("an all-zero reported TCB means a reset", hint="use --reset instead")
     after = replace(
         _reporting(before, reported),
         chip_id_masked=before.chip_id_masked if mask_chip_id is None else mask_chip_id,
@@ -274,7 +274,7 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
         notes.append("this replaces the VLEK that is loaded now")
     if not any(isinstance(expected_content(after, each.file), Key) for each in file_states):
         notes.append(
-            "no certificate file is for a VLEK, so guests get the empty table (set "
+            "no certificate file is for VLEKs, so guests get the empty table (set "
             'kind = "vlek" in the configuration, or --kind vlek)'
         )
     return replace(
@@ -365,6 +365,6 @@ def _hashstick(data: bytes) -> psp.WrappedVlekHashstick:
     if any(stick.rsvd1) or any(stick.rsvd2):
         raise InputError(
             "the hashstick's reserved bytes (0x00C and 0x198) are not zero",
-            hint="give the 432 bytes themselves, not hexadecimal text or JSON",
+            hint="give the 432 raw bytes, not hexadecimal text or JSON",
         )
     return stick

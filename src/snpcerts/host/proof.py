@@ -170,7 +170,7 @@ def judged(
                 f"the report is signed with the {signer.name}, but with KEY_SEL "
                 f"{int(select)} the {kind.name} signs: it was made with another KEY_SEL"
             ),
-            hint=f"ask with --key-sel {select.name.lower()}",
+            hint=f"request the report with --key-sel {select.name.lower()}",
         )
     if report.chip_id_masked and kind is VekKind.VLEK:
         raise NoProofError(
@@ -217,7 +217,7 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
         if found != expected:
             raise NoProofError(f"the report's {name} is {found}, but the firmware says {expected}")
     if report.mask_chip_key != state.chip_key_masked:
-        raise NoProofError("the report and the firmware differ about MASK_CHIP_KEY")
+        raise NoProofError("the report and the firmware disagree about MASK_CHIP_KEY")
 
 
 def candidate_keys(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:

@@ -16,11 +16,10 @@ from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof, RememberedVlek
 
-_PROVE: Final = "'host prove-key' resolves this"
-_AGAIN: Final = f"{_PROVE}, 'host set-config --again' derives the VCEK again"
-_LOAD: Final = "the next 'host load-vlek' or 'host prove-key' resolves this"
+_AGAIN: Final = "run 'host prove-key' to find out, or 'host set-config --again' to derive it again"
+_LOAD: Final = "run 'host prove-key', or load the VLEK again"
 
-STRANGER: Final = f"it was not loaded by 'host load-vlek', so its TCB is unknown; {_LOAD}"
+STRANGER: Final = f"'host load-vlek' did not load it, so its TCB is unknown; {_LOAD}"
 BEGUN: Final = f"the load of another VLEK was interrupted; {_LOAD}"
 
 
@@ -108,8 +107,8 @@ def _first_seen(now: FirmwareState, why: str) -> KnownKeys:
         if now.reported == now.current
         else (
             f"{why}. It is unknown whether SNP has been initialised again since the "
-            "reported TCB was lowered; in that case the VCEK is that of the "
-            f"current TCB; {_AGAIN}"
+            "reported TCB was lowered. If it has, the VCEK is that of the current "
+            f"TCB; {_AGAIN}"
         ),
     )
 

@@ -227,7 +227,9 @@ class TableCache:
             if extra.guid == CRL_GUID:
                 problem = self._list_problem(extra.data, certificates)
                 if problem is not None:
-                    self._problems[f"{entry.path}: {problem}, left out of the table"] = None
+                    self._problems[
+                        f"{entry.path}: {problem}; the entry is left out of the table"
+                    ] = None
                     continue
             found.append(extra)
         return tuple(found)
@@ -335,7 +337,9 @@ def _content(path: str) -> bytes:
         with open(fd, "rb") as file:
             data = file.read(_ENTRY_LIMIT + 1)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, left out of the table") from None
+        raise InputError(f"{path}: {error.strerror}; the entry is left out of the table") from None
     if not 0 < len(data or b"") <= _ENTRY_LIMIT:
-        raise InputError(f"{path}: must have 1 to {_ENTRY_LIMIT} bytes, left out of the table")
+        raise InputError(
+            f"{path}: expected 1 to {_ENTRY_LIMIT} bytes; the entry is left out of the table"
+        )
     return data

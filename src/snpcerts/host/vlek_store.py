@@ -74,7 +74,7 @@ class VlekStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary)
             raise RefusedError(
-                f"{path}: cannot store the VLEK certificate: {error.strerror}"
+                f"cannot store the VLEK certificate in {path}: {error.strerror}"
             ) from None
 
 

@@ -54,7 +54,7 @@ def read_elf(path: str) -> Elf:
         try:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
-            raise FormatError(WHAT, "is empty") from None
+            raise FormatError(WHAT, "empty file") from None
         with view:
             return parse_elf(view)
 
@@ -62,7 +62,7 @@ def read_elf(path: str) -> Elf:
 def parse_elf(data: bytes | mmap.mmap) -> Elf:
     """Parse the bytes of a file as :func:`read_elf` does."""
     if data[:4] != b"\x7fELF" or len(data) < _HEADER.size:
-        raise FormatError(WHAT, "not an ELF file")
+        raise FormatError(WHAT, "no ELF header")
     bits = {1: 32, 2: 64}.get(data[4])
     if bits is None or data[5] not in (1, 2):
         raise FormatError(WHAT, "unknown class or byte order", offset=4)
@@ -84,7 +84,7 @@ class _Reader:
                 field="e_phentsize",
             )
         if count > _MAX_SEGMENTS:
-            raise FormatError(WHAT, f"has too many program headers: {count}", field="e_phnum")
+            raise FormatError(WHAT, f"too many program headers: {count}", field="e_phnum")
         table = self._slice(at, count * _SEGMENT.size, "program header")
         self._segments = list(_SEGMENT.iter_unpack(table))
 
@@ -121,7 +121,7 @@ class _Reader:
             if start not in found or length <= 0:
                 continue
             if length > _MAX_RELOCATIONS * _RELOCATION.size:
-                raise FormatError(WHAT, f"has too many relocations: {length} bytes")
+                raise FormatError(WHAT, f"too many relocations: {length} bytes")
             table = self._at_address(found[start] + skip, length, "relocations")
             table = table[: len(table) // _RELOCATION.size * _RELOCATION.size]
             wanted.update(info >> 32 for _, info, _ in _RELOCATION.iter_unpack(table))
@@ -148,6 +148,9 @@ class _Reader:
     def _slice(self, offset: int, size: int, field: str) -> bytes:
         if offset + size > len(self._data):
             raise FormatError(
-                WHAT, f"ends before {size} bytes at {offset:#x}", field=field, offset=offset
+                WHAT,
+                f"the file ends before the {size} bytes at {offset:#x}",
+                field=field,
+                offset=offset,
             )
         return bytes(self._data[offset : offset + size])

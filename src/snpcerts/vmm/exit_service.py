@@ -120,10 +120,10 @@ class ExitService:
         later.
         """
         if on_error not in ("empty", "eio"):
-            raise UsageError(f"on_error is {on_error!r}", hint="'empty' or 'eio'")
+            raise UsageError(f"on_error must be 'empty' or 'eio', found {on_error!r}")
         if not 0 <= lock_wait < 60:
             # A Linux guest destroys its VMPCK after 60 s of BUSY.
-            raise UsageError(f"lock_wait is {lock_wait} s", hint="0 to less than 60")
+            raise UsageError(f"lock_wait must be at least 0 s and below 60 s, found {lock_wait} s")
         self._certs = certs
         self._known: tuple[Outcome, str] | None = None  # the last problem that was logged
         self._lock_wait = lock_wait

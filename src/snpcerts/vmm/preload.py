@@ -109,9 +109,9 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
     if root and not os.path.exists(inside):
         return [
             (
-                f"after the change of root to {root}, the shim looks for the "
-                f"certificate file at {inside}, which does not exist. Guests get an "
-                "empty table until it does (bind-mount its directory there)"
+                f"after chroot to {root}, the shim will look for the certificate file at "
+                f"{inside}, which does not exist. Guests get an empty table until it does: "
+                "bind-mount the file's directory there"
             )
         ]
     return []
@@ -158,9 +158,9 @@ def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
     path = shutil.which(name)
     if path is None:
         if "/" in name and os.path.isdir(name):
-            raise InputError(f"{name}: is a directory")
+            raise InputError(f"{name}: a directory, not a program")
         if "/" in name and os.path.exists(name):
-            raise InputError(f"{name}: Permission denied: this user may not execute it")
+            raise InputError(f"{name}: this user may not execute it (permission denied)")
         raise InputError(f"{name}: no such program")
     _refuse_privileged(path)
     interpreter = path
@@ -225,7 +225,7 @@ def _interpreter_of_script(path: str) -> str | None:
         return None
     words = line[2:].partition(b"\n")[0].split(None, 1)
     if not words:
-        raise InputError(f"{path}: the first line does not name an interpreter")
+        raise InputError(f"{path}: the first line names no interpreter")
     return os.fsdecode(words[0])
 
 
@@ -235,8 +235,8 @@ def _read(path: str, interpreter: str) -> Elf:
     except OSError as error:
         raise InputError(f"{interpreter}: {error.strerror}") from None
     except FormatError as error:
-        place = path if interpreter == path else f"{path}: {interpreter}"
-        raise InputError(f"{place}: cannot be run: {error}") from None
+        place = path if interpreter == path else f"{interpreter}, the interpreter of {path}"
+        raise InputError(f"cannot run {place}: {error}") from None
 
 
 def _refuse_loaderless(path: str, elf: Elf) -> None:
@@ -271,12 +271,14 @@ def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> 
             check=False,
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: its loader {loader} cannot be run: {error}") from None
+        raise InputError(f"{path}: cannot run its loader {loader}: {error}") from None
     except subprocess.TimeoutExpired:
         raise RefusedError(f"{path}: its loader {loader} timed out") from None
     complaint = made.stderr.decode(errors="replace").strip().replace("\n", "; ")
     if made.returncode != 0:
-        raise InputError(f"{path}: cannot be loaded: {complaint or f'code {made.returncode}'}")
+        raise InputError(
+            f"cannot load {path}: {complaint or f'the loader ended with code {made.returncode}'}"
+        )
     # "name => /path (0x...)", or "/path (0x...)" for a library given by path.
     lines = [line.split() for line in os.fsdecode(made.stdout).splitlines()]
     found = [
@@ -285,7 +287,7 @@ def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> 
         if words
     ]
     if shim not in found:
-        reason = complaint or "the loader gives no reason"
+        reason = complaint or "it gives no reason"
         raise RefusedError(f"{path}: its loader does not load the shim: {reason}")
     return [each for each in found if each != shim and each.startswith("/")]
 

@@ -145,7 +145,7 @@ def _read(answer: bytes) -> dict[str, Any]:
     if not right:
         raise RetryLaterError(
             "the mirror's answer cannot be read",
-            hint="check that the URL is a mirror's, and that the mirror runs this release",
+            hint="check that the URL points to a mirror, and that the mirror runs this release",
             code="mirror-unavailable",
         )
     return dict(found)
