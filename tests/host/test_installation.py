@@ -217,7 +217,7 @@ def test_a_command_that_the_unit_could_not_run_is_refused(
     here = ["host", "install", "--dry-run", "--command"]
     for place in ("/nowhere/snpcerts", "/usr/bin"):
         assert main([*here, place]) == 2
-        assert f"{place}: is not a program" in capsys.readouterr().err
+        assert f"{place}: not a program" in capsys.readouterr().err
     program = tmp_path / "snpcerts"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

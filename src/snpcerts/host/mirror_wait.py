@@ -86,7 +86,8 @@ def _require_hope(missing: MirroredCertificate) -> None:
         raise RetryLaterError(
             f"the mirror says that the key server has no certificate for this chip at "
             f"{missing.tcb}; nothing has been changed",
-            hint="AMD's key server has answered 404 for valid chips for up to a day: try again later",
+            hint="AMD's key server has answered 404 for valid chips for up to a day: try again "
+            "later",
             code="certificate-unavailable",
         )
     if missing.state == REFUSED:
