@@ -153,7 +153,7 @@ def refusing(_target: str) -> bytes:
         ("http://user:secret@127.0.0.1:CLOSED", "cannot be reached"),
         ("nonsense://proxy", "https_proxy .* 'nonsense'"),
         ("socks5://127.0.0.1:1", "https_proxy .* 'socks5'"),
-        ("http://[", "https_proxy .* not a proxy"),
+        ("http://[", "https_proxy does not hold a proxy"),
         ("REFUSING", "refused the request: 407"),
     ],
 )

@@ -120,11 +120,11 @@ GOOD = "blSPL=1&teeSPL=2&snpSPL=3&ucodeSPL=4"
         (f"/vcek/v1/Milan/{'ab' * 64}?blSPL=-1&teeSPL=2&snpSPL=3&ucodeSPL=4", "between 0 and 255"),
         (f"/vcek/v1/Milan/{'ab' * 64}?blSPL=1&teeSPL=2&snpSPL=3", "ucodeSPL"),
         (f"/vcek/v1/milan/{'ab' * 64}?{GOOD}", "unknown product"),
-        (f"/vlek/v1/Milan/{'ab' * 64}?{GOOD}", "neither"),
+        (f"/vlek/v1/Milan/{'ab' * 64}?{GOOD}", "expected cert_chain"),
         ("/vcek/v1/Milan/crl?x=1", "no parameters"),
         ("/vcek/v2/Milan/crl", "path"),
         ("/vcek/v1/Milan/" + "ab" * 2000, "characters"),
-        ("http://[", "cannot be read"),
+        ("http://[", "unreadable"),
     ],
 )
 def test_problems_are_reported(target: str, said: str) -> None:

@@ -294,7 +294,7 @@ def test_a_compressed_answer_of_upstream_is_not_stored(
     monkeypatch.setattr(amd, "answer", compressed)
     found = mirror.ask(vcek(amd).path, headers={"Prefer": "wait=1"})
     assert found.status == 503
-    assert "other content" in json.loads(found.body)["error"]
+    assert "unexpected content" in json.loads(found.body)["error"]
     monkeypatch.undo()
     assert mirror.ask(vcek(amd).path).status == 200
 

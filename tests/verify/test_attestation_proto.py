@@ -143,11 +143,11 @@ def _report(**changes: bytes) -> bytes:
     [
         (_report(_32=number(32, 1)), "unknown field 32"),
         (_report(_32=number(1, 2)), "field 1 appears twice"),
-        (_report(_4=blob(4, bytes(15))), "family_id: has 15 bytes, must have 16"),
-        (_report(_28=blob(28, bytes(144))), "signature: has 144 bytes, must have 512"),
-        (_report(_19=b""), "chip_id: is missing, expected 64 bytes"),
-        (_report(_4=number(4, 1)), "family_id: is a number, must be bytes"),
-        (_report(_3=blob(3, b"x")), "policy: is bytes, must be a number"),
+        (_report(_4=blob(4, bytes(15))), "family_id: expected 16 bytes, found 15"),
+        (_report(_28=blob(28, bytes(144))), "signature: expected 512 bytes, found 144"),
+        (_report(_19=b""), "chip_id: missing; expected 64 bytes"),
+        (_report(_4=number(4, 1)), "family_id: expected bytes, found a number"),
+        (_report(_3=blob(3, b"x")), "policy: expected a number, found bytes"),
         (_report(_6=number(6, 1 << 32)), "vmpl: 4294967296 does not fit 4 bytes"),
         (_report(_21=number(21, 256)), "current_build: 256 does not fit 1 bytes"),
         (_report(_29=number(29, 1 << 28)), "cpuid1eax_fms: 0x10000000 is not a family"),
@@ -159,7 +159,7 @@ def _report(**changes: bytes) -> bytes:
         (_report(_3=b"\x18\x80\x80\x00"), "shortest form"),
         (_report(_3=b"\x18" + b"\xff" * 9 + b"\x02"), "more than 64 bits"),
         (_report(_3=b"\x18" + b"\xff" * 11), "more than 64 bits"),
-        (_report(_31=varint(31 << 3)), "ends in the middle of a number"),
+        (_report(_31=varint(31 << 3)), "the data ends within a number"),
         (_report(_28=varint(28 << 3 | 2) + varint(1 << 63)), "have|follow"),
     ],
 )
@@ -175,7 +175,7 @@ def test_malformed_reports_are_errors_that_name_the_field(message: bytes, text: 
     [
         (blob(4, b""), "unknown field 4"),
         (blob(1, b""), "field 1 appears twice"),
-        (number(2, 1), "is a number, must be bytes"),
+        (number(2, 1), "expected bytes, found a number"),
         (blob(2, blob(1, b"")), "has no data"),
         (blob(2, blob(1, b"a") + blob(1, b"b")), "field 1 appears twice"),
         (blob(2, blob(5, b"a")), "unknown field 5"),
@@ -194,7 +194,7 @@ def test_malformed_chains_are_errors(rest: bytes, text: str) -> None:
 
 
 def test_an_attestation_without_a_report_is_an_error() -> None:
-    with pytest.raises(FormatError, match="has no report"):
+    with pytest.raises(FormatError, match="the report is missing"):
         attestation_proto.read_attestation(blob(2, CHAIN))
 
 

@@ -180,7 +180,7 @@ def test_old_data_is_warned_about() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("rome", "is not one of"),
+        ("rome", "unknown bulletin"),
         ("Battering RAM", "no policy can demand it"),
     ],
 )

@@ -233,25 +233,25 @@ NAMED = {
     b"\x1f\x8b\x08" + bytes(40): "gzip data",
     b"\x7fELF" + bytes(60): "a program (ELF)",
     b"#!/bin/sh\nexit\n": "a script",
-    b"version https://git-lfs.github.com/spec/v1\n": "a pointer of Git LFS",
-    b"\xffTCG\x80\x18" + bytes(100): "a quote of a TPM",
-    b"\4\0\2\0\x81\0\0\0" + bytes(600): "a quote of Intel TDX",
-    b"\x84\x44\xa1\x01\x38\x22\xa0": "an attestation document of AWS Nitro (COSE)",
+    b"version https://git-lfs.github.com/spec/v1\n": "a Git LFS pointer",
+    b"\xffTCG\x80\x18" + bytes(100): "a TPM quote",
+    b"\4\0\2\0\x81\0\0\0" + bytes(600): "an Intel TDX quote",
+    b"\x84\x44\xa1\x01\x38\x22\xa0": "an AWS Nitro attestation document (COSE)",
     b"eyJhbGciOiJFUzI1NiJ9.eyJhIjoxfQ.c2ln": "a signed token (JWT)",
     REPORT[:1000]: "a truncated report: 1000 of 1184 bytes",
     REPORT[:1000].hex().encode(): "a truncated report: 1000 of 1184 bytes",
     TABLE: "a certificate table",
     shapes.pem(LEAF).encode(): "a certificate in PEM",
     b"-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n": "a private key",
-    b"HTTP/1.1 200 OK\r\n\r\n" + REPORT.hex().encode(): "a server's answer with its headers",
-    b"--x\r\nContent-Disposition: form-data\r\n\r\n" + REPORT: "a form with several parts",
+    b"HTTP/1.1 200 OK\r\n\r\n" + REPORT.hex().encode(): "a server's response with its headers",
+    b"--x\r\nContent-Disposition: form-data\r\n\r\n" + REPORT: "a multipart form",
     b"\xd2\x84\x43\xa1\x01\x26\xa0\x59\x04\xa0" + REPORT + b"\x40": "a COSE message",
     zlib.compress(REPORT): "zlib data",
-    b'{"a": 1}\n{"a": 2}\n': "has text behind a complete JSON value",
+    b'{"a": 1}\n{"a": 2}\n': "text follows a complete JSON value",
     REPORT.decode("latin-1").encode(): "read as Latin-1 and written as UTF-8",
     REPORT.decode(errors="replace").encode(): "bytes that are not text were replaced",
     BUNDLES["Azure IMDS JSON"]: "it has certificates, but no report",
-    b'{"provider": "tdx_guest", "outblob": "AAAA"}': "comes from a guest of Intel TDX",
+    b'{"provider": "tdx_guest", "outblob": "AAAA"}': "found Intel TDX",
     b"\x82\xa4kind\xa7sev-snp" + bytes(100): "an attestation in MessagePack",
 }
 
@@ -281,8 +281,8 @@ PACKED = shapes.dstack_packed(REPORT, *DERS)
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (PACKED[:-1], "ends before its last value|announced|ends in the middle of a number"),
-        (PACKED + b"\0", "1 bytes follow after its end"),
+        (PACKED[:-1], "ends before its last value|but only|ends within a number"),
+        (PACKED + b"\0", "1 bytes follow its end"),
         (b"\x82" + shapes.packed("sev-snp") + b"\1" + shapes.packed("sev-snp") + b"\1", "twice"),
         (b"\x81" + shapes.packed("sev-snp") + b"\x91" * 1000 + b"\0", "nested too deeply"),
         (b"\x81" + shapes.packed("sev-snp") + b"\xdd\xff\xff\xff\xff", "announced"),
@@ -312,7 +312,7 @@ def test_a_response_without_a_report_says_why() -> None:
     refused[0] = 0x16
     with pytest.raises(FormatError, match="status 0x16"):
         Evidence.from_bytes(bytes(refused))
-    with pytest.raises(FormatError, match="is truncated"):
+    with pytest.raises(FormatError, match="truncated: the report ends"):
         Evidence.from_bytes(shapes.response(REPORT)[:1000])
 
 

@@ -69,7 +69,7 @@ def anchor_from_certificate(certificate: Certificate) -> Anchor:
     if cn is None or name is None or name.role is not CaRole.ARK:
         known = ", ".join(f"ARK-{product.value}" for product in Product if product.is_pinned)
         raise InputError(
-            f"the root's common name is {cn!r}, must be one of {known}",
-            hint="name a root certificate (ARK), not an issuer or a leaf",
+            f"the root's common name is {cn!r}, expected one of {known}",
+            hint="give a root certificate (ARK), not an issuer or a leaf",
         )
     return Anchor(name.product, spki_sha384(certificate), cn)

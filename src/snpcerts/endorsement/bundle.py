@@ -47,7 +47,7 @@ from snpcerts.errors import FormatError
 MAX_CERTIFICATES: Final = 64
 # Elements of DER that are read from a file or a PKCS #7. The rest is ignored.
 _MAX_ELEMENTS: Final = 4096
-_TOO_MANY: Final = f"more than {_MAX_ELEMENTS} elements, of which no more are read"
+_TOO_MANY: Final = f"more than {_MAX_ELEMENTS} elements; the rest is not read"
 _MAX_DEPTH: Final = 4  # a table in base64 in JSON in base64
 _LEAST: Final = 200  # characters; every certificate has more
 _SEQUENCE, _CONSTRUCTED_0 = 0x30, 0xA0

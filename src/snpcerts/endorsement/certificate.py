@@ -138,7 +138,7 @@ def load_certificate(data: bytes, what: str) -> Certificate:
     """
     if len(data) > MAX_CERTIFICATE_SIZE:
         raise FormatError(
-            what, (f"found {len(data)} bytes, a certificate has at most {MAX_CERTIFICATE_SIZE}")
+            what, (f"found {len(data)} bytes; a certificate has at most {MAX_CERTIFICATE_SIZE}")
         )
     der = _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
     try:
@@ -148,7 +148,7 @@ def load_certificate(data: bytes, what: str) -> Certificate:
             return _certificate(der, outer, tbs)
     except UNREADABLE as error:
         raise FormatError(what, f"not a readable X.509 certificate: {plainly(error)}") from error
-    raise FormatError(what, f"X.509 version is v{tbs.version + 1}, must be v3")
+    raise FormatError(what, f"expected X.509 v3, found v{tbs.version + 1}")
 
 
 def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertificate) -> Certificate:
@@ -269,13 +269,13 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
     if match is None:
         raise FormatError(
             what,
-            "PEM must be exactly one CERTIFICATE block",
+            "expected exactly one PEM block, of type CERTIFICATE",
             hint="split a chain into one file or table entry per certificate",
         )
     try:
         return base64.b64decode(re.sub(rb"[\r\n]", b"", match[1]), validate=True)
     except binascii.Error as error:
-        raise FormatError(what, f"PEM body is not base64: {error}") from error
+        raise FormatError(what, f"the PEM body is not base64: {error}") from error
 
 
 def to_pem_block(der: bytes, label: str) -> bytes:

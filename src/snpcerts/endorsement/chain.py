@@ -147,14 +147,14 @@ class Window:
         if at < self.not_before:
             return Reason(
                 _NOT_YET_VALID[self.place],
-                f"the {self.label} is valid from {self.not_before:%Y-%m-%dT%H:%M:%SZ}, "
-                f"judged at {at.isoformat()}",
+                f"the {self.label} is valid from {self.not_before:%Y-%m-%dT%H:%M:%SZ} "
+                f"(checked as of {at.isoformat()})",
             )
         if at > self.not_after:
             return Reason(
                 _EXPIRED[self.place],
-                f"the {self.label} was valid until {self.not_after:%Y-%m-%dT%H:%M:%SZ}, "
-                f"judged at {at.isoformat()}",
+                f"the {self.label} was valid until {self.not_after:%Y-%m-%dT%H:%M:%SZ} "
+                f"(checked as of {at.isoformat()})",
             )
         return None
 
@@ -182,7 +182,7 @@ def check_leaf(chain: Chain) -> Iterator[Reason]:
     if cn != chain.kind.common_name:
         yield Reason(
             ReasonCode.LEAF_KIND,
-            f"the leaf's common name is {cn!r}, must be {chain.kind.common_name!r}",
+            f"the leaf's common name is {cn!r}, expected {chain.kind.common_name!r}",
         )
     yield from _critical(chain, Position.LEAF, chain.leaf)
     yield from _issued(chain, Position.LEAF, chain.leaf, chain.intermediate)
@@ -244,7 +244,7 @@ def _authority(
         cn = certificate.subject_common_name
         yield Reason(
             _NAME[place],
-            f"the {role.name}'s common name is {cn!r}, must be '{role.value}-' and a product",
+            f"the {role.name}'s common name is {cn!r}, expected '{role.value}-' and a product",
         )
     if authority_key(certificate) is None:
         key = certificate.public_key()
@@ -252,7 +252,7 @@ def _authority(
         yield Reason(
             _KEY[place],
             f"the {role.name}'s key is {type(key).__name__}{bits}, "
-            f"must be RSA of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits",
+            f"expected RSA of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits",
         )
     for message in _authority_flags(certificate, below):
         yield Reason(_CA[place], f"the {role.name} {message}")
@@ -264,7 +264,7 @@ def _authority_flags(certificate: Certificate, below: int) -> Iterator[str]:
     if constraints is None or not constraints.ca:
         yield "is not marked as a CA (basicConstraints)"
     elif constraints.path_length is not None and constraints.path_length < below:
-        yield f"has path length {constraints.path_length}, needs {below} (basicConstraints)"
+        yield f"has path length {constraints.path_length}, but needs {below} (basicConstraints)"
     usage = certificate.key_usage
     if usage is None or not usage.key_cert_sign:
         yield "may not sign certificates (keyUsage)"
@@ -286,8 +286,8 @@ def _critical(chain: Chain, place: Position, certificate: Certificate) -> Iterat
         if not evaluated:
             yield Reason(
                 _EXTENSIONS[place],
-                f"the {chain.label(place)} has a critical extension "
-                f"{extension.oid.dotted_string} that snpcerts does not know",
+                f"the {chain.label(place)} has an unknown critical extension, "
+                f"{extension.oid.dotted_string}",
             )
 
 
@@ -306,7 +306,7 @@ def _issued(
         yield Reason(
             _ISSUER[place],
             f"the {chain.label(place)}'s issuer is {common_name(certificate.issuer)!r}, "
-            f"the {chain.label(above)}'s subject is {issuer.subject_common_name!r}",
+            f"but the {chain.label(above)}'s subject is {issuer.subject_common_name!r}",
         )
     key = authority_key(issuer)
     if key is not None and not _signed_by(certificate, key):
@@ -342,4 +342,6 @@ def check_products(chain: Chain) -> Iterator[Reason]:
             said.append((chain.label(place), name.product))
     if len({product for _, product in said}) > 1:
         listed = ", ".join(f"{label} {product.value}" for label, product in said)
-        yield Reason(ReasonCode.CHAIN_PRODUCT, f"products differ: {listed}")
+        yield Reason(
+            ReasonCode.CHAIN_PRODUCT, f"the certificates are for different products: {listed}"
+        )

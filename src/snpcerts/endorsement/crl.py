@@ -121,9 +121,9 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
     except UNREADABLE as error:
         raise FormatError(what, f"not a readable revocation list: {plainly(error)}") from error
     if tbs.version != structure.V2_LIST:
-        raise FormatError(what, "is not of X.509 version 2")
+        raise FormatError(what, "not an X.509 v2 list")
     if tbs.next_update is None:
-        raise FormatError(what, "has no nextUpdate, so it never expires")
+        raise FormatError(what, "the list has no nextUpdate, so it would never expire")
     return RevocationList(
         der,
         issuer,
@@ -159,18 +159,18 @@ def bears_signature(data: bytes, root: Certificate, what: str = "CRL") -> bool:
 
 def _der_of(data: bytes, what: str) -> bytes:
     if len(data) > MAX_CRL_SIZE:
-        raise FormatError(what, f"found {len(data)} bytes, a list has at most {MAX_CRL_SIZE}")
+        raise FormatError(what, f"found {len(data)} bytes; a list has at most {MAX_CRL_SIZE}")
     return _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
 
 
 def _der_of_pem(data: bytes, what: str) -> bytes:
     match = _PEM.fullmatch(data)
     if match is None:
-        raise FormatError(what, "PEM must be exactly one X509 CRL block")
+        raise FormatError(what, "expected exactly one PEM block, of type X509 CRL")
     try:
         return base64.b64decode(re.sub(rb"[\r\n]", b"", match[1]), validate=True)
     except ValueError as error:
-        raise FormatError(what, f"PEM body is not base64: {error}") from error
+        raise FormatError(what, f"the PEM body is not base64: {error}") from error
 
 
 def check_crl(
@@ -202,7 +202,7 @@ def _doubts(revocation: RevocationList, root: Certificate) -> Iterator[Reason]:
         yield Reason(
             ReasonCode.CRL_ISSUER,
             f"the CRL's issuer is {revocation.issuer_common_name!r}, "
-            f"the ARK's subject is {common_name(root.subject)!r}",
+            f"but the ARK's subject is {common_name(root.subject)!r}",
         )
         return
     if root.key_usage is None or not root.key_usage.crl_sign:
@@ -234,8 +234,7 @@ def _odd_extensions(
             if extension.critical:
                 yield Reason(
                     ReasonCode.CRL_EXTENSIONS,
-                    f"{place} has a critical extension {extension.oid.dotted_string} that "
-                    "snpcerts does not know",
+                    f"{place} has an unknown critical extension, {extension.oid.dotted_string}",
                 )
                 return
 
@@ -273,11 +272,13 @@ def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reas
     if at < this_update:
         return Reason(
             ReasonCode.CRL_NOT_YET_VALID,
-            f"the CRL is valid from {this_update:%Y-%m-%dT%H:%M:%SZ}, judged at {at.isoformat()}",
+            f"the CRL is valid from {this_update:%Y-%m-%dT%H:%M:%SZ} (checked as of "
+            f"{at.isoformat()})",
         )
     if at > next_update:
         return Reason(
             ReasonCode.CRL_EXPIRED,
-            f"the CRL was valid until {next_update:%Y-%m-%dT%H:%M:%SZ}, judged at {at.isoformat()}",
+            f"the CRL was valid until {next_update:%Y-%m-%dT%H:%M:%SZ} (checked as of "
+            f"{at.isoformat()})",
         )
     return None

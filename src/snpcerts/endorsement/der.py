@@ -37,7 +37,7 @@ def read_element(data: bytes, at: int, what: str) -> Element:
     one byte, or the length is not in its shortest form.
     """
     if at + 2 > len(data):
-        raise FormatError(what, "ends before a whole DER tag and length", offset=at)
+        raise FormatError(what, "the data ends within a DER tag or length", offset=at)
     tag, length = data[at], data[at + 1]
     start = at + 2
     if tag & 0x1F == 0x1F:
@@ -46,7 +46,7 @@ def read_element(data: bytes, at: int, what: str) -> Element:
         count = length - _LONG_FORM
         encoded = data[start : start + count]
         if not 1 <= count <= _MAX_LENGTH_BYTES or len(encoded) != count:
-            raise FormatError(what, "DER length cannot be read", offset=at + 1)
+            raise FormatError(what, "the DER length cannot be read", offset=at + 1)
         length = int.from_bytes(encoded, "big")
         if length < _LONG_FORM or encoded[0] == 0:
             raise FormatError(what, "DER length is not in its shortest form", offset=at + 1)
@@ -54,7 +54,7 @@ def read_element(data: bytes, at: int, what: str) -> Element:
     end = start + length
     if end > len(data):
         raise FormatError(
-            what, f"DER length is {length}, {len(data) - start} bytes follow", offset=at
+            what, f"the DER length is {length}, but {len(data) - start} bytes follow", offset=at
         )
     return Element(tag, data[start:end], at, end)
 
@@ -62,7 +62,7 @@ def read_element(data: bytes, at: int, what: str) -> Element:
 def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
     element = read_element(data, 0, what)
     if element.tag != tag:
-        raise FormatError(what, f"DER tag is {element.tag:#04x}, must be {tag:#04x} ({name})")
+        raise FormatError(what, f"the DER tag is {element.tag:#04x}, expected {tag:#04x} ({name})")
     if element.end != len(data):
         raise FormatError(what, f"{len(data) - element.end} bytes follow the {name}")
     return element.content
@@ -80,7 +80,7 @@ def read_byte_integer(data: bytes, what: str) -> int:
     if len(content) != shortest:
         raise FormatError(what, f"INTEGER {content[:8].hex()} is not in its shortest form")
     if not 0 <= value <= 255:
-        raise FormatError(what, f"INTEGER {content[:8].hex()} is not 0 to 255")
+        raise FormatError(what, f"INTEGER {content[:8].hex()} is not between 0 and 255")
     return value
 
 

@@ -252,13 +252,13 @@ def read_json(text: str, what: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number)
     except RecursionError:
-        raise FormatError(what, "is nested too deeply") from None
+        raise FormatError(what, "nested too deeply") from None
     except ValueError as error:
         if str(error).startswith("Extra data"):
             raise FormatError(
-                what, "has text behind a complete JSON value", hint="give one value at a time"
+                what, "text follows a complete JSON value", hint="give one value at a time"
             ) from None
-        raise FormatError(what, f"is not JSON: {str(error)[:120]}") from None
+        raise FormatError(what, f"not valid JSON: {str(error)[:120]}") from None
 
 
 def _no_number(name: str) -> Any:

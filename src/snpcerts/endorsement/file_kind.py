@@ -44,26 +44,26 @@ _BINARY: Final = (
     (b"PK\x03\x04", FileKind("a zip archive", "unpack it first: unzip")),
     (b"\x7fELF", FileKind("a program (ELF)")),
     (b"%PDF", FileKind("a PDF document")),
-    (b"\x89PNG", FileKind("a picture (PNG)")),
+    (b"\x89PNG", FileKind("a PNG image")),
     (
         b"\xffTCG",
         FileKind(
-            "a quote of a TPM",
+            "a TPM quote",
             "the SNP report of an Azure guest is in its TPM: tpm2_nvread -C o 0x01400001",
         ),
     ),
-    (b"HCLA", FileKind("an HCL report of an Azure guest", "give it as evidence")),
+    (b"HCLA", FileKind("an HCL report from an Azure guest", "give it as evidence")),
     (
         b"\x84\x44\xa1\x01\x38\x22",
         FileKind(
-            "an attestation document of AWS Nitro (COSE)",
+            "an AWS Nitro attestation document (COSE)",
             "it is not an SNP report: get one inside an SNP guest with snpcerts guest report",
         ),
     ),
     (
         b"\xd2\x84\x44\xa1\x01\x38\x22",
         FileKind(
-            "an attestation document of AWS Nitro (COSE)",
+            "an AWS Nitro attestation document (COSE)",
             "it is not an SNP report: get one inside an SNP guest with snpcerts guest report",
         ),
     ),
@@ -71,9 +71,7 @@ _BINARY: Final = (
 _COSE: Final = FileKind(
     "a COSE message (RFC 9052)", "the payload is the third of its four parts: give only the payload"
 )
-_FORM: Final = FileKind(
-    "a form with several parts (multipart/form-data)", "give only the body of one part"
-)
+_FORM: Final = FileKind("a multipart form (multipart/form-data)", "give only the body of one part")
 _ANSWER: Final = re.compile(r"HTTP/[\d.]{1,3} \d{3}\b")
 _TDX_TYPE, _SGX_TYPE = 0x81, 0
 _PKCS7_OID: Final = bytes.fromhex("06092a864886f70d010702")
@@ -124,7 +122,7 @@ def kind_of(data: bytes) -> FileKind:
     if b"-----BEGIN " in data:
         return _pem(data.decode("latin-1"))
     return FileKind(
-        f"{len(data)} bytes of an unknown kind, which start {data[:8].hex()}", None, False
+        f"{len(data)} bytes of an unknown kind, starting with {data[:8].hex()}", None, False
     )
 
 
@@ -154,17 +152,17 @@ def _structure(data: bytes) -> FileKind | None:
     version, kind = int.from_bytes(data[:2], "little"), int.from_bytes(data[4:8], "little")
     if len(data) > 432 and version in (4, 5) and kind == _TDX_TYPE:
         return FileKind(
-            "a quote of Intel TDX", "it comes from another kind of guest, not from an SEV-SNP guest"
+            "an Intel TDX quote", "it comes from another kind of guest, not from an SEV-SNP guest"
         )
     if len(data) > 432 and version == 3 and kind == _SGX_TYPE and data[8:12] != bytes(4):
-        return FileKind("a quote of Intel SGX", "it is not an SNP report")
+        return FileKind("an Intel SGX quote", "it is not an SNP report")
     usage, bits = (
         int.from_bytes(data[0x24:0x28], "little"),
         int.from_bytes(data[0x38:0x3C], "little"),
     )
     if data[:4] == b"\1\0\0\0" and usage in (0, 0x13) and bits in _AMD_SIZES:
         return FileKind(
-            "a certificate in AMD's binary format of SEV, which is not X.509",
+            "a certificate in AMD's binary SEV format, which is not X.509",
             "get the X.509 chain instead: snpcerts kds fetch chain",
         )
     if len(data) >= 0x60 and data[0x30:0x34] == b"\1\1\x60\0" and data[0x34] in range(1, 19):
@@ -175,7 +173,7 @@ def _structure(data: bytes) -> FileKind | None:
 def _der(data: bytes) -> FileKind | None:
     if _PKCS12_START.match(data):
         return FileKind(
-            "a PKCS #12 file", "take its certificates out: openssl pkcs12 -nokeys -in FILE"
+            "a PKCS #12 file", "extract its certificates: openssl pkcs12 -nokeys -in FILE"
         )
     if data[:1] == b"\x30" and _PKCS7_OID in data[:32]:
         return FileKind("a PKCS #7 bundle")
@@ -195,10 +193,10 @@ def _text(text: str) -> FileKind:
         return _pem(text)
     if _ANSWER.match(text):
         return FileKind(
-            "a server's answer with its headers", "fetch it without the headers: curl without -i"
+            "a server's response with its headers", "fetch it without the headers: curl without -i"
         )
     if text.startswith(_LFS):
-        return FileKind("a pointer of Git LFS", "fetch the file itself: git lfs pull")
+        return FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")
     if text.startswith("#!"):
         return FileKind("a script")
     if starts_like_json(text):
@@ -213,7 +211,7 @@ def _text(text: str) -> FileKind:
     short = " ".join(text.split())
     if len(short) <= _SHOWN:
         return FileKind(f"the text {printable(short)!r}")
-    return FileKind(f"text that starts {printable(short[:_SHOWN])!r}")
+    return FileKind(f"text that starts with {printable(short[:_SHOWN])!r}")
 
 
 def _pem(text: str) -> FileKind:

@@ -134,22 +134,22 @@ class ReasonCode(enum.StrEnum):
     VCEK_UNREADABLE = (
         "vcek-unreadable",
         Authenticity.LEAF,
-        "The VCEK is not one X.509 v3 certificate.",
+        "The VCEK is not a single X.509 v3 certificate.",
     )
     VLEK_UNREADABLE = (
         "vlek-unreadable",
         Authenticity.LEAF,
-        "The VLEK is not one X.509 v3 certificate.",
+        "The VLEK is not a single X.509 v3 certificate.",
     )
     ASK_UNREADABLE = (
         "ask-unreadable",
         Authenticity.INTERMEDIATE,
-        "The ASK or ASVK is not one X.509 v3 certificate.",
+        "The ASK or ASVK is not a single X.509 v3 certificate.",
     )
     ARK_UNREADABLE = (
         "ark-unreadable",
         Authenticity.ROOT,
-        "The ARK is not one X.509 v3 certificate.",
+        "The ARK is not a single X.509 v3 certificate.",
     )
     COLLATERAL_UNAVAILABLE = (
         "collateral-unavailable",
@@ -292,7 +292,7 @@ class ReasonCode(enum.StrEnum):
     ARK_SIGNATURE = (
         "ark-signature",
         Authenticity.ROOT,
-        "The root's own key did not sign it.",
+        "The root is not signed by its own key.",
     )
     ARK_UNTRUSTED = (
         "ark-untrusted",
@@ -327,7 +327,7 @@ class ReasonCode(enum.StrEnum):
     CRL_UNREADABLE = (
         "crl-unreadable",
         Authenticity.REVOCATION,
-        "The revocation list is not one X.509 v2 list.",
+        "The revocation list is not a single X.509 v2 list.",
     )
     CRL_ISSUER = (
         "crl-issuer",
@@ -400,7 +400,7 @@ class ReasonCode(enum.StrEnum):
     CHIP_ID_MISMATCH = (
         "chip-id-mismatch",
         Authenticity.CHIP_ID,
-        "The VCEK is for another chip than the report's.",
+        "The VCEK is for a different chip than the report's.",
     )
     REPORT_TCB = (
         "report-tcb",
@@ -410,7 +410,7 @@ class ReasonCode(enum.StrEnum):
     TCB_MISMATCH = (
         "tcb-mismatch",
         Authenticity.REPORTED_TCB,
-        "The leaf is for another TCB than the reported one.",
+        "The leaf is for a TCB other than the reported one.",
     )
     REPORT_SIGNATURE = (
         "report-signature",

@@ -61,11 +61,11 @@ def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
     """Compare the two AlgorithmIdentifiers, inside and outside a signed part, in DER."""
     if inner != outer:
         return (
-            f"names {_short(inner)} inside its signed part, but {_short(outer)} "
-            "outside of it, as its signature algorithm"
+            f"has the signature algorithm {_short(inner)} inside its signed part, but "
+            f"{_short(outer)} outside it"
         )
     if outer not in _ENCODINGS:
-        return f"has the signature algorithm {_short(outer)}, must be {ALGORITHM_WANTED}"
+        return f"has the signature algorithm {_short(outer)}, expected {ALGORITHM_WANTED}"
     return None
 
 

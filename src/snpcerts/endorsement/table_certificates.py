@@ -42,13 +42,13 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
         role = CaRole.ASVK if vlek else CaRole.ASK
         fitting = [each for each in fitting if each.authority and each.authority.role is role]
     if len(fitting) > 1:
-        raise InputError(f"{what}: has {len(fitting)} certificates for {slot}, expected one")
+        raise InputError(f"{what}: expected one certificate for {slot}, found {len(fitting)}")
     if fitting:
         return fitting[0].der
     if force and len(found) == 1:
         return found[0].der
     titles = ", ".join(each.title for each in found)
-    raise RefusedError(f"{what}: is {titles}, not {_TITLES[slot]}", hint=_INSIST)
+    raise RefusedError(f"{what}: expected {_TITLES[slot]}, found {titles}", hint=_INSIST)
 
 
 def certificates_in(data: bytes, what: str) -> list[Sorted]:
@@ -59,7 +59,7 @@ def certificates_in(data: bytes, what: str) -> list[Sorted]:
     bundle = read_bundle(data)
     if not bundle.certificates:
         said = bundle.others[0] if bundle.others else kind_of(data).name
-        raise InputError(f"{what}: is {said}, not a certificate", hint=kind_of(data).unwrap)
+        raise InputError(f"{what}: expected a certificate, found {said}", hint=kind_of(data).unwrap)
     return [each for each in map(sort, bundle.certificates) if each is not None]
 
 
@@ -71,11 +71,11 @@ def list_in(data: bytes, what: str) -> bytes:
     bundle = read_bundle(data)
     if len(bundle.lists) == 1:
         return bundle.lists[0]
-    said = f"has {len(bundle.lists)} revocation lists" if bundle.lists else "has none"
+    said = str(len(bundle.lists) or "none")
     kind = kind_of(data)
     if not bundle.lists and bundle.empty:
-        said = f"is {bundle.others[0] if bundle.others else kind.name}"
-    raise InputError(f"{what}: {said}, expected one revocation list", hint=kind.unwrap)
+        said = bundle.others[0] if bundle.others else kind.name
+    raise InputError(f"{what}: expected one revocation list, found {said}", hint=kind.unwrap)
 
 
 def slot_of(certificate: Sorted) -> str | None:

@@ -129,14 +129,14 @@ class EndorsementCert:
 
         def required(name: str) -> bytes:
             if name not in values:
-                raise FormatError(what, "extension is missing", field=name)
+                raise FormatError(what, "the extension is missing", field=name)
             return values.pop(name)
 
         def text(name: str) -> str:
             value = read_ia5_string(required(name), f"{what} {name}")
             if len(value) > _MAX_TEXT:
                 raise FormatError(
-                    what, f"has {len(value)} characters, the limit is {_MAX_TEXT}", field=name
+                    what, f"found {len(value)} characters; the limit is {_MAX_TEXT}", field=name
                 )
             return value
 
@@ -154,7 +154,7 @@ class EndorsementCert:
             csp_id = text("cspID")
         for name in values:
             raise FormatError(
-                what, f"extension is not allowed on a {product.value} {what}", field=name
+                what, f"the extension is not allowed on a {product.value} {what}", field=name
             )
         return cls(
             certificate,
@@ -179,7 +179,7 @@ def p384_key(certificate: Certificate, what: str) -> ec.EllipticCurvePublicKey:
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
         return key
     found = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
-    raise FormatError(what, f"key is {found}, must be EC P-384", field="public key")
+    raise FormatError(what, f"expected an EC P-384 key, found {found}", field="public key")
 
 
 def is_amd_extension(oid: x509.ObjectIdentifier) -> bool:
@@ -193,7 +193,7 @@ def _kind(certificate: Certificate) -> VekKind:
         if cn == kind.common_name:
             return kind
     names = " or ".join(kind.common_name for kind in VekKind)
-    raise FormatError("leaf certificate", f"common name is {cn!r}, must be {names}")
+    raise FormatError("leaf certificate", f"the common name is {cn!r}, expected {names}")
 
 
 def _amd_extensions(certificate: Certificate, what: str) -> dict[str, bytes]:
@@ -222,7 +222,7 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
         if name in _COMPONENTS:
             components[_COMPONENTS[name]] = value
         elif value:
-            raise FormatError(what, f"is {value}, must be 0", field=name)
+            raise FormatError(what, f"expected 0, found {value}", field=name)
     return TcbVersion.of(components)
 
 
@@ -237,6 +237,6 @@ def _hwid(value: bytes, product: Product, what: str) -> bytes:
     inner = read_octet_string(value, f"{what} hwID")
     if len(inner) != size:
         raise FormatError(
-            what, f"found {len(inner)} bytes, must be {size} on {product.value}", field="hwID"
+            what, f"expected {size} bytes on {product.value}, found {len(inner)}", field="hwID"
         )
     return inner

@@ -153,8 +153,8 @@ class CachedFetch:
             if cached is None:
                 raise KdsUnavailableError(
                     (
-                        f"{request.resource}: the cache {self.store.root} has none that "
-                        "verifies, and --offline forbids contacting a key server"
+                        f"{request.resource}: the cache {self.store.root} has no valid copy, "
+                        "and --offline forbids contacting a key server"
                     ),
                     hint="fetch it on a machine with a network, and copy the cache to this one",
                 )
@@ -212,7 +212,7 @@ class CachedFetch:
         if not isinstance(judged, list):
             return judged
         raise KdsUntrustedError(
-            f"{request.resource}: the answer of {client.url} is not trusted",
+            f"{request.resource}: the answer from {client.url} is not trusted",
             reasons=[str(reason) for reason in judged],
             hint=_hint(judged, request.at),
         )
@@ -235,7 +235,7 @@ class CachedFetch:
         except CacheError as error:
             problem = str(error)
         except FormatError as error:
-            problem = f"{path}: is damaged: {error}"
+            problem = f"{path}: damaged: {error}"
         else:
             if not isinstance(judged, list):
                 return judged

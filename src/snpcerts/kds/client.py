@@ -186,7 +186,7 @@ class KdsClient:
         """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
-            log.info("another process was stopped while it asked %s", self.url)
+            log.info("another process was stopped during its request to %s", self.url)
             state.cut_off(now, self._gap(state), self.policy.request)
             turn.cut_off = False
             turn.save()
@@ -202,7 +202,7 @@ class KdsClient:
         pauses = [_BackOff("the key server asked for a pause", state.hold_until - now)]
         if asked.paced:
             gap = self._gap(state)
-            pauses.append(_BackOff(f"it sends one VCEK in {gap:.0f} s", state.next_at - now))
+            pauses.append(_BackOff(f"it sends one VCEK every {gap:.0f} s", state.next_at - now))
         if last is not None and (ours or last.retry_after is not None):
             pauses.append(_BackOff(last.problem, last.again_at - now))
         longest = max(pauses, key=lambda pause: pause.wait)
@@ -346,7 +346,7 @@ class KdsClient:
             log.info("%s: body of %d bytes: %s", resource, len(body), error)
             return FailedRequest(
                 "unreadable",
-                f"it answered 200 with other content ({error}), perhaps an error page",
+                f"it answered 200 with unexpected content ({error}), perhaps an error page",
             )
 
     def _exchange(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:

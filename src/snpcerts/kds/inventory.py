@@ -60,7 +60,7 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
         data = store.read_place(place) or b""
         resource, certificate = _resource(place, data)
         if resource is None:
-            return Kept(place, "is not a file of the cache", None, "is not used")
+            return Kept(place, "not a file of the cache", None, "not used")
         if isinstance(resource, ChainResource):
             pair = read_chain(data)
             reasons = _of_chain(resource, pair, anchors, at) + _revoked(store, resource, pair)

@@ -55,12 +55,14 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     except ValueError:
         host = None
     if not host or not text.isprintable() or " " in text:
-        raise InputError(f"the environment variable {variable} is not a proxy's URL", hint=_HINT)
+        raise InputError(
+            f"the environment variable {variable} does not hold a proxy URL", hint=_HINT
+        )
     if found.scheme not in ("http", "https"):
         raise InputError(
             (
-                f"the environment variable {variable} names a proxy of the kind "
-                f"{found.scheme!r}, which is not supported"
+                f"the environment variable {variable} names a proxy with the unsupported "
+                f"scheme {found.scheme!r}"
             ),
             hint=_HINT,
         )

@@ -335,7 +335,7 @@ def _when(at: datetime | None) -> datetime:
     if at is None:
         return datetime.now(UTC)
     if at.tzinfo is None:
-        raise UsageError(f"{at.isoformat()}: has no time zone")
+        raise UsageError(f"{at.isoformat()} has no time zone")
     return at
 
 

@@ -143,14 +143,14 @@ class Store:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             with open(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise CacheError(f"{path}: is not a regular file", hint="remove it")
+                    raise CacheError(f"{path}: not a regular file", hint="remove it")
                 data = file.read(MAX_BODY + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CacheError(f"{path}: cannot read: {error.strerror or error}") from None
+            raise CacheError(f"cannot read {path}: {error.strerror or error}") from None
         if len(data) > MAX_BODY:
-            raise CacheError(f"{path}: is larger than {MAX_BODY} bytes", hint="remove it")
+            raise CacheError(f"{path}: larger than {MAX_BODY} bytes", hint="remove it")
         return data
 
     def kept_since(self, resource: Resource) -> datetime | None:
@@ -183,7 +183,7 @@ class Store:
             _remove_leftovers(path.parent)
             _replace(path, data)
         except OSError as error:
-            raise CacheError(f"{path}: cannot write: {error.strerror or error}") from None
+            raise CacheError(f"cannot write {path}: {error.strerror or error}") from None
 
     def remove(self, resource: Resource) -> None:
         """Remove the resource, and its directory if that is then empty."""
@@ -212,7 +212,7 @@ def _listed(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise CacheError(f"{folder}: cannot list: {error.strerror or error}") from None
+        raise CacheError(f"cannot list {folder}: {error.strerror or error}") from None
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -55,7 +55,7 @@ class VcekResource:
         size = self.product.hwid_size
         if len(self.hwid) != size:
             raise UsageError(
-                f"a hwID of {self.product.value} must have {size} bytes, found {len(self.hwid)}",
+                f"expected a hwID of {size} bytes on {self.product.value}, found {len(self.hwid)}",
                 hint="use the first bytes of the report's chip ID",
             )
         if not any(self.hwid):
@@ -124,15 +124,17 @@ def parse_target(target: str) -> Resource:
     a hwID of another length, a parameter that is missing, repeated, unknown or not 0 to 255.
     """
     if len(target) > _MAX_TARGET:
-        raise FormatError(WHAT, f"has {len(target)} characters, the limit is {_MAX_TARGET}")
+        raise FormatError(WHAT, f"found {len(target)} characters; the limit is {_MAX_TARGET}")
     try:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=16)
     except ValueError as error:
-        raise FormatError(WHAT, f"cannot be read: {error}") from None
+        raise FormatError(WHAT, f"unreadable: {error}") from None
     words = parts.path.removeprefix("/").split("/")
     if len(words) != 4 or words[1] != "v1" or words[0] not in {kind.value for kind in VekKind}:
-        raise FormatError(WHAT, f"path is {parts.path[:80]!r}, must be vcek/v1/... or vlek/v1/...")
+        raise FormatError(
+            WHAT, f"expected a path vcek/v1/... or vlek/v1/..., found {parts.path[:80]!r}"
+        )
     kind, last = VekKind(words[0]), words[3]
     product = next((each for each in Product if each.kds_name == words[2]), None)
     if product is None:
@@ -142,7 +144,7 @@ def parse_target(target: str) -> Resource:
             raise FormatError(WHAT, f"{last} takes no parameters")
         return (ChainResource if last == "cert_chain" else CrlResource)(product, kind)
     if kind is not VekKind.VCEK or _HEX.fullmatch(last) is None:
-        raise FormatError(WHAT, f"{last[:80]!r} is neither cert_chain, crl nor a chip's hwID")
+        raise FormatError(WHAT, f"expected cert_chain, crl or a hwID, found {last[:80]!r}")
     try:
         return VcekResource(product, bytes.fromhex(last), _tcb(pairs, product))
     except UsageError as error:
@@ -156,14 +158,14 @@ def _tcb(pairs: list[tuple[str, str]], product: Product) -> TcbVersion:
         if component is None:
             raise FormatError(WHAT, f"unknown parameter {name[:40]!r}")
         if component in values:
-            raise FormatError(WHAT, "appears twice", field=name)
+            raise FormatError(WHAT, "the parameter appears twice", field=name)
         if _NUMBER.fullmatch(text) is None or int(text) > 255:
-            raise FormatError(WHAT, f"{text[:40]!r} is not 0 to 255", field=name)
+            raise FormatError(WHAT, f"{text[:40]!r} is not between 0 and 255", field=name)
         values[component] = int(text)
     for name, component in _PARAMETERS.items():
         needed = component != "fmc" and component in product.tcb_layout.components
         if needed and component not in values:
-            raise FormatError(WHAT, "parameter is missing", field=name)
+            raise FormatError(WHAT, "the parameter is missing", field=name)
     problem = product.tcb_layout.problem(values)
     if problem is not None:
         raise FormatError(WHAT, f"a TCB of {product.value} {problem}")
@@ -182,10 +184,10 @@ def checked_base(url: str) -> str:
     except ValueError as error:
         raise UsageError(f"key server URL {url!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
-        raise UsageError(f"key server URL {url!r}: must be http:// or https:// and a host")
+        raise UsageError(f"key server URL {url!r}: expected http:// or https:// and a host")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
-            f"key server URL {url!r}: must have no user name, query or fragment",
+            f"key server URL {url!r}: a user name, query or fragment is not allowed",
         )
     return url.rstrip("/")
 
@@ -199,13 +201,13 @@ def checked_target(url: str, location: str) -> str:
     target = urljoin(url, location)
     here, there = urlsplit(url), urlsplit(target)
     if there.scheme not in ("http", "https") or not there.hostname or there.port == 0:
-        raise ValueError("that is not the URL of a server")
+        raise ValueError("that is not a server's URL")
     if "@" in there.netloc:
         raise ValueError("it has a user name")
     if here.scheme == "https" and there.scheme == "http":
-        raise ValueError("that has no TLS, but this server has")
+        raise ValueError("that URL has no TLS, but this server has")
     if _inside(there.hostname) and not _inside(here.hostname or ""):
-        raise ValueError("that is this machine")
+        raise ValueError("that URL leads to this machine")
     return target
 
 

@@ -93,7 +93,7 @@ class KdsCertificates:
             raise KdsUnavailableError(
                 (
                     f"{resource}: not requested, because too many recent VCEK requests were "
-                    "fruitless: the key server did not know the chip, or the VCEK had not "
+                    "unsuccessful: the key server did not know the chip, or the VCEK had not "
                     "signed the report"
                 ),
                 retry_after=wait,
@@ -145,7 +145,7 @@ class KdsRevocationLists:
         obtained = self._obtained(CrlResource(product, request.kind), found)
         client, outage = self._source.client, None
         if client is not None and age is not None and datetime.now(UTC) - obtained > age:
-            outage = f"{client.url}: returned no newer revocation list"
+            outage = f"{client.url} returned no newer revocation list"
         return self._supplied(request, found, outage)
 
     def _supplied(

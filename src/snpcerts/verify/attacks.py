@@ -39,7 +39,10 @@ def _why(bulletin: Bulletin, verdict: Verdict, codes: set[ReasonCode]) -> Iterat
     if codes & _FLOORS and verdict.report is not None:
         yield from bulletin.below(verdict.report, verdict.tcbs)
     if ReasonCode.POLICY_PRODUCT in codes and verdict.product in bulletin.refused:
-        yield (f"no field of the report shows whether a {verdict.product.value} is safe from it")
+        yield (
+            f"no field of the report shows whether a {verdict.product.value} is protected "
+            "against it"
+        )
     for code, (table, bits, field) in _BITS.items():
         if code not in codes or verdict.report is None:
             continue

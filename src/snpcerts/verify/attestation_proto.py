@@ -130,13 +130,13 @@ def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
     found: bytes | None = None
     for number, value in _once(data, TPM, range(1, 10), repeated=(2, 7)):
         if number == _TDX:
-            raise FormatError(TPM, "comes from a TDX guest, not from an SNP guest")
+            raise FormatError(TPM, "this comes from a TDX guest, not from an SNP guest")
         if number == _SEV_SNP:
             found = _bytes(value, TPM, "sev_snp_attestation")
     if found is None:
         raise FormatError(
             TPM,
-            "has no SNP attestation (field 8), only quotes of a TPM",
+            "found only TPM quotes, no SNP attestation (field 8)",
             hint="request an SNP attestation: gotpm attest --tee-technology sev-snp",
         )
     return read_attestation(found)
@@ -157,7 +157,7 @@ def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
             entries = tuple(_certificates(content))
         # The product (3) describes the machine on which the tool ran, so it proves nothing.
     if not report:
-        raise FormatError(ATTESTATION, "has no report", field="report")
+        raise FormatError(ATTESTATION, "the report is missing", field="report")
     return report, CertTable(entries)
 
 
@@ -177,14 +177,14 @@ def read_report(data: bytes) -> bytes:
             values[name] = _bytes(value, REPORT, name)
             if len(values[name]) != size:
                 raise FormatError(
-                    REPORT, f"has {len(values[name])} bytes, must have {size}", field=name
+                    REPORT, f"expected {size} bytes, found {len(values[name])}", field=name
                 )
         else:
             values[name] = _number(value, size, name)
     # A message omits numbers that are zero, but not bytes that are zero.
     for name in _BLOBS:
         if name not in values:
-            raise FormatError(REPORT, f"is missing, expected {_SIZES[name]} bytes", field=name)
+            raise FormatError(REPORT, f"missing; expected {_SIZES[name]} bytes", field=name)
     return ReportLayout(**values, **cpuid_fields(signature)).pack()
 
 
@@ -235,9 +235,9 @@ def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
     try:
         guid = uuid.UUID(text.decode("ascii"))
     except ValueError:
-        raise FormatError(EXTRA, f"key {text[:_GUID_TEXT_SIZE].hex()} is not a GUID") from None
+        raise FormatError(EXTRA, f"the key {text[:_GUID_TEXT_SIZE].hex()} is not a GUID") from None
     if str(guid) != text.decode("ascii").lower():
-        raise FormatError(EXTRA, f"key must be written as {guid}")
+        raise FormatError(EXTRA, f"the key must be written as {guid}")
     return guid, parts.get(2, b"")
 
 
@@ -278,7 +278,7 @@ def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
     value = 0
     for index in range(_VARINT_SIZE):
         if at + index >= len(data):
-            raise FormatError(what, "ends in the middle of a number", offset=at)
+            raise FormatError(what, "the data ends within a number", offset=at)
         byte = data[at + index]
         value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
@@ -292,13 +292,13 @@ def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
 
 def _number(value: int | bytes, size: int, field: str) -> int:
     if not isinstance(value, int):
-        raise FormatError(REPORT, "is bytes, must be a number", field=field)
+        raise FormatError(REPORT, "expected a number, found bytes", field=field)
     if value >> 8 * size:
-        raise FormatError(REPORT, f"{value} does not fit {size} bytes", field=field)
+        raise FormatError(REPORT, f"{value} does not fit in {size} bytes", field=field)
     return value
 
 
 def _bytes(value: int | bytes, what: str, field: str) -> bytes:
     if isinstance(value, int):
-        raise FormatError(what, "is a number, must be bytes", field=field)
+        raise FormatError(what, "expected bytes, found a number", field=field)
     return value

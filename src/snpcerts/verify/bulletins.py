@@ -119,7 +119,7 @@ class BulletinData:
             if wanted in (attack.lower() for attack in each.attacks):
                 raise UsageError(f"{name}: no policy can demand it", hint=each.why)
         known = ", ".join(bulletin.name for bulletin in self.bulletins)
-        raise UsageError(f"bulletin {name[:40]!r}: is not one of {known}")
+        raise UsageError(f"unknown bulletin {name[:40]!r}, expected one of {known}")
 
     def age_problem(self, today: dt.date) -> str | None:
         """Return a warning if the data is old, or None."""

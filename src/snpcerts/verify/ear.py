@@ -54,17 +54,21 @@ class EarSigner:
         try:
             key = load_pem_private_key(data, password=None)
         except TypeError:
-            raise FormatError(what, "is protected by a password", hint="decrypt it first") from None
+            raise FormatError(what, "protected by a password", hint="decrypt it first") from None
         except (ValueError, UnsupportedAlgorithm):
             raise FormatError(
                 what,
-                "is not a private key in PEM",
-                hint="openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem makes one",
+                "not a private key in PEM",
+                hint="make one: openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem",
             ) from None
         if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
             return cls(key)
-        found = f"{key.curve.name}" if isinstance(key, ec.EllipticCurvePrivateKey) else "not EC"
-        raise FormatError(what, f"key is {found}, must be EC P-256 (ES256)")
+        found = (
+            f"{key.curve.name}"
+            if isinstance(key, ec.EllipticCurvePrivateKey)
+            else "another kind of key"
+        )
+        raise FormatError(what, f"expected an EC P-256 key (ES256), found {found}")
 
     def jwk(self) -> dict[str, str]:
         """Return the public key as a JSON Web Key."""
@@ -96,9 +100,9 @@ def ear_claims(
     """
     issued = datetime.now(UTC) if at is None else at
     if issued.tzinfo is None:
-        raise UsageError("at has no time zone")
+        raise UsageError("the argument 'at' has no time zone")
     if nonce is not None and not MIN_NONCE <= len(nonce) <= MAX_NONCE:
-        raise UsageError(f"nonce has {len(nonce)} bytes, must have {MIN_NONCE} to {MAX_NONCE}")
+        raise UsageError(f"nonce has {len(nonce)} bytes, expected {MIN_NONCE} to {MAX_NONCE}")
     vector = trust_vector(verdict)
     next_step = verdict.next_step
     appraisal: dict[str, Any] = {

@@ -162,7 +162,7 @@ class Evidence:
         message then says, if known, what the file is and how to convert it.
         """
         if len(data) > MAX_FILE:
-            raise FormatError("evidence", f"found {len(data)} bytes, the limit is {MAX_FILE}")
+            raise FormatError("evidence", f"found {len(data)} bytes; the limit is {MAX_FILE}")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
             return cls._from_report(data)
         return cls._unwrapped(data, 0)
@@ -170,7 +170,7 @@ class Evidence:
     @classmethod
     def _from_report(cls, data: bytes) -> Self:
         if len(data) > MAX_EVIDENCE:
-            raise FormatError("evidence", f"found {len(data)} bytes, the limit is {MAX_EVIDENCE}")
+            raise FormatError("evidence", f"found {len(data)} bytes; the limit is {MAX_EVIDENCE}")
         behind = data[REPORT_SIZE:]
         if behind in (b"\n", b"\r\n"):
             behind = b""  # an editor or echo added these bytes
@@ -193,7 +193,7 @@ class Evidence:
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
         """Unwrap data that does not start with a report."""
         if depth > _MAX_DEPTH:
-            raise FormatError("evidence", "is wrapped in too many formats")
+            raise FormatError("evidence", "wrapped in too many formats")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
             return cls._from_report(data)
         binary = cls._from_binary(data)
@@ -204,7 +204,7 @@ class Evidence:
         if _TEXT_MESSAGE.match(data):
             raise FormatError(
                 "evidence",
-                "is a protocol buffer in its text form",
+                "found a protocol buffer in text form",
                 hint="convert it with go-sev-guest: show -inform textproto -outform bin",
             )
         text = text_of(data)
@@ -227,7 +227,7 @@ class Evidence:
             return cls._from_values(_read_cbor(data), depth, Shape.CBOR)
         kind = kind_of(data)
         if kind.known:
-            raise FormatError("evidence", f"is {kind.name}", hint=kind.unwrap or _EXPECTED)
+            raise FormatError("evidence", f"found {kind.name}", hint=kind.unwrap or _EXPECTED)
         if len(data) < REPORT_SIZE:
             raise FormatError(
                 "evidence", f"a report must have {REPORT_SIZE} bytes, found {len(data)}"
@@ -270,7 +270,7 @@ class Evidence:
         what = "evidence"
         other = other_kind_of_guest(value)
         if other is not None:
-            raise FormatError(what, f"comes from a guest of {other}, not of SEV-SNP")
+            raise FormatError(what, f"expected evidence from an SEV-SNP guest, found {other}")
         by_fields = report_by_fields(value)
         found: dict[bytes, Self] = {}
         if by_fields is not None:
@@ -295,7 +295,7 @@ class Evidence:
                     found[inner.report.raw] = inner
         if len(found) > 1:
             raise FormatError(
-                what, f"has {len(found)} reports, must have one", hint="give one report at a time"
+                what, f"expected one report, found {len(found)}", hint="give one report at a time"
             )
         if not found:
             raise _no_report(value, named, bool(others or tables))
@@ -376,7 +376,7 @@ def _check_unaltered(data: bytes) -> None:
         how = "it was read as Latin-1 and written as UTF-8"
     raise FormatError(
         "evidence",
-        f"is a report that was handled as text: {how}",
+        f"the report was handled as text: {how}",
         hint="copy it again as a binary file, or in base64",
     )
 
@@ -392,7 +392,7 @@ def _of_response(data: bytes) -> bytes:
     if len(data) < end:
         raise FormatError(
             "MSG_REPORT_RSP",
-            f"is truncated: the report ends at byte {end}, but only {len(data)} bytes were found",
+            f"truncated: the report ends at byte {end}, but only {len(data)} bytes were found",
             hint="copy it again, as a binary file",
         )
     if any(data[end:]):
@@ -408,12 +408,12 @@ def _read_cbor(data: bytes) -> Any:
         value = loads(data)
         again = dumps(value)
     except RecursionError:
-        raise FormatError("evidence", "is CBOR that is nested too deeply") from None
+        raise FormatError("evidence", "the CBOR is nested too deeply") from None
     except (CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise FormatError("evidence", f"is not valid CBOR: {str(error)[:80]}") from None
+        raise FormatError("evidence", f"not valid CBOR: {str(error)[:80]}") from None
     if len(again) != len(data):
         raise FormatError(
-            "evidence", "is CBOR that is not in its shortest form, or has a duplicate key"
+            "evidence", "the CBOR is not in its shortest form, or has a duplicate key"
         )
     return value
 
@@ -422,12 +422,12 @@ def _no_report(value: Any, named: dict[str, FileKind], certificates: bool) -> Fo
     if certificates:
         return FormatError(
             "evidence",
-            f"is {keys_of(value)}: it has certificates, but no report",
+            f"found {keys_of(value)}: it has certificates, but no report",
             hint="give it as --certs FILE, beside the report",
         )
     for key, kind in named.items():
         if kind.known:
             return FormatError(
-                "evidence", f"has no report; {key!r} is {kind.name}", hint=kind.unwrap
+                "evidence", f"no report found; {key!r} is {kind.name}", hint=kind.unwrap
             )
-    return FormatError("evidence", f"is {keys_of(value)}, and none of these holds a report")
+    return FormatError("evidence", f"found {keys_of(value)}, and none of these holds a report")

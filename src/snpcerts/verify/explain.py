@@ -102,7 +102,7 @@ def explain(report: Report) -> Iterator[FieldLine]:
         yield FieldLine("platform", "other bits", f"{unnamed:#x}", "no public name")
     current = f"{fields.current_major}.{fields.current_minor}.{fields.current_build}"
     committed = f"{fields.committed_major}.{fields.committed_minor}.{fields.committed_build}"
-    yield FieldLine("platform", "firmware", current, "runs now")
+    yield FieldLine("platform", "firmware", current, "running now")
     yield FieldLine(
         "platform", "committed firmware", committed, "the firmware cannot be rolled back below this"
     )
@@ -124,9 +124,9 @@ def explain(report: Report) -> Iterator[FieldLine]:
 
 _TCBS = {
     "reported": "the signing key is derived from this",
-    "current": "runs now",
+    "current": "running now",
     "committed": "the firmware cannot be rolled back below this",
-    "launch": "was current when the guest was launched",
+    "launch": "current when the guest was launched",
 }
 
 

@@ -55,30 +55,37 @@ class HclReport:
         Raises :class:`FormatError`, which gives the offset of the field.
         """
         if len(data) > MAX_SIZE:
-            raise FormatError(WHAT, f"found {len(data)} bytes, the limit is {MAX_SIZE}")
+            raise FormatError(WHAT, f"found {len(data)} bytes; the limit is {MAX_SIZE}")
         if len(data) < CLAIMS_OFFSET:
-            raise FormatError(WHAT, f"found {len(data)} bytes, expected at least {CLAIMS_OFFSET}")
+            raise FormatError(WHAT, f"expected at least {CLAIMS_OFFSET} bytes, found {len(data)}")
         if data[:4] != SIGNATURE:
-            raise FormatError(WHAT, f"is {data[:4].hex()}, must be HCLA", field="signature")
+            raise FormatError(WHAT, f"expected HCLA, found {data[:4].hex()}", field="signature")
         version = int.from_bytes(data[4:8], "little")
         if version not in _VERSIONS:
-            raise FormatError(WHAT, f"is {version}, must be 1 or 2", field="version", offset=4)
+            raise FormatError(WHAT, f"expected 1 or 2, found {version}", field="version", offset=4)
         _, runtime_version, kind, digest, size = _RUNTIME.unpack_from(data, RUNTIME_OFFSET)
         if runtime_version != _RUNTIME_VERSION:
             raise FormatError(
-                WHAT, f"is {runtime_version}, must be 1", field="runtime data version", offset=1220
+                WHAT,
+                f"expected 1, found {runtime_version}",
+                field="runtime data version",
+                offset=1220,
             )
         if kind != _TYPE_SNP:
             raise FormatError(
-                WHAT, f"is {kind}, must be 2 (SEV-SNP)", field="report type", offset=1224
+                WHAT, f"expected 2 (SEV-SNP), found {kind}", field="report type", offset=1224
             )
         if digest not in _DIGESTS:
-            raise FormatError(WHAT, f"is {digest}, must be 1 to 3", field="hash type", offset=1228)
+            raise FormatError(
+                WHAT, f"expected 1 to 3, found {digest}", field="hash type", offset=1228
+            )
         end = CLAIMS_OFFSET + size
         if end > len(data):
             raise FormatError(
-                WHAT, f"is {size}, but {len(data) - CLAIMS_OFFSET} bytes follow", field="claim size"
+                WHAT,
+                f"found {size}, but {len(data) - CLAIMS_OFFSET} bytes follow",
+                field="claim size",
             )
         if any(data[end:]):
-            raise FormatError(WHAT, "bytes after the runtime claims are not zero", offset=end)
+            raise FormatError(WHAT, "the bytes after the runtime claims are not zero", offset=end)
         return cls(data[REPORT_OFFSET:RUNTIME_OFFSET], data[CLAIMS_OFFSET:end], _DIGESTS[digest])

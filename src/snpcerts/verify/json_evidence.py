@@ -93,7 +93,7 @@ def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
         key, each = waiting.pop()
         looked += 1
         if looked > _MOST:
-            raise FormatError(WHAT, f"has more than {_MOST} values")
+            raise FormatError(WHAT, f"more than {_MOST} values")
         if isinstance(each, dict):
             waiting += reversed(each.items())
             continue
@@ -119,7 +119,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         each = waiting.pop()
         looked += 1
         if looked > 10 * _MOST:
-            raise FormatError(WHAT, f"has more than {10 * _MOST} values")
+            raise FormatError(WHAT, f"more than {10 * _MOST} values")
         if isinstance(each, dict):
             yield each
             waiting += reversed(each.values())
@@ -163,7 +163,7 @@ def _field(name: str, found: Any) -> Any:
         return _integer(found, name)
     data = bytes_of_json(found)
     if data is None or len(data) != size:
-        raise FormatError(WHAT, f"must have {size} bytes", field=name)
+        raise FormatError(WHAT, f"expected {size} bytes", field=name)
     return data
 
 
@@ -171,7 +171,7 @@ def _integer(found: Any, name: str) -> int:
     if isinstance(found, str) and found.isdecimal() and len(found) <= 20:
         found = int(found)  # protojson writes 64-bit numbers as text
     if type(found) is not int or not 0 <= found < 1 << 8 * _SIZES[name]:
-        raise FormatError(WHAT, f"is not a number of {_SIZES[name]} bytes", field=name)
+        raise FormatError(WHAT, f"expected a number of {_SIZES[name]} bytes", field=name)
     return found
 
 
@@ -182,7 +182,7 @@ def _tcb(found: Any, name: str) -> bytes:
     if isinstance(found, int | str) and not isinstance(found, bool):
         return _integer(found, name).to_bytes(8, "little")
     if not isinstance(found, dict):
-        raise FormatError(WHAT, "is not a TCB", field=name)
+        raise FormatError(WHAT, "not a TCB", field=name)
     from snpcerts.abi.tcb import SHORT_NAMES, TcbVersion
 
     parts: dict[str, int] = {}
@@ -191,7 +191,7 @@ def _tcb(found: Any, name: str) -> bytes:
         if value is None:
             continue
         if type(value) is not int or not 0 <= value <= 255:
-            raise FormatError(WHAT, f"{part} is not 0 to 255", field=name)
+            raise FormatError(WHAT, f"{part} is not between 0 and 255", field=name)
         parts[part] = value
     try:
         return TcbVersion.of(parts).pack()
@@ -203,7 +203,7 @@ def _signature(found: Any) -> bytes:
     if not isinstance(found, dict):
         data = bytes_of_json(found)
         if data is None or len(data) != SIGNATURE_SIZE:
-            raise FormatError(WHAT, f"must have {SIGNATURE_SIZE} bytes", field="signature")
+            raise FormatError(WHAT, f"expected {SIGNATURE_SIZE} bytes", field="signature")
         return data
     both = b""
     for part in ("r", "s"):
@@ -239,5 +239,5 @@ def _from_proto(fields: Mapping[str, Any]) -> bytes:
             values[name] = _field(name, found)
     stamp = fields.get("cpuid1eaxFms", 0)
     if type(stamp) is not int or not 0 <= stamp < 1 << 32:
-        raise FormatError(WHAT, "is not a number of 4 bytes", field="cpuid1eaxFms")
+        raise FormatError(WHAT, "expected a number of 4 bytes", field="cpuid1eaxFms")
     return ReportLayout(**values, **cpuid_fields(stamp)).pack()

@@ -57,15 +57,15 @@ def read_message_pack(data: bytes) -> Any:
     """
     value, at = _value(data, 0, 0, [])
     if at != len(data):
-        raise FormatError(WHAT, f"{len(data) - at} bytes follow after its end", offset=at)
+        raise FormatError(WHAT, f"{len(data) - at} bytes follow its end", offset=at)
     return value
 
 
 def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, int]:
     if depth > _MAX_DEPTH:
-        raise FormatError(WHAT, "is nested too deeply", offset=at)
+        raise FormatError(WHAT, "nested too deeply", offset=at)
     if at >= len(data):
-        raise FormatError(WHAT, "ends before its last value", offset=at)
+        raise FormatError(WHAT, "the data ends before its last value", offset=at)
     tag, at = data[at], at + 1
     if tag < 0x80:
         return tag, at
@@ -80,10 +80,10 @@ def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, in
     elif tag in _SIZES:
         size, at = _number(data, at, _SIZES[tag])
     else:
-        raise FormatError(WHAT, f"type {tag:#04x} is not one that Dstack writes", offset=at - 1)
+        raise FormatError(WHAT, f"Dstack does not write the type {tag:#04x}", offset=at - 1)
     if size > len(data) - at:  # each element takes at least one byte
         raise FormatError(
-            WHAT, f"{size} bytes are announced, but {len(data) - at} follow", offset=at
+            WHAT, f"expected {size} bytes, but only {len(data) - at} follow", offset=at
         )
     if tag in (0xC4, 0xC5, 0xC6):
         return data[at : at + size], at + size
@@ -119,7 +119,7 @@ def _map(
 def _number(data: bytes, at: int, form: str) -> tuple[Any, int]:
     end = at + struct.calcsize(form)
     if end > len(data):
-        raise FormatError(WHAT, "ends in the middle of a number", offset=at)
+        raise FormatError(WHAT, "the data ends within a number", offset=at)
     return struct.unpack(form, data[at:end])[0], end
 
 
@@ -127,4 +127,4 @@ def _text(data: bytes, at: int, size: int) -> str:
     try:
         return data[at : at + size].decode("utf-8")
     except UnicodeDecodeError:
-        raise FormatError(WHAT, "has text that is not UTF-8", offset=at) from None
+        raise FormatError(WHAT, "found text that is not UTF-8", offset=at) from None

@@ -124,16 +124,17 @@ class ProcessorFloor:
         ):
             if not 0 <= first <= last <= most:
                 raise UsageError(
-                    f"{label} is {first} to {last}, must be 0 to {most} with the lower number first"
+                    f"{label}: expected two numbers from 0 to {most}, the lower one first; "
+                    f"found {first} and {last}"
                 )
         if not cpuid.products:
-            raise UsageError(f"{cpuid}: is not a known SEV-SNP processor")
+            raise UsageError(f"{cpuid} is not a known SEV-SNP processor")
         asked = self.components()
         if not asked:
-            raise UsageError("names no component of the TCB")
+            raise UsageError("the floor names no component of the TCB")
         for component, least in asked.items():
             if not 0 <= least <= 255:
-                raise UsageError(f"{component} is {least}, must be 0 to 255")
+                raise UsageError(f"{component} is {least}, expected 0 to 255")
             for product in cpuid.products:
                 if component not in product.tcb_layout.components:
                     raise UsageError(f"a TCB of {product.value} has no {component}")
@@ -236,7 +237,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.signing_key not in (None, SigningKey.VCEK, SigningKey.VLEK):
-            raise UsageError(f"signing_key is {self.signing_key!r}, must be VCEK or VLEK")
+            raise UsageError(f"signing_key is {self.signing_key!r}, expected VCEK or VLEK")
         for name, size in _SIZES.items():
             value = getattr(self, name)
             if isinstance(value, bytes) or value is None:
@@ -249,17 +250,17 @@ class Policy:
             data = getattr(self, name)
             # An empty nonce would be known to everyone.
             if data is not None and not 1 <= len(data) <= REPORT_DATA_SIZE:
-                raise UsageError(f"{name} has {len(data)} bytes, must have 1 to {REPORT_DATA_SIZE}")
+                raise UsageError(f"{name} has {len(data)} bytes, expected 1 to {REPORT_DATA_SIZE}")
         for name in ("products", "csp_ids", "vmpls", "floors"):
             if getattr(self, name) is not None:
                 _not_empty(name, getattr(self, name))
         for vmpl in self.vmpls or ():
             if vmpl != VMPL_HOST and not 0 <= vmpl <= 3:
-                raise UsageError(f"vmpls: {vmpl} is not 0 to 3")
+                raise UsageError(f"vmpls: {vmpl} is not between 0 and 3")
         for name in ("minimum_guest_svn", "launch_mitigations", "current_mitigations"):
             number = getattr(self, name)
             if number is not None and not 0 <= number < _U64:
-                raise UsageError(f"{name} is {number}, must be 0 to 2^64 - 1")
+                raise UsageError(f"{name} is {number}, expected 0 to 2^64 - 1")
         for name, count in (
             ("minimum_policy_abi", 2),
             ("minimum_firmware", 3),
@@ -269,9 +270,9 @@ class Policy:
             if version is not None and (
                 len(version) != count or not all(0 <= part <= 255 for part in version)
             ):
-                raise UsageError(f"{name} is {version}, must have {count} numbers from 0 to 255")
+                raise UsageError(f"{name} is {version}, expected {count} numbers from 0 to 255")
         if self.maximum_crl_age is not None and self.maximum_crl_age <= timedelta(0):
-            raise UsageError(f"maximum_crl_age is {self.maximum_crl_age}, must be above 0")
+            raise UsageError(f"maximum_crl_age is {self.maximum_crl_age}, but must be above 0")
         for name in ("minimum_tcb", "minimum_current_tcb", "minimum_committed_tcb"):
             _check_floor(name, getattr(self, name))
         _check_floor("minimum_launch_tcb", self.minimum_launch_tcb)
@@ -290,12 +291,14 @@ _SIZES: Final = {
 
 def _check_size(name: str, value: bytes | None, size: int) -> None:
     if value is not None and len(value) != size:
-        raise UsageError(f"{name} has {len(value)} bytes, must have {size}")
+        raise UsageError(f"{name} has {len(value)} bytes, expected {size}")
 
 
 def _not_empty(name: str, value: tuple[object, ...]) -> None:
     if not value:
-        raise UsageError(f"{name} is empty, so no report can meet it", hint="None is not asked")
+        raise UsageError(
+            f"{name} is empty, so no report can meet it", hint="None accepts any value"
+        )
 
 
 def _check_floor(name: str, floor: TcbFloor | None) -> None:

@@ -77,7 +77,7 @@ def _listed_results(plan: _PolicyDemands, results: _Results) -> _Listed:
             state = CheckState.NOT_JUDGED
         else:
             state = CheckState.FAILED
-            reasons.append(Reason(code, f"must be {outcome.expected}, found {outcome.found}"))
+            reasons.append(Reason(code, f"expected {outcome.expected}, found {outcome.found}"))
         checks[index] = Check(plan.unasked[index].name, state, outcome.expected, outcome.found)
     return tuple(checks), tuple(reasons)
 

@@ -112,7 +112,7 @@ def read_age(text: str) -> timedelta:
     """
     match = _AGE.fullmatch(text)
     if match is None or not int(match[1]):
-        raise ValueError('is not an age such as "90m", "12h" or "7d"')
+        raise ValueError('not an age such as "90m", "12h" or "7d"')
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
@@ -137,7 +137,7 @@ def _policy(parsed: Mapping[str, Any]) -> Policy:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _ProblemError(f"must be text, found {_shown(value)}")
+        raise _ProblemError(f"expected text, found {_shown(value)}")
     return value
 
 
@@ -151,13 +151,13 @@ def _bytes(value: Any) -> bytes:
 
 def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _ProblemError(f"must be a whole number, found {_shown(value)}")
+        raise _ProblemError(f"expected a whole number, found {_shown(value)}")
     return value
 
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _ProblemError(f"must be true or false, found {_shown(value)}")
+        raise _ProblemError(f"expected true or false, found {_shown(value)}")
     return value
 
 
@@ -165,7 +165,7 @@ def _bit(value: Any) -> bool | None:
     if value == _ANY:
         return None
     if not isinstance(value, bool):
-        raise _ProblemError(f'must be true, false or "any", found {_shown(value)}')
+        raise _ProblemError(f'expected true, false or "any", found {_shown(value)}')
     return value
 
 
@@ -181,7 +181,7 @@ def _age(value: Any) -> timedelta:
     try:
         return read_age(text)
     except ValueError as error:
-        raise _ProblemError(f"{_shown(text)} {error}") from None
+        raise _ProblemError(f"{_shown(text)} is {error}") from None
 
 
 def _list_of(reader: _Reader) -> _Reader:
@@ -193,7 +193,7 @@ def _list_of(reader: _Reader) -> _Reader:
 
 def _table(value: Any, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, dict):
-        raise _ProblemError(f"must be a table, found {_shown(value)}")
+        raise _ProblemError(f"expected a table, found {_shown(value)}")
     for key, each in value.items():
         if key not in known:
             hint = "; a floor for one processor is a table [[floors]]" if key in PROCESSORS else ""
@@ -235,7 +235,7 @@ def _tcb(value: Any, product: Product) -> TcbVersion:
 def _component(value: Any) -> int:
     number = _number(value)
     if not 0 <= number <= 255:
-        raise _ProblemError(f"{number} is not 0 to 255")
+        raise _ProblemError(f"{number} is not between 0 and 255")
     return number
 
 
@@ -246,7 +246,7 @@ _FLOOR_KEYS: Final = dict.fromkeys(
 
 def _floors(value: Any) -> tuple[ProcessorFloor, ...]:
     if not isinstance(value, list):
-        raise _ProblemError(f"must be tables, each [[floors]], found {_shown(value)}")
+        raise _ProblemError(f"expected tables, each [[floors]], found {_shown(value)}")
     return tuple(_below(index, _processor_floor, each) for index, each in enumerate(value))
 
 
@@ -259,7 +259,7 @@ def _processor_floor(value: Any) -> ProcessorFloor:
         read[key] = _below(key, reader, each)
     name, cpuid = read.pop("processor", None), read.pop("cpuid", None)
     if (name is None) == (cpuid is None):
-        raise _ProblemError("must have either processor or cpuid")
+        raise _ProblemError("a floor needs either processor or cpuid")
     processors = cpuid if name is None else PROCESSORS[name]
     try:
         return ProcessorFloor(processors=processors, name=name or "", **read)
@@ -290,7 +290,7 @@ def _span(value: Any) -> tuple[int, int]:
     """Read one number, or a list of the first and the last number."""
     if isinstance(value, list):
         if len(value) != 2:
-            raise _ProblemError(f"must be a number or [first, last], found {_shown(value)}")
+            raise _ProblemError(f"expected a number or [first, last], found {_shown(value)}")
         return _component(value[0]), _component(value[1])
     return _component(value), _component(value)
 

@@ -111,8 +111,8 @@ def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceVal
     }
     if not values:
         raise UsageError(
-            "the policy has no reference value",
-            hint="write measurements, minimum_tcb or bits of the guest policy into it",
+            "the policy has no reference values",
+            hint="add measurements, minimum_tcb or guest policy bits to it",
         )
     payload = json.dumps(values, sort_keys=True).encode("ascii")
     message = {
@@ -147,7 +147,7 @@ def corim(policy: Policy, product: Product | None = None) -> ReferenceValues:
     if policy.measurements is None:
         raise UsageError(
             "the policy has no measurements",
-            hint="a CoRIM needs measurements, because its values are looked up by them",
+            hint="a CoRIM needs measurements, because verifiers look its values up by measurement",
         )
     said = {"measurements"}
     common = list(_common(policy, product, said))
@@ -243,7 +243,7 @@ def _floor(floors: TcbFloor | None, product: Product | None) -> TcbVersion | Non
         names = ", ".join(each.keyword for each, _ in found)
         raise UsageError(
             f"the policy has floors for {names}, but reference values are for one product",
-            hint="name the product with --product, and write one file for each",
+            hint="name the product with --product, and write one file for each product",
         )
     return found[0][1]
 

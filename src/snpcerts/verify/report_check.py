@@ -148,7 +148,7 @@ def check_runtime_data(
             ReasonCode.RUNTIME_DATA_VMPL,
             (
                 "the report with the runtime data was requested at VMPL "
-                f"{report.fields.vmpl}, must be 0 (or a VMPL that the policy names)"
+                f"{report.fields.vmpl}, expected 0 (or a VMPL that the policy names)"
             ),
         )
 

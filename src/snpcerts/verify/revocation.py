@@ -147,7 +147,8 @@ def _too_old(age: timedelta | None, most: timedelta | None) -> Iterator[Reason]:
     found = "its age is unknown" if age is None else f"it is {in_words(age)} old"
     yield Reason(
         ReasonCode.CRL_TOO_OLD,
-        f"the CRL must have been fetched from the key server in the last {in_words(most)}, {found}",
+        f"the CRL must have been fetched from the key server in the last {in_words(most)}, but "
+        f"{found}",
     )
 
 
@@ -173,8 +174,8 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
     if any(one.supplier is Supplier.CALLER and one.kind is None for one in judged):
         word = kind.value
         return (
-            "one was given without its kind, which a list does not contain: give "
-            f"it as --crl {word}=FILE"
+            "a list was given without its kind, which the list itself does not show: "
+            f"give it as --crl {word}=FILE"
         )
     if any(one.supplier is Supplier.EVIDENCE for one in judged):
         return "a list that came with the evidence does not satisfy this"

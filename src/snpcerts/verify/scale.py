@@ -36,7 +36,7 @@ def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     report, at = _bytes(data, 2)
     count, at = _compact(data, at)
     if count > _MOST:
-        raise FormatError(WHAT, f"found {count} certificates, the limit is {_MOST}")
+        raise FormatError(WHAT, f"found {count} certificates; the limit is {_MOST}")
     certificates: list[bytes] = []
     for _ in range(count):
         certificate, at = _bytes(data, at)
@@ -48,15 +48,15 @@ def _bytes(data: bytes, at: int) -> tuple[bytes, int]:
     size, at = _compact(data, at)
     if size > len(data) - at:
         raise FormatError(
-            WHAT, f"{size} bytes are announced, but {len(data) - at} follow", offset=at
+            WHAT, f"expected {size} bytes, but only {len(data) - at} follow", offset=at
         )
     return data[at : at + size], at + size
 
 
 def _compact(data: bytes, at: int) -> tuple[int, int]:
     if at >= len(data):
-        raise FormatError(WHAT, "ends before its last number", offset=at)
+        raise FormatError(WHAT, "the data ends before its last number", offset=at)
     size = (1, 2, 4, 0)[data[at] & 3]
     if not size or at + size > len(data):
-        raise FormatError(WHAT, "has an invalid number", offset=at)
+        raise FormatError(WHAT, "invalid number", offset=at)
     return int.from_bytes(data[at : at + size], "little") >> 2, at + size

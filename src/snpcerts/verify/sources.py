@@ -368,7 +368,7 @@ class _Asking:
             if not isinstance(answer, Collateral):
                 problems.append(answer.message)
             elif answer.without_certificates:
-                problems.append("has no certificates")
+                problems.append("no certificates found")
             else:
                 reasons = self.choice(answer).reasons(self.at)
                 problems += [each.message for each in reasons if wrong_parts([each])]
