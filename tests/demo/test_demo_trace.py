@@ -138,5 +138,5 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_runs(
 ) -> None:
     assert main(["demo", option, "/nowhere/file"]) == 1
     said = capsys.readouterr()
-    assert "/nowhere/file: cannot write" in said.err
+    assert "cannot write /nowhere/file" in said.err
     assert "Without the lock" not in said.out

@@ -104,7 +104,7 @@ def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
         (["update", "--version", "1.x.3"], 2, "not a number"),
         (["update", "--version", "1.2"], 2, "three numbers"),
         (["update", "--version", "1.2.999"], 2, "three numbers"),
-        (["update", "--mitigations", "-1"], 2, "64 bits"),
+        (["update", "--mitigations", "-1"], 2, "64-bit"),
         (["verify-mitigation", "1"], 1, "INVALID_COMMAND"),
         (["verify-mitigation", "one"], 2, "not a number"),
     ],

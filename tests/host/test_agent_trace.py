@@ -110,7 +110,7 @@ def test_two_threads_write_one_timeline() -> None:
     ("options", "code", "said"),
     [
         (("--trace", "x.json"), 2, "--trace needs --watch"),
-        (("--watch", "--trace", "/nowhere/x.json"), 1, "/nowhere/x.json: cannot write"),
+        (("--watch", "--trace", "/nowhere/x.json"), 1, "cannot write /nowhere/x.json"),
     ],
 )
 def test_wrong_use_is_one_line(

@@ -159,7 +159,7 @@ def test_a_hand_over_that_fails_or_lasts_leaves_everything_as_it_was(site: Site)
     for argv, code, text in (
         (("false",), 1, "exit code 1"),
         (("true",), 1, "is not a report"),
-        (("/nowhere/at/all",), 1, "cannot be run"),
+        (("/nowhere/at/all",), 1, "cannot run"),
         (("sleep", "600"), 3, "timed out after"),
         (("cat", "/dev/zero"), 1, "is not a report"),
     ):

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time limit for one step: the VMM's start, or a request.",
+    help="Time limit for one step, such as the VMM's start or a request.",
 )
 @click.option(
     "--stop-signal",
@@ -155,7 +155,7 @@ def command(
         # Without "--", click takes the VMM itself for FILE, which would then be written over.
         if os.path.isfile(trace) and os.access(trace, os.X_OK):
             raise UsageError(
-                f"--trace {trace}: is a program, so it is not overwritten with a timeline",
+                f"--trace {trace}: this is a program, so it is not overwritten with a timeline",
                 hint="put -- before the VMM's command, or give another file",
             )
         check_output(trace)
@@ -240,7 +240,7 @@ def _program(name: str) -> str:
         wide, machine = head[4] == _ELFCLASS64, int.from_bytes(head[18:20], "little")
         if not wide or machine != _EM_X86_64:
             raise UsageError(
-                f"{name} is not a program for x86-64 (64 bits)",
+                f"{name} is not a 64-bit program for x86-64",
                 hint="SNP guests run on x86-64: build the VMM for it",
             )
     elif not head.startswith(b"#!"):

@@ -150,7 +150,7 @@ def _both_runs(
             "   file's lock until the firmware has signed; an update waits for that."
         )
         if broken:
-            stage.say(f"   --break {broken}: the VMMs are made wrong on purpose.")
+            stage.say(f"   --break {broken}: the VMMs are broken on purpose.")
         locked = stage.follow(DemoRun(folder / "locked", machine, script), courses[1])
         stage.say(
             f"   No update waited for the VMMs longer than {locked.writer_wait_ms_max:.0f} ms."
@@ -288,6 +288,6 @@ class _Narrator:
                         found = f"certificates unusable ({result.reasons[0]})"
                     self.say(f"{place} {event.guest}: report signed by {result.key}, {found}")
                 elif tally.mismatched == _DETAILS + 1:
-                    self.say("            and so on; further ones are only counted")
+                    self.say("            and so on; the others are only counted")
             case _:
                 pass

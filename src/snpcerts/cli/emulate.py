@@ -263,7 +263,7 @@ def guest(
     if vm is not None and certs is not None:
         raise UsageError("--vm and --certs cannot be combined")
     if certs is None and kernel is not None:
-        raise UsageError("--kernel needs --certs", hint="a running VM has its host's kernel")
+        raise UsageError("--kernel needs --certs", hint="a running VM uses its host's kernel")
     if certs is not None and not os.path.exists(certs):
         raise InputError(f"{certs}: No such file or directory")
     if certs is None:
@@ -279,7 +279,7 @@ def guest(
 @click.option(
     "--vlek",
     metavar="CSP",
-    help="Also write the certificates and the hashstick of a VLEK of the provider CSP.",
+    help="Also write the certificates and the hashstick of a VLEK for the provider CSP.",
 )
 @click.pass_obj
 def certificates(options: _PlatformOptions, directory: str, vlek: str | None) -> None:
@@ -326,7 +326,8 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     default=0.0,
     metavar="SECONDS",
     help=(
-        "Give each address at most one VCEK in SECONDS, as AMD's server does. [default: no limit]"
+        "Give each address at most one VCEK per SECONDS seconds, as AMD's server does. "
+        "[default: no limit]"
     ),
 )
 @click.option(
@@ -553,7 +554,7 @@ def _changed_levels(options: _PlatformOptions, option: str, text: str) -> dict[s
 def _version_parts(text: str) -> list[int]:
     parts = [_integer("--version", part, 10) for part in text.split(".")]
     if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
-        raise UsageError(f"--version {text}: expected three numbers of 0 to 255")
+        raise UsageError(f"--version {text}: expected three numbers from 0 to 255")
     return parts
 
 
@@ -567,5 +568,5 @@ def _integer(what: str, text: str, base: int) -> int:
 def _vector(what: str, text: str) -> int:
     value = _integer(what, text, 0)
     if not 0 <= value < 1 << 64:
-        raise UsageError(f"{what}: {text} is not a vector of 64 bits")
+        raise UsageError(f"{what}: {text} is not a 64-bit vector")
     return value

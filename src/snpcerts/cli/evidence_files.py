@@ -85,8 +85,8 @@ class EvidenceFiles:
             return evidence
         if evidence.table is not None:
             raise InputError(
-                f"{self.report}: must be a report of {REPORT_SIZE} bytes alone",
-                hint=f"it contains a table, and {self.table} is another one",
+                f"{self.report}: expected a report of {REPORT_SIZE} bytes without a table",
+                hint=f"it contains a table, but {self.table} was given too",
             )
         table = read_input(self.table, limit=MAX_SIZE)
         with _named(self.table):
@@ -118,8 +118,8 @@ def places(path: str) -> Iterator[EvidenceFiles]:
     if not found:
         said = "; ".join((*top.others, *(other for each in inner for other in each.others)))
         raise InputError(
-            f"{path}: the directory holds no evidence{': ' if said else ''}{said[:400]}",
-            hint="name a report",
+            f"{path}: no evidence in this directory{': ' if said else ''}{said[:400]}",
+            hint="give a report",
         )
 
 

@@ -46,7 +46,7 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
             return _read_stream(fd, path, limit), datetime.now(UTC)
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"{path}: is {kind}", hint="name a file")
+            raise InputError(f"{path}: {kind}", hint="give a file")
         with open(fd, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     except OSError as error:
@@ -61,7 +61,7 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
     """Read to the end. Do not wait long for a pipe without a writer."""
     if os.isatty(fd):
         raise InputError(
-            f"{name}: is a terminal", hint="redirect a file into it: verify - < report.bin"
+            f"{name} is a terminal", hint="redirect a file into it: verify - < report.bin"
         )
     data = bytearray()
     poll = select.poll()
@@ -86,9 +86,9 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
 
 def _check_size(name: str, data: bytes | bytearray, limit: int) -> None:
     if not data:
-        raise InputError(f"{name}: is empty")
+        raise InputError(f"{name} is empty")
     if len(data) > limit:
-        raise InputError(f"{name}: is larger than {limit} bytes")
+        raise InputError(f"{name} is larger than {limit} bytes")
 
 
 def write_output(path: str, data: bytes) -> None:
@@ -117,7 +117,7 @@ def write_output(path: str, data: bytes) -> None:
                 os.unlink(temporary)
             raise
     except (OSError, ValueError) as error:
-        raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+        raise RefusedError(f"cannot write {path}: {_reason(error)}") from None
 
 
 def open_output(path: str) -> FileIO:
@@ -129,7 +129,7 @@ def open_output(path: str) -> FileIO:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         return open(os.open(resolve(path), flags, 0o666), "wb", buffering=0)
     except (OSError, ValueError) as error:
-        raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+        raise RefusedError(f"cannot write {path}: {_reason(error)}") from None
 
 
 def check_output(path: str) -> None:
@@ -140,7 +140,7 @@ def check_output(path: str) -> None:
             with tempfile.TemporaryFile(dir=os.path.dirname(path_of_file)):
                 pass
     except (OSError, ValueError) as error:
-        raise RefusedError(f"{path}: cannot write: {_reason(error)}") from None
+        raise RefusedError(f"cannot write {path}: {_reason(error)}") from None
 
 
 def _is_stream(path: str) -> bool:
@@ -157,7 +157,7 @@ def _is_stream(path: str) -> bool:
     if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
         return True
     if not stat.S_ISREG(mode):
-        raise ValueError("is not a regular file")
+        raise ValueError("not a regular file")
     return False
 
 
@@ -166,7 +166,7 @@ def make_directory(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise RefusedError(f"{path}: cannot create directory: {_reason(error)}") from None
+        raise RefusedError(f"cannot create the directory {path}: {_reason(error)}") from None
 
 
 def _umask() -> int:

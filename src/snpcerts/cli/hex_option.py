@@ -20,4 +20,4 @@ def hex_bytes(option: str, text: str) -> bytes:
     try:
         return bytes.fromhex(bare)
     except ValueError:
-        raise UsageError(f"{option} {text[:80]}: must be hexadecimal") from None
+        raise UsageError(f"{option} {text[:80]}: not hexadecimal") from None

@@ -225,7 +225,7 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     where = cache_directory(cache)
     if where.exists() and not where.is_dir():
         raise InputError(
-            f"{where}: is not a directory", hint="give the directory of the cache with --cache"
+            f"{where}: not a directory", hint="give the directory of the cache with --cache"
         )
     found = inventory(Store(where), anchors_of(anchors), datetime.now(UTC))
     if as_json:
@@ -272,19 +272,21 @@ def _from_report(path: str, product: Product | None) -> list[_Key]:
     if product is not None:
         if report.product not in (None, product):
             said = "" if report.product is None else report.product.value
-            raise UsageError(f"{path}: is for {said}", hint="omit --product")
+            raise UsageError(f"{path}: this report is for {said}", hint="omit --product")
         products = (product,)
     if not products:
-        raise UsageError(f"{path}: does not say which product it is for", hint="give --product")
+        raise UsageError(
+            f"{path}: the report does not say which product it is for", hint="give --product"
+        )
     if report.signing_key is not SigningKey.VCEK:
         raise InputError(
-            f"{path}: was not signed by a VCEK",
+            f"{path}: the report was not signed by a VCEK",
             hint="a VLEK's certificate comes from the cloud provider, not from the key server",
         )
     if report.chip_id_masked:
         raise InputError(
             (
-                f"{path}: hides its chip ID (MASK_CHIP_ID), so it does not say which "
+                f"{path}: the report hides its chip ID (MASK_CHIP_ID), so it does not say which "
                 "chip's VCEK signed it"
             ),
             hint="give --hwid, --tcb and --product; the host's operator knows the chip",

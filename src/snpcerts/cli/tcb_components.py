@@ -20,7 +20,7 @@ def tcb_components(option: str, text: str) -> dict[str, int]:
         if not known or int(value) > 255:
             raise UsageError(
                 f"{option} {text}: {part!r} is not a component",
-                hint="as in bl=3,tee=0,snp=8,ucode=115; each 0 to 255",
+                hint="write it as bl=3,tee=0,snp=8,ucode=115, each from 0 to 255",
             )
         if SHORT_NAMES[name] in found:
             raise UsageError(f"{option} {text}: {name} is given twice")

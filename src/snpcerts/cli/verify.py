@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--require-crl",
     is_flag=True,
-    help="Refuse without a current revocation list from a source other than the host.",
+    help="Refuse reports unless a source other than the host supplies a current revocation list.",
 )
 @click.option(
     "--max-crl-age",
@@ -192,8 +192,8 @@ def _time(text: str) -> datetime:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f"--at {text!r}: is not an RFC 3339 time", hint="as in 2026-01-31T12:00:00Z"
+            f"--at {text!r}: not an RFC 3339 time", hint="write it as 2026-01-31T12:00:00Z"
         ) from None
     if when.tzinfo is None:
-        raise UsageError(f"--at {text!r}: has no time zone", hint="add Z for UTC")
+        raise UsageError(f"--at {text!r}: the time zone is missing", hint="add Z for UTC")
     return when

@@ -77,8 +77,8 @@ def _carry_out(agent: Agent, plan: Plan, *, allow_empty: bool, as_json: bool) ->
     else:
         result = changed.result
         present(
-            f"lock wait {result.waited * 1000:.1f} ms, lock held {result.held * 1000:.1f} ms, "
-            f"of which firmware {result.firmware * 1000:.1f} ms"
+            f"lock wait {result.waited * 1000:.1f} ms, lock held {result.held * 1000:.1f} ms "
+            f"(firmware command {result.firmware * 1000:.1f} ms)"
         )
     if problem is not None:
         raise problem
@@ -162,7 +162,8 @@ def set_config(
         raise UsageError("--reset and --reported-tcb cannot be combined")
     if again and (reset or reported_tcb is not None):
         raise UsageError(
-            "--again keeps the current reported TCB, so it cannot be combined with another one"
+            "--again keeps the reported TCB, so it cannot be combined with --reset or "
+            "--reported-tcb"
         )
     masks = mask_chip_id is not None or mask_chip_key is not None
     if not reset and not again and reported_tcb is None and not masks:

@@ -31,7 +31,7 @@ _OPTIONS = (
         "--command",
         "program",
         metavar="PATH",
-        help="The path by which the units start snpcerts. [default: this command's own]",
+        help="The path of snpcerts that the units start. [default: this command's own]",
     ),
     click.option(
         "--replace",
@@ -48,7 +48,7 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command(short_help="Put units, configuration and group in place.")
+@click.command(short_help="Install the units, the configuration and the group.")
 @click.option(
     "--group",
     metavar="NAME",
@@ -73,7 +73,7 @@ def install(
     _do(target, steps, dry_run, as_json, next_steps(target, steps))
 
 
-@click.command(short_help="Remove what 'host install' has put in place.")
+@click.command(short_help="Remove what 'host install' installed.")
 @click.option("--purge", is_flag=True, help="Also remove the configuration and the cache.")
 @_with_options
 def uninstall(

@@ -31,7 +31,7 @@ _running: set[int] = set()  # process groups of commands that have not ended
 
 @click.command(
     "prove-key",
-    short_help="Prove by a guest's report which key signs.",
+    short_help="Use a guest's report to prove which key signs.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @with_host
@@ -120,7 +120,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
         _running.add(process.pid)
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise RefusedError(f"{argv[0]}: cannot be run: {error.strerror}") from None
+        raise RefusedError(f"cannot run {argv[0]}: {error.strerror}") from None
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException:
@@ -146,10 +146,10 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
             process.stdout.close()
     if data is None or code is None:
         raise RetryLaterError(
-            f"{argv[0]}: timed out after {timeout:g} s", hint="give it more time with --timeout"
+            f"{argv[0]} timed out after {timeout:g} s", hint="give it more time with --timeout"
         )
     if code != 0:
-        raise RefusedError(f"{argv[0]}: ended with exit code {code}, so nothing is proven")
+        raise RefusedError(f"{argv[0]} ended with exit code {code}, so nothing is proven")
     return data
 
 

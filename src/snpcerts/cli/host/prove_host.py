@@ -281,7 +281,7 @@ def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
             start_new_session=True,
         )
     except OSError as error:
-        raise RefusedError(f"--vmm: {argv[0]}: cannot be run: {error.strerror}") from None
+        raise RefusedError(f"--vmm: cannot run {argv[0]}: {error.strerror}") from None
     try:
         yield _Vmm(process, _name_of(argv))
     finally:

@@ -64,7 +64,7 @@ def import_(database: str, anchors: tuple[str, ...], as_json: bool, directory: s
 
     if not Path(directory).is_dir():
         raise InputError(
-            f"{directory}: is not a directory", hint="give the directory that 'export' wrote"
+            f"{directory}: not a directory", hint="give the directory that 'export' wrote"
         )
     admission = Admission(anchors_of(anchors))
     opened = MirrorDatabase(database)

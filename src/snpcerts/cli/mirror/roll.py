@@ -77,7 +77,7 @@ def roll(
         if len(fitting) != 1:
             names = " or ".join(each.keyword for each in fitting)
             raise UsageError(
-                f"--tcb {tcb}: fits {names}", hint=f"name the product: --product {names}"
+                f"--tcb {tcb}: this TCB fits {names}", hint=f"name the product: --product {names}"
             )
         product = fitting[0]
     if token_file is not None and sent_in_clear(url):
@@ -123,13 +123,13 @@ def _named(path: str) -> list[str]:
     try:
         text = read_input(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is not text") from None
+        raise InputError(f"{path}: not a text file") from None
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     names = [line for line in lines if line]
     if not names:
-        raise InputError(f"{path}: names no host", hint="write one name or chip ID on each line")
+        raise InputError(f"{path}: no hosts found", hint="write one name or chip ID on each line")
     if len(names) > MAX_HOSTS:
-        raise InputError(f"{path}: names {len(names)} hosts, the limit is {MAX_HOSTS}")
+        raise InputError(f"{path}: found {len(names)} hosts; the limit is {MAX_HOSTS}")
     return names
 
 

@@ -73,7 +73,8 @@ DATABASE = click.option(
     type=click.Choice(["open", "enrolled"]),
     default="open",
     show_default=True,
-    help="Whether to fetch also for chips of hosts that have not announced themselves.",
+    help="Whether to fetch for the chips of all hosts, or only for those of hosts that have "
+    "announced themselves.",
 )
 @click.option(
     "--budget",
@@ -172,7 +173,7 @@ def imported(module: str) -> None:
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"--listen {listen!r}: must be PORT or HOST:PORT")
+        raise UsageError(f"--listen {listen!r}: expected PORT or HOST:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
@@ -188,10 +189,10 @@ def _token_file(path: str | None) -> tuple[str, ...]:
     try:
         lines = read_input(path).decode("ascii").split()
     except UnicodeDecodeError:
-        raise InputError(f"{path}: contains bytes that are not ASCII") from None
+        raise InputError(f"{path}: found bytes that are not ASCII") from None
     if not lines or any(len(each) < 16 for each in lines):
         raise InputError(
-            f"{path}: must have one token of at least 16 characters on each line",
+            f"{path}: expected one token of at least 16 characters on each line",
             hint="make tokens with 'openssl rand -hex 32'",
         )
     return tuple(lines)
