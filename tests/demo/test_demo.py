@@ -102,8 +102,8 @@ def test_every_conclusion_says_what_was_counted() -> None:
     assert "the key did not change" in conclusion(Tally(reports=3, verified=3), good)
     some = Tally(reports=10, verified=8, empty=2, failed=1, busy=3, updates=1)
     assert summary(some) == (
-        "10 reports: 8 verify with their certificates, none fails, 2 came with none, "
-        "3 BUSY, asked again, failed requests: 1"
+        "10 reports: 8 verify with their certificates, none fails, 2 came without "
+        "certificates, 3 requests got BUSY and were repeated, failed requests: 1"
     )
     assert "every one" not in conclusion(bad, some)
 

@@ -136,7 +136,7 @@ def test_the_line_of_a_key_is_not_that_of_a_text_that_looks_like_it() -> None:
     ("content", "message"),
     [
         (b"[kds\n", "line 1"),
-        (b"\n\n\xff\n", "line 3: is not UTF-8"),
+        (b"\n\n\xff\n", "line 3: not UTF-8"),
         (b"#" * 70000, "larger than"),
     ],
 )

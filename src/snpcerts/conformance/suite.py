@@ -273,7 +273,7 @@ class _SuiteRun:
         directory.mkdir()
         with _two_file_systems(directory) as mounted:
             if mounted is None:
-                why = "needs root, to mount two file systems"
+                why = "this check needs root to mount two file systems"
                 return _Tried([_skipped("same-device", why)], 0.0, None, b"", TrialSeen([], []))
             first, second = mounted
             link = directory / "served"

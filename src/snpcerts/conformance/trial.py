@@ -472,7 +472,7 @@ class Trial:
             "no-stale-bytes",
             None
             if at < 0
-            else f"expected zeros or the guest's own bytes behind the table of {size} bytes, "
+            else f"expected zeros or the guest's own bytes after the table of {size} bytes, "
             f"found a byte of the host's memory at {at:#x}",
         )
 
@@ -584,8 +584,8 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
     under_lock = sum(read.size for read in request.reads if read.lock is not None)
     if under_lock < size:
         return (
-            f"the table has {size} bytes, of which at most {under_lock} were read in this request: "
-            "the rest is of an earlier one"
+            f"the table has {size} bytes, but this request read at most {under_lock} of them; "
+            "the rest comes from an earlier request"
         )
     return None
 

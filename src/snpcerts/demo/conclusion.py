@@ -11,9 +11,9 @@ def summary(tally: Tally) -> str:
     parts = [f"{tally.reports:,} reports: {tally.verified:,} verify with their certificates"]
     parts.append(f"{tally.mismatched:,} do not" if tally.mismatched else "none fails")
     if tally.empty:
-        parts.append(f"{tally.empty:,} came with none")
+        parts.append(f"{tally.empty:,} came without certificates")
     if tally.busy:
-        parts.append(f"{tally.busy:,} BUSY, asked again")
+        parts.append(f"{tally.busy:,} requests got BUSY and were repeated")
     if tally.failed:
         parts.append(f"failed requests: {tally.failed:,}")
     return ", ".join(parts)
@@ -40,7 +40,7 @@ def _with_lock(tally: Tally) -> str:
 
 def _without_lock(tally: Tally) -> str:
     if tally.mismatched:
-        none = f", and {tally.empty:,} came with none" if tally.empty else ""
+        none = f", and {tally.empty:,} came without certificates" if tally.empty else ""
         return f"without the lock, {tally.mismatched:,} of {tally.reports:,} did not{none}"
     if not tally.updates:
         return "the key did not change, so the lock made no difference"

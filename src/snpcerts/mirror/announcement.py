@@ -126,13 +126,13 @@ def read_announcement(data: bytes) -> Announcement:
     else.
     """
     if len(data) > MAX_BYTES:
-        raise _wrong(f"has {len(data)} bytes, the limit is {MAX_BYTES}")
+        raise _wrong(f"found {len(data)} bytes; the limit is {MAX_BYTES}")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise _wrong("is not JSON") from None
+        raise _wrong("not valid JSON") from None
     if not isinstance(found, dict):
-        raise _wrong("is not a JSON object")
+        raise _wrong("expected a JSON object")
     return announcement_of(found)
 
 
@@ -141,16 +141,16 @@ def announcement_of(found: Mapping[str, Any]) -> Announcement:
     :func:`read_announcement`.
     """
     if found.get("version") != VERSION:
-        raise _wrong(f"is {_shown(found.get('version'))}, must be {VERSION}", "version")
+        raise _wrong(f"expected {VERSION}, found {_shown(found.get('version'))}", "version")
     product = product_of_keyword(_text(found, "product", _MAX_WORD))
     if product is None:
         names = ", ".join(each.value for each in Product)
-        raise _wrong(f"is {_shown(found['product'])}, must be one of {names}", "product")
+        raise _wrong(f"expected one of {names}, found {_shown(found['product'])}", "product")
     files = found.get("files")
     if not isinstance(files, Sequence) or isinstance(files, str):
-        raise _wrong("must be a list", "files")
+        raise _wrong("expected a list", "files")
     if len(files) > MAX_REPORTED_FILES:
-        raise _wrong(f"has {len(files)} items, the limit is {MAX_REPORTED_FILES}", "files")
+        raise _wrong(f"found {len(files)} items; the limit is {MAX_REPORTED_FILES}", "files")
     return Announcement(
         host=_text(found, "host", MAX_NAME),
         product=product,
@@ -177,7 +177,7 @@ def tcb_of(components: object, product: Product, name: str = "tcb") -> TcbVersio
     """
     names = product.tcb_layout.components
     if not isinstance(components, Mapping) or set(components) != set(names):
-        raise _wrong(f"must be an object with {', '.join(names)}", name)
+        raise _wrong(f"expected an object with {', '.join(names)}", name)
     return TcbVersion.of({each: _number(components, each, 255) for each in names})
 
 
@@ -192,23 +192,23 @@ def _shown(value: object) -> str:
 def _text(found: Mapping[str, Any], name: str, most: int, *, empty: bool = False) -> str:
     value = found.get(name)
     if not isinstance(value, str) or len(value) > most or not value.isprintable():
-        raise _wrong(f"must be printable text of at most {most} characters", name)
+        raise _wrong(f"expected printable text of at most {most} characters", name)
     if not value and not empty:
-        raise _wrong("is empty", name)
+        raise _wrong("the text is empty", name)
     return value
 
 
 def _flag(found: Mapping[str, Any], name: str) -> bool:
     value = found.get(name)
     if not isinstance(value, bool):
-        raise _wrong(f"is {_shown(value)}, must be true or false", name)
+        raise _wrong(f"expected true or false, found {_shown(value)}", name)
     return value
 
 
 def _number(found: Mapping[str, Any], name: str, most: int) -> int:
     value = found.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise _wrong(f"is {_shown(value)}, must be a number from 0 to {most}", name)
+        raise _wrong(f"expected a number from 0 to {most}, found {_shown(value)}", name)
     return value
 
 
@@ -220,7 +220,7 @@ def _hwid(found: Mapping[str, Any], product: Product) -> bytes:
     except ValueError:
         hwid = b""
     if len(hwid) != product.hwid_size:
-        raise _wrong(f"must have {digits} hexadecimal digits on {product.value}", "hwid")
+        raise _wrong(f"expected {digits} hexadecimal digits on {product.value}", "hwid")
     return hwid
 
 
@@ -232,7 +232,7 @@ def _cpuid(value: object) -> Cpuid | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise _wrong("must be an object or null", "cpuid")
+        raise _wrong("expected an object or null", "cpuid")
     family, model, stepping = (
         _number(value, name, 255) for name in ("family", "model", "stepping")
     )
@@ -242,14 +242,14 @@ def _cpuid(value: object) -> Cpuid | None:
 def _file(value: object, index: int) -> FileReport:
     where = f"files[{index}]"
     if not isinstance(value, Mapping):
-        raise _wrong("must be an object", where)
+        raise _wrong("expected an object", where)
     if value.get("state") not in FILE_STATES:
         listed = ", ".join(FILE_STATES)
-        raise _wrong(f"state is {_shown(value.get('state'))}, must be one of {listed}", where)
+        raise _wrong(f"state is {_shown(value.get('state'))}, expected one of {listed}", where)
     kinds = {each.value: each for each in VekKind}
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
-        raise _wrong(f"kind is {_shown(kind)}, must be one of {', '.join(kinds)}", where)
+        raise _wrong(f"kind is {_shown(kind)}, expected one of {', '.join(kinds)}", where)
     return FileReport(
         path=_text(value, "path", _MAX_PATH),
         kind=kinds[kind],
@@ -270,7 +270,7 @@ def _time(value: object, where: str) -> datetime | None:
     except (ValueError, OverflowError):
         pass
     raise _wrong(
-        ("not_after must be a time with a time zone, as in 2027-01-31T00:00:00+00:00"), where
+        "not_after must be a time with a time zone, such as 2027-01-31T00:00:00+00:00", where
     )
 
 

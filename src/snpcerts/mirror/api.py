@@ -171,7 +171,7 @@ class MirrorApi:
             self._authorise(request, admin=False, wrong_name=told.host)
         product, hwid = _chip(request)
         if (told.product, told.hwid) != (product, hwid):
-            raise _RejectedError(400, "input", "the announcement is for another chip than the URL")
+            raise _RejectedError(400, "input", "the announcement and the URL name different chips")
         wanted = await run_in_threadpool(self._records.announce, told)
         self._wake()
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
@@ -182,11 +182,11 @@ class MirrorApi:
         given = _object(await _body(request, _MAX_ROLL))
         product = product_of_keyword(str(given.get("product")))
         if product is None:
-            raise FormatError("roll", "is not a known product", field="product")
+            raise FormatError("roll", "unknown product", field="product")
         tcb = tcb_of(given.get("tcb"), product)
         names = given.get("hosts")
         if names is not None and not _are_names(names):
-            raise FormatError("roll", "must be a list of names or chip IDs", field="hosts")
+            raise FormatError("roll", "expected a list of names or chip IDs", field="hosts")
         found = await run_in_threadpool(self._records.start_roll, product, tcb, names)
         self._wake()
         done = datetime.now(UTC) + timedelta(seconds=found.wait)
@@ -238,9 +238,9 @@ def _object(data: bytes) -> Mapping[str, Any]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise FormatError("roll", "is not JSON") from None
+        raise FormatError("roll", "not valid JSON") from None
     if not isinstance(found, dict):
-        raise FormatError("roll", "is not a JSON object")
+        raise FormatError("roll", "expected a JSON object")
     return found
 
 

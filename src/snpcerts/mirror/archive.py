@@ -104,7 +104,7 @@ def _admit(
 ) -> Admitted:
     body = archive.read_place(place)
     if body is None:
-        raise FormatError(str(place), "is gone")
+        raise FormatError(str(place), "this file no longer exists")
     problems: list[SnpCertsError] = []
     for product in Product:
         resource = resource_at(place, product)
@@ -115,7 +115,7 @@ def _admit(
         except (KdsUntrustedError, FormatError) as error:
             problems.append(error)
     if not problems:
-        raise FormatError(str(place), "is not the name of a certificate, chain or list")
+        raise FormatError(str(place), "not the name of a certificate, chain or list")
     raise problems[0]
 
 

@@ -67,7 +67,7 @@ class MirrorDatabase:
             found = version(connection)
         if found != NEWEST:
             raise DatabaseUnavailableError(
-                f"{self.name}: its schema is {found}, must be {NEWEST}",
+                f"{self.name}: expected schema {NEWEST}, found {found}",
                 hint=(
                     "restart the mirror; if the schema is newer than this release, upgrade snpcerts"
                 ),
@@ -157,9 +157,7 @@ _HINT: Final = "as in sqlite:////var/lib/snpcerts/mirror.db or postgresql://user
 def _sqlite(url: URL) -> Engine:
     folder = Path(url.database or "").parent
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: is not a directory", hint="create the directory for the database"
-        )
+        raise InputError(f"{folder}: not a directory", hint="create the directory for the database")
     engine = create_engine(
         url, pool_size=8, max_overflow=8, connect_args={"check_same_thread": False}
     )

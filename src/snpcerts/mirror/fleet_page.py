@@ -181,7 +181,7 @@ def _advised(
                 (
                     f"{_hosts_word(counts[HostState.SILENT])} {verb} not announced "
                     f"{'itself' if one[HostState.SILENT] else 'themselves'} for ten "
-                    "minutes. Check that the agent is running and reaches the mirror."
+                    "minutes. Check that the agent is running and can reach the mirror."
                 ),
             ),
         )

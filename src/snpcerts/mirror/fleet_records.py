@@ -234,7 +234,7 @@ class FleetRecords:
             count = connection.execute(select(func.count()).select_from(HOST)).scalar_one()
             if count >= MAX_HOSTS:
                 raise RefusedError(
-                    f"{count} hosts have announced themselves, the limit is {MAX_HOSTS}",
+                    f"{count} hosts have announced themselves; the limit is {MAX_HOSTS}",
                     code="mirror-too-many-hosts",
                 )
         before = None if row is None else _read(row.announcement)
@@ -344,7 +344,7 @@ class FleetRecords:
             raise RefusedError("the list names no host", code="mirror-no-host")
         if len(found) > MAX_HOSTS:
             raise RefusedError(
-                f"{len(found)} hosts, the limit is {MAX_HOSTS}", code="mirror-too-many-hosts"
+                f"{len(found)} hosts; the limit is {MAX_HOSTS}", code="mirror-too-many-hosts"
             )
         return sorted(found)
 

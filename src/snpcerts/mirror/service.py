@@ -205,11 +205,11 @@ class MirrorService:
             return _negative(resource, found, self._wall())
         place, problem = await asyncio.to_thread(self._place, resource)
         if place is None:
-            return _Refusal(503, "queued", f"{resource}: could not be fetched{problem}", 10)
+            return _Refusal(503, "queued", f"{resource}: fetching failed{problem}", 10)
         return _Refusal(
             503,
             "queued",
-            f"{resource}: {place.ahead} certificates are before it in the queue{problem}",
+            f"{resource}: {place.ahead} certificates are ahead of it in the queue{problem}",
             _retry_after(place.wait),
         )
 
@@ -312,7 +312,7 @@ def _negative(resource: Resource, found: NoCertificate, now: float) -> _Refusal:
         return _Refusal(
             404,
             "not_found",
-            f"{resource}: the upstream does not have it; the mirror asks again later",
+            f"{resource}: the upstream does not have it; the mirror will ask again later",
             wait,
         )
     return _Refusal(502, "refused", found.problem, wait)

@@ -38,16 +38,16 @@ def read_target(path: bytes, query: bytes) -> Resource:
     """
     if len(path) + len(query) >= MAX_TARGET:
         raise FormatError(
-            WHAT, f"has {len(path) + len(query)} bytes, must have fewer than {MAX_TARGET}"
+            WHAT, f"expected fewer than {MAX_TARGET} bytes, found {len(path) + len(query)}"
         )
     try:
         words = path.decode("ascii").split("/")
         parameters = query.decode("ascii")
     except UnicodeDecodeError:
-        raise FormatError(WHAT, "contains bytes that are not ASCII") from None
+        raise FormatError(WHAT, "found bytes that are not ASCII") from None
     prefix, last = words[:-4], words[-4:]
     if len(last) < 4 or ".." in prefix or not all(word.isprintable() for word in words):
-        raise FormatError(WHAT, "path must be PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/...")
+        raise FormatError(WHAT, "expected a path PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/...")
     kind, version, product, name = last
     if kind == "vlek" and version == "v1" and name in _PRIVATE:
         raise PrivateResourceError(

@@ -32,7 +32,7 @@ def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
     """Make the check of :func:`asks_for`, and check that the guest's memory is unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
-        problem = "ENOSPC, but the VMM wrote to the guest's memory"
+        problem = "the VMM answered ENOSPC, but wrote to the guest's memory"
     return problem
 
 
@@ -52,7 +52,10 @@ def _large(trial: Trial, vcpu: TrialVcpu) -> Script:
     for size in (401, 4095, 4097, 8193, 5 * PAGE_SIZE, 71_680):
         pages = pages_of(size)
         if pages + 2 > room:
-            trial.advise(check, f"table of {size} bytes not tried: the VM has too little memory")
+            trial.advise(
+                check,
+                f"a table of {size} bytes was not tried, because the VM has too little memory",
+            )
             return
         table = trial.served.table(size)
         trial.served.rewrite(table)
@@ -169,7 +172,11 @@ def unharmed(answer: Answer, complete: bytes) -> str | None:
     if request is None:
         return f"no exit occurred; the guest got: {answer}"
     if request.ret in (errno.EAGAIN, errno.EIO):
-        return None if answer.untouched else "refused, but the VMM wrote to the guest's memory"
+        return (
+            None
+            if answer.untouched
+            else "the VMM refused the request, but wrote to the guest's memory"
+        )
     if answer.ok and (answer.untouched or answer.got(len(EMPTY)) == EMPTY):
         return None
     return answer.delivers(complete)

@@ -71,7 +71,7 @@ def _stopped_when(moment: Moment) -> Scenario:
         moment(trial, stop)
         yield from vcpu.ask(2)
         if not asked:
-            trial.skip(check, "the request never reached the moment at which the signal is sent")
+            trial.skip(check, "the request never reached the point at which the signal is sent")
             trial.send(signal.SIGKILL)
 
     def after(trial: Trial) -> None:
@@ -85,7 +85,8 @@ def _stopped_when(moment: Moment) -> Scenario:
         seconds = time.monotonic() - asked[0]
         trial.judge(
             check,
-            f"the guest still runs {seconds:.0f} s after {name}, which arrived during a request",
+            f"the guest is still running {seconds:.0f} s after {name}, which arrived during a "
+            "request",
         )
 
     return Scenario(checks=(check,), script=script, after=after, ends=True)
@@ -305,7 +306,7 @@ def _after_killed(trial: Trial) -> None:
 def _judge_lock_gone(trial: Trial) -> None:
     """Fail if a lock remains on the file after the VMM has ended."""
     gone = trial.serve_until(lambda: trial.served.locked() is None, DEATH_TIME)
-    problem = None if gone else f"still held: {trial.served.kinds()}"
+    problem = None if gone else f"these locks are still held: {trial.served.kinds()}"
     trial.judge("lock-ends-with-vmm", problem)
 
 

@@ -83,7 +83,11 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
 def released(trial: Trial, when: str) -> Script:
     """Wait until the lock is released. Judge whether that happens while the guest runs."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
-    problem = None if free else f"{when}, while the guest runs: {trial.served.kinds()}"
+    problem = (
+        None
+        if free
+        else f"{when}, while the guest runs, these locks are held: {trial.served.kinds()}"
+    )
     trial.judge("lock-released", problem)
 
 
@@ -175,7 +179,10 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     trial.judge(
         "handshake-fails",
-        None if free else f"after EIO from KVM_RUN, while the guest runs: {trial.served.kinds()}",
+        None
+        if free
+        else "after EIO from KVM_RUN, while the guest runs, these locks are held: "
+        f"{trial.served.kinds()}",
     )
 
 
@@ -189,7 +196,10 @@ def _after_handshake(trial: Trial) -> None:
     what = "the VMM ended" if trial.ended_by is not None else "the VMM stopped the VM"
     left = trial.served.locked()
     trial.judge(
-        "handshake-fails", None if left is None else f"{what}, still held: {trial.served.kinds()}"
+        "handshake-fails",
+        None
+        if left is None
+        else f"{what}, but these locks are still held: {{trial.served.kinds()}}",
     )
 
 
@@ -251,7 +261,7 @@ def _serves_new(answer: Answer, old: list[bytes], new: bytes) -> str | None:
     if answer.request is not None and answer.request.ret == errno.EAGAIN:
         return None
     if answer.ok and any(answer.got(len(each)) == each for each in old):
-        return "expected the table of the file at the path, found that of a file that it replaced"
+        return "expected the table of the file at the path, found that of the replaced file"
     return answer.delivers(new)
 
 
@@ -492,9 +502,11 @@ def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
     if request is None or request.ret != errno.EAGAIN:
         return f"expected ret {errno.EAGAIN} (EAGAIN), found {answer}"
     if not answer.untouched:
-        return "EAGAIN, but the VMM wrote to the guest's memory"
+        return "the VMM answered EAGAIN, but wrote to the guest's memory"
     if request.waited is not None and request.waited - min(delay, limit) > limit:
-        return f"EAGAIN after {request.waited * 1000:.0f} ms, the limit is {limit * 1000:.0f} ms"
+        return (
+            f"EAGAIN came after {request.waited * 1000:.0f} ms; the limit is {limit * 1000:.0f} ms"
+        )
     return None
 
 

@@ -90,5 +90,5 @@ def _integer(value: int) -> bytes:
 
 def _ia5(text: str) -> bytes:
     if not text.isascii() or not 0 < len(text) <= MAX_TEXT:
-        raise UsageError(f"{text!r} is not 1 to {MAX_TEXT} ASCII characters")
+        raise UsageError(f"{text!r} does not have 1 to {MAX_TEXT} ASCII characters")
     return bytes((0x16, len(text))) + text.encode("ascii")

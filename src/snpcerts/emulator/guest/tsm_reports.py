@@ -167,8 +167,8 @@ class TsmReports:
             return bytes(length)
         if blob is None and length:
             # Here Linux 7.3 reads from address 0, which ends the program and leaves the lock held.
-            log.warning("configfs-tsm: %s is gone, but its length is not", name)
-            raise OSError(errno.EFAULT, "the blob is gone")
+            log.warning("configfs-tsm: %s was freed, but its length was kept", name)
+            raise OSError(errno.EFAULT, "the blob was freed")
         return blob or b""
 
     def _report_new(self, report: _ReportItem) -> Operation[None]:

@@ -115,7 +115,7 @@ class PlatformHome:
                 json.dump(firmware.save_state(), file, indent=1)
             temporary.rename(self._state)
         except OSError as error:
-            raise RefusedError(f"{self._state}: cannot save: {error.strerror}") from None
+            raise RefusedError(f"cannot save {self._state}: {error.strerror}") from None
 
     def authority(self) -> EmulatedAuthority:
         """Return the emulated AMD that endorses this platform's keys."""
@@ -143,7 +143,7 @@ class PlatformHome:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot create a platform: {error.strerror}") from None
+            raise InputError(f"cannot create a platform in {self.path}: {error.strerror}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield

@@ -47,7 +47,7 @@ class ApiVersion:
 
     def __post_init__(self) -> None:
         if not all(0 <= part <= 255 for part in (self.major, self.minor, self.build)):
-            raise UsageError(f"firmware version {self} has a part that is not 0 to 255")
+            raise UsageError(f"firmware version {self} has a part that is not between 0 and 255")
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.build}"

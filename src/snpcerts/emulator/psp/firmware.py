@@ -313,7 +313,8 @@ class Firmware:
                 )
             if vector & (vector - 1) or vector & ~platform.mit_supported:
                 raise FirmwareError(
-                    SevStatus.INVALID_PARAM, f"{vector:#x} is not exactly one supported mitigation"
+                    SevStatus.INVALID_PARAM,
+                    f"{vector:#x} does not name exactly one supported mitigation",
                 )
             self._platform = replace(platform, mit_vector=platform.mit_vector | vector)
             return MitigationVectors(platform.mit_supported, self._platform.mit_vector)
@@ -495,7 +496,7 @@ class Firmware:
             if kind is None or not 1 <= header.msg_version <= MESSAGE_VERSION_MAX:
                 raise FirmwareError(
                     SevStatus.INVALID_PARAM,
-                    f"no answer to type {header.msg_type} version {header.msg_version}",
+                    f"unsupported message type {header.msg_type}, version {header.msg_version}",
                 )
             answer = kind.answer(self._platform, context, vmpck, kind.payload(payload))
             response = header_for(
