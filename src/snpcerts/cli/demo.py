@@ -153,7 +153,7 @@ def _both_runs(
             stage.say(f"   --break {broken}: the VMMs are broken on purpose.")
         locked = stage.follow(DemoRun(folder / "locked", machine, script), courses[1])
         stage.say(
-            f"   No update waited for the VMMs longer than {locked.writer_wait_ms_max:.0f} ms."
+            f"   No update waited longer than {locked.writer_wait_ms_max:.0f} ms for the VMMs."
         )
     _write(stage, files, courses, (unlocked, locked), machine.host, seconds)
     verdict = conclusion(unlocked, locked)

@@ -109,7 +109,7 @@ _platform = click.option(
     metavar="DIR",
     expose_value=False,
     callback=_named_after,
-    help="The same as --platform before the subcommand: use the machine stored in DIR.",
+    help="Use the machine stored in DIR (the same as --platform before the subcommand).",
 )
 
 
@@ -148,7 +148,9 @@ def command(
     help="How many extended reports each vCPU of a VM requests before it ends. [default: 1]",
 )
 @click.option(
-    "--pages", type=click.IntRange(0, 64), help="Pages in the buffer of a guest's first request."
+    "--pages",
+    type=click.IntRange(0, 64),
+    help="Size of the buffer in a guest's first request, in pages.",
 )
 @click.option(
     "--pause", type=click.FloatRange(0, 3600), default=0.0, help="Seconds between requests."
@@ -161,7 +163,9 @@ def command(
     help="Seconds a guest waits after BUSY.",
 )
 @click.option(
-    "--outcomes", metavar="FILE", help="Append a JSON line for each report that a guest requested."
+    "--outcomes",
+    metavar="FILE",
+    help="Append a JSON line to FILE for each report that a guest requests.",
 )
 @click.option(
     "--exit-number",
@@ -335,7 +339,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     type=click.Choice(["address", "certificate"]),
     default="address",
     show_default=True,
-    help="'certificate' limits how often an address gets the same VCEK.",
+    help="What to limit: all VCEKs that an address gets, or only how often it gets the same one.",
 )
 @click.option("--throttle-lengthens", is_flag=True, help="A refused request restarts the interval.")
 @click.option(
@@ -346,7 +350,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     type=click.FloatRange(0, 3600),
     default=5.0,
     metavar="SECONDS",
-    help="Seconds that a slow answer takes. [default: 5]",
+    help="How long a slow answer takes. [default: 5]",
 )
 @click.pass_obj
 def key_server(

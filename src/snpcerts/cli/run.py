@@ -26,7 +26,7 @@ from snpcerts.vmm import preload
     type=click.IntRange(0, preload.MAX_TIMEOUT),
     default=preload.DEFAULT_TIMEOUT,
     show_default=True,
-    help="Milliseconds that a vCPU waits for an update to end. Then its guest gets BUSY.",
+    help="Milliseconds that a vCPU waits for an update before its guest gets BUSY.",
 )
 @click.option(
     "--print-environment",

@@ -110,7 +110,8 @@ if TYPE_CHECKING:
 @click.option(
     "--ear",
     metavar="FILE",
-    help="Write the verdict on one report here as an EAR, a signed JWT; - is standard output.",
+    help="Write the verdict on a single report to FILE as an EAR, a signed JWT; - is standard "
+    "output.",
 )
 @click.option(
     "--ear-key", metavar="FILE", help="Private key for --ear: EC P-256, in PEM, without a password."

@@ -62,7 +62,7 @@ def sources_in_order(
 
     names = order.split(",")
     if sorted(set(names)) != sorted(names) or not set(names) <= set(ORDER.split(",")):
-        raise UsageError(f"--order {order}: must list sources from {ORDER}, each once")
+        raise UsageError(f"--order {order}: expected sources from {ORDER}, each at most once")
     by_name: dict[str, list[CollateralSource]] = {"table": [OWN]}
     if certs is not None:
         by_name["certs"] = [certificates(certs)]

@@ -66,7 +66,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
             lines.append("attacks and bulletins behind the failed checks:")
             lines += (f"  {attack}" for attack in attacks)
         if verdict.sources:
-            lines.append("answers of the certificate sources:")
+            lines.append("answers from the certificate sources:")
             lines += (f"  {each.source}: {each.problem}" for each in verdict.sources)
         lines += (f"next: {each}" for each in advice(verdict))
         lines.append("the report claims the following, but it is not verified:")

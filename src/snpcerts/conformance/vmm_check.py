@@ -340,7 +340,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "vcpus-keep-locks",
-        "no vCPU's request drops the lock of another one that waits for the firmware",
+        "no vCPU's request drops the lock of another vCPU that is waiting for the firmware",
         "fcntl_locking(2): a lock belongs to the open file description; each request needs its own",
     ),
     ConformanceCheck(

@@ -213,7 +213,7 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
     if _LAYOUTS.get(version) is not product.tcb_layout:
         raise FormatError(
             what,
-            f"{version} is not the version of a {product.value} certificate",
+            f"version {version} is not used in {product.value} certificates",
             field="structVersion",
         )
     components: dict[str, int] = {}

@@ -158,7 +158,7 @@ class ClaimTrial:
                 f"{self.file.path} holds certificates, but the guest got none",
             )
         elif asked.entries:
-            what = f"an extended request brought {asked.entries} certificates with the report"
+            what = f"an extended request returned {asked.entries} certificates with the report"
             self._note("extended-request", "vmgexit", Showing.SEEN, what)
             self._note("report-ioctl", "guest-driver", Showing.SEEN, what)
         self._note_certificates("first-report", asked)

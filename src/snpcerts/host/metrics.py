@@ -138,7 +138,7 @@ class Metrics:
         )
         self._pending = gauge(
             "snpcerts_commit_pending",
-            "1 while the current TCB is not the reported one: an update is not committed, "
+            "1 while the current TCB differs from the reported one: an update is not committed, "
             "or a lower TCB is configured",
         )
         self._prepared = gauge(

@@ -160,7 +160,7 @@ def judged(
     if signer is None:
         raise NoProofError(
             "the report is not signed, so it proves nothing",
-            hint="with MASK_CHIP_KEY this firmware does not sign reports; the file stays empty"
+            hint="with MASK_CHIP_KEY set, this firmware does not sign reports; the file stays empty"
             if state.chip_key_masked
             else "check that the report was made with this KEY_SEL",
         )

@@ -414,7 +414,7 @@ def _spread(fleet: Fleet, bulletins: BulletinData) -> Markup | None:
         ),
     )
     return section(
-        "TCBs, against the floors of AMD's bulletins",
+        "TCBs, compared with the floors of AMD's bulletins",
         element("table", head, element("tbody", rows), class_="stack spread"),
     )
 

@@ -153,12 +153,12 @@ def read_token(path: str) -> str:
         with open(fd, "rb") as file:
             data = file.read(_MAX_TOKEN + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot read the mirror's token: {error.strerror}") from None
+        raise InputError(f"cannot read the mirror's token from {path}: {error.strerror}") from None
     data = data or b""
     token = data.partition(b"\n")[0].strip()
     if len(data) > _MAX_TOKEN or not re.fullmatch(rb"[\x21-\x7e]+", token):
         raise InputError(
-            f"{path}: holds no token",
+            f"{path}: no token found",
             hint="its first line must be the token: letters, digits and signs, without spaces",
         )
     return token.decode("ascii")

@@ -55,7 +55,7 @@ class MirrorMetrics:
         )
         self._seconds = Histogram(
             "snpcerts_mirror_request_seconds",
-            "Time to an answer; hits apart from other requests, which may have waited",
+            "Time to answer a request; hits are counted separately, because others may have waited",
             ("hit",),
             buckets=_SECONDS,
             registry=self._registry,
@@ -112,7 +112,11 @@ class _DatabaseMetrics(Collector):
         for outcome in _OUTCOMES:
             asked.add_metric([outcome], results.get(outcome, 0))
         yield asked
-        yield _gauge("waiting_callers", "Callers that this instance is holding", self._waiting())
+        yield _gauge(
+            "waiting_callers",
+            "Callers that are waiting for this instance's answer",
+            self._waiting(),
+        )
         try:
             fleet = self._fleet()
             ages = self._crl_ages()

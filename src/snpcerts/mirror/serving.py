@@ -236,7 +236,7 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise InputError(
-            f"{options.certificate}: TLS certificate and key cannot be used: {error}",
+            f"cannot use the TLS certificate {options.certificate} with its key: {error}",
             hint="--tls-cert and --tls-key name PEM files; the first has the chain. "
             "--client-ca names one too",
         ) from None
@@ -256,5 +256,5 @@ def _listen(host: str, port: int) -> socket.socket:
             listening.close()
             raise
     except (OSError, OverflowError) as error:
-        raise UsageError(f"--listen {host}:{port}: cannot listen: {error}") from None
+        raise UsageError(f"cannot listen on {host}:{port} (--listen): {error}") from None
     return listening

@@ -131,7 +131,8 @@ def commit(agent: Agent) -> Plan:
 @click.option(
     "--again",
     is_flag=True,
-    help="Repeat SNP_SET_CONFIG with the present settings: the firmware derives the VCEK again.",
+    help="Repeat SNP_SET_CONFIG with the current settings, so that the firmware derives the "
+    "VCEK again.",
 )
 @click.option(
     "--mask-chip-id/--no-mask-chip-id", default=None, help="Leave CHIP_ID out of reports."

@@ -65,7 +65,7 @@ _VERSION_LIMIT: Final = 10.0
     metavar=METAVAR,
     help=(
         "Report this TCB for a while, so that another key signs. Afterwards, "
-        "report the present TCB again."
+        "report the current TCB again."
     ),
 )
 @click.option("-o", "--output", metavar="FILE", help="Write the report here, as JSON.")

@@ -18,8 +18,8 @@ from snpcerts.cli.mirror.serve import serve
 def command() -> None:
     """Mirror AMD's key server for a fleet: ask for each certificate once.
 
-    AMD's server gives one address about one VCEK in ten seconds. The mirror keeps this pace for all
-    hosts that use it, stores what verifies, and serves it under AMD's own URLs.
+    AMD's server gives each address about one VCEK every ten seconds. The mirror keeps this pace for
+    all hosts that use it, stores what verifies, and serves it under AMD's own URLs.
     """
 
 

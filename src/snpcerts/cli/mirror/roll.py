@@ -29,7 +29,7 @@ from snpcerts.errors import InputError, RetryLaterError, UsageError
     "--hosts",
     metavar="FILE",
     help=(
-        "Only these hosts: one name or chip ID on each line; - is standard "
+        "File that lists the hosts, one name or chip ID per line; - is standard "
         "input. [default: all hosts of the product]"
     ),
 )

@@ -27,9 +27,9 @@ DATABASE = click.option(
     envvar="SNPCERTS_MIRROR_DATABASE",
     help=(
         "Database: sqlite:///PATH for one instance, "
-        "postgresql://USER@HOST/NAME for several. Set it by the variable "
-        "SNPCERTS_MIRROR_DATABASE to keep a password out of the list of "
-        "processes."
+        "postgresql://USER@HOST/NAME for several. Use the variable "
+        "SNPCERTS_MIRROR_DATABASE instead to keep a password out of the "
+        "process list."
     ),
 )
 
@@ -56,7 +56,7 @@ DATABASE = click.option(
     type=click.FloatRange(0, 3600),
     metavar="SECONDS",
     help=(
-        "Shortest time in seconds between two requests for a VCEK. [default: "
+        "Shortest time between two requests for VCEKs. [default: "
         "10 for AMD's server, 0 for any other]"
     ),
 )
@@ -66,7 +66,7 @@ DATABASE = click.option(
     default=15.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to hold a caller whose certificate is being fetched.",
+    help="How long a caller waits while its certificate is being fetched.",
 )
 @click.option(
     "--unknown-chips",
@@ -87,22 +87,22 @@ DATABASE = click.option(
 @click.option(
     "--agent-token-file",
     metavar="FILE",
-    help="File with the tokens of the hosts' agents, one on each line.",
+    help="File with the tokens of the hosts' agents, one per line.",
 )
 @click.option(
-    "--admin-token-file", metavar="FILE", help="File with the operators' tokens, one on each line."
+    "--admin-token-file", metavar="FILE", help="File with the operators' tokens, one per line."
 )
 @click.option("--tls-cert", metavar="FILE", help="Serve TLS with this certificate chain (PEM).")
 @click.option("--tls-key", metavar="FILE", help="The certificate's private key (PEM).")
 @click.option(
     "--client-ca",
     metavar="FILE",
-    help="Let hosts announce themselves with client certificates of these CAs (PEM).",
+    help="Accept announcements from hosts with a client certificate from one of these CAs (PEM).",
 )
 @click.option(
     "--forwarded-from",
     metavar="ADDRESSES",
-    help="Trust the X-Forwarded-For header from these proxies' addresses (comma-separated).",
+    help="Trust the X-Forwarded-For header of these proxies (addresses, comma-separated).",
 )
 def serve(
     database: str,

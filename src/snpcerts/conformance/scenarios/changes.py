@@ -161,7 +161,7 @@ def _refuse_writers(trial: Trial, vcpu: TrialVcpu) -> Script:
     answer = yield from vcpu.ask(2)
     wrong = answer.delivers(table)
     trial.judge(
-        check, None if wrong is None else f"where the file cannot be opened for writing: {wrong}"
+        check, None if wrong is None else f"with a file that cannot be opened for writing: {wrong}"
     )
 
 

@@ -261,7 +261,7 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
             check,
             None
             if grown < _BIG_ROUNDS * size * 3 // 4
-            else f"{grown >> 10} KiB more after {_BIG_ROUNDS} requests that got {what}; "
+            else f"{grown >> 10} KiB more memory after {_BIG_ROUNDS} requests that got {what}; "
             f"the file has {size >> 10} KiB",
         )
 

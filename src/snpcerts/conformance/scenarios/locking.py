@@ -457,7 +457,7 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from ask_often("no file", 2, REPEATED)
     talks = {kind: each for kind, each in lines.items() if each >= TALKS}
     found = ", ".join(
-        (f"expected no output for each request, found {each:.0f} for each ({kind})")
+        (f"expected no output for each request, found {each:.0f} lines for each ({kind})")
         for kind, each in talks.items()
     )
     if not talks:

@@ -33,7 +33,8 @@ def _judge_enabling(trial: Trial) -> None:
     tries = trial.journal.enablings
     if not tries:
         trial.judge(
-            "enabled", "never enabled, so guests get the empty table that KVM writes itself"
+            "enabled",
+            "the VMM never enables the exit, so guests get the empty table that KVM writes",
         )
         trial.skip("attribute-asked", "the exit is not enabled")
         return

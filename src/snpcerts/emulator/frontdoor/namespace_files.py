@@ -45,7 +45,7 @@ class NamespaceFiles:
         ours = {os.fsdecode(path) for path in door.files}
         if {path for path in ours if not path.startswith(inside)} != self._places.keys():
             self.close()
-            raise InputError("places in a namespace: its files are not those of the door")
+            raise InputError("places in a namespace: the files differ from those of the front door")
         try:
             self._version = door.version()
             self._fill()

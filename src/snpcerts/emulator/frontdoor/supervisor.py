@@ -187,7 +187,7 @@ class Supervisor:
         if len(namespace) != places.descriptors or not door.trees.keys() >= {*places.trees}:
             for each in namespace:
                 os.close(each)
-            raise InputError("the file systems of this namespace are not those of the door")
+            raise InputError("this namespace's file systems are not those of the front door")
         try:
             devices = self._namespaces.add(door, places.devices, namespace[:count])
         except BaseException:

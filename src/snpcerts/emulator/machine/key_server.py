@@ -120,7 +120,7 @@ class KeyServer:
         try:
             self._http = _HttpServer(("127.0.0.1", port), handler)
         except (OSError, OverflowError) as error:
-            raise UsageError(f"port {port}: cannot listen: {error}") from None
+            raise UsageError(f"cannot listen on port {port}: {error}") from None
         self._waker, self._woken = socket.socketpair()
         self._thread: threading.Thread | None = None
 
