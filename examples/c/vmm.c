@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A VMM in C that serves certificates: vmm FILE VCPUS. It runs an SNP guest until it
- * shuts down or SIGTERM comes. A real VMM loads firmware and has devices; what it does
- * with the exit is what you see here.
+ * A VMM in C that serves certificates: vmm FILE VCPUS. It runs an SNP guest until the guest
+ * shuts down or SIGTERM arrives. A real VMM also loads firmware and has devices, but it
+ * handles the exit in the same way.
  *
  *	cc -o vmm vmm.c $(pkg-config --cflags --libs snpcerts) -pthread
  */
@@ -111,10 +111,10 @@ static void *run_vcpu(void *argument)
 
 static void kicked(int number)
 {
-	(void)number; /* KVM_RUN returns EINTR, that is all */
+	(void)number; /* its only effect is that KVM_RUN returns EINTR */
 }
 
-/* Wait for SIGTERM, then stop the vCPUs, also those that are about to enter KVM_RUN. */
+/* Wait for SIGTERM, then stop the vCPUs, including those that are about to enter KVM_RUN. */
 static void *stop(void *signals)
 {
 	int number;

@@ -10,7 +10,7 @@ import (
 	"unsafe"
 )
 
-// Of <linux/kvm.h> and <asm/kvm.h> of Linux 7.0.
+// From <linux/kvm.h> and <asm/kvm.h> of Linux 7.0.
 const (
 	createVM            = 0xAE01
 	createVCPU          = 0xAE41
@@ -44,7 +44,7 @@ func ioctl(fd, request, argument uintptr) (uintptr, error) {
 	return result, nil
 }
 
-// call issues an ioctl whose argument is a structure, in words of 64 bits.
+// call issues an ioctl whose argument is a structure, given as 64-bit words.
 func call(fd, request uintptr, words ...uint64) uintptr {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A VMM in Go that serves certificates: vmm FILE VCPUS. It runs an SNP guest until it shuts down
-// or SIGTERM comes. A real VMM loads firmware and has devices; what it does with the exit is what
-// you see here.
+// A VMM in Go that serves certificates: vmm FILE VCPUS. It runs an SNP guest until the guest shuts
+// down or SIGTERM arrives. A real VMM also loads firmware and has devices, but it handles the exit
+// in the same way.
 package main
 
 /*
 #cgo pkg-config: snpcerts
 #include <snpcerts.h>
 
-// Memory of C, which Go neither moves nor collects.
+// C memory, which Go neither moves nor collects.
 struct snpcerts_slot slots[2];
 struct snpcerts_vm certs = { .lock_wait = SNPCERTS_LOCK_WAIT, .slots = slots, .slot_count = 2 };
 */
@@ -109,7 +109,7 @@ func (v *vcpu) loop() {
 	}
 }
 
-// stop waits for SIGTERM, then stops the vCPUs, also those that are about to enter KVM_RUN.
+// stop waits for SIGTERM, then stops the vCPUs, including those that are about to enter KVM_RUN.
 func stop(signals chan os.Signal, vcpus []*vcpu) {
 	<-signals
 	stopping.Store(true)
@@ -145,7 +145,7 @@ func main() {
 	}
 	terminated := make(chan os.Signal, 1)
 	signal.Notify(terminated, syscall.SIGTERM)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGUSR1) // KVM_RUN returns EINTR, that is all
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGUSR1) // its only effect is that KVM_RUN returns EINTR
 
 	kvm := open("/dev/kvm")
 	sev = open("/dev/sev")

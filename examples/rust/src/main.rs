@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A VMM on kvm-ioctls that serves certificates: `snpcerts-vmm FILE VCPUS`.
 //!
-//! It runs an SNP guest until it shuts down or SIGTERM comes. A real VMM loads firmware and has
-//! devices; what it does with the exit is what you see here.
+//! It runs an SNP guest until the guest shuts down or SIGTERM arrives. A real VMM also loads
+//! firmware and has devices, but it handles the exit in the same way.
 
 mod snpcerts;
 
@@ -20,7 +20,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use snpcerts::{Certs, Slot};
 
 const PAGE: u64 = 4096;
-/// Two memory slots that touch.
+/// Two adjacent memory slots.
 const SLOTS: [(u64, u64); 2] = [(0, 128 * PAGE), (128 * PAGE, 2048 * PAGE)];
 const MEMORY: u64 = (128 + 2048) * PAGE;
 const MAP_GPA_RANGE: u32 = 12; // KVM_HC_MAP_GPA_RANGE
@@ -66,7 +66,7 @@ fn change_page_state(vm: &VmFd, memory: u64, args: [u64; 6]) -> Result<u64, Fail
     set_private(vm, gpa, pages * PAGE, private)?;
     if private {
         let (start, size) = ((memory + gpa) as *mut libc::c_void, (pages * PAGE) as usize);
-        // SAFETY: within the guest's memory, which is ours to drop.
+        // SAFETY: within the guest's memory, which this process may discard.
         unsafe { libc::madvise(start, size, libc::MADV_DONTNEED) };
     }
     Ok(0)
@@ -170,7 +170,7 @@ fn main() -> Result<(), Failed> {
 
     let (mut kicks, mut threads) = (Vec::new(), Vec::new());
     for mut vcpu in fds {
-        // SAFETY: the mapping of kvm_run lives as long as the process; a byte that KVM reads.
+        // SAFETY: the mapping of kvm_run lives as long as the process. KVM reads this byte.
         let immediate_exit = unsafe { AtomicU8::from_ptr(&mut vcpu.get_kvm_run().immediate_exit) };
         let (vm, certs) = (vm.clone(), certs.clone());
         let thread = thread::spawn(move || {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `snpcerts.h`, as far as this VMM uses it.
+//! The parts of `snpcerts.h` that this VMM uses.
 
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::ptr;
@@ -31,7 +31,7 @@ pub struct Certs {
 }
 
 impl Certs {
-    /// What the requests of one VM have in common, as long as the process lives.
+    /// Settings for the requests of one VM. They live as long as the process.
     pub fn new(path: CString, slots: Vec<Slot>) -> Certs {
         let (slots, none) = (slots.leak(), ptr::null());
         Certs {
@@ -49,7 +49,7 @@ impl Certs {
     }
 }
 
-// The library only reads it, and so do we.
+// The library only reads it, and so does this program.
 unsafe impl Send for Certs {}
 unsafe impl Sync for Certs {}
 

@@ -98,8 +98,8 @@ def _named_after(ctx: click.Context, _: click.Parameter, value: str | None) -> N
     while group.parent is not None and "platform" not in group.params:
         group = group.parent
     before = group.params.get("platform")
-    told = group.get_parameter_source("platform") is ParameterSource.COMMANDLINE
-    if told and before != value:
+    given = group.get_parameter_source("platform") is ParameterSource.COMMANDLINE
+    if given and before != value:
         raise UsageError(f"--platform is given twice: {before} and {value}")
     options.name(value)
 

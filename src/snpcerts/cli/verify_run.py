@@ -44,7 +44,7 @@ class VerifyRun:
     explain: bool  # name the attacks that the failed rules protect against
     has_more: bool  # there are certificates besides those that come with reports
     ear: EarFile | None = None
-    told: set[Shelf] = field(default_factory=set)  # directories whose files have been reported
+    reported: set[Shelf] = field(default_factory=set)  # directories whose files have been reported
 
     def print(self, as_json: bool) -> int:
         """Print the verdicts as they arrive. Return the exit code."""
@@ -107,8 +107,8 @@ class VerifyRun:
             kind = None if key is None else KINDS.get(key)
             beside = place.beside.given(beside_evidence=True)
             own = own.completed_by(beside.for_kind(kind))
-            if place.beside not in self.told:
-                self.told.add(place.beside)
+            if place.beside not in self.reported:
+                self.reported.add(place.beside)
                 for problem in beside.problems:
                     say(printable(f"snpcerts: warning: {problem}"), err=True)
         product = evidence.report.product

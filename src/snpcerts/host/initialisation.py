@@ -37,7 +37,7 @@ class Initialisation:
         """Whether the next initialisation can be told from this one with certainty."""
         return bool(self.boot and self.module)
 
-    def told_by(self, after: Initialisation) -> str:
+    def change_to(self, after: Initialisation) -> str:
         """Return what shows that ``after`` is a different initialisation.
 
         Empty if it seems to be the same.

@@ -116,13 +116,13 @@ def _first_seen(now: FirmwareState, why: str) -> KnownKeys:
 def _initialised_again(
     before: Remembered, now: FirmwareState, initialisation: Initialisation
 ) -> str:
-    told = before.initialisation.told_by(initialisation)
-    if not told and now.initialised and not before.state.initialised:
-        told = "SNP was not initialised before"
-    return told
+    change = before.initialisation.change_to(initialisation)
+    if not change and now.initialised and not before.state.initialised:
+        change = "SNP was not initialised before"
+    return change
 
 
-def _after_initialisation(before: FirmwareState, now: FirmwareState, told: str) -> KnownKeys:
+def _after_initialisation(before: FirmwareState, now: FirmwareState, change: str) -> KnownKeys:
     masks = (
         ("MASK_CHIP_ID", before.chip_id_masked and not now.chip_id_masked),
         ("MASK_CHIP_KEY", before.chip_key_masked and not now.chip_key_masked),
@@ -133,7 +133,7 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, told: str) 
         vcek_doubt=""
         if now.reported == now.current
         else (
-            f"SNP was initialised again ({told}) with the reported TCB below the "
+            f"SNP was initialised again ({change}) with the reported TCB below the "
             f"current one, so the VCEK may be that of the current TCB; {_AGAIN}"
         ),
         lost_masks=tuple(name for name, lost in masks if lost),

@@ -85,15 +85,15 @@ def missing() -> str:
 
     A child process tries it, because a process cannot leave a namespace.
     """
-    told, tell = os.pipe2(os.O_CLOEXEC)
+    reading, writing = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         try:
-            os.write(tell, _try().encode())
+            os.write(writing, _try().encode())
         finally:
             os._exit(0)
-    os.close(tell)
-    with open(told, "rb") as pipe:
+    os.close(writing)
+    with open(reading, "rb") as pipe:
         said = pipe.read().decode(errors="replace")
     os.waitpid(child, 0)
     return "" if said == _WORKS else said or "the attempt was killed"

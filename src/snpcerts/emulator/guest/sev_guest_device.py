@@ -148,8 +148,8 @@ class SevGuestCall:
         except OSError as failed:
             fault, result = failed, 0
         if response.exitinfo2:
-            told = replace(outer, exitinfo2=response.exitinfo2)
-            caller.memory.write(self._argument, told.pack(self._stored))
+            answered = replace(outer, exitinfo2=response.exitinfo2)
+            caller.memory.write(self._argument, answered.pack(self._stored))
         if fault is not None:
             raise fault
         if result < 0:

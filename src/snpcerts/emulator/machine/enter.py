@@ -135,23 +135,23 @@ def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.seri
         peer = stack.enter_context(contextlib.closing(connect(home)))
         ours = os.pidfd_open(os.getpid())
         stack.callback(os.close, ours)
-        told, tell = os.pipe2(os.O_CLOEXEC)
-        with open(told, "rb") as pipe:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        with open(reading, "rb") as pipe:
             try:
                 launcher = subprocess.Popen(
                     host_program(
                         home,
                         [*program, str(ours)],
                         GuestScript(serve=True),
-                        detached=tell,
+                        detached=writing,
                         series=series,
                     ),
                     stdin=subprocess.DEVNULL,
-                    pass_fds=(tell, ours),
+                    pass_fds=(writing, ours),
                     start_new_session=True,
                 )
             finally:
-                os.close(tell)
+                os.close(writing)
             launcher.wait()
             said = pipe.readline()
         if not said:

@@ -304,7 +304,7 @@ def main(arguments: list[str]) -> int:
     directory, *options = arguments
     home = PlatformHome(Path(directory))
     parent = next((int(each[9:]) for each in options if each.startswith("--parent=")), None)
-    told = next((each[11:] for each in options if each.startswith("--commands=")), None)
+    log_path = next((each[11:] for each in options if each.startswith("--commands=")), None)
     if parent is not None:
         end_with_parent(parent, signal.SIGTERM)
     elif "--detached" in options:
@@ -314,7 +314,7 @@ def main(arguments: list[str]) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        commands = None if told is None else open(told, "a", encoding="ascii")  # noqa: SIM115 (until the end)
+        commands = None if log_path is None else open(log_path, "a", encoding="ascii")  # noqa: SIM115 (until the end)
         server = PlatformServer(home, stays=parent is not None, commands=commands)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: server.end())
