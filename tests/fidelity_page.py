@@ -16,7 +16,7 @@ END: Final = "<!-- end of table -->\n"
 def table() -> str:
     """The claims, as Markdown."""
     rows = [
-        "| claim | what it says | held against | releases |",
+        "| claim | what it says | compared with | releases |",
         "| --- | --- | --- | --- |",
         *map(_row, CLAIMS),
     ]

@@ -121,8 +121,8 @@ CLAIMS: Final = (
     ),
     Claim(
         "guest-tsm",
-        "configfs-tsm: which files there are, generations, reports and certificates, errors; the "
-        "file system itself is read and restated",
+        "configfs-tsm: files, generations, reports and certificates, errors. Of the file system "
+        "itself, only the source was read",
         (
             _kernel(
                 "sev_tsm_report_ops",
@@ -152,7 +152,7 @@ CLAIMS: Final = (
     Claim(
         "memory-fault",
         "An access that disagrees with a page's attribute: EFAULT and KVM_EXIT_MEMORY_FAULT",
-        (ClaimSource(SourceKind.DOCUMENT, ("Linux api.rst", "arch/x86/kvm/mmu/mmu.c, read")),),
+        (ClaimSource(SourceKind.DOCUMENT, ("Linux api.rst", "arch/x86/kvm/mmu/mmu.c (read)")),),
         LINUX,
     ),
     Claim(
@@ -224,7 +224,7 @@ CLAIMS: Final = (
         "Extensions, names and chains of the emulated VCEK, VLEK, ASK and ARK",
         (
             _programs("snpguest", "snphost"),
-            ClaimSource(SourceKind.OBSERVER, ("genuine evidence of AMD's",)),
+            ClaimSource(SourceKind.OBSERVER, ("AMD's genuine evidence",)),
         ),
     ),
     Claim(
