@@ -4,7 +4,7 @@
 ::
 
     platform.json   the chip's secret, TCBs, VLEK: the firmware's persistent state
-    authority/      the emulated AMD: keys and certificates
+    authority/      the emulated AMD: keys and certificates, once something needs them
     control.sock    the socket of the platform's server while it runs
     server.log      the server's log
 
@@ -76,12 +76,10 @@ class PlatformHome:
 
     def _create(self, product: Product | None, choices: FirmwareChoices | None) -> None:
         from snpcerts.abi.product import Product
-        from snpcerts.emulator.amd.authority import EmulatedAuthority
         from snpcerts.emulator.psp.chip import Chip
         from snpcerts.emulator.psp.firmware import Firmware
 
         product = product or Product.MILAN
-        EmulatedAuthority.create(product).save(self.path / "authority")
         self.save(Firmware(Chip.create(product), choices=choices))
 
     def firmware(self) -> Firmware:
@@ -118,10 +116,23 @@ class PlatformHome:
             raise RefusedError(f"cannot save {self._state}: {error.strerror}") from None
 
     def authority(self) -> EmulatedAuthority:
-        """Return the emulated AMD that endorses this platform's keys."""
+        """Return the emulated AMD that endorses this platform's keys.
+
+        The first call makes it. That takes a second, which few programs on a machine need.
+        """
         from snpcerts.emulator.amd.authority import EmulatedAuthority
 
-        return EmulatedAuthority.load(self.path / "authority")
+        folder = self.path / "authority"
+        if not folder.exists():
+            with self.alone():
+                if not folder.exists():
+                    new = folder.with_suffix(".new")
+                    EmulatedAuthority.create(self.firmware().product).save(new)
+                    try:
+                        new.rename(folder)
+                    except OSError as error:
+                        raise InputError(f"{folder}: {error.strerror}") from None
+        return EmulatedAuthority.load(folder)
 
     def provider(self, csp_id: str) -> CloudProvider:
         """Return the cloud provider with this name. The same name always gives the same
