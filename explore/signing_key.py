@@ -126,7 +126,7 @@ class Host:
 
     psp: Psp
     kept: Remembered | None = None
-    kill_at: int = 0  # the number of the agent's act at which it is killed; 0: never
+    kill_at: int = 0  # the number of the act at which the agent is killed; 0: never
     acts: int = 0
 
     def memory(self, kind: type[Memory] = Memory) -> Memory:

@@ -14,7 +14,7 @@ from typing import Final
 LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 """Replaces a date that cannot be right. The file then counts as infinitely old."""
 
-_SLACK: Final = 300.0  # seconds by which the clocks of file servers may differ
+_SLACK: Final = 300.0  # seconds; the clocks of file servers may differ by this much
 
 
 def written_at(seconds: float) -> datetime:

@@ -2,8 +2,8 @@
 """Tells a certificate file from another file at a mistyped path.
 
 A certificate file is empty, or begins with the empty table, or is a table. A file with other
-content is foreign, unless that path has been updated before. In that case the turn file of the
-writers, which is never removed, is beside it.
+content is foreign, unless that path has been updated before. In that case the writers' turn file is
+beside it, because that file is never removed.
 """
 
 from __future__ import annotations

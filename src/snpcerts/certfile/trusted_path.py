@@ -4,7 +4,7 @@
 An update runs as root on files that VMMs read. The owner of a symbolic link on the path decides
 which file root writes to, and a user who can write to a directory can put a link there. So
 :func:`resolve` follows only links that belong to root or to the user of this process.
-:func:`doubts` lists everything else by which other users can change where the path leads.
+:func:`doubts` lists everything else that lets other users change where the path leads.
 """
 
 from __future__ import annotations

@@ -340,7 +340,8 @@ def _in_place(
         keep = False
         try:
             yield from _require_regular(names.path, fd)
-            # The rename with which an interrupted update put this file here may not be on disk yet.
+            # An interrupted update renamed this file to the path. The rename may not be on disk
+            # yet.
             yield step.SyncDirectory(names.path)
             if not (yield from _lock_until(fd, deadline)):
                 emptied = yield from _withdraw(fd, wrong_table)

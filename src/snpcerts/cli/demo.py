@@ -198,7 +198,7 @@ class _Narrator:
     """Prints each event when it happens, unless ``quiet``, and a line of counts every ``every``
     seconds.
 
-    It prints nothing for single reports, because reports and updates do not become known in the
+    It prints nothing for single reports, because it does not learn of reports and updates in the
     order in which the firmware served them.
     """
 

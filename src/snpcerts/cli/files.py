@@ -19,7 +19,7 @@ from snpcerts.file_date import written_at
 INPUT_LIMIT = 1 << 20
 STANDARD_INPUT = "-"
 _PART = 1 << 16
-# Milliseconds in which a writer must open a named pipe.
+# Time limit for a writer to open a named pipe, in milliseconds
 WAIT_FOR_WRITER = 5000
 
 

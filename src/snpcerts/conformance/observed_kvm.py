@@ -52,7 +52,7 @@ class Observer(Protocol):
         """Return the value of KVM_X86_SEV_SNP_REQ_CERTS, or None for the emulator's own value."""
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno with which this request's re-entry fails; 0 if it does not fail."""
+        """Return the errno of this request's re-entry; 0 if it should not fail."""
 
     def note_answer(self, request: CertsRequest) -> None:
         """Handle the VMM's answer to this request."""

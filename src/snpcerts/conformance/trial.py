@@ -227,7 +227,7 @@ class Trial:
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno with which this request's re-entry fails; 0 if it does not fail."""
+        """Return the errno of this request's re-entry; 0 if it should not fail."""
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:

@@ -23,7 +23,7 @@ from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.errors import RefusedError
 
 Outcome = TypeVar("Outcome")
-_PATIENCE: Final = 10.0  # seconds in which a process must end its own processes
+_PATIENCE: Final = 10.0  # time limit for a process to end its own processes, in seconds
 
 
 class StopWorkerError(BaseException):

@@ -82,8 +82,7 @@ class _GuestAnswer:
 class ClaimTrial:
     """One trial, which adds its observations to ``report``.
 
-    ``exit_number`` returns the number of the exit with which KVM asked for certificates, or None if
-    it is unknown.
+    ``exit_number`` returns the number of the exit that KVM used, or None if it is unknown.
     """
 
     agent: Agent

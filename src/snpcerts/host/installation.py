@@ -98,9 +98,9 @@ class InstallStep:
 class InstallTarget:
     """The host to change.
 
-    ``root`` is its root directory. ``command`` is the absolute path inside it with which the units
-    start snpcerts. ``replace``: replace files that do not belong to this installation or were
-    edited.
+    ``root`` is its root directory. ``command`` is the absolute path, inside the root, of the
+    command that the units start. ``replace``: replace files that do not belong to this installation
+    or were edited.
     """
 
     root: str = "/"
@@ -109,7 +109,7 @@ class InstallTarget:
     replace: bool = False
 
     def at(self, path: str) -> str:
-        """Return the path with which this process reaches a path of the host."""
+        """Return this process's path to a path of the host."""
         return os.path.join(self.root, path.lstrip("/"))
 
     @property

@@ -439,7 +439,7 @@ class KdsClient:
 
 
 def _lasting(error: Exception, proxy: Proxy | None, trace: RequestTrace) -> str | None:
-    """Return a local problem with which another try would fail too; None if there is none."""
+    """Return a local problem that would also make another try fail; None if there is none."""
     import httpx2
 
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -18,7 +18,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REQUEST_TIME: Final = 20.0  # seconds from a request's first byte to its last
-ANSWER_TIME: Final = 60.0  # seconds in which a client must read an answer
+ANSWER_TIME: Final = 60.0  # time limit for a client to read an answer, in seconds
 MAX_HEAD: Final = 32 << 10  # bytes of request line and headers, or of trailers
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets the connection
 # The key in an ASGI scope's extensions for the names in a client's certificate.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's security bulletins, in a form that policies can require.
+"""AMD's security bulletins, in a form that policies can use.
 
 The data is in ``bulletins.toml`` beside this file. It is dated, and each value has the public
 sources that agree on it.

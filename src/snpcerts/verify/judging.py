@@ -53,8 +53,8 @@ def verify(
 
     ``evidence`` may be a bare report of 1184 bytes. ``collateral``, if given, replaces the
     evidence's own certificates. This checks everything that it can and lists every reason, always
-    in the same order: the report itself, its certificates, the two together, the policy. It never
-    raises an error because of the evidence, whatever its bytes. ``at`` is the time at which the
+    in the same order: the report itself, its certificates, the two together, the policy. No
+    evidence makes it raise an error, whatever its bytes. ``at`` is the time at which the
     certificates must be valid. Raises :class:`UsageError` if it has no time zone.
     """
     return judge(evidence, collateral, policy or DEFAULT_POLICY, anchors, at, ())

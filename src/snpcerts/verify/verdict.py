@@ -116,7 +116,8 @@ class Verdict:
     def next_step(self) -> NextStep | None:
         """What the caller should do next; None if verified.
 
-        Bad evidence comes before missing certificates, and those come before a wait.
+        Bad evidence takes precedence over missing certificates, and missing certificates over a
+        wait.
         """
         steps = {reason.next_step for reason in self.reasons}
         order = (NextStep.REFUSE, NextStep.FIX_USAGE, NextStep.RETRY_LATER)

@@ -28,12 +28,12 @@ from snpcerts.vmm.enable import supports_req_certs
 DEFAULT_TIMEOUT: Final = round(DEFAULT_LOCK_WAIT * 1000)  # milliseconds
 MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BUSY
 
-# With this variable set, the shim reports once which exit number KVM used; and its text for that.
+# With this variable set, the shim prints once which exit number KVM used. Then its text for that.
 TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
 EXIT_TOLD: Final = "KVM asks for certificates by exit {}"
 
 _SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
-_LOADER_LIMIT = 30.0  # seconds in which the loader must list what it would load
+_LOADER_LIMIT = 30.0  # time limit for the loader to list what it would load, in seconds
 _INTERPRETERS = 4  # nested interpreters; the same limit as in Linux
 _LINE = 256  # bytes of a script's first line that Linux reads
 

@@ -222,7 +222,7 @@ class _Vmm:
                 self._exit = int(found[1])
 
     def exit_number(self) -> int | None:
-        """Return the number of the exit with which KVM asked, as printed by the VMM."""
+        """Return the number of the exit that KVM used, as printed by the VMM."""
         return self._exit
 
     def asked(self, ask: Callable[[], bytes], limit: float) -> bytes:

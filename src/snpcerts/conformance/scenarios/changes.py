@@ -97,7 +97,7 @@ def _gone(
 
 
 def _removed_at_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Remove the file when the VMM, which has opened it, is about to lock it."""
+    """Remove the file after the VMM has opened it and before the VMM locks it."""
     served = trial.served
     table = served.content or b""
     removed: list[FileCall] = []

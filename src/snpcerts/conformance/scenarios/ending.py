@@ -22,15 +22,15 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.guest.program import Sleep
 
-KICK_TIME = 2.0  # seconds in which the VMM's other threads see the signal and kick the vCPU
+KICK_TIME = 2.0  # time limit for the VMM's other threads to see the signal and kick the vCPU, in s
 _ROUNDS = 3  # requests of each kind; the first is a warm-up
-SETTLE_TIME = 1.0  # seconds in which everything that a request used must be released
+SETTLE_TIME = 1.0  # time limit for releasing everything that a request used, in seconds
 _DESCRIPTORS = "open descriptors"
 _BIG = 128 * PAGE_SIZE  # bytes of a table; less if the VM has less memory
 _BIG_MIN = 16 * PAGE_SIZE
 _BIG_MARGIN = 64 * PAGE_SIZE  # for the pages of two vCPUs and for what the VM starts from
 _BIG_ROUNDS = 16  # requests of each kind that are judged
-DEATH_TIME = 2.0  # seconds in which a killed process's locks must be released
+DEATH_TIME = 2.0  # time limit for releasing a killed process's locks, in seconds
 
 Moment = Callable[["Trial", Callable[[], None]], None]
 

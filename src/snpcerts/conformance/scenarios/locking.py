@@ -32,14 +32,14 @@ from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 from snpcerts.emulator.guest.program import Sleep
 
-FIRMWARE_TIME = 0.02  # seconds by which the emulated firmware delays each signature
+FIRMWARE_TIME = 0.02  # seconds of delay for each signature of the emulated firmware
 SLOW_FIRMWARE = 5.0  # seconds; Linux waits 100 s for a command by default
 STOPPED_LIMIT = 3.0  # seconds of inactivity after which a VM counts as stopped
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 BUSY_IN_A_ROW = 4  # requests while one update has the lock
 WAIT_MIN = 0.02  # seconds; shorter waits are not judged
 SLEEP_MIN = 0.0003  # seconds between two tries for the lock
-PAUSED_MIN = 4  # pauses from which on it is clear whether the VMM sleeps in them
+PAUSED_MIN = 4  # number of pauses that show clearly whether the VMM sleeps in them
 TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
 WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
@@ -475,7 +475,7 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def delay_time(processes: list[int]) -> float:
-    """Return the seconds in which processes waited for a processor or for this process."""
+    """Return how many seconds processes waited for a processor or for this process."""
     total = sum(_schedstat(f"/proc/{os.getpid()}/task/{threading.get_native_id()}")[:2])
     for process in processes:
         with contextlib.suppress(OSError):

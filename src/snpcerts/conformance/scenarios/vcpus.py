@@ -18,7 +18,7 @@ from snpcerts.emulator.syscall.device import Pending
 
 TOGETHER = 1.0  # seconds that one answer waits for the other; a VMM may serve one at a time
 TOGETHER_AGAIN = 0.1  # the same, after a VMM has been seen to serve one at a time
-SETTLE = 0.03  # seconds in which a VMM may drop its lock late
+SETTLE = 0.03  # seconds; a VMM may drop its lock this late
 _TRIES = 20  # a VMM's own exclusive lock makes its vCPUs wait for each other
 
 # For each round: the vCPU that is answered first, and the vCPU that finishes first.

@@ -49,8 +49,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class OpenDevice:
     """An emulated device that is open.
 
-    ``path`` is the path with which it was opened, None if an ioctl created it. ``keeper`` is this
-    process's own descriptor of its memfd.
+    ``path`` is the opened path, None if an ioctl created the device. ``keeper`` is this process's
+    own descriptor of its memfd.
     """
 
     device: Device

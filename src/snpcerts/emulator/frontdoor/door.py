@@ -187,8 +187,8 @@ class Door:
     def opens_for_writing(self, path: bytes) -> bool:
         """Whether this emulated path can be opened for writing.
 
-        A file of registers can, as in msr(4), because tools open it for reading and writing and
-        then only read. Writing to it fails with EPERM.
+        A file of registers can be, as in msr(4), because tools open it for reading and writing even
+        if they only read. Writing to it fails with EPERM.
         """
         return path in self.devices or (
             path in self.files and not isinstance(self.files[path](), bytes)

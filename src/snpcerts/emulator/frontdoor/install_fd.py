@@ -35,7 +35,7 @@ def give_device(
 ) -> None:
     """Let the call return a descriptor for a device; if that fails, close the device.
 
-    ``path`` is the path with which it was opened. ``shared`` is its memfd, None for a new one.
+    ``path`` is the opened path. ``shared`` is its memfd, None for a new one.
     """
     entry: OpenDevice | None = None
     try:

@@ -310,7 +310,7 @@ class Supervisor:
         return bool(self._waiting) or any(tree.interrupted for tree in self._trees.values())
 
     def _due(self) -> float:
-        """The latest time at which to check the waiting calls."""
+        """The latest time to check the waiting calls."""
         deadlines = (waiting.pending.deadline for waiting in self._waiting.values())
         return min((self._next_look, *(at for at in deadlines if at is not None)))
 

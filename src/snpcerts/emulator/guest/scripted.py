@@ -30,7 +30,7 @@ from snpcerts.emulator.guest.program import (
     WaitUntil,
 )
 
-START_LIMIT = 5.0  # seconds in which a VMM must run a vCPU that it has created
+START_LIMIT = 5.0  # time limit for a VMM to run a vCPU that it has created, in seconds
 _LOOK_AGAIN = 0.01  # seconds
 TRIES_MAX = 4  # tries with a buffer that is too small; each uses a larger one
 

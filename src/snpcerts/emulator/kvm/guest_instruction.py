@@ -59,7 +59,7 @@ class Msrs(Protocol):
 class Instructions:
     """Performs one vCPU's instructions. Each method returns what to do after an exit, or None.
 
-    Raises the ``OSError`` with which KVM_RUN fails.
+    Raises the ``OSError`` of KVM_RUN.
     """
 
     def __init__(

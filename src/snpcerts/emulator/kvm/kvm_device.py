@@ -42,8 +42,8 @@ _MSRS: Final[dict[int, tuple[int, ...]]] = {
 }
 _MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
 _CPUID_ENTRY: Final = struct.Struct("<7I12x")
-# The values from which a VMM fills its guest's CPUID table: vendor, a processor of the x86-64
-# baseline, SEV's leaf, KVM's signature. Columns: function, index, flags, EAX to EDX.
+# The values for a guest's CPUID table: vendor, a processor of the x86-64 baseline, SEV's leaf,
+# KVM's signature. Columns: function, index, flags, EAX to EDX.
 _CPUID: Final = (
     (0x0000_0000, 0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65),
     (0x0000_0001, 0, 0, 0x00A1_0F11, 0, 0x8020_2001, 0x078B_FBFF),

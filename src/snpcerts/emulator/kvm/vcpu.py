@@ -164,7 +164,7 @@ class Vcpu:
     def enter(self, caller: Caller) -> int | None:
         """Run the guest. Return 0 if it exits to userspace, None if it waits.
 
-        Raises the ``OSError`` with which KVM_RUN fails.
+        Raises the ``OSError`` of KVM_RUN.
         """
         memory = self.vm.memory(caller)
         for _ in range(STEPS_PER_POLL):
@@ -309,7 +309,7 @@ class KvmRun:
     def poll(self) -> int | None:
         """Return 0 on an exit to userspace, None while the guest waits.
 
-        Raises the ``OSError`` with which KVM_RUN fails.
+        Raises the ``OSError`` of KVM_RUN.
         """
         if not self._first():
             return None

@@ -75,7 +75,7 @@ class Pending(Protocol):
 
     @property
     def deadline(self) -> float | None:
-        """The latest time at which to poll."""
+        """The latest time to poll."""
 
     @property
     def blocked(self) -> int | None:
