@@ -261,7 +261,7 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Return the products that a report may come from, because a version 2 report does not name one.
+    """Return the products that a report may come from. A version 2 report does not name its own.
 
     As with 'verify --fetch', these are the products whose TCB layout fits the report.
     """
