@@ -357,7 +357,7 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
         (["load-vlek", "missing", "--vlek-cert", "missing"], 2, "No such file"),
         (["sync", "--interval", "5"], 2, "need --watch"),
         (["sync", "--file", ""], 2, "--file: the path is empty"),
-        (["sync", "--product", "turin"], 1, "on Turin it has 8"),
+        (["sync", "--product", "turin"], 1, "of 8 bytes on Turin"),
         (["status", "--anchor", "/dev/null"], 2, "/dev/null"),
         (["status", "--config", "missing.toml"], 2, "missing.toml"),
     ],

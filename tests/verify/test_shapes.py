@@ -285,7 +285,7 @@ PACKED = shapes.dstack_packed(REPORT, *DERS)
         (PACKED + b"\0", "1 bytes follow its end"),
         (b"\x82" + shapes.packed("sev-snp") + b"\1" + shapes.packed("sev-snp") + b"\1", "twice"),
         (b"\x81" + shapes.packed("sev-snp") + b"\x91" * 1000 + b"\0", "nested too deeply"),
-        (b"\x81" + shapes.packed("sev-snp") + b"\xdd\xff\xff\xff\xff", "announced"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\xdd\xff\xff\xff\xff", "but only"),
         (b"\x82" + shapes.packed("sev-snp") + b"\1\1\1", "a key is not text"),
         (b"\x81" + shapes.packed("sev-snp") + b"\xc7\1\1\1", "type 0xc7"),
         (b"\x81" + shapes.packed("sev-snp") + b"\xa2\xff\xfe", "not UTF-8"),
@@ -319,7 +319,7 @@ def test_a_response_without_a_report_says_why() -> None:
 def test_two_reports_in_one_file_are_an_error() -> None:
     other = CA.report(report_data=b"\1" * 64)
     both = {"a": shapes.b64(REPORT), "b": shapes.b64(other)}
-    with pytest.raises(FormatError, match="2 reports"):
+    with pytest.raises(FormatError, match="expected one report, found 2"):
         Evidence.from_bytes(json.dumps(both).encode())
     same = {"a": shapes.b64(REPORT), "b": REPORT.hex()}
     assert Evidence.from_bytes(json.dumps(same).encode()).report.raw == REPORT
