@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -148,6 +150,20 @@ def test_a_database_of_a_newer_release_is_left_alone(database: str) -> None:
     with pytest.raises(DatabaseUnavailableError, match="99"):
         opened.check()
     opened.close()
+
+
+def test_a_file_that_is_no_database_does_not_stay_open(tmp_path: Path) -> None:
+    path = tmp_path / "mirror.db"
+    path.write_bytes(b"not a database" * 100)
+    with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:
+        # What is caught has the frames, and with them a connection that was not closed.
+        with pytest.raises(sqlite3.DatabaseError, match="not a database") as caught:
+            opened.sqlite_connection()
+        with pytest.raises(DatabaseUnavailableError, match="not a database") as also_caught:
+            opened.check()
+        open_files = {os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()}
+        assert str(path) not in open_files
+        assert caught.value is not also_caught.value
 
 
 def test_a_full_disk_loses_nothing_and_stops_nothing(amd: KeyServer, mirror: RunningMirror) -> None:

@@ -177,15 +177,20 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _set_up(connection: Any) -> None:
-    """Set up a new connection to SQLite."""
-    for pragma in (
-        f"busy_timeout = {_BUSY}",
-        "journal_mode = WAL",
-        # After a power failure the last transactions may be missing. They are then fetched again.
-        "synchronous = NORMAL",
-        "cache_size = -4096",  # 4 MiB
-    ):
-        connection.execute(f"PRAGMA {pragma}")
+    """Set up a new connection to SQLite; close it if that fails."""
+    try:
+        for pragma in (
+            f"busy_timeout = {_BUSY}",
+            "journal_mode = WAL",
+            # After a power failure the last transactions may be missing. They are then fetched
+            # again.
+            "synchronous = NORMAL",
+            "cache_size = -4096",  # 4 MiB
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _postgresql(url: URL) -> Engine:
