@@ -30,7 +30,7 @@ _NAMES = {
     260: "fchownat", 263: "unlinkat", 266: "symlinkat", 268: "fchmodat", 280: "utimensat",
     285: "fallocate", 316: "renameat2", 14: "rt_sigprocmask",
     39: "getpid", 102: "getuid", 104: "getgid", 110: "getppid",
-    228: "clock_gettime", 295: "preadv", 311: "process_vm_writev",
+    228: "clock_gettime",
 }  # fmt: skip
 
 # Of these, the calls after which something outside the process may be different.

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "../../native/kvm_abi.h"
@@ -97,9 +97,10 @@ static int run(int fd)
 	return 0;
 }
 
-ssize_t preadv(int fd, const struct iovec *pieces, int count, off_t offset)
+/* Holds the copy of the table; the shim first reads the 24 bytes of one entry. */
+ssize_t pread(int fd, void *data, size_t size, off_t offset)
 {
-	const char *fifo = getenv("FAKE_HOLD");
+	const char *fifo = size == 24 ? NULL : getenv("FAKE_HOLD");
 	int hold = fifo ? open(fifo, O_RDONLY | O_CLOEXEC) : -1;
 	char byte;
 
@@ -107,7 +108,7 @@ ssize_t preadv(int fd, const struct iovec *pieces, int count, off_t offset)
 		(void)!read(hold, &byte, 1);
 		close(hold);
 	}
-	return preadv64v2(fd, pieces, count, offset, 0);
+	return syscall(SYS_pread64, fd, data, size, offset);
 }
 
 int fcntl(int fd, int command, ...)

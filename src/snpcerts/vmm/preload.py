@@ -84,7 +84,8 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
 
     Raises :class:`RefusedError` for a sandbox whose filter would kill the VMM at its guest's first
     request. cloud-hypervisor's filter for vCPU threads (``vmm/src/seccomp_filters.rs``,
-    ``vcpu_thread_rules``) has no ``fcntl``, so no file can be locked there.
+    ``vcpu_thread_rules``) has no ``fcntl`` before version 52, so no file can be locked there. Later
+    ones have no ``poll`` and no ``write``, with which the shim reports a problem.
     """
     name, options = os.path.basename(argv[0]), list(argv[1:])
     if name.startswith("cloud-hypervisor"):
@@ -93,8 +94,8 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
         if values[-1:] not in (["false"], ["log"]):
             raise RefusedError(
                 (
-                    f"{name} does not let its vCPU threads lock a file: the kernel would "
-                    "kill it at the guest's first request"
+                    f"{name} does not allow its vCPU threads each system call that the shim makes: "
+                    "the kernel would kill it while it serves a guest"
                 ),
                 hint="run it with --seccomp false",
             )
