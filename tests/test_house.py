@@ -293,3 +293,32 @@ def test_devices_are_called_by_the_kernels_ioctl() -> None:
         if re.search(r"^\s[^#`]*fcntl\.ioctl\(", path.read_text(), re.MULTILINE)
     }
     assert users == {"emulator/frontdoor/seccomp.py"}
+
+
+_VERB = r"(?:is|are|has|was|must|does|needs|names|holds|contains|belongs|ends) "
+_AFTER_A_NAME = re.compile(r"\0: " + _VERB)
+_FIRST = re.compile(_VERB)
+
+
+def _template(node: ast.expr) -> str:
+    """Return a text with NUL for each value that is put in; empty if it is not a text."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(each) or "\0" for each in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_what_follows_the_name_in_a_message_has_its_own_subject(path: Path) -> None:
+    """As in "FILE: not a regular file" or "FILE: expected 8 bytes, found 5"."""
+    nodes = list(ast.walk(tree_of(path)))
+    texts = [_template(node) for node in nodes if isinstance(node, ast.JoinedStr)]
+    problems = [
+        _template(node.args[1])
+        for node in nodes
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "FormatError"
+        and len(node.args) > 1
+    ]
+    assert [each for each in texts if _AFTER_A_NAME.search(each)] == []
+    assert [each for each in problems if _FIRST.match(each)] == []

@@ -124,7 +124,7 @@ def test_a_listener_sent_twice_is_served_once(home: PlatformHome) -> None:
     )
     first, second = made.stdout.splitlines()
     assert "ok" in first
-    assert "already served" in second
+    assert "already in use" in second
 
 
 def test_outcomes_to_a_pipe_without_a_reader(home: PlatformHome, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help=(
         "Directory with the certificates (vcek or vlek, ask or asvk, ark, "
-        "cert_chain) and crl, as .der or .pem."
+        "cert_chain) and the CRL (crl), as .der or .pem files."
     ),
 )
 @click.option("--fetch", is_flag=True, help="Ask AMD's key server for what is missing.")

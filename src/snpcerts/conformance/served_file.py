@@ -261,7 +261,8 @@ class ServedFile:
         if found or self.locked() is None:
             return found or "none"
         return (
-            "a lock of a file that no process has open any more: a mapping of it keeps the lock "
+            "a lock on a file that no process has open any more: a mapping of the file keeps "
+            "the lock "
             "after close(2); unlock before you close"
         )
 

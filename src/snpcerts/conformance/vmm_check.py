@@ -179,7 +179,8 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "lock-before-read",
-        "the VMM takes the lock before it reads the first byte, in every request, and reads it all",
+        "the VMM takes the lock before it reads the first byte, in every request, and reads "
+        "the whole file",
         "sev: the file must not change between the read and the attestation",
     ),
     ConformanceCheck(
@@ -226,7 +227,8 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "replaced-after-lock",
-        "if the file is replaced after the lock, the guest still gets the table of a locked file",
+        "if the file is replaced after the VMM locks it, the guest still gets the table of a "
+        "locked file",
         "sev: the lock must be on the file that is read",
     ),
     ConformanceCheck(

@@ -159,7 +159,8 @@ def read_token(path: str) -> str:
     if len(data) > _MAX_TOKEN or not re.fullmatch(rb"[\x21-\x7e]+", token):
         raise InputError(
             f"{path}: no token found",
-            hint="its first line must be the token: letters, digits and signs, without spaces",
+            hint="its first line must be the token: letters, digits and punctuation, without "
+            "spaces",
         )
     return token.decode("ascii")
 

@@ -231,7 +231,10 @@ def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
         if answer.got(TABLE_SIZE) == swapped[0] and not any(
             read.lock for read in request.reads if read.file == served.identity
         ):
-            problem = "the VMM opened the path again after the lock, and read the new file unlocked"
+            problem = (
+                "the VMM opened the path again after it took the lock, and read the new file "
+                "without a lock"
+            )
         elif request.lock_at_answer is None:
             problem = "when the VMM answered, it held no lock on the file that it had read last"
     trial.judge(check, problem)

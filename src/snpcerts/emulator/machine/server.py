@@ -165,7 +165,7 @@ class PlatformServer:
         if not seccomp.is_listener(descriptors[0]):
             raise InputError("control message: its descriptor is not a seccomp listener")
         if self._supervisor.serves(descriptors[0]):
-            raise InputError("control message: its seccomp listener is already served")
+            raise InputError("control message: its seccomp listener is already in use")
         listener, *namespace = descriptors
         descriptors.clear()
         self._supervisor.add_listener(

@@ -63,10 +63,10 @@ def check_id_block(
     digest, family_id, image_id, _version, guest_svn, expected_policy = _BLOCK.unpack(block)
     if digest != measurement:
         raise FirmwareError(
-            SevStatus.BAD_MEASUREMENT, "the ID block expects another launch measurement"
+            SevStatus.BAD_MEASUREMENT, "the ID block expects a different launch measurement"
         )
     if expected_policy != policy:
-        raise FirmwareError(SevStatus.POLICY_FAILURE, "the ID block expects another policy")
+        raise FirmwareError(SevStatus.POLICY_FAILURE, "the ID block expects a different policy")
     algorithms = struct.unpack_from("<II", auth)[: 2 if author else 1]
     if any(algorithm != ALGO_ECDSA_P384_SHA384 for algorithm in algorithms):
         raise FirmwareError(SevStatus.INVALID_PARAM, "a key has an unknown algorithm")
