@@ -104,6 +104,19 @@ CLAIMS: Final = (
         LINUX,
     ),
     Claim(
+        "memory",
+        "Memory slots, guest_memfds and attributes of pages: checks, their order, errors",
+        (
+            _kernel(
+                "kvm_vm_ioctl_set_memory_region",
+                "kvm_vm_ioctl_set_mem_attributes",
+                "kvm_gmem_create",
+                "kvm_arch_prepare_memory_region",
+            ),
+        ),
+        LINUX,
+    ),
+    Claim(
         "guest-driver",
         "/dev/sev-guest and the guest's driver: messages, retries, loss of a VMPCK",
         (

@@ -62,6 +62,7 @@ def setting(process: Process, vm: Vm, region: UserspaceMemoryRegion2) -> int:
         {"flags": 5},  # nor dirty logging of private ones
         {"memory_size": 0},  # nothing there to delete
         {"memory_size": 1 << 43},
+        {"guest_phys_addr": (1 << 48) - 0x3000},  # the processor has 48 bits
     ],
 )
 def test_regions_that_kvm_refuses(change: dict[str, int]) -> None:
@@ -146,7 +147,7 @@ def test_private_slots_need_a_guest_memfd_of_the_same_vm_with_room() -> None:
     assert setting(process, vm, region) == 0
     assert setting(process, vm, region) == errno.EINVAL  # private slots do not change
     second = replace(region, slot=1, guest_phys_addr=0x80000, guest_memfd_offset=0x3000)
-    assert setting(process, vm, second) == errno.EINVAL  # bound already
+    assert setting(process, vm, second) == errno.EEXIST  # bound already
     assert setting(process, vm, replace(second, guest_memfd_offset=0x4000)) == 0
     assert setting(process, vm, replace(region, memory_size=0)) == 0
     assert setting(process, vm, replace(region, slot=2)) == 0
@@ -286,9 +287,9 @@ def test_any_course_of_changes_is_as_every_slot_compared_with_every_other(
         elif number in model:
             expected = errno.EINVAL  # a private slot does not change
         elif not free(gpa, size, [(at, length) for at, length, _ in others]):
-            expected = errno.EEXIST
+            expected = errno.EEXIST  # of the guest
         elif not free(offset, size, [(at, length) for _, length, at in others]):
-            expected = errno.EINVAL
+            expected = errno.EEXIST  # of the guest_memfd
         else:
             model[number] = (gpa, size, offset)
         region = UserspaceMemoryRegion2(

@@ -41,6 +41,7 @@ EMULATOR: Final = {
         "emulator/kvm/guest_instruction.py",
     ),
     "launch": ("emulator/kvm/sev_commands.py",),
+    "memory": ("emulator/guest/memory_slots.py", "emulator/kvm/private_ranges.py"),
     "capability": ("emulator/kvm/capability.py",),
     "guest": (
         "emulator/guest/sev_guest_device.py",

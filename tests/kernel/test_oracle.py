@@ -18,7 +18,7 @@ from .oracle.cut import CutError, Cutter, definitions, selected
 from .oracle.difference import EXPLAINED
 from .oracle.judge import judge
 
-SEQUENCES = 20_000  # of all parts and releases together
+SEQUENCES = 30_000  # of all parts and releases together
 # Of each part of the kernel, something to change that a few sequences must notice.
 MUTANTS = [
     (
@@ -37,6 +37,9 @@ MUTANTS = [
     ("capability", "case KVM_CAP_USER_NMI:", ""),
     ("capability", "r = KVM_MAX_VCPU_IDS;", "r = KVM_MAX_VCPU_IDS + 1;"),
     ("capability", "if (kvm->created_vcpus)\n\t\t\tgoto split_irqchip_unlock;", ""),
+    ("memory", "mem->guest_phys_addr & (PAGE_SIZE - 1)", "false"),
+    ("memory", "(new->base_gfn + new->npages - 1) > kvm_mmu_max_gfn()", "false"),
+    ("memory", "return -EEXIST;", "return -EINVAL;"),
     ("guest", "ret = -EAGAIN;", "ret = -EIO;"),
     ("guest", "\tsnp_inc_msg_seqno(mdesc);", ""),
     (

@@ -150,6 +150,20 @@ CAPABILITY: Final = Part(
     ),
 )
 
+MEMORY: Final = Part(
+    "memory",
+    {
+        "virt/kvm/kvm_main.c": (
+            "kvm_vm_ioctl_set_memory_region",
+            "kvm_vm_ioctl_set_mem_attributes",
+        ),
+        "virt/kvm/guest_memfd.c": ("kvm_gmem_create",),
+        f"{_KVM}/x86.c": ("kvm_arch_prepare_memory_region",),
+    },
+    (f"{_ASM}/kvm_host.h", "include/linux/kvm_host.h"),
+    configuration=frozenset(("CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES", "CONFIG_KVM_GUEST_MEMFD")),
+)
+
 _CCP: Final = "drivers/crypto/ccp"
 
 SEV: Final = Part(
@@ -199,7 +213,7 @@ GUEST: Final = Part(
         "include/linux/psp-sev.h",
     ),
 )
-PARTS: Final = {each.name: each for each in (KVM, LAUNCH, CAPABILITY, GUEST, SEV)}
+PARTS: Final = {each.name: each for each in (KVM, LAUNCH, CAPABILITY, MEMORY, GUEST, SEV)}
 
 
 def releases() -> dict[str, Path]:

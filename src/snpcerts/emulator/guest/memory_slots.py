@@ -23,6 +23,7 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.emulator.syscall.caller_memory import UserMemory
 
+PHYSICAL_BITS = 48  # of the processor's physical addresses (MAXPHYADDR)
 USER_SLOTS = 32764  # KVM_USER_MEM_SLOTS on x86
 MAX_SLOT_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 USER_ADDRESS_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX with four-level paging
@@ -63,14 +64,13 @@ class GuestMemfd:
         os.close(self.memfd)
 
     def bind(self, slot: int, offset: int, size: int) -> None:
-        """Bind a range to a slot; EINVAL if it does not fit or is already bound."""
+        """Bind a range, which must fit, to a slot; EEXIST if a part of it is already bound."""
         index = bisect.bisect_right(self._starts, offset)
-        overlapping = any(
+        if any(
             offset < start + self._sizes[start] and start < offset + size
             for start in self._starts[max(0, index - 1) : index + 1]
-        )
-        if offset + size > self.size or overlapping:
-            raise OSError(errno.EINVAL, "guest_memfd range does not fit, or is already bound")
+        ):
+            raise OSError(errno.EEXIST, "guest_memfd range is already bound")
         self._starts.insert(index, offset)
         self._sizes[offset] = size
         self._bound[slot] = offset
@@ -110,9 +110,11 @@ class MemorySlots:
     """The slots of one VM.
 
     ``protected`` says whether the VM's state is protected; such VMs have no read-only slots.
+    ``binds_first`` says whether the kernel binds a guest_memfd before it checks the slot's end.
     """
 
-    def __init__(self, *, protected: bool) -> None:
+    def __init__(self, *, protected: bool, binds_first: bool = False) -> None:
+        self._binds_first = binds_first
         self._allowed = MEM_LOG_DIRTY_PAGES | MEM_GUEST_MEMFD
         if not protected:
             self._allowed |= MEM_READONLY
@@ -179,10 +181,23 @@ class MemorySlots:
             if other is not old and new.gpa < other.end and other.gpa < new.end:
                 raise OSError(errno.EEXIST, "guest addresses belong to another slot")
         if region.flags & MEM_GUEST_MEMFD and find_memfd is not None:
-            memfd = find_memfd()
-            memfd.bind(new.number, region.guest_memfd_offset, new.size)
-            new = replace(new, memfd=memfd)
+            new = replace(new, memfd=find_memfd())
+        self._bind(new, region.guest_memfd_offset, moved=old is None or old.gpa != new.gpa)
         self._replace(old, new)
+
+    def _bind(self, new: MemorySlot, offset: int, *, moved: bool) -> None:
+        """Check the guest addresses of a new or moved slot, and bind its guest_memfd."""
+        beyond = moved and new.end > 1 << PHYSICAL_BITS
+        memfd = new.memfd
+        if memfd is not None:
+            if offset + new.size > memfd.size:
+                raise _einval("the range does not fit into the guest_memfd")
+            if self._binds_first or not beyond:
+                memfd.bind(new.number, offset, new.size)
+        if beyond:
+            if memfd is not None:
+                memfd.unbind(new.number)
+            raise _einval("the processor has no such guest addresses")
 
     def _check(self, region: UserspaceMemoryRegion2) -> None:
         allowed = self._allowed

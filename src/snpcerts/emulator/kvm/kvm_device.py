@@ -21,6 +21,7 @@ from snpcerts.abi.kvm import (
     VmType,
 )
 from snpcerts.emulator.guest.linux import LinuxGuest
+from snpcerts.emulator.guest.memory_slots import PHYSICAL_BITS
 from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.capability import capability, vm_types
 from snpcerts.emulator.kvm.ghcb_exit import C_BIT
@@ -53,7 +54,7 @@ _CPUID: Final = (
     (0x4000_0001, 0, 0, 0x0100_007B, 0, 0, 0),
     (0x8000_0000, 0, 0, 0x8000_001F, 0x68747541, 0x444D4163, 0x69746E65),
     (0x8000_0001, 0, 0, 0x00A1_0F11, 0, 0x0000_0003, 0x2010_0800),
-    (0x8000_0008, 0, 0, 0x3030, 0, 0, 0),
+    (0x8000_0008, 0, 0, 0x3000 | PHYSICAL_BITS, 0, 0, 0),
     (0x8000_001F, 0, 0, 0b11011, 5 << 6 | C_BIT, 0, 0),
 )
 

@@ -30,5 +30,13 @@ class KernelRelease:
         """
         return self.series != "7.2"
 
+    @property
+    def binds_guest_memfd_first(self) -> bool:
+        """Whether a slot's range of a guest_memfd is bound before the slot's end is checked.
+
+        If both are wrong, Linux 7.2 answers EEXIST, and later releases EINVAL.
+        """
+        return self.series == "7.2"
+
 
 NEWEST: Final = KernelRelease()

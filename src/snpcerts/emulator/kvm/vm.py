@@ -81,7 +81,9 @@ class Vm:
         self.kind = kind
         self.owner = owner
         self.name = platform.name_for(owner)
-        self.slots = MemorySlots(protected=kind == VmType.SNP)
+        self.slots = MemorySlots(
+            protected=kind == VmType.SNP, binds_first=kernel.binds_guest_memfd_first
+        )
         self.private = PrivateRanges()
         self.vcpus: dict[int, Vcpu] = {}
         self.initialised = False  # whether INIT2 has succeeded
