@@ -13,7 +13,7 @@ from snpcerts.errors import RefusedError, RetryLaterError
 
 
 class KdsUnavailableError(RetryLaterError):
-    """The key server was unreachable, or its answer was to ask again later.
+    """The key server was unreachable, or refused the request for now.
 
     ``retry_after`` is the number of seconds to wait, or None if the server named none.
     """

@@ -73,7 +73,7 @@ _HINT = "as in HTTPS_PROXY=http://proxy:3128; NO_PROXY lists the hosts to reach 
 
 
 def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
-    """Return the first of its variables that is set. An empty value means no proxy."""
+    """Return the first variable for this scheme that is set. An empty value means no proxy."""
     names = [f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"]
     remote = "REQUEST_METHOD" in environment
     usable = (name for name in names if not (remote and name == "HTTP_PROXY"))

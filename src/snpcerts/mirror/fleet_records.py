@@ -69,7 +69,7 @@ class WantedState:
     wait: float | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return it as JSON values."""
+        """Return the state as JSON values."""
         return {
             "tcb": self.tcb.components(),
             "state": self.state,

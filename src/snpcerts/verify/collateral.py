@@ -77,7 +77,7 @@ class Collateral:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether it contains no certificate and no list."""
         return self == _EMPTY
 
     @property

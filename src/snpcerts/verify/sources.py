@@ -118,7 +118,7 @@ class Given:
     problems: tuple[str, ...] = ()
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return all of them."""
+        """Return all given certificates."""
         return self.for_kind(request.kind)
 
     def for_kind(self, kind: VekKind | None) -> Collateral:

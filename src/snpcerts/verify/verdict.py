@@ -63,7 +63,7 @@ class SourceFault:
     problem: str
 
     def to_json(self) -> dict[str, str]:
-        """Return both as JSON values."""
+        """Return the fields as JSON values."""
         return {"source": self.source, "problem": self.problem}
 
 
