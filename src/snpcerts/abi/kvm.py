@@ -515,7 +515,7 @@ class RunView:
 
     @property
     def pointer(self) -> ctypes.c_void_p:
-        """The structure's address in this process, for C functions. Valid as long as this object exists."""
+        """The structure's address, for C functions. Valid as long as this object exists."""
         return self._pointer
 
     @property
