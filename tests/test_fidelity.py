@@ -94,6 +94,25 @@ def test_every_program_that_is_named_has_a_test() -> None:
     assert all(where[name].is_file() for name in programs)
 
 
+def test_every_function_of_amds_is_where_expected_values_are_entered_from() -> None:
+    rows = "".join(
+        (TESTS / "emulator" / f"test_firmware_{name}.py").read_text(encoding="utf-8")
+        for name in ("rows", "choices")
+    )
+    names = named(SourceKind.AMD)
+    assert names
+    assert [
+        name for name in names if not set(name.split(": ")) <= set(re.findall(r"[\w.]+", rows))
+    ] == []
+
+
+def test_every_package_of_headers_is_fetched() -> None:
+    fetched = (TESTS / "kernel" / "fetch.sh").read_text(encoding="utf-8")
+    names = named(SourceKind.HEADER)
+    assert names
+    assert all(name in fetched for name in names)
+
+
 def test_a_claim_is_held_against_something_or_says_nothing_yet() -> None:
     assert all(claim.held for claim in CLAIMS)
     assert {claim.id for claim in CLAIMS if not claim.checked} == {

@@ -228,6 +228,22 @@ CLAIMS: Final = (
         _GENOA,
     ),
     Claim(
+        "firmware-launch",
+        "What the firmware accepts at launch: policy, page types, CPUID pages, ID blocks and keys",
+        (
+            ClaimSource(
+                SourceKind.AMD,
+                (
+                    "sev_mcmd.c: snp_mcmd_launch_start",
+                    "sev_mcmd.c: snp_mcmd_launch_update",
+                    "sev_mcmd.c: snp_mcmd_launch_finish",
+                    "cpuid_lookup.c",
+                ),
+            ),
+        ),
+        _GENOA,
+    ),
+    Claim(
         "launch-digest",
         "The launch measurement, for every page type and for VMSAs",
         (_programs("sev-snp-measure"),),

@@ -140,6 +140,12 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "does not have the rest",
     ),
     (
+        r"kernel kvm_vm_ioctl_enable_cap\w*: .*(PMU|pmu|SGX|allowed_attributes|BUS_LOCK|bus_lock"
+        r"|SMT|smt|NOTIFY|notify|disable_exits|enc_context|CAP_SYS_BOOT|nx_huge|dirty|allowed_options"
+        r"|supported_quirks)",
+        "of a capability that the emulator does not have",
+    ),
+    (
         r"kernel kvm_vm_ioctl_check_extension: (0 becomes 1 in r = 0;|without r = 0;)",
         "the result is 0 already, or the cut's host has exits on bus locks",
     ),
