@@ -22,7 +22,7 @@ def test_times_are_microseconds_from_the_first_event() -> None:
     timeline.arrow("asks", (vcpu, 100.5), (firmware, 101.0))
     events = json.loads(timeline.to_json())["traceEvents"]
     names = {each["args"]["name"] for each in events if each["name"] == "thread_name"}
-    assert names == {"vCPU 0 ·", "firmware"}
+    assert names == {"vCPU 0 |", "firmware"}
     (request,) = (each for each in events if each["ph"] == "X")
     assert (request["ts"], request["dur"], request["args"]) == (0, 500_000, {"npages": 2})
     (lock,) = (each for each in events if each["ph"] == "i")

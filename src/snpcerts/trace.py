@@ -102,8 +102,9 @@ class Timeline:
             names.append({**where, "name": "process_sort_index", "args": {"sort_index": number}})
         for track in self._tracks.values():
             where = {"ph": "M", "pid": track.group, "tid": track.number}
-            # Separate a number in the name from the track's number after it.
-            name = f"{track.name} ·" if track.name[-1:].isdigit() else track.name
+            # Separate a number in the name from the track's number after it. Perfetto 52 shows
+            # JSON's escapes in these names as they are, so the separator is ASCII.
+            name = f"{track.name} |" if track.name[-1:].isdigit() else track.name
             names.append({**where, "name": "thread_name", "args": {"name": name}})
             order = {"sort_index": track.number}
             names.append({**where, "name": "thread_sort_index", "args": order})

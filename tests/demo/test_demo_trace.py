@@ -90,7 +90,7 @@ def test_every_participant_has_a_track(written: tuple[Events, str]) -> None:
         for each in events
         if each["name"] == "thread_name"
     }
-    inside = {"guest 0 vCPU 0 ·", "VMM 0 ·", "guest 1 vCPU 0 ·", "VMM 1 ·", "writer", "firmware"}
+    inside = {"guest 0 vCPU 0 |", "VMM 0 |", "guest 1 vCPU 0 |", "VMM 1 |", "writer", "firmware"}
     wanted = {(run, name) for run in RUNS for name in inside}
     assert rows == wanted | {("before the runs", "key server")}
     for run in RUNS:

@@ -406,6 +406,8 @@ def _refused(path: str, error: OSError) -> SnpCertsError:
         return RefusedError(text, hint="a file that is a mount point needs the in-place strategy")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RefusedError(text, hint="the file and its directory must be writable")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RefusedError(text, hint="free space on its file system and run the command again")
     return RefusedError(text)
 
 

@@ -63,7 +63,7 @@ def _add_request(
     name = "report"
     if request.mismatched:
         values |= {"certificates_of": report.result.certified, "why": list(report.result.reasons)}
-        name = "MISMATCH"
+        name = "Mismatch"  # which Perfetto draws in red
     timeline.slice(vcpu, name, report.start, report.end, values)
     timeline.slice(vcpu, "asks", report.start, request.exited)
     points = [(vcpu, report.start)]
