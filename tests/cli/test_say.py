@@ -65,7 +65,7 @@ VERIFY = ["verify", "report.bin", "--table", "table.bin", "--anchor", "root.der"
 
 def test_on_a_terminal_a_verdict_is_coloured_and_no_word_is_broken(folder: Path) -> None:
     shown = on_terminal(VERIFY, folder)
-    assert shown.startswith("\x1b[33mverified, with a root that is not AMD's\x1b[0m")
+    assert shown.startswith("\x1b[35mverified, with a root that is not AMD's\x1b[0m")
     plain = _COLOUR.sub("", shown)
     assert plain.split() == in_pipe(VERIFY, folder).split()
     for line in plain.splitlines():
@@ -127,3 +127,9 @@ def test_a_word_that_only_starts_like_a_state_is_not_one(word: str) -> None:
     assert _STATE.search(word)
     assert not _STATE.search(f"{word}ly")
     assert not _STATE.search(f"{word}-not")
+
+
+def test_the_rules_of_a_vmm_fit_a_terminal(tmp_path: Path) -> None:
+    shown = _COLOUR.sub("", on_terminal(["conformance", "--list"], tmp_path))
+    assert shown.split() == in_pipe(["conformance", "--list"], tmp_path).split()
+    assert max(len(line) for line in shown.splitlines()) <= 80

@@ -206,7 +206,7 @@ def command(
                 _print(result)
                 if result.state in (ResultState.FAILED, ResultState.ADVICE):
                     check = BY_ID[result.id]
-                    click.echo(f"        asked: {check.asks}\n        rule:  {check.rule}")
+                    present(f"        asked: {check.asks}\n        rule:  {check.rule}")
                     if result.expected:
                         present(printable(f"        expected: {result.expected}"))
                         present(printable(f"        found:    {result.found}"))
@@ -284,7 +284,7 @@ def _list(as_json: bool) -> None:
         return
     for check in CHECKS:
         level = " (advice)" if check.level.value == "advice" else ""
-        click.echo(f"{check.id}{level}\n    {check.asks}\n    rule: {check.rule}")
+        present(f"{check.id}{level}\n    {check.asks}\n    rule: {check.rule}")
 
 
 def _signal(name: str) -> signal.Signals:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GOOD: Final = "green"
-_DOUBTFUL: Final = "yellow"
+_DOUBTFUL: Final = "magenta"  # yellow is hard to read on a light background
 _BAD: Final = "bold red"
 # Verdicts and states, at the start of a line or after a file's name.
 STYLES: Final = {

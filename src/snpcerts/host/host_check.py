@@ -153,10 +153,13 @@ def cache(folder: Path) -> Finding:
     while not there.exists() and there != there.parent:
         there = there.parent
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        made = "" if there == folder else ", and will be created"
+        made = "" if there == folder else ": does not exist yet, and will be created"
         return Finding("cache", Severity.PASS, f"{folder}{made}")
     return Finding(
-        "cache", Severity.FAIL, f"{folder}: not writable", "choose another directory with --cache"
+        "cache",
+        Severity.FAIL,
+        f"{folder}: not writable",
+        "run this as root, or choose another directory with --cache",
     )
 
 
