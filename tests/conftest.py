@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several parts of the suite need."""
+"""Fixtures and settings for the whole suite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .emulated import Emulated
 from .keys import FOLDER, prepare_platform
 from .sizes import FULL
 
-# Inherited from nohup or a script's background, an ignored SIGINT would be every command's.
+# Under nohup or in a script's background SIGINT is ignored, and every command would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A slow machine is not a broken promise.
+# A slow machine must not fail a test.
 settings.register_profile("snpcerts", deadline=None, print_blob=True)
 settings.load_profile("snpcerts")
 
@@ -52,9 +52,9 @@ def _memory_will_do() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A folder for the keys of this run, which the workers inherit.
+    """Make the directory for the keys of this run, which the workers inherit.
 
-    A run that a signal ends cannot remove it: the next one does.
+    If a signal ends the run, the next run removes it.
     """
     if FOLDER not in os.environ:
         # With all sizes full, the files are where a user's are: on a disk.
@@ -62,8 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
         config.stash[_keys] = TemporaryDirectory.make("test-keys")
         os.environ[FOLDER] = str(config.stash[_keys].path)
-        # Here, so that the workers do not do it at the same time, and no command's first run
-        # makes other system calls than its second.
+        # Here, so that the workers do not all compile at the same time, and a command makes the
+        # same system calls in its first run as in its second.
         compileall.compile_dir(_SOURCE, quiet=2)
 
 
@@ -78,7 +78,7 @@ _SHARED = Path(__file__).parents[1].parent / "shared"
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
-    """The directory of genuine reports and certificates, where this machine has one."""
+    """The directory of genuine reports and certificates, if this machine has one."""
     path = _SHARED / "vectors"
     if not path.is_dir():
         pytest.skip("genuine reports are not part of the project and are not on this machine")
@@ -87,7 +87,7 @@ def vectors() -> Path:
 
 @pytest.fixture(scope="module")
 def unserved(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    """A platform that lasts for a module's tests; its server ends with each command."""
+    """A platform for all tests of a module; its server ends with each command."""
     try:
         seccomp.check()
     except SnpCertsError as error:
@@ -101,6 +101,6 @@ def unserved(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
 
 @pytest.fixture(scope="module")
 def emulated(unserved: Emulated) -> Iterator[Emulated]:
-    """A platform that lasts for a module's tests, and so does its server."""
+    """A platform and its server for all tests of a module."""
     with unserved.in_use():
         yield unserved

@@ -14,7 +14,7 @@ from snpcerts.schemas import schema_of
 
 @functools.cache
 def validator(command: str) -> jsonschema.Draft202012Validator:
-    """One that also refuses fields the schema does not name: those are not documented."""
+    """Return a validator that also refuses fields that the schema does not document."""
     return jsonschema.Draft202012Validator(
         _closed(schema_of(command)), format_checker=jsonschema.FormatChecker()
     )

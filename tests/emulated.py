@@ -42,7 +42,7 @@ class Emulated:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the platform's server, which otherwise ends with each command and starts anew."""
+        """Keep the platform's server running; otherwise each command starts a new one."""
         with contextlib.closing(connect(PlatformHome(self.directory))):
             yield
 

@@ -24,11 +24,11 @@ HOSTS: Final = EVERY_HOST if os.environ.get("SNPCERTS_EVERY_HOST") == "1" else E
 
 
 def name(host: tuple[str, str]) -> str:
-    """How a test on that host is called."""
+    """Return the test id for that host."""
     return "-".join(host)
 
 
 def options(host: tuple[str, str]) -> tuple[str, ...]:
-    """The host in the words of ``snpcerts conformance``."""
+    """Return the host as options of ``snpcerts conformance``."""
     kernel, firmware = host
     return ("--kernel", kernel, "--firmware", firmware)

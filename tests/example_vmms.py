@@ -67,5 +67,5 @@ def assert_passes(program: Path, variables: dict[str, str], checks: tuple[str, .
 
 
 def assert_short(source: Path) -> None:
-    """An example is read in one sitting."""
+    """Check that an example is short enough to read in one sitting."""
     assert len(source.read_text(encoding="utf-8").splitlines()) < 200

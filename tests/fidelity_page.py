@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of ``docs/fidelity.md``: ``python -m tests.fidelity_page`` writes it anew."""
+"""The table of ``docs/fidelity.md``: ``python -m tests.fidelity_page`` rewrites it."""
 
 from __future__ import annotations
 

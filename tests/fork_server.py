@@ -10,8 +10,8 @@ A command that becomes another program in Python (``emulate host -- python -m MO
 that program calls, with its arguments, where it would call execve(2). With ``in``, a FIFO, the
 command may be this program again: commands are then forked from a program behind a front door.
 
-What the first command of a kind imports besides, this process imports after it, so that the next
-ones find it.
+This process then imports what the first command of a kind imported, so that later commands need
+not.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from typing import Any, Final, NoReturn
 from snpcerts.cli.main import main
 
 execve: Final = os.execve
-# What to import from the children under way that tell it, by process id: a memory file of names.
+# For each running child, by process id: a memory file with the names of modules to import.
 telling: dict[int, int] = {}
 
 
 def command(order: dict[str, Any]) -> int:
-    """Be the command."""
+    """Run the command in this process."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     given = os.open(order.get("in", os.devnull), os.O_RDONLY)
@@ -56,7 +56,7 @@ def command(order: dict[str, Any]) -> int:
 
 
 def become(path: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
-    """Be that program, as execve(2) makes a process be it."""
+    """Run that program in this process, as execve(2) would."""
     words = [word for word in argv[1:] if word != "-P"]
     if path != sys.executable or not words:
         execve(path, argv, environment)
@@ -95,7 +95,7 @@ def started(line: bytes) -> None:
 
 
 def learn(names: int) -> None:
-    """Import the modules that a command needed; one that was killed has told none."""
+    """Import the modules that a command needed; a killed command has reported none."""
     with os.fdopen(names, encoding="ascii") as file:
         file.seek(0)
         new = file.read().split()
@@ -105,7 +105,7 @@ def learn(names: int) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # a child's collections leave the pages alone that it shares
+    gc.freeze()  # so that a child's collections do not copy the pages that it shares
 
 
 def reap() -> None:

@@ -40,7 +40,7 @@ class Running:
         return bool(select.select([self.handle], [], [], wait)[0])
 
     def wait(self, limit: float = LIMIT) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for its end; return its exit code."""
         if self.code is None:
             assert self.over(limit), "a command does not end"
             self.code = self.server.ended(self.pid)
@@ -112,7 +112,7 @@ class Commands:
         while (answer := self._answer())[0] != "started":
             pass
         pid = int(answer[1])
-        # It is not reaped before the end is announced, so the number is still its own unless it is.
+        # The server reaps it when it announces the end; until then the number is still its own.
         try:
             handle = os.pidfd_open(pid)
         except ProcessLookupError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RSA keys and emulated authorities, made once for a whole run of the suite.
 
-Making an authority takes two seconds of a processor. The workers of pytest-xdist
-are processes: what one of them has made, the others read from the folder that
+Making an authority takes two seconds of processor time. The workers of pytest-xdist
+are processes. One of them makes a key; the others read it from the directory that
 :data:`FOLDER` names, which ``tests/conftest.py`` makes for each run.
 """
 
@@ -34,7 +34,7 @@ FOLDER = "SNPCERTS_TEST_KEYS"
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """The path that ``make`` has written, in this process or another."""
+    """Return the path that ``make`` has written, in this process or another."""
     folder = Path(os.environ[FOLDER])
     path = folder / name
     with (folder / f"{name}.lock").open("w") as lock:
@@ -67,13 +67,14 @@ def rsa_key(label: str, bits: int = 4096) -> rsa.RSAPrivateKey:
 
 def _authority_folder(product: Product, name: str) -> Path:
     return _once(
-        f"{product.name}-{name}", lambda path: EmulatedAuthority.create(product).save(path)
+        f"{product.name}-{name}",
+        lambda path: EmulatedAuthority.create(product, one_key=name != "first").save(path),
     )
 
 
 @functools.cache
 def authority_of(product: Product, name: str = "first") -> EmulatedAuthority:
-    """The emulated authority of a product; by another name, another one."""
+    """The emulated authority of a product; by another name, another one, with one key for all."""
     return EmulatedAuthority.load(_authority_folder(product, name))
 
 

@@ -21,7 +21,7 @@ _MARK = "SNPCERTS_TEST_MARK"
 
 @dataclass
 class Marked:
-    """A command whose processes are known by their environment, with its own place for files."""
+    """A command whose processes carry a mark in their environment, with its own TMPDIR."""
 
     place: Path
     mark: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -44,7 +44,7 @@ class Marked:
         )
 
     def processes(self) -> dict[int, str]:
-        """The processes that there are, with their command lines."""
+        """Return the running processes and their command lines."""
         found = {}
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
@@ -57,7 +57,7 @@ class Marked:
         return found
 
     def wait_until(self, there: Callable[[dict[int, str]], bool]) -> dict[int, str]:
-        """Wait until that holds of the processes."""
+        """Wait until the condition holds for the processes."""
         end = time.monotonic() + LIMIT
         while not there(found := self.processes()):
             assert time.monotonic() < end, found
@@ -69,19 +69,19 @@ class Marked:
         self.wait_until(lambda found: not found)
 
     def files(self) -> list[str]:
-        """What is left of files."""
+        """Return the files that are left."""
         return sorted(str(path.relative_to(self.place)) for path in self.place.iterdir())
 
 
 def has(words: Sequence[str], count: int = 1) -> Callable[[dict[int, str]], bool]:
-    """Whether so many processes have all of the words on their command line."""
+    """Return a condition: ``count`` processes have all of the words on their command line."""
     return lambda found: (
         sum(all(word in line for word in words) for line in found.values()) >= count
     )
 
 
 def end(started: subprocess.Popen[bytes], number: signal.Signals, *, group: bool) -> str:
-    """Send the signal; what the command printed, once it has ended."""
+    """Send the signal, wait for the end, and return what the command printed."""
     (os.killpg if group else os.kill)(started.pid, number)
     said, _ = started.communicate(timeout=LIMIT)
     return said.decode(errors="replace")

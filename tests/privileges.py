@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Being refused a file, even where the tests run as root."""
+"""Makes files inaccessible, even if the tests run as root."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_unreadable(path: Path) -> None:
 
 
 def give_up_file_privileges() -> None:
-    """In a child before exec: root obeys file modes from then on."""
+    """Make file modes apply to root. For a child, before exec."""
     if os.getuid() == 0:
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE)

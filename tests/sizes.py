@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of what can be made smaller is tried.
+"""The sizes of tests that have two.
 
-``make test`` tries less of it, so that a user has an answer within minutes: some
-of the places to be killed at, storms of fewer calls, for a wrong VMM the checks
-that it fails. With ``SNPCERTS_FULL_TESTS=1``, as ``.ci/run`` sets it, everything.
+``make test`` uses the small ones, so that a user has an answer within minutes: it kills
+commands at fewer places, makes fewer calls at once, and runs for a wrong VMM only the
+checks that it fails. ``SNPCERTS_FULL_TESTS=1``, which ``.ci/run`` sets, uses the full ones.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ FULL = os.environ.get("SNPCERTS_FULL_TESTS") == "1"
 
 
 def sized(small: Size, full: Size) -> Size:
-    """The size for this run."""
+    """Return the size for this run."""
     return full if FULL else small

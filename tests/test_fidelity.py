@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each claim of fidelity names what the test suites really run, and all of that is claimed."""
+"""Each fidelity claim names tests that exist, and each such test is named by a claim."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text of others reaches terminal, log and service manager as one harmless line."""
+"""Foreign text reaches terminal, log and service manager as one harmless line."""
 
 from __future__ import annotations
 

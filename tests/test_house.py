@@ -74,7 +74,7 @@ def floor_of(path: Path) -> str:
 
 
 def module_of(path: Path) -> str:
-    """The name by which a file is imported."""
+    """Return the name by which a file is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts[1:] if parts[0] == "src" else parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -136,7 +136,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 
 def reached(module: str) -> set[str]:
-    """Every file that is loaded, sooner or later, because of a module."""
+    """Return every file that importing a module may load, now or later."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -217,7 +217,7 @@ def _package_as_named(module: str, package: Path) -> str | None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_package_imports_by_full_names(path: Path) -> None:
-    """So that a file can be moved, and what it needs be found, by searching."""
+    """So that a search finds every import of a file that moves."""
     assert not [
         node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command that prints JSON has a published schema, and its output is as that says."""
+"""Every command that prints JSON has a published schema, and its output matches it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""However a command ends, no process and no lock stays, and no directory forever."""
+"""However a command ends, it leaves no process, no lock, and no directory for good."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _judge(marked: Marked, number: signal.Signals, said: str) -> None:
     assert "Traceback" not in said
     if number is not signal.SIGKILL:
         assert marked.files() == []
-    else:  # nothing could remove it: the next start does
+    else:  # after SIGKILL the next start removes it
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("tempfile.tempdir", str(marked.place))
 
@@ -88,7 +88,7 @@ def test_the_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, group: 
 def test_a_program_with_a_vm_leaves_nothing(
     tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
-    """The command has become the program; server and VMM see that it is gone."""
+    """The command has become the program; server and VMM notice its end."""
     marked = Marked(tmp_path / "tmp")
     served = tmp_path / "table"
     served.write_bytes(b"")
@@ -114,7 +114,7 @@ def test_a_command_ended_while_it_makes_its_machine(tmp_path: Path, number: sign
 def test_a_program_whose_machine_is_gone_gets_errors(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Never a real device, and it never waits for an answer that cannot come."""
+    """It never reaches a real device, and never waits for an answer that cannot come."""
     marked = Marked(tmp_path / "tmp")
     program = (
         "import fcntl, os, signal\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Perfetto drops from a timeline without a word on the page: found before it gets there."""
+"""Finds what Perfetto would drop from a timeline without saying so."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates as ``cryptography.x509`` reads them: the other opinion on ours.
+"""Certificates as ``cryptography.x509`` reads them: a second opinion on our parser.
 
 It warns of the serial number 0 that AMD's leaf certificates have, and is to refuse
 it. So it gets the same bytes with another number there.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory where a VMM's user may write does not let it lead root's updates elsewhere."""
+"""A VMM's user who may write to the directory cannot redirect root's updates."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_directories_on_the_path_that_others_may_write_to_are_reported(tmp_path:
 
 @STRATEGIES
 def test_a_close_that_fails_leaves_no_lock(file: Path, strategy: Strategy) -> None:
-    """The descriptor is gone, whatever close(2) says; others must not stay open for it."""
+    """The descriptor is closed whatever close(2) returns; the others must be closed too."""
 
     def fail(action: object, result: object) -> object:
         if isinstance(action, step.Close):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an update that was cut off leaves behind is finished by the next one, not thrown away."""
+"""The next update finishes what an interrupted one left behind, and discards nothing."""
 
 from __future__ import annotations
 

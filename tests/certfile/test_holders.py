@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose lock it is: found in /proc, of every kind of lock, named for people."""
+"""Finds the holder of any kind of lock in /proc and names it for people."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 @contextmanager
 def held(file: Path, how: str, exclusive: bool, *arguments: str) -> Iterator[int]:
-    """Another process that holds a lock; its number."""
+    """Yield the id of another process that holds a lock."""
     program = (
         f"import fcntl, os, struct, sys; kind = {int(exclusive)}; "
         f"fd = os.open({str(file)!r}, os.O_RDWR); {TAKE[how]}; print('held', flush=True); "

@@ -25,7 +25,7 @@ CONTENT = b"\x63" * 24 + bytes(24) + b"certificates"
 
 
 def try_lock(path: Path, flock: bytes) -> bool:
-    """Whether a stranger could have the lock now."""
+    """Return whether another process could take the lock now."""
     fd = os.open(path, os.O_RDWR)
     try:
         fcntl.fcntl(fd, F_OFD_SETLK, flock)

@@ -35,7 +35,7 @@ def table(name: str, key: str) -> bytes:
 
 
 class Scene:
-    """Files that hold the tables of the old key, and firmware that is a word."""
+    """Files with the tables of the old key; the firmware is a string."""
 
     def __init__(self, folder: Path, strategies: Sequence[Strategy]) -> None:
         self.firmware = "old"
@@ -111,7 +111,7 @@ def test_all_are_locked_during_the_change(tmp_path: Path) -> None:
 def test_an_error_at_any_step_leaves_each_file_empty_or_right(
     strategies: list[Strategy], data: st.DataObject
 ) -> None:
-    """And where it comes before the change, the firmware is left alone."""
+    """If it comes before the change, the firmware is not changed."""
     with tempfile.TemporaryDirectory() as folder:
         total: list[str] = []
 
@@ -155,7 +155,7 @@ def test_an_error_at_any_step_leaves_each_file_empty_or_right(
 def test_an_end_before_any_step_leaves_each_file_empty_or_right(
     tmp_path: Path, strategies: list[Strategy]
 ) -> None:
-    """A process that is gone between two steps: its locks with it, its files as they are."""
+    """A process ends between two steps: its locks are released, its files stay as they are."""
     ended, at = True, 0
     while ended:
         scene = Scene(tmp_path, strategies)
@@ -173,7 +173,7 @@ def test_an_end_before_any_step_leaves_each_file_empty_or_right(
 
 
 def _ends_before(scene: Scene, at: int, firmware: Path) -> bool:
-    """Update in a child that ends before its step number ``at``; whether it came that far."""
+    """Update in a child that ends before step ``at``; return whether it got that far."""
     pid = os.fork()
     if pid == 0:
         left = [None] * at

@@ -74,7 +74,7 @@ def test_no_reader_is_served_while_the_firmware_changes(file: Path, strategy: St
 def test_the_firmware_does_not_change_while_a_request_is_on_its_way(
     file: Path, strategy: Strategy
 ) -> None:
-    """The update is refused in time, and everything is as it was."""
+    """The update is refused in time and changes nothing."""
     changed: list[bool] = []
 
     def change() -> CertTable:
@@ -92,7 +92,7 @@ def test_the_firmware_does_not_change_while_a_request_is_on_its_way(
 def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
     file: Path, strategy: Strategy
 ) -> None:
-    """Even while the lock is held, new readers get no certificates."""
+    """New readers get no certificates, even while the lock is held."""
     wrong = OLD.encode()
     with locked(file, SHARED) as holder:
         with pytest.raises(LockHeldError, match="emptied") as raised:
@@ -113,7 +113,7 @@ def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
 
 @STRATEGIES
 def test_another_table_than_the_one_judged_stays(file: Path, strategy: Strategy) -> None:
-    """Another agent has put the file right since."""
+    """Another agent has repaired the file since."""
     judged = CertTable((TableEntry(VCEK_GUID, b"some earlier table"),)).encode()
     with locked(file, SHARED), pytest.raises(LockHeldError) as raised:
         several.perform(
@@ -205,7 +205,7 @@ def test_readers_that_keep_the_file_open_get_the_new_table(file: Path, strategy:
 def test_a_reader_that_blocks_and_compares_nothing_gets_the_table_after_a_swap_only(
     file: Path, strategy: Strategy, right: bytes
 ) -> None:
-    """It opens what is at the path while the writer waits for the readers that came before."""
+    """It opens the file at the path while the writer waits for earlier readers."""
     found: list[bytes] = []
     readers: list[threading.Thread] = []
 
@@ -301,7 +301,7 @@ def test_the_first_entry_is_written_last_and_after_a_sync(file: Path, strategy: 
 
 
 def test_swap_gets_through_while_readers_overlap(file: Path) -> None:
-    """Readers of which one always holds the lock: none of them waits for the writer's gap."""
+    """At any time one of the readers holds the lock, and none makes room for the writer."""
     stop = threading.Event()
     holding = threading.Barrier(3)
 
@@ -489,7 +489,7 @@ def test_the_target_of_a_bind_mount_needs_in_place(file: Path) -> None:
 
 
 def test_a_file_of_someone_else_keeps_its_owner_or_is_left_alone(file: Path) -> None:
-    """Without the right to change a file's owner the swap fails, and nothing has changed."""
+    """Without permission to change a file's owner, the swap fails and changes nothing."""
     if os.getuid() != 0:
         pytest.skip("needs root to give files away")
     os.chown(file, 12, 34)

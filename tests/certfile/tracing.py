@@ -53,7 +53,7 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 def can_trace() -> bool:
-    """Whether this machine lets a process trace its child."""
+    """Return whether this machine lets a process trace its child."""
     pid = os.fork()
     if pid == 0:
         os._exit(0 if _libc.ptrace(_TRACEME, 0, None, None) == 0 else 1)
@@ -110,7 +110,7 @@ class Call:
         """The path of an ``openat`` or a ``newfstatat``; empty for another call."""
         if self.name not in ("openat", "newfstatat"):
             return ""
-        # No further than the page: the next may not be there.
+        # Not beyond the page: the next one may not be mapped.
         data = self.memory(1, 4096 - self.arguments[1] % 4096)
         return os.fsdecode(data.partition(b"\0")[0])
 
@@ -122,7 +122,7 @@ class Call:
 
     @property
     def changes_something(self) -> bool:
-        """Whether anything outside the process may be different after it."""
+        """Whether it may change anything outside the process."""
         if self.name == "openat":
             return bool(self.arguments[2] & (os.O_CREAT | os.O_TRUNC))
         if self.name == "fcntl":

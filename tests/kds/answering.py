@@ -11,7 +11,7 @@ from typing import Self
 
 
 def ok(body: bytes) -> bytes:
-    """An HTTP answer with that body."""
+    """Return an HTTP answer with that body."""
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
 

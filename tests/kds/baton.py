@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many threads on a clock of their own: one runs at a time, and waits take no time."""
+"""Threads on a simulated clock: one runs at a time, and waits take no time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Baton(Clock):
             self._changed.wait_for(lambda: self._runs == mine)
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[tuple[T | Exception, float]]:
-        """The outcome of each, and when."""
+        """Return the outcome of each, and when it ended."""
         ended: list[tuple[T | Exception, float]] = [(RuntimeError("has not run"), 0.0)] * len(tasks)
 
         def work(index: int, mine: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing is handed out or kept that does not verify; what verified outlives the key server."""
+"""Only what verifies is returned and kept; the cache works without the key server."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_offline_cached_resources_are_used_and_others_unavailable(host: Host) ->
 
 
 def test_each_component_of_the_tcb_is_part_of_the_key(host: Host) -> None:
-    """FMC of Turin too: a cache that left it out would hand out another key's certificate."""
+    """Including Turin's FMC: without it, the cache would return another key's certificate."""
     source = host.source()
     hwid = host.resource(Product.TURIN).hwid
     tcbs = [TURIN_TCB] + [
@@ -271,7 +271,7 @@ def test_a_damaged_chain_is_replaced(host: Host) -> None:
 def test_a_new_ask_is_fetched_when_a_leaf_needs_it(
     host: Host, milan: EmulatedAuthority, tmp_path: Path
 ) -> None:
-    """AMD replaced Genoa's ASK once; the cached chain was valid still."""
+    """AMD has replaced Genoa's ASK once, while cached chains were still valid."""
     host.vcek()
     newer = _with_new_ask(milan)
     chip = host.server.lines[Product.MILAN].chips[0]
@@ -361,7 +361,7 @@ def test_a_revocation_list_of_some_age_is_asked_for_anew_once_and_briefly(host: 
     os.utime(kept, (0, 0))
     source.crl(Product.MILAN, max_age=day)
     assert host.server.requests[path] == 2
-    # Written by a clock that was ahead, it would be new for as long again.
+    # Written with a clock that was ahead, it would count as new for too long.
     os.utime(kept, (time.time() + 86400,) * 2)
     source.crl(Product.MILAN, max_age=day)
     assert host.server.requests[path] == 3

@@ -38,7 +38,7 @@ def test_a_place_names_its_resource(wanted: VcekResource) -> None:
 
 @given(vceks(), vceks())
 def test_two_chips_or_tcbs_never_share_a_place(one: VcekResource, other: VcekResource) -> None:
-    """The product is not in the name: the certificate says it."""
+    """The product is not part of the name; the certificate has it."""
     same = (one.hwid, one.tcb) == (other.hwid, other.tcb)
     assert (place_of(one) == place_of(other)) == same
 
@@ -83,7 +83,7 @@ def test_written_files_are_read_back_and_public(tmp_path: Path) -> None:
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    """The file is never written to: another one takes its place."""
+    """A file is never changed; a new one replaces it."""
     store = Store(tmp_path)
     store.write(WANTED, b"old and whole")
     with store.path_of(WANTED).open("rb") as reader:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What strangers' reports may cost, at a key server that answers and in the cache."""
+"""Strangers' reports cost a bounded number of requests and cache files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def files(cache: Path) -> int:
 
 
 def test_bogus_reports_cost_a_bounded_number_of_requests_and_no_file_each(host: Host) -> None:
-    """Formerly each caused a request and left a file, without limit."""
+    """Earlier versions made a request and left a file for each, without limit."""
     chip = host.resource().hwid
 
     def judged(report: bytes) -> Status:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One turn and one hold-off for a whole key server, for every process and resource."""
+"""All processes and resources share one turn and one hold-off for a key server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def throttling(
 
 
 def vcek(host: Host, snp: int) -> Callable[[], Endorsement]:
-    """Fetch as a process of its own would, with nothing in common but the cache."""
+    """Fetch as a separate process would that shares only the cache."""
     wanted = host.resource()
     return lambda: host.source().vcek(
         wanted.product, wanted.hwid, replace(wanted.tcb, snp=snp), refresh=False
@@ -91,7 +91,7 @@ def test_everybody_gets_theirs_with_no_more_requests_than_necessary(
 def test_two_hosts_behind_one_address_make_way_for_each_other(
     milan: EmulatedAuthority, tmp_path: Path
 ) -> None:
-    """Where refusals lengthen the throttle, those who did not back off would never get any."""
+    """If refusals lengthen the throttle, clients that do not back off never get an answer."""
     clock = Baton()
     with throttling(milan, clock, 10, lengthens=True) as server:
         policy = RetryPolicy(budget=4000, attempts=50, gap=10)
@@ -134,7 +134,7 @@ def test_a_failed_try_counts_for_every_process_that_wants_the_same(
 
 
 class Gated(Faults):
-    """Holds every answer back until a test lets it go."""
+    """Holds every answer back until a test releases it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ def test_a_time_that_is_still_to_come_says_nothing() -> None:
 
 @st.composite
 def hostile_states(draw: st.DrawFn) -> bytes:
-    """What was written, with some of it replaced."""
+    """Return the written state with parts of it replaced."""
     state = json.loads(refused_then())
     failure = Failure(5000, 1, False, 5001, "p", "kds-unavailable", "m", None, 1.0, ())
     full = ServerState(saved=THEN.at, failures={"a path": failure}).encode(THEN)

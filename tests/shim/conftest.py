@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shim, strictly compiled, and what is preloaded beside it."""
+"""Compiles the shim, with warnings as errors, and the fake KVM that is preloaded with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBRARY = ["-fPIC", "-shared", "-pthread", "-ldl"]
 
 
 def build(output: Path, *arguments: str | Path) -> Path:
-    """Compile C files, given with the compiler's options; skip where that cannot be done."""
+    """Compile C files with these compiler options; skip without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler on this machine")

@@ -138,7 +138,7 @@ def a_file_that_cannot_be_served_is_an_empty_table(file: Path) -> None:
 
 @scenario
 def a_sandbox_that_forbids_the_usual_way_gets_an_empty_table(file: Path) -> None:
-    """As QEMU's might: EIO would cost the guest the key that it attests with."""
+    """QEMU's sandbox might. EIO would cost the guest the key that it attests with."""
     file.mkdir()
     _, vcpu, memory = guest()
     forbid(SYS_PROCESS_VM_WRITEV)
@@ -223,7 +223,7 @@ def a_writer_makes_it_busy(file: Path) -> None:
 
 @scenario
 def a_writer_that_ends_in_time_is_waited_for(file: Path) -> None:
-    """Under a rain of signals."""
+    """Even while signals arrive all the time."""
     file.write_bytes(TABLE)
     _, vcpu, memory = guest()
     signal.signal(signal.SIGALRM, lambda *_: None)
@@ -303,7 +303,7 @@ def a_buffer_that_is_not_memory_is_eio_and_nothing_written(file: Path) -> None:
     read_only = vm.add_memory(1, 0x100000, 4, flags=2)
     # System management mode has an address space of its own.
     other = vm.add_memory(0x10002, 0x200000, 4)
-    # After the highest address comes no lowest.
+    # Addresses do not wrap.
     top = vm.add_memory(2, 2**64 - PAGE, 1)
     for gpa in (3 * PAGE, 4 * PAGE, 0x100000, 0x200000, 2**64 - PAGE, 2**63, 0x1001):
         assert vcpu.ask(gpa, PAGES) == Answer(errno.EIO, PAGES, TAKEN), hex(gpa)
@@ -357,7 +357,7 @@ def slots_are_followed(file: Path) -> None:
     assert vcpu.ask(0, PAGES) == Answer(errno.EIO, PAGES, TAKEN)
     assert vcpu.ask(0x10000, PAGES) == Answer(0, PAGES, TAKEN)
     assert first[: len(TABLE)] == TABLE
-    # What KVM refuses is not there.
+    # A slot that KVM refuses does not exist.
     with pytest.raises(OSError, match="Invalid argument"):
         vm.set_region(0xFFFF, 0x20000, 2 * PAGE, address_of(second))
     assert vcpu.ask(0x20000, PAGES) == Answer(errno.EIO, PAGES, TAKEN)
@@ -440,7 +440,7 @@ def a_second_mapping_of_kvm_run_may_go(file: Path) -> None:
 
 @scenario
 def a_slot_is_gone_only_once_nothing_writes_to_it(file: Path) -> None:
-    """The VMM unmaps memory that it has taken from the guest, and may map other memory there."""
+    """The VMM may unmap the slot's memory then, and map other memory there."""
     file.write_bytes(TABLE)
     vm, vcpu, _ = guest()
     hold = os.environ["FAKE_HOLD"]
@@ -610,7 +610,7 @@ def a_child_can_have_vms_too(file: Path) -> None:
 
 @scenario
 def a_child_forked_in_a_request_does_not_keep_the_lock(file: Path) -> None:
-    """It has the description too; only an unlock takes the lock from it."""
+    """The child shares the description, so only an unlock releases the lock."""
     file.write_bytes(TABLE)
     _, vcpu, _ = guest()
     over = threading.Event()

@@ -36,7 +36,7 @@ PATIENCE = 120.0  # seconds for what should have ended
 
 
 def soak(folder: Path, plain_vmm: Path, seconds: float, vcpus: int = 4) -> dict[str, object]:
-    """Run it in ``folder``; what was seen."""
+    """Run it in ``folder``; return what was seen."""
     home = PlatformHome(folder / "platform")
     home.prepare(Product.MILAN)
     host = EmulatedHost.of(home.firmware(), home.authority())
@@ -94,7 +94,7 @@ def soak(folder: Path, plain_vmm: Path, seconds: float, vcpus: int = 4) -> dict[
 
 
 def problems(seen: dict[str, object]) -> list[str]:
-    """What is not as it should be."""
+    """Return what is wrong."""
     wanted = {"mismatched": 0, "failed": 0, "files_left_open": 0, "vmm": 0, "writer": 0, "said": ""}
     found = [f"{name} is {seen[name]!r}" for name, value in wanted.items() if seen[name] != value]
     return found + [f"no {name}" for name in ("verified", "updates", "kicks") if not seen[name]]
@@ -118,7 +118,7 @@ def _lines(path: Path, vmm: subprocess.Popen[str]) -> Iterator[AttestedEvent]:
 
 
 def main() -> int:
-    """Ten minutes, unless told otherwise."""
+    """Run for ten minutes by default."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--vcpus", type=int, default=4)

@@ -139,7 +139,7 @@ def test_a_program_without_vms_hears_nothing(libraries: Path) -> None:
 
 
 def test_a_closed_standard_error_does_no_harm(libraries: Path, tmp_path: Path) -> None:
-    """Nor does one that does not read: the line is left out."""
+    """A reader that does not read does no harm either: the line is dropped."""
     name = "a_table_is_served"
     program = f"""
 import os, sys
