@@ -153,6 +153,26 @@ def test_the_boot_vcpu_is_chosen_before_vcpus(process: Process) -> None:
     assert called(process, vm, Ioctl.SET_BOOT_CPU_ID, 0) == errno.EBUSY
 
 
+def test_the_tsc_that_a_vmm_sets_is_the_vcpus_and_the_guests(process: Process) -> None:
+    """``default_tsc_khz`` of the VM; SNP_LAUNCH_START has it as desired_tsc_freq."""
+    vm = process.create_vm()
+    process.init2(vm, vmsa_features=1 << 9)
+    assert called(process, vm, Ioctl.SET_TSC_KHZ, 512_000_000) == errno.EINVAL  # 256 times
+    assert called(process, vm, Ioctl.SET_TSC_KHZ, 1_500_000) == 0
+    assert process.ioctl(vm, Ioctl.GET_TSC_KHZ) == 1_500_000
+    vcpu = process.create_vcpu(vm)
+    assert process.ioctl(vcpu, Ioctl.GET_TSC_KHZ) == 1_500_000
+    with pytest.raises(OSError):  # of a protected TSC
+        process.ioctl(vcpu, Ioctl.SET_TSC_KHZ, 1_000_000)
+    assert called(process, vm, Ioctl.SET_TSC_KHZ, 1_000_000) == errno.EINVAL
+    process.start(vm)
+    assert vm.context is not None
+    assert vm.context.desired_tsc_khz == 1_500_000
+    plain = process.create_vcpu(process.create_vm())
+    assert process.ioctl(plain, Ioctl.SET_TSC_KHZ, 1_000_000) == 0
+    assert process.ioctl(plain, Ioctl.GET_TSC_KHZ) == 1_000_000
+
+
 def test_page_tables_get_a_least_number_of_pages(process: Process) -> None:
     vm = process.create_vm()
     assert called(process, vm, Ioctl.SET_NR_MMU_PAGES, 63) == errno.EINVAL

@@ -57,8 +57,9 @@ class _Firmware:
         if status:
             raise FirmwareError(SevStatus(status), "as scripted")
 
-    def launch_start(self, policy: int, *, gosvw: bytes, **_: Any) -> object:
-        self._answer(self.script.start, struct.pack("<Q", policy) + gosvw)
+    def launch_start(self, policy: int, *, gosvw: bytes, desired_tsc_khz: int) -> object:
+        asked = struct.pack("<Q", policy) + gosvw + struct.pack("<I", desired_tsc_khz)
+        self._answer(self.script.start, asked)
         return object()
 
     def launch_update(self, _: object, gpa: int, kind: int, contents: bytes) -> bytes | None:  # noqa: ARG002 - Firmware
@@ -107,7 +108,10 @@ class _Life:
     def live(self) -> None:
         library, pick, vm = self._library, self._pick, self._vm
         library.oracle_reset()
+        khz = pick.choice((2_000_000, pick.randrange(1, 1 << 28)))
+        library.oracle_tsc_khz(khz)
         user = UserSide(library)
+        vm.ioctl(self._caller(user), Ioctl.SET_TSC_KHZ, khz)
         self._attribute(user)
         memfd = GuestMemfd(vm, _PRIVATE_PAGES * PAGE)
         region = UserspaceMemoryRegion2(
@@ -263,6 +267,8 @@ def lives(
     library = ctypes.CDLL(str(path))
     library.oracle_reset.restype = None
     library.oracle_create_vcpu.restype = None
+    library.oracle_tsc_khz.restype = None
+    library.oracle_tsc_khz.argtypes = (ctypes.c_uint32,)
     library.oracle_ioctl.argtypes = (ctypes.c_uint64,)
     library.oracle_attribute.argtypes = (ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p)
     for name in ("has_context", "certs"):

@@ -48,6 +48,8 @@ SETS: Final[dict[int, str]] = {put: name for name, (_, put, _) in _STATES.items(
 SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}
 
 TSC_KHZ: Final = 2_000_000
+# The first frequency that is too high: SVM_TSC_RATIO_MAX times the processor's, or 31 bits.
+TSC_KHZ_END: Final = min(0x7FFF_FFFF, 0xFF_FFFF_FFFF * TSC_KHZ >> 32)
 CPUID_SIGNIFICANT_INDEX: Final = 1
 APIC_BASE: Final = 0xFEE0_0900  # enabled, boot processor
 _APIC_BASE_AT: Final = slice(272, 280)  # of sregs and sregs2
@@ -59,7 +61,6 @@ IGNORED: Final = frozenset(
         Ioctl.SET_VAPIC_ADDR,
         Ioctl.X86_SETUP_MCE,
         Ioctl.NMI,
-        Ioctl.SET_TSC_KHZ,
         Ioctl.KVMCLOCK_CTRL,
         Ioctl.SET_GUEST_DEBUG,
     )
@@ -68,11 +69,15 @@ IGNORED: Final = frozenset(
 
 class ProcessorState:
     """The state of one vCPU. ``protected`` says whether the firmware has taken its registers
-    over.
+    over. ``tsc_khz`` is the frequency of its TSC; only if it is not ``tsc_fixed`` it can be set.
     """
 
-    def __init__(self, protected: Callable[[], bool]) -> None:
+    def __init__(
+        self, protected: Callable[[], bool], *, tsc_khz: int = TSC_KHZ, tsc_fixed: bool = False
+    ) -> None:
         self._protected = protected
+        self._tsc_khz = tsc_khz
+        self._tsc_fixed = tsc_fixed
         self._states: dict[str, bytes] = {}
         self._msrs: dict[int, int] = {}
         self._cpuid = b""  # the entries that the VMM has set
@@ -146,7 +151,11 @@ class ProcessorState:
         elif request == Ioctl.GET_CPUID2:
             _give_cpuid(memory, argument, self._cpuid)
         elif request == Ioctl.GET_TSC_KHZ:
-            return TSC_KHZ
+            return self._tsc_khz
+        elif request == Ioctl.SET_TSC_KHZ:
+            if self._tsc_fixed:
+                raise OSError(errno.EINVAL, "the guest's TSC is protected")
+            self._tsc_khz = checked_tsc_khz(argument)
         elif request not in IGNORED:
             return None
         return 0
@@ -154,6 +163,14 @@ class ProcessorState:
     def _refuse_protected(self, name: str) -> None:
         if name in REGISTERS and self._protected():
             raise OSError(errno.EINVAL, "the guest's registers are protected")
+
+
+def checked_tsc_khz(argument: int) -> int:
+    """Return the frequency that KVM_SET_TSC_KHZ asks for; raise EINVAL if it is too high."""
+    wanted = argument & 0xFFFF_FFFF
+    if wanted >= TSC_KHZ_END:
+        raise OSError(errno.EINVAL, "no processor scales its TSC so much")
+    return wanted or TSC_KHZ
 
 
 def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:

@@ -32,7 +32,6 @@ from snpcerts.abi.report import POLICY_RESERVED_ONE
 from snpcerts.emulator.guest.memory_slots import MemorySlot, MemorySlots
 from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
-from snpcerts.emulator.kvm.processor_state import TSC_KHZ
 from snpcerts.emulator.kvm.release import KernelRelease
 from snpcerts.emulator.kvm.vcpu import Vcpu
 from snpcerts.emulator.psp.firmware import CpuidPageError, FirmwareError, GuestContext
@@ -73,6 +72,7 @@ class SevVm(Protocol):
     certs_enabled: bool
     ghcb_version: int
     vmsa_features: int
+    tsc_khz: int
     kernel: KernelRelease
     context: GuestContext | None
     sev_fd: int | None
@@ -83,6 +83,10 @@ class SevVm(Protocol):
     @property
     def snp(self) -> bool:
         """Whether this is an initialised SNP guest."""
+
+    @property
+    def secure_tsc(self) -> bool:
+        """Whether the firmware controls the guest's TSC."""
 
 
 class SevCommands:
@@ -211,7 +215,7 @@ class SevCommands:
         vm.context = vm.platform.firmware.launch_start(
             start.policy,
             gosvw=start.gosvw,
-            desired_tsc_khz=TSC_KHZ if vm.vmsa_features & SECURE_TSC else 0,
+            desired_tsc_khz=vm.tsc_khz if vm.secure_tsc else 0,
         )
         return SevStatus.SUCCESS
 

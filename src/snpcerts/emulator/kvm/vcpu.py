@@ -75,6 +75,14 @@ class RunningVm(RequestingVm, Protocol):
         """Whether the VM type protects the vCPU state (SEV-ES and SNP)."""
 
     @property
+    def tsc_khz(self) -> int:
+        """The frequency of the TSC of new vCPUs."""
+
+    @property
+    def secure_tsc(self) -> bool:
+        """Whether the firmware controls the guest's TSC."""
+
+    @property
     def awaits_init(self) -> bool:
         """Whether the VM still needs INIT2."""
 
@@ -121,7 +129,9 @@ class Vcpu:
         mapped = memoryview(mmap.mmap(self.run_memfd, VCPU_MMAP_SIZE))
         self.page = mapped[:RUN_SIZE]
         self.run = RunView(self.page)
-        self.state = ProcessorState(lambda: self.protected)
+        self.state = ProcessorState(
+            lambda: self.protected, tsc_khz=vm.tsc_khz, tsc_fixed=vm.secure_tsc
+        )
         self.requests = GhcbRequests(vm, self.state, mapped)
         self.cr8 = 0
         self.signal_mask: int | None = None  # what KVM_RUN blocks; None: what the thread blocks

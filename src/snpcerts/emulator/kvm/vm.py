@@ -46,9 +46,9 @@ from snpcerts.emulator.kvm.capability import (
 )
 from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.private_ranges import PrivateRanges
-from snpcerts.emulator.kvm.processor_state import TSC_KHZ
+from snpcerts.emulator.kvm.processor_state import TSC_KHZ, checked_tsc_khz
 from snpcerts.emulator.kvm.release import KernelRelease
-from snpcerts.emulator.kvm.sev_commands import SevCommands
+from snpcerts.emulator.kvm.sev_commands import SECURE_TSC, SevCommands
 from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
 from snpcerts.emulator.psp.firmware import GuestContext
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
@@ -104,7 +104,7 @@ class Vm:
         self._encrypted: set[tuple[int, int]] = set()
         self._max_vcpu_id = 0  # 0: not set yet
         self._boot_cpu = 0
-        self._tsc_khz = TSC_KHZ
+        self.tsc_khz = TSC_KHZ
         self._apic_bus_cycle_ns = 1
         self._open = 1
         self._sev = SevCommands(self)
@@ -127,6 +127,11 @@ class Vm:
     def protected(self) -> bool:
         """Whether vCPU state is protected: true for SNP, initialised or not."""
         return self.kind == VmType.SNP
+
+    @property
+    def secure_tsc(self) -> bool:
+        """Whether the VMM has given the firmware control of the guest's TSC."""
+        return self.snp and bool(self.vmsa_features & SECURE_TSC)
 
     @property
     def awaits_init(self) -> bool:
@@ -248,11 +253,12 @@ class Vm:
                     self.platform, argument, self.kind, split_irqchip=self.split_irqchip
                 )
             case Ioctl.GET_TSC_KHZ:
-                return self._tsc_khz
+                return self.tsc_khz
             case Ioctl.SET_TSC_KHZ:
+                wanted_khz = checked_tsc_khz(argument)
                 if self.vcpus:
                     raise OSError(errno.EINVAL, "vCPUs already exist")
-                self._tsc_khz = argument & 0xFFFF_FFFF or TSC_KHZ
+                self.tsc_khz = wanted_khz
             case Ioctl.SET_NR_MMU_PAGES:
                 if argument < MMU_PAGES_MIN:
                     raise OSError(errno.EINVAL, "too few pages for page tables")

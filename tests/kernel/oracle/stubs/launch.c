@@ -94,6 +94,7 @@ int sev_issue_cmd_external_user(struct file *file, unsigned id, void *data, int 
 		status = firmware.start;
 		memcpy(reached.payload, &start->policy, 8);
 		memcpy(reached.payload + 8, start->gosvw, 16);
+		memcpy(reached.payload + 24, &start->desired_tsc_khz, 4);
 	} else if (id == SEV_CMD_SNP_LAUNCH_UPDATE) {
 		struct sev_data_snp_launch_update *update = data;
 		u64 pfn = update->address >> PAGE_SHIFT;
@@ -144,7 +145,6 @@ void oracle_reset(void)
 	sev_supported_vmsa_features = 1 << 5 | 1 << 9;
 	snp_supported_policy_bits = 0x3ffffff & ~(1 << 18);
 	the_vm.kvm.arch.vm_type = KVM_X86_SNP_VM;
-	the_vm.kvm.arch.default_tsc_khz = 2000000;
 	the_vm.sev_info.need_init = true;
 }
 
@@ -154,6 +154,11 @@ void oracle_create_vcpu(void)
 
 	svm->vcpu.kvm = &the_vm.kvm;
 	the_vm.kvm.vcpus[the_vm.kvm.created_vcpus++] = &svm->vcpu;
+}
+
+void oracle_tsc_khz(u32 khz)
+{
+	the_vm.kvm.arch.default_tsc_khz = khz;
 }
 
 int oracle_attribute(u32 group, u64 attribute, u64 *value)
