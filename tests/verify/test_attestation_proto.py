@@ -185,7 +185,7 @@ def test_malformed_reports_are_errors_that_name_the_field(message: bytes, text: 
         (blob(2, extra("VCEK", b"b")), "is not a GUID"),
         (blob(2, blob(7, blob(1, b"\xff" * 36))), "is not a GUID"),
         (blob(2, blob(7, b"")), "is not a GUID"),
-        (b"\x12\x7f", "127 bytes, but 0 follow"),
+        (b"\x12\x7f", "127 bytes, but only 0 follow"),
     ],
 )
 def test_malformed_chains_are_errors(rest: bytes, text: str) -> None:

@@ -142,7 +142,7 @@ def fetch() -> None:
 def vcek(
     where: _Where, product: Product | None, hwid: str | None, tcb: str | None, report: str | None
 ) -> None:
-    """Get the VCEK of a chip at a TCB: vcek.der, with ask.der and ark.der."""
+    """Get the VCEK certificate for a chip and a TCB: vcek.der, with ask.der and ark.der."""
     if report is not None:
         if hwid is not None or tcb is not None:
             raise UsageError("--report cannot be combined with --hwid or --tcb")

@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     "--min-tcb",
     multiple=True,
     metavar="PRODUCT:bl=N,...",
-    help="Lowest reported TCB; give every component: milan:bl=4,tee=0,snp=24,ucode=219.",
+    help="Lowest reported TCB, with every component: milan:bl=4,tee=0,snp=24,ucode=219.",
 )
 @click.option("--allow-debug", is_flag=True, help="Accept guests that can be debugged.")
 @click.option(

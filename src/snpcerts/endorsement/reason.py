@@ -455,12 +455,12 @@ class ReasonCode(enum.StrEnum):
     POLICY_REPORT_DATA = (
         "policy-report-data",
         None,
-        "REPORT_DATA is not the value that the policy demands.",
+        "REPORT_DATA is not the value that the policy requires.",
     )
     POLICY_USER_DATA = (
         "policy-user-data",
         None,
-        "The runtime data does not contain the user data that the policy demands, or there is "
+        "The runtime data does not contain the user data that the policy requires, or there is "
         "none.",
     )
     POLICY_MEASUREMENT = (
@@ -471,7 +471,7 @@ class ReasonCode(enum.StrEnum):
     POLICY_HOST_DATA = (
         "policy-host-data",
         None,
-        "HOST_DATA is not the value that the policy demands.",
+        "HOST_DATA is not the value that the policy requires.",
     )
     POLICY_ID_KEY = (
         "policy-id-key",
@@ -486,17 +486,17 @@ class ReasonCode(enum.StrEnum):
     POLICY_FAMILY_ID = (
         "policy-family-id",
         None,
-        "FAMILY_ID is not the value that the policy demands.",
+        "FAMILY_ID is not the value that the policy requires.",
     )
     POLICY_IMAGE_ID = (
         "policy-image-id",
         None,
-        "IMAGE_ID is not the value that the policy demands.",
+        "IMAGE_ID is not the value that the policy requires.",
     )
     POLICY_GUEST_SVN = (
         "policy-guest-svn",
         None,
-        "GUEST_SVN is lower than the policy demands.",
+        "GUEST_SVN is lower than the policy requires.",
     )
     POLICY_VMPL = (
         "policy-vmpl",
@@ -516,32 +516,32 @@ class ReasonCode(enum.StrEnum):
     POLICY_GUEST_POLICY = (
         "policy-guest-policy",
         None,
-        "A bit of the guest policy does not have the value that the policy demands.",
+        "A bit of the guest policy does not have the value that the policy requires.",
     )
     POLICY_ABI = (
         "policy-abi",
         None,
-        "The guest policy accepts firmware with an older ABI than the policy demands.",
+        "The guest policy accepts firmware with an older ABI than the policy requires.",
     )
     POLICY_PLATFORM_INFO = (
         "policy-platform-info",
         None,
-        "A bit of PLATFORM_INFO does not have the value that the policy demands.",
+        "A bit of PLATFORM_INFO does not have the value that the policy requires.",
     )
     POLICY_MITIGATIONS = (
         "policy-mitigations",
         None,
-        "A mitigation that the policy demands is not in force.",
+        "A mitigation that the policy requires is not in force.",
     )
     POLICY_FIRMWARE = (
         "policy-firmware",
         None,
-        "The firmware version is lower than the policy demands.",
+        "The firmware version is lower than the policy requires.",
     )
     POLICY_COMMITTED_FIRMWARE = (
         "policy-committed-firmware",
         None,
-        "The firmware can be rolled back to a lower version than the policy demands.",
+        "The firmware can be rolled back to a lower version than the policy requires.",
     )
     POLICY_PROVISIONAL_FIRMWARE = (
         "policy-provisional-firmware",

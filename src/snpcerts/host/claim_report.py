@@ -141,11 +141,11 @@ class ClaimReport:
             return "Observations on this SNP host. Its reports verify with AMD's root."
         if self.root is None:
             return (
-                "Observations on this host. No report verified, so it does not count as hardware."
+                "Observations on this host. No report verified, so they say nothing about hardware."
             )
         return (
             f"Observations on this host. Its root is {self.root.name}, not AMD's, "
-            "so it does not count as hardware."
+            "so they say nothing about hardware."
         )
 
     def _hardware(self) -> Showing:

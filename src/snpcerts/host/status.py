@@ -177,7 +177,10 @@ def _signing(state: FirmwareState) -> str:
         )
     key = signing_key(state)
     if state.chip_key_masked and state.vlek_loaded:
-        return "the loaded VLEK or no key: MASK_CHIP_KEY is set, and firmware differs in this case"
+        return (
+            "the loaded VLEK or no key: MASK_CHIP_KEY is set, and firmware versions behave "
+            "differently in this case"
+        )
     if key is None:
         return "no key: MASK_CHIP_KEY is set, so reports are not signed"
     if basis(state) == "unknown":

@@ -205,7 +205,7 @@ def checked_target(url: str, location: str) -> str:
     if "@" in there.netloc:
         raise ValueError("it has a user name")
     if here.scheme == "https" and there.scheme == "http":
-        raise ValueError("that URL has no TLS, but this server has")
+        raise ValueError("that URL has no TLS, but this server does")
     if _inside(there.hostname) and not _inside(here.hostname or ""):
         raise ValueError("that URL leads to this machine")
     return target

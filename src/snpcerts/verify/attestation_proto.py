@@ -264,7 +264,7 @@ def _once(
             if size > len(data) - at:
                 raise FormatError(
                     what,
-                    f"field {number} has {size} bytes, but {len(data) - at} follow",
+                    f"field {number} has {size} bytes, but only {len(data) - at} follow",
                     offset=start,
                 )
             yield number, data[at : at + size]

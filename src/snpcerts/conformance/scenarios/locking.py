@@ -376,7 +376,7 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.advise(
             "busy",
             f"expected EAGAIN while an update has the lock, found ENOSPC and npages "
-            f"{request.needed}, the size of a file that is half written",
+            f"{request.needed}, the size of a half-written file",
         )
 
 
