@@ -4,7 +4,8 @@
 ``vmm_check`` lists the checks; ``scenarios`` are the sequences of events that exercise them.
 ``suite`` runs all scenarios in ``workers`` and returns a ``result`` for each check. A ``trial`` is
 one run of a VMM. In it, ``trial_guest`` makes the requests, and ``served_file`` is the file and its
-changes. ``observed_kvm`` and ``file_observer`` write a ``journal``; ``description`` tells open
-files apart. ``vmm_output`` and ``kept`` show what went wrong, and ``trial_timeline`` draws it.
+changes; ``processor_time`` tells a slow VMM from a slow machine. ``observed_kvm`` and
+``file_observer`` write a ``journal``; ``description`` tells open files apart. ``vmm_output`` and
+``kept`` show what went wrong, and ``trial_timeline`` draws it.
 Imports ``emulator``, ``certfile`` and ``abi``.
 """

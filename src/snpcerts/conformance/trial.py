@@ -26,6 +26,7 @@ from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
 from snpcerts.conformance.journal import UPDATE, VERDICT, CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
+from snpcerts.conformance.processor_time import delay_time
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial_guest import Answer, Asking, TrialGuest
@@ -63,6 +64,7 @@ SPINS_MAX: Final = 50  # consecutive KVM_RUNs that immediate_exit ends; one or t
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
 _STEP: Final = 0.05  # seconds between checks of the time limits
 _LOG: Final = "snpcerts.emulator"
+_DELAY_MAX: Final = 4  # times a limit: a delay that is longer counts
 _STEPS_MAX: Final = 6  # time limits of a step that a whole scenario may take
 _ABOUT_LOCKS: Final = frozenset(
     ("lock-kind", "lock-before-read", "lock-until-signed", "busy", "changed-before-lock")
@@ -375,8 +377,8 @@ class Trial:
 
     def _serve(self, supervisor: Supervisor) -> None:
         limit = self.limits.trial
-        now = time.monotonic()
-        until, last, progress = now + limit, now + _STEPS_MAX * limit, self._progress()
+        step, whole = _Limit(self, limit), _Limit(self, _STEPS_MAX * limit)
+        progress = self._progress()
         while True:
             end_if_asked()
             supervisor.step(_STEP)
@@ -386,10 +388,9 @@ class Trial:
                 return
             if self.enough or (self._is_done() and not self.scenario.ends):
                 return
-            now = time.monotonic()
             if self._progress() != progress:
-                until, progress = now + limit, self._progress()
-            if now >= min(until, last):
+                step, progress = _Limit(self, limit), self._progress()
+            if step.over() or whole.over():
                 return
 
     def _progress(self) -> tuple[int, int]:
@@ -633,6 +634,24 @@ def _refusals(into: list[str]) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+class _Limit:
+    """A time limit for the VMM. Time for which the machine did not let it run does not count."""
+
+    def __init__(self, trial: Trial, seconds: float) -> None:
+        self._trial = trial
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._delayed = delay_time(trial.processes())
+
+    def over(self) -> bool:
+        """Whether the VMM has had its time."""
+        passed = time.monotonic() - self._began
+        if passed < self._seconds:
+            return False
+        delay = delay_time(self._trial.processes()) - self._delayed
+        return passed - min(delay, _DELAY_MAX * self._seconds) >= self._seconds
 
 
 def _gave_up(request: CertsRequest | None) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,6 +14,7 @@ from pathlib import Path
 from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import takes_lock
 from snpcerts.conformance.journal import CertsRequest
+from snpcerts.conformance.processor_time import cpu_time, delay_time
 from snpcerts.conformance.scenarios.answers import unharmed
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import (
@@ -419,16 +419,6 @@ def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float, pau
     trial.judge(check, problem)
 
 
-def cpu_time(processes: list[int]) -> float:
-    """Return the processor time of all threads of some processes, in seconds."""
-    total = 0
-    for process in processes:
-        with contextlib.suppress(OSError):
-            for tid in os.listdir(f"/proc/{process}/task"):
-                total += _schedstat(f"/proc/{process}/task/{tid}")[0]
-    return total / 1e9
-
-
 def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
     """Count the lines that the VMM prints for each kind of request.
 
@@ -475,24 +465,6 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
         )
     else:
         trial.judge(check, f"expected output when something changes, found {found}")
-
-
-def delay_time(processes: list[int]) -> float:
-    """Return how many seconds processes waited for a processor or for this process."""
-    total = sum(_schedstat(f"/proc/{os.getpid()}/task/{threading.get_native_id()}")[:2])
-    for process in processes:
-        with contextlib.suppress(OSError):
-            for tid in os.listdir(f"/proc/{process}/task"):
-                total += _schedstat(f"/proc/{process}/task/{tid}")[1]
-    return total / 1e9
-
-
-def _schedstat(task: str) -> tuple[int, int]:
-    """Return a thread's processor time and its time on a run queue, in nanoseconds."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        text = Path(task, "schedstat").read_text("ascii").split()
-        return int(text[0]), int(text[1])
-    return 0, 0
 
 
 def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
