@@ -209,7 +209,7 @@ class EmulatedAuthority:
             if subjects == tuple(map(_ca_name, names)):
                 return cls(product, ark, ask, asvk)
         raise InputError(
-            f"the certificates in {directory} are not those of an emulated authority",
+            f"{directory} does not contain an emulated authority's certificates",
             hint="delete the directory to start with new keys",
         )
 

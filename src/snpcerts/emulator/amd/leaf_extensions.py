@@ -50,7 +50,7 @@ def vcek_extensions(
 ) -> tuple[x509.UnrecognizedExtension, ...]:
     """Return the extensions of a VCEK. The extension hwID holds raw bytes, without an ASN.1 tag."""
     if len(hwid) != product.hwid_size:
-        raise UsageError(f"a hwID of {product.value} is {product.hwid_size} bytes, not {len(hwid)}")
+        raise UsageError(f"a {product.value} hwID has {product.hwid_size} bytes, not {len(hwid)}")
     return (*_common(product, tcb, CHIP_MODELS[product].vcek_product_name), _extension("4", hwid))
 
 

@@ -92,7 +92,7 @@ def _enter_namespace(layout: Layout) -> namespace.Namespace:
         return namespace.build(layout)
     except OSError as error:
         raise seccomp.FrontDoorUnavailableError(
-            f"the mount namespace of the front door cannot be built: {error}",
+            f"cannot build the front door's mount namespace: {error}",
             hint=f"use --door trap, or set {ways.VARIABLE}=trap",
         ) from error
 

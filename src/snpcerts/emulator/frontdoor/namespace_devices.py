@@ -107,7 +107,7 @@ class NamespaceDevices:
                 added.append(self._add(door, os.fsencode(path), root))
             except OSError as error:
                 self.end(added)
-                raise InputError(f"{path}: its devpts cannot be used ({error})") from error
+                raise InputError(f"{path}: cannot use its devpts instance ({error})") from error
             except InputError:
                 self.end(added)
                 raise

@@ -51,7 +51,7 @@ class NamespaceFiles:
             self._fill()
         except OSError as error:
             self.close()
-            raise InputError(f"the namespace's files cannot be written ({error})") from error
+            raise InputError(f"cannot write the namespace's files ({error})") from error
 
     def refresh(self) -> None:
         """Write the files that have changed."""

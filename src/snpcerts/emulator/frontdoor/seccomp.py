@@ -142,7 +142,7 @@ def check() -> None:
     if (found := _NOTIF_SIZES.unpack(sizes.raw)) != expected:
         raise _refuse(
             f"seccomp's structures have sizes {found}, expected {expected}",
-            "use a newer release of this program",
+            "use a newer release of snpcerts",
         )
     # With a null filter, EFAULT means that the kernel knows the flags, and EINVAL that it does not.
     try:

@@ -208,7 +208,7 @@ class TreeServer:
             os.write(self._descriptor, FuseOutHeader(size, -code, unique).pack() + body)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller has ended
-                log.warning("FUSE: the kernel did not take an answer (%s)", error)
+                log.warning("FUSE: the kernel did not accept an answer (%s)", error)
 
     def _interrupt(self, unique: int) -> None:
         request = self._requests.get(unique)

@@ -50,7 +50,7 @@ class ScriptedGuests:
 
 
 def _end(process: int) -> None:
-    log.info(("process %d has reset its machine after the last report: sending SIGTERM"), process)
+    log.info(("process %d reset its machine after the last report; sending SIGTERM"), process)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGTERM)
 

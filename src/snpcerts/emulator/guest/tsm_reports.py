@@ -73,7 +73,7 @@ class _ReportItem:
     def advance(self) -> None:
         """``try_advance_write_generation``."""
         if self.write_generation == (self.read_generation - 1) % _U64:
-            raise OSError(errno.EBUSY, "written too often without a read in between")
+            raise OSError(errno.EBUSY, "too many writes without a read in between")
         self.write_generation = (self.write_generation + 1) % _U64
 
     @property

@@ -170,7 +170,9 @@ def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.seri
             if select.select([vmm], [], [], _PAUSE)[0]:
                 raise RefusedError("the built-in VMM ended")
         signal.pidfd_send_signal(vmm, signal.SIGKILL)
-    raise RetryLaterError(f"the built-in VMM has no VM after {PATIENCE:g} s", hint="try again")
+    raise RetryLaterError(
+        f"the built-in VMM has not created a VM after {PATIENCE:g} s", hint="try again"
+    )
 
 
 def _become(

@@ -107,7 +107,7 @@ class KeyServer:
     ) -> None:
         self.lines = {line.authority.product: line for line in lines}
         if len(self.lines) != len(lines):
-            raise UsageError("a key server needs exactly one authority for each product")
+            raise UsageError("a key server needs exactly one authority per product")
         self.faults = Faults() if faults is None else faults
         self.delay = delay
         self._throttle = ThrottleMemory(throttle or Throttle())

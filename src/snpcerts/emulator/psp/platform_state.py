@@ -183,8 +183,8 @@ class PlatformState:
             raise FirmwareError(
                 SevStatus.INVALID_COMMAND,
                 (
-                    f"firmware {self.version} does not support VLEKs, {VLEK_SINCE} is the "
-                    "first that does"
+                    f"firmware {self.version} does not support VLEKs; {VLEK_SINCE} is the "
+                    "first version that does"
                 ),
             )
         if len(blob) != WrappedVlekHashstick.SIZE:
