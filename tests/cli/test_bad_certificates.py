@@ -32,7 +32,7 @@ _MEMORY = 256 << 20  # bytes that a command may add to the process
 
 
 def _nested_der(depth: int) -> bytes:
-    """Elements in elements, the innermost empty."""
+    """Return nested elements, the innermost empty."""
     out = bytearray(b"\x30\x00")
     body = 2
     parts = [bytes(out)]
@@ -51,7 +51,7 @@ def _table(*entries: bytes) -> bytes:
     ).encode()
 
 
-# Files in which nothing is what any of the commands wants.
+# Files that none of the commands can use.
 BAD: dict[str, bytes] = {
     "empty": b"",
     "one zero byte": b"\0",
@@ -230,7 +230,7 @@ def test_a_bad_file_is_one_line_and_exit_code_2(reader: str, run: Command) -> No
 
 @pytest.mark.parametrize("name", sized(tuple(BAD)[::4], tuple(BAD)))
 def test_a_bad_part_in_a_right_envelope_never_verifies(name: str, run: Command) -> None:
-    """The leaf, then the ASK is replaced, in each envelope; none of it may verify."""
+    """In each envelope the leaf, then the ASK is replaced; none may verify."""
     bad = BAD[name] or b"\0"
     for at in range(2):  # the root is also what --anchor names
         ders = list(DERS)
@@ -259,7 +259,7 @@ def _text(der: bytes) -> str:
 
 
 def test_json_with_a_key_twice_is_not_read(run: Command) -> None:
-    """Which of the two counts differs from reader to reader."""
+    """Readers differ in which of the two they use."""
     leaf, rest = json.dumps(b64(LEAF)), json.dumps(b64(ASK + ARK))
     for second in (json.dumps("x"), leaf):
         text = f'{{"vcek": {leaf}, "chain": {rest}, "vcek": {second}}}'

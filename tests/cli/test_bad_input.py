@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command, given what no command should be given."""
+"""Every command with bad input."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _arguments(command: list[str], folder: Path) -> list[str]:
 
 @pytest.fixture
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe that has no writer for 5 s is empty; no writer comes here."""
+    """A pipe without a writer counts as empty after 5 s; do not wait that long here."""
     monkeypatch.setattr(files, "WAIT_FOR_WRITER", 20)
 
 

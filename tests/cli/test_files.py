@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command writes takes the place of a file, and of nothing else."""
+"""A command's output replaces only regular files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
 
 @needs_root
 def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
-    """As root ``-o /dev/null`` would otherwise leave every program without it."""
+    """Otherwise ``-o /dev/null`` as root would remove it for every program."""
     null = tmp_path / "null"
     os.mknod(null, 0o020666, os.makedev(1, 3))
     write_output(str(null), b"report")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands print of a report can be given to other commands as it stands."""
+"""Values that commands print about a report are valid arguments of other commands."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts run``: what it starts, and what it says about programs it could not serve."""
+"""``snpcerts run``: what it starts, and its messages about programs that it cannot serve."""
 
 from __future__ import annotations
 

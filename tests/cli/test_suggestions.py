@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mistyped command is answered with."""
+"""What snpcerts suggests for a mistyped command."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every advice of ``verify`` comes with the cause that it is for, and with no other."""
+"""``verify`` gives each advice for its cause, and for no other."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMMs to be judged."""
+"""Fixtures that build VMMs and judge them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def conformance(
 
 
 def judged(*arguments: str | Path, options: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """The checks of a report, by id."""
+    """Judge a VMM; return the report's checks by id."""
     argv = ["conformance", "--json", *options, "--", *map(str, arguments)]
     (commands,) = _forked
     running = commands.start(*argv)
@@ -81,7 +81,7 @@ def judged(*arguments: str | Path, options: tuple[str, ...] = ()) -> dict[str, d
 
 
 def failed(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """What failed or has advice, and why."""
+    """Return the checks that failed or have advice, and why."""
     bad = ("failed", "advice")
     return {name: each["detail"] for name, each in checks.items() if each["state"] in bad}
 

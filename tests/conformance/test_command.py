@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: its reports, and what it says to what it cannot judge."""
+"""The command: its reports, and its messages about programs that it cannot judge."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_skipped_check_fails_the_run_on_demand(build: Build) -> None:
     assert "no check was judged" in made.stderr
 
 
-# The command, which notes what each VMM's /dev/kvm is made of.
+# The command, which also records what each VMM's /dev/kvm consists of.
 NOTING = """
 import sys
 from snpcerts.__main__ import run

@@ -36,7 +36,7 @@ def test_every_check_is_failed_by_some_vmm() -> None:
     assert BY_ID.keys() - caught == {"vm-starts"}
 
 
-# These end only by a limit of several seconds.
+# Judging these takes until a limit of several seconds has passed.
 LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE"}
 
 
@@ -55,7 +55,7 @@ def one_for_each_check() -> list[str]:
 def test_a_wrong_vmm_fails_only_the_checks_it_violates(
     build: Build, wrong: str, host: tuple[str, ...]
 ) -> None:
-    """Other checks may fail for the same cause, and are not asked."""
+    """Other checks may fail for the same reason; they are not run."""
     asked = sorted(EXPECTED[wrong])
     found = failed(judged(build(wrong), "{certs}", "2", options=(*host, *only(*asked))))
     assert found.keys() == EXPECTED[wrong] - PRIVILEGED, found
@@ -104,7 +104,7 @@ def assert_all_passed(
 def test_a_vmm_that_ignores_page_states_is_told_what_it_left_undone(
     build: Build, wrong: str, said: str
 ) -> None:
-    """What it does with certificates is judged all the same."""
+    """The checks of certificates still run."""
     checks = only("page-state", "table-delivered", "vcpus-served")
     found = judged(build(wrong), "{certs}", "2", options=checks)
     assert failed(found).keys() == {"page-state"}

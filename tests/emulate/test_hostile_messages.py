@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a launcher sends, or a program does, must not end or stall the machine of the others."""
+"""No message of a launcher and no program may end or stall the machine for the others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MESSAGES: list[object] = [
 
 @pytest.fixture
 def home(unserved: Emulated) -> Iterator[PlatformHome]:
-    """A platform whose server is this test's."""
+    """A platform whose server belongs to this test."""
     home = PlatformHome(unserved.directory)
     server = start_server(home, detached=False)
     yield home

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators' run book, walked on an emulated machine."""
+"""The operators' run book, carried out on an emulated machine."""
 
 from __future__ import annotations
 

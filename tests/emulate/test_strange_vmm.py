@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM in C that knows nothing of us, four vCPUs, and a writer that changes the key."""
+"""An independent VMM in C with four vCPUs, and a writer that changes the key."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def authority_extensions(
 
 @dataclass(frozen=True)
 class Recipe:
-    """A certificate to be made."""
+    """How to make a certificate."""
 
     subject: str
     issuer: str
@@ -271,7 +271,7 @@ class SmallCa:
 
 
 def sign_report(data: bytes, key: ec.EllipticCurvePrivateKey | None = None) -> bytes:
-    """The report with its signature replaced by one of ``key``."""
+    """Return the report, signed with ``key`` instead."""
     signature = (key or ec_key("vek")).sign(data[:0x2A0], ec.ECDSA(hashes.SHA384()))
     return with_signature(data, *decode_dss_signature(signature))
 
@@ -283,7 +283,7 @@ def with_signature(data: bytes, r: int, s: int) -> bytes:
 
 
 def flipped(data: bytes, index: int, bit: int = 0) -> bytes:
-    """The same bytes, one bit turned over."""
+    """Return the bytes with one bit flipped."""
     return data[:index] + bytes((data[index] ^ 1 << bit,)) + data[index + 1 :]
 
 
@@ -294,7 +294,7 @@ def every(data: bytes, step: int) -> Iterable[int]:
 
 @dataclass(frozen=True)
 class CrlRecipe:
-    """A revocation list of an authority's ARK, to be made."""
+    """How to make a revocation list of an authority's ARK."""
 
     ca: SmallCa = field(default_factory=SmallCa)
     revoked: tuple[int, ...] = ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that shows what it sees, and a way to run it behind a door."""
+"""A probe that prints what it sees, and fixtures to run it behind a door."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _kernel() -> None:
 
 @pytest.fixture(scope="session", params=sized(["auto"], ["namespace", "trap"]))
 def door_way(request: pytest.FixtureRequest) -> Way:
-    """How programs are kept behind their doors; in a full run each way in turn."""
+    """How the door is implemented; a full run uses each way in turn."""
     named = ways.wanted(None if request.param == "auto" else request.param)
     try:
         return ways.choose(named)[0]
@@ -47,7 +47,7 @@ def door_way(request: pytest.FixtureRequest) -> Way:
 
 
 def build(directory: Path, name: str, *flags: str) -> Path:
-    """Compile a C file that lies beside this one; skip where that cannot be done."""
+    """Compile a C file of this directory; skip without a compiler."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc on this machine to build the programs with")
     source = Path(__file__).with_name(name)
@@ -68,7 +68,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def static_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The probe without a dynamic linker or a library of anyone's."""
+    """The probe, statically linked."""
     return build(tmp_path_factory.mktemp("static"), "probe.c", "-static")
 
 
@@ -100,14 +100,14 @@ class Stage:
         )
 
     def serve(self, until: Callable[[], bool]) -> None:
-        """Serve until that holds."""
+        """Serve until the condition holds."""
         end = time.monotonic() + LIMIT
         while not until():
             assert time.monotonic() < end, "it did not come to pass"
             self.supervisor.step(1.0)
 
     def finish(self, running: Program) -> list[str]:
-        """Serve to the program's end; the words it printed."""
+        """Serve until the program ends; return the words it printed."""
         self.serve(lambda: running.exit_code is not None)
         said, _ = running.process.communicate()
         return said.decode().split()
@@ -119,11 +119,11 @@ class Stage:
         door: Door | None = None,
         way: Way | None = None,
     ) -> list[str]:
-        """Start, serve, and what was printed."""
+        """Start and serve; return what was printed."""
         return self.finish(self.start(*steps, program=program, door=door, way=way))
 
     def by_way(self, trap: Said, namespace: Said) -> Said:
-        """What differs between the ways."""
+        """Return the value for this way."""
         return trap if self.way is Way.TRAP else namespace
 
     def tell(self, running: Program) -> None:
@@ -135,6 +135,6 @@ class Stage:
 
 @pytest.fixture
 def stage(probe: Path, door_way: Way) -> Iterator[Stage]:
-    """A fresh supervisor with toys."""
+    """A new supervisor with toys."""
     with Supervisor() as supervisor:
         yield Stage(probe, supervisor, door_way)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls on emulated devices: where they arrive, what they may touch, how they wait and end."""
+"""Calls on emulated devices: where they arrive, what they can access, how they wait and end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_device_ioctl_on_something_else_is_enotty(stage: Stage) -> None:
 
 
 def test_a_real_device_answers_nothing(stage: Stage) -> None:
-    """The second line: a real descriptor is useless, however the program got it."""
+    """The second line of defence: a real descriptor is useless, however the program got it."""
     try:
         real = os.open("/dev/kvm", os.O_RDWR)
     except OSError:
@@ -284,7 +284,7 @@ def test_a_storm_of_calls_of_32_threads_under_signals(stage: Stage) -> None:
 def test_a_storm_of_calls_of_a_static_go_program_under_signals(
     stage: Stage, tmp_path: Path
 ) -> None:
-    """Its runtime signals its own threads besides, to share them out."""
+    """Its runtime also sends signals to its own threads, for scheduling."""
     if shutil.which("go") is None:
         pytest.skip("no go on this machine to build the program with")
     program = tmp_path / "storm"
@@ -302,7 +302,7 @@ def test_a_storm_of_calls_of_a_static_go_program_under_signals(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nonsense_does_not_end_the_supervisor(stage: Stage, tmp_path: Path, seed: int) -> None:
-    """Nor does any of it leave a device open behind it."""
+    """Nor does it leave a device open."""
     printed = stage.printed("chdir", tmp_path, "open", "/dev/kvm", "fuzz", seed, 5000)
     assert printed == ["0", "0", "survived"]
     stage.serve(lambda: not stage.toys.open)
@@ -310,7 +310,7 @@ def test_nonsense_does_not_end_the_supervisor(stage: Stage, tmp_path: Path, seed
 
 
 def _server(probe: Path, *steps: object) -> subprocess.Popen[bytes]:
-    """A supervisor as a process of its own, in a terminal's foreground group of its own."""
+    """Start a supervisor as a separate process, in the foreground group of a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", toys.__name__, str(probe), *map(str, steps)],
         stdin=subprocess.PIPE,
@@ -321,7 +321,7 @@ def _server(probe: Path, *steps: object) -> subprocess.Popen[bytes]:
 
 
 def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
-    """And its end is the supervisor's, with the exit code a shell would give."""
+    """When it ends, the supervisor ends with the exit code that a shell would give."""
     server = _server(probe, "open", "/dev/kvm", "until-told")
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"
@@ -331,7 +331,7 @@ def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
 
 
 def test_a_program_ends_with_its_supervisor(probe: Path) -> None:
-    """Killed, it can end nothing itself; the pipes close when the last process is gone."""
+    """SIGKILL leaves it no time to end anything; the pipes close when the last process is gone."""
     server = _server(*(probe, "open", "/dev/kvm", "waiting-child", "until-told"))
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"

@@ -43,7 +43,7 @@ def stage(probe: Path) -> Iterator[Stage]:
 
 
 def test_a_program_that_touches_no_device_never_waits_for_the_supervisor(stage: Stage) -> None:
-    """Which serves nothing here while the program opens and looks."""
+    """The supervisor serves nothing here while the program opens and reads files."""
     running = stage.start("open", "/dev/null", "stat", "/etc/passwd", "open", "/proc/self/fd/0")
     assert running.process.wait(60) == 0
     stage.finish(running)

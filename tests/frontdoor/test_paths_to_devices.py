@@ -245,7 +245,7 @@ def test_registers_open_for_writing_and_stay_as_they_are(stage: Stage) -> None:
     printed = stage.printed(
         *("flags", os.O_RDWR, "/dev/cpu/0/msr", "write", "pread", 0xC0010131),
     )
-    # In a namespace the program writes to a file of its own.
+    # In a namespace the program writes to its own file.
     assert printed == ["0", stage.by_way(str(-errno.EPERM), "1"), "register"]
 
 
@@ -283,7 +283,7 @@ def test_asking_for_access(stage: Stage) -> None:
 
 
 def test_ls_and_test_and_cat(stage: Stage) -> None:
-    """What a shell script asks."""
+    """The calls of a shell script."""
     script = "ls -l /dev/sev && test -c /dev/sev && cat /sys/module/kvm_amd/parameters/sev"
     running = spawn(
         ["/bin/sh", "-c", script],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts for the agent: one in this process, one behind the front door."""
+"""Hosts for the agent: in this process, and behind the front door."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def authority() -> EmulatedAuthority:
 
 @pytest.fixture
 def rig(tmp_path: Path, authority: EmulatedAuthority) -> Rig:
-    """A host with one VCEK file, which is not there yet."""
+    """A host with one VCEK file, which does not exist yet."""
     return Rig.make(tmp_path, authority)
 
 

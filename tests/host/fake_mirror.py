@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mirror that answers announcements as a test wants, and keeps the requests."""
+"""A mirror that answers announcements as a test tells it to, and records the requests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An agent on emulated firmware in one process: what the commands do, without the commands."""
+"""An agent on emulated firmware in one process: does what the commands do, without them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FIRST = Initialisation("this boot", "1")
 
 
 class FirmwareDevice:
-    """``/dev/sev`` without the device: commands go to the emulated firmware at once."""
+    """``/dev/sev`` without the device: commands go straight to the emulated firmware."""
 
     def __init__(self, firmware: Firmware, saved_in: PlatformHome | None = None) -> None:
         self.firmware = firmware
@@ -73,7 +73,7 @@ class FirmwareDevice:
         except FirmwareError as no:
             raise SevError(command, errno.EIO, int(no.status)) from None
         if self._saved_in is not None:
-            # One rename: the command has been done or it has not.
+            # One rename: the command is done entirely or not at all.
             self._saved_in.save(self.firmware)
 
 
@@ -135,7 +135,7 @@ class KeyServer:
         return self.known[kind]
 
     def issue_list(self) -> bytes:
-        """The list of what is revoked, made once."""
+        """Return the revocation list, made once."""
         if self.revoked not in self._lists:
             crl = self.authority.crl(self.revoked)
             self._lists[self.revoked] = crl.der
@@ -184,7 +184,7 @@ class Rig:
         return Path(self.config.files[0].path)
 
     def with_file(self, name: str, **file: object) -> Path:
-        """One more certificate file."""
+        """Add a certificate file."""
         path = self.folder / name
         more = FileConfig(str(path), **file)  # type: ignore[arg-type]
         self.config = replace(self.config, files=(*self.config.files, more))
@@ -211,7 +211,7 @@ class Rig:
         )
 
     def time(self) -> datetime:
-        """What the host's clock says."""
+        """Return the time of the host's clock."""
         return self.now or datetime.now(UTC)
 
     def _known_crl(self, kind: VekKind) -> bytes | None:
@@ -221,7 +221,7 @@ class Rig:
         return self.firmware.state.reported
 
     def lower(self, microcode: int = 1) -> TcbVersion:
-        """A TCB that may be reported instead of the one that is."""
+        """Return a lower TCB that may be reported instead of the current one."""
         now = self.reported()
         return replace(now, microcode=now.components()["microcode"] - microcode)
 
@@ -259,7 +259,7 @@ class Rig:
 
 
 def served(path: Path) -> Found:
-    """What a VMM would find."""
+    """Return what a VMM would find."""
     seen: list[Found] = []
     CertFile(str(path)).serve(deliver=seen.append, handshake=lambda: None, lock_wait=0)
     return seen[0]

@@ -156,7 +156,7 @@ class Course:
             self._unread += data
 
     def look(self) -> None:
-        """Wait until the agent has completed one more round."""
+        """Wait until the agent has completed another round."""
         assert self.agent is not None
         for _ in range(2):  # the first is answered before that look, the second after it
             self.agent.kill(signal.SIGHUP)
@@ -181,7 +181,7 @@ class Course:
             guest.commands.ready()
 
     def vms(self) -> list[dict[str, Any]]:
-        """The VMs that serve programs."""
+        """Return the VMs that serve programs."""
         answer = ask(PlatformHome(self.emulated.directory), {"ask": "status"})
         return [vm for vm in answer["vms"] if vm["serves"]]
 
@@ -217,7 +217,7 @@ class Course:
     # What must hold.
 
     def content(self, name: str) -> bool:
-        """Whether that file has certificates."""
+        """Return whether that file has certificates."""
         return bool(CertTable.decode((self.folder / name).read_bytes()).entries)
 
     def no_mismatch(self) -> None:
@@ -250,7 +250,7 @@ class Course:
             self.no_mismatch()
             self.start_agent()
         elif name == "reload":
-            if kill:  # it does not see the firmware go
+            if kill:  # it does not notice that the firmware is gone
                 self.end_agent(signal.SIGKILL)
                 self.killed += 1
             self.reload()
@@ -287,7 +287,7 @@ class Course:
             self.attest(self.chance.choice(self.guests))
         code = running.wait()
         if code:
-            # After a reload no hashstick for a lowered reported TCB opens, under some firmware.
+            # Some firmware rejects, after a reload, every hashstick for a lowered reported TCB.
             assert name == "load_vlek", (self.history, running.said())
             assert code == 1, running.said()
             assert "SNP_VLEK_LOAD" in running.said(), running.said()
@@ -360,7 +360,7 @@ class Course:
         self.check()
 
     def settle(self) -> None:
-        """Back to where every course begins, by the operator's own commands."""
+        """Return to the state in which every course begins, with the operator's commands."""
         self.history = []
         if self.agent is None:
             self.start_agent()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host as an operator has it: real commands, an emulated machine and key server."""
+"""A host as operators use it: real commands, an emulated machine and key server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.x509_library import by_the_library
 from ..emulated import SNPCERTS, Emulated
 from ..forked_commands import Commands
 
-PATIENCE = 60.0  # seconds that something may take on a slow machine
+PATIENCE = 60.0  # seconds that anything may take on a slow machine
 
 _PYTHON = ("host", "--", *SNPCERTS)
 
@@ -39,7 +39,7 @@ class Site:
     emulated: Emulated
     folder: Path
     url: str
-    commands: Commands | None = None  # where they are forked, in place of starting Python
+    commands: Commands | None = None  # they are forked here; without it, each starts Python
 
     @property
     def file(self) -> Path:
@@ -72,7 +72,7 @@ class Site:
         return self.commands.completed(*arguments[len(_PYTHON) :])
 
     def executed(self) -> Site:
-        """This site, whose commands each start Python, and so see what has been mounted by then."""
+        """Return this site with commands that start Python, and so see what is mounted by then."""
         return replace(self, commands=None)
 
     def done(self, command: str, *arguments: str, **options: str) -> str:
@@ -93,7 +93,7 @@ class Site:
         assert made.returncode == 0, made.stderr
 
     def lowered(self, by: int = 1) -> str:
-        """A --reported-tcb that is not the one reported now."""
+        """Return a --reported-tcb that differs from the current one."""
         status = self.status()
         return f"ucode={status['reported_tcb']['microcode'] - by}"
 
@@ -118,7 +118,7 @@ def reset_reported_tcb(emulated: Emulated) -> None:
 
 
 def seen_by_guest(path: Path, home: PlatformHome) -> str:
-    """What the file is to a guest: ``empty``, ``right`` or ``wrong``, by the keys alone."""
+    """Return what a guest gets: ``empty``, ``right`` or ``wrong``, judged by the keys alone."""
     table = CertTable.decode(path.read_bytes()) if path.exists() else CertTable()
     if not table.entries:
         return "empty"
@@ -142,7 +142,7 @@ def key_server(emulated: Emulated, *faults: str) -> Iterator[str]:
 
 
 class Lines:
-    """JSON lines of a process, waited for one by one."""
+    """The JSON lines that a process prints."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping in step: what is published, what is emptied, and what never happens."""
+"""Keeping files in step: what the agent publishes and empties, and what it never does."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_vmm_that_never_lets_go_does_not_keep_a_wrong_table_in_use(
             assert done.problem is not None
             assert done.problem.exit_code == 3
             assert served(rig.file) == Empty()
-    if harm != "revoked":  # that it is revoked is learnt later
+    if harm != "revoked":  # the agent learns of the revocation later
         assert safe == ["empty", "empty"]
     assert EventKind.EMPTIED in rig.kinds()
     if harm == "drift":
@@ -243,7 +243,7 @@ def test_an_ask_that_is_revoked_later_is_removed_and_that_is_not_drift(rig: Rig)
     assert done.problem is not None
     assert EventKind.LAPSED in rig.kinds()
     assert EventKind.DRIFT not in rig.kinds()
-    # What is known stays known with the key server gone.
+    # What the agent knows it keeps when the key server is gone.
     rig.server.down = True
     assert rig.agent().sync().problem is not None
     assert rig.file.read_bytes() == EMPTY
@@ -344,7 +344,7 @@ def test_a_fifo_in_a_vlek_certificates_place_does_not_hold_the_agent_up(rig: Rig
 
 @pytest.mark.parametrize("known_before", [False, True])
 def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig, known_before: bool) -> None:
-    """Whether the agent knew this host without a VLEK before, or sees it for the first time."""
+    """Both if the agent knew this host without a VLEK and if it sees it for the first time."""
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
     stick, leaf = rig.vlek()
     if known_before:
@@ -404,7 +404,7 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
     before = rig.file.stat().st_ino
     assert rig.agent().sync().problem is None
     assert rig.file.stat().st_ino == before, "in step, nothing is written"
-    # A list that has expired is taken out again. Certificates last longer.
+    # An expired list is removed again. Certificates last longer.
     rig.now = datetime.now(UTC) + timedelta(days=365 * 2)
     assert rig.agent().sync().problem is None
     assert rig.table().get(CRL_GUID) is None
@@ -470,7 +470,7 @@ def test_firmware_that_does_not_answer_stops_the_look_and_touches_nothing(rig: R
 
 
 def test_firmware_that_changes_while_we_fetch_is_noticed_under_the_lock(rig: Rig) -> None:
-    """What was fetched is for the old key by then: it is not published."""
+    """The fetched table is for the old key by then, and is not published."""
     changes = [True]
 
     def lie(tcb: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent tells the fleet's mirror how the host is, and no mirror can disturb it."""
+"""The agent announces the host's state to the fleet's mirror, and no mirror can disturb it."""
 
 from __future__ import annotations
 
@@ -165,11 +165,11 @@ def test_the_agent_does_not_wait_for_a_mirror_and_hears_of_it_once_it_works(
     background = BackgroundAnnouncer(Announcer(config_of(mirror)), events.append, results.append)
     background.announce(replace(TOLD, guests=0))
     assert begun.wait(60)
-    for guests in range(1, 5):  # none of these calls waits: nothing has been answered
+    for guests in range(1, 5):  # none of these calls waits for the answer
         background.announce(replace(TOLD, guests=guests))
     held.set()
     background.finish(60)
-    # While the first was held up, only the newest of the others waited.
+    # While the first was delayed, only the newest of the others waited.
     assert [each.guests for each in mirror.told] == [0, 4]
     mirror.status = 500
     background.announce(TOLD)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``host check`` finds, where it can be made to find it."""
+"""What ``host check`` finds, as far as tests can provoke it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ pytestmark = [
     pytest.mark.skipif(not can_trace(), reason="ptrace is not allowed on this machine"),
 ]
 
-# The firmware as another program sets it, in one process for many times.
+# Sets the firmware as another program would, many times in one process.
 HELPER = """
 import sys
 from snpcerts.abi.psp import SnpConfig
@@ -58,7 +58,7 @@ with Sev() as sev:
 
 @dataclass
 class Firmware:
-    """The machine's firmware, read and changed from outside."""
+    """The machine's firmware, read and changed by another program."""
 
     emulated: Emulated
     process: subprocess.Popen[str]
@@ -106,7 +106,7 @@ class Scene:
     tables: dict[TcbVersion, CertTable] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """The firmware as it was at first, and the file right, or wrong."""
+        """Restore the firmware, and make the file right, or wrong."""
         self.firmware.report(self.start)
         tcb = (
             replace(self.start, microcode=self.start.components()["microcode"] - 1)
@@ -125,7 +125,7 @@ class Scene:
         return seen_by_guest(self.site.file, self.firmware.home)
 
     def killed_at(self, place: int | None, *, every: bool) -> tuple[Call | None, int]:
-        """Run it until that place, counted from 0; where that was, and how many there were."""
+        """Run it until that place, counted from 0. Return the call there, and how many places."""
         count, open_yet = 0, False
 
         def here(call: Call) -> bool:
@@ -140,7 +140,7 @@ class Scene:
         return killed_before(command, here, execs=2), count
 
     def places(self) -> list[int]:
-        """Those to be killed at."""
+        """Return the places to kill at."""
         every = HOW_MANY == "every"
         self.prepare()
         _, count = self.killed_at(None, every=every)
@@ -188,7 +188,7 @@ class Scene:
 
 @pytest.fixture
 def low(firmware: Firmware) -> TcbVersion:
-    """A TCB below the current one; reported now, and no VLEK is loaded."""
+    """Report a TCB below the current one, with no VLEK loaded; return it."""
     current = firmware.tcb("current_tcb")
     for below in (3, 2):  # a change drops the VLEK
         firmware.report(replace(current, microcode=current.components()["microcode"] - below))
@@ -198,7 +198,7 @@ def low(firmware: Firmware) -> TcbVersion:
 def filled(site: Site, firmware: Firmware, *tcbs: TcbVersion) -> Site:
     """The cache has the certificates of these; then there is no key server."""
     firmware.report(firmware.tcb("current_tcb"))
-    site.done("sync")  # what is lowered from here on is seen to be
+    site.done("sync")  # from here on the agent notices a lowered TCB
     for tcb in tcbs:
         firmware.report(tcb)
         site.done("sync")
@@ -223,7 +223,7 @@ def test_set_config_killed_anywhere(site: Site, firmware: Firmware, low: TcbVers
 
 
 def test_load_vlek_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
-    """The file is one that follows whatever key signs."""
+    """The file follows the signing key."""
     config = site.folder.parent / "snpcerts.toml"
     config.write_text(f'[[file]]\npath = "{site.file}"\nkind = "vlek"\nwithout_vlek = "vcek"\n')
     options = {"file": "", "config": str(config)}
@@ -254,7 +254,7 @@ class VlekScene(Scene):
 
 
 def test_sync_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
-    """It finds a wrong file: the later the kill the better, wrong, empty, right.
+    """The file is wrong at first. Later kills leave it better: wrong, empty, right.
 
     The certificates come from the key server, so a kill may hit the cache, too.
     """
@@ -266,7 +266,7 @@ def test_sync_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -
 
 
 def test_the_scene_itself_can_fail(site: Site, firmware: Firmware, low: TcbVersion) -> None:
-    """A firmware command without the lock: the file is wrong, and it is seen."""
+    """A firmware command without the lock makes the file wrong, and the test notices."""
     scene = Scene(site, firmware, [], low)
     scene.prepare()
     firmware.report(replace(low, microcode=low.components()["microcode"] + 1))

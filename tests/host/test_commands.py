@@ -71,7 +71,7 @@ def test_a_dry_run_prints_the_plan_and_changes_nothing(site: Site) -> None:
 
 
 class Guests:
-    """What the guests of several VMMs have got so far; a line for each report."""
+    """The reports that the guests of several VMMs have received so far, one line each."""
 
     def __init__(self, outcomes: Path, vmms: list[subprocess.Popen[bytes]]) -> None:
         self.outcomes = outcomes
@@ -79,7 +79,7 @@ class Guests:
         self._read = 0
 
     def reports(self, each: int) -> None:
-        """Wait until every guest has had so many reports that it asked for from now on."""
+        """Wait until every guest has received so many reports that it requested after this call."""
         self._read = self.outcomes.stat().st_size
         lines = Counter[str]()
         # The first may have been under way.
@@ -197,7 +197,7 @@ def test_what_is_cached_works_offline(site: Site) -> None:
 
 
 def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path: Path) -> None:
-    """A lowered TCB, then a commit by another program; and it says so loudly."""
+    """Another program lowers the TCB, then commits; the watch logs both as errors."""
     metrics = tmp_path / "snpcerts.prom"
     with watching(site, f"--metrics-file={metrics}") as process:
         lines = Lines(process)
@@ -226,7 +226,7 @@ def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path
 def test_the_service_manager_is_notified_when_no_file_is_wrong(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the key server away too: what waits for us must not wait for the network."""
+    """Even without the key server: units that wait for us must not wait for the network."""
     site.done("sync")
     site.file.write_bytes(b"something that an editor has left and is no table")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -302,7 +302,7 @@ def test_a_full_disk_is_reported_and_leaves_no_wrong_file(site: Site, tmp_path: 
         assert made.returncode == 1
         assert "No space left on device" in made.stderr
         site.change_firmware_without_lock(LOWER)
-        # The old table can be emptied where it is; the room this frees may do for a new one.
+        # The old table can be emptied in place; this may free enough room for a new one.
         metrics = site.folder / "snpcerts.prom"
         argv = ["sync", f"--metrics-file={metrics}"]
         made = site.host(*argv, file=str(small / "certs.bin"))

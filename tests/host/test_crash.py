@@ -45,7 +45,7 @@ class Scene:
             rig.with_file("second.bin", kind=VekKind.VLEK, without_vlek=VekKind.VCEK)
         self.home.save(rig.firmware)
         self.rig = rig
-        # Certificates are issued before: what is killed is the update, not the authority.
+        # Certificates are issued beforehand, so that kills hit the update, not the authority.
         tcbs = [rig.reported(), rig.lower()]
         self._issued = {tcb: vcek_of(authority, rig.firmware.chip, tcb) for tcb in tcbs}
         rig.server.lie = self._issue
@@ -57,7 +57,7 @@ class Scene:
         return self._issued[tcb]
 
     def wake(self) -> Rig:
-        """The host after whatever happened: firmware as it was saved last."""
+        """Start the host again, with the firmware as it was last saved."""
         self.rig.device = FirmwareDevice(self.home.firmware(), self.home)
         return self.rig
 
@@ -66,7 +66,7 @@ class Scene:
         return [rig.seen_by_guest(Path(file.path)) for file in rig.config.files]
 
     def repair(self) -> None:
-        """The next run of the agent, with a long wait for the locks."""
+        """Run the agent again, with a long wait for the locks."""
         rig = self.wake()
         done = rig.agent().sync()
         assert done.problem is None
@@ -77,7 +77,7 @@ class Scene:
         self.wake().device.snp_set_config(SnpConfig(reported_tcb=tcb.pack()))
 
     def other(self) -> TcbVersion:
-        """The TCB that is not reported now."""
+        """Return the TCB that is not reported now."""
         return next(tcb for tcb in self.tcbs if tcb != self.wake().reported())
 
 
@@ -140,7 +140,7 @@ def test_a_command_killed_anywhere_leaves_no_file_wrong_and_the_next_run_complet
 def test_a_repair_killed_anywhere_never_makes_a_file_wrong_again(
     tmp_path: Path, authority: EmulatedAuthority, strategy: Strategy
 ) -> None:
-    """The later the kill, the better the files: wrong, then empty, then right."""
+    """Later kills leave the file better: wrong, then empty, then right."""
     scene = Scene(tmp_path, authority, strategy, files=1)
     scene.repair()
     courses: list[list[str]] = []

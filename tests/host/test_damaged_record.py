@@ -65,7 +65,7 @@ def filled(course: Course) -> Path:
 
 
 def empty_with(course: Course, reason: str) -> None:
-    """No file whose key the record told is filled; status says why, and guests get no table."""
+    """Files whose key only the record knew are empty, status says why, guests get no table."""
     course.check()
     wanted = {Path(each["path"]).name: each["wanted"] for each in course.status()["files"]}
     for name in ("vlek.bin", "named.bin"):
@@ -87,7 +87,7 @@ def take_anothers(path: Path, other: Path) -> None:
 
 
 def write_a_later_version(path: Path, _: Path) -> None:
-    """Whole, as an agent that is newer than this one would write it."""
+    """Write a complete record, as a newer agent would."""
     content = json.loads(path.read_bytes()) | {"version": 2}
     del content["sha256"]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -131,7 +131,7 @@ def test_without_its_record_the_agent_leaves_files_empty_and_says_why(
 
 
 def test_firmware_that_changed_while_the_agent_was_down(course: Course) -> None:
-    """Killed, so that it could write nothing; another program sets another TCB."""
+    """It was killed and could write nothing; another program sets another TCB."""
     filled(course)
     course.start_agent()
     course.end_agent(signal.SIGKILL)

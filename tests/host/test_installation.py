@@ -27,7 +27,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A system that has nothing of ours, but the group of its VMMs."""
+    """A system without our files, with a group for its VMMs."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/group").write_text("root:x:0:\nkvm:x:104:\n")
     return tmp_path
@@ -42,7 +42,7 @@ def uninstall(root: Path, *words: str, command: str = COMMAND) -> int:
 
 
 def content(root: Path) -> dict[str, bytes | str]:
-    """Every file and link by its path."""
+    """Return every file and link by its path."""
     return {
         str(path.relative_to(root)): os.readlink(path) if path.is_symlink() else path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -213,7 +213,7 @@ def test_wrong_options_are_refused(
 def test_a_command_that_the_unit_could_not_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On this machine itself, where the command must exist; nothing is changed."""
+    """When installing on this machine, the command must exist; nothing is changed."""
     here = ["host", "install", "--dry-run", "--command"]
     for place in ("/nowhere/snpcerts", "/usr/bin"):
         assert main([*here, place]) == 2

@@ -27,7 +27,7 @@ from ..emulated import Emulated
 from ..sizes import sized
 from .site import LOWER, PATIENCE, Lines, Site, reset_reported_tcb, seen_by_guest, watching
 
-# Nothing that can be taken for an answer: the client itself asks again.
+# Not an answer: the client itself repeats the request.
 NO_ANSWER = (
     Fault.TOO_MANY,
     Fault.TOO_MANY_SILENT,
@@ -37,9 +37,9 @@ NO_ANSWER = (
     Fault.CUT_SILENT,
     Fault.HTML,
 )
-# Answers that refuse us: the agent asks again some time later.
+# Answers that the agent refuses: it asks again later.
 LIES = (Fault.WRONG_CHIP, Fault.WRONG_TCB, Fault.WRONG_ROOT, Fault.EXPIRED, Fault.NOT_FOUND)
-# Still the right answer.
+# The answer is right all the same.
 HARMLESS = (Fault.SLOW, Fault.CONTENT_TYPE)
 
 
@@ -63,7 +63,7 @@ class Watched:
         if self.fault in LIES:
             self.lines.until("unavailable")
             return
-        # The answer to the last but one was none, or there would not be another.
+        # The last request but one had no usable answer, or there would not be another.
         _until(lambda: sum(self.server.requests.values()) >= 3)
 
     def right(self) -> bool:
@@ -76,7 +76,7 @@ class Watched:
             _until(lambda before=before: self.written() != before)  # type: ignore[misc]
 
     def written(self) -> int:
-        """Which file of metrics is there; 0 before the first round is over."""
+        """Return the inode of the metrics file; 0 before the first round is over."""
         try:
             return self.metrics.stat().st_ino
         except FileNotFoundError:
@@ -135,7 +135,7 @@ def test_no_fault_gets_anything_wrong_published_and_all_recover(
             each.looks_again()
             assert each.right(), each.fault
 
-        # The key changes behind our back: better nothing than what is wrong.
+        # Another program changes the key: empty files are better than wrong ones.
         emulated_site = next(iter(watches.values())).site
         emulated_site.change_firmware_without_lock(LOWER)
         for each in watches.values():
@@ -175,11 +175,11 @@ def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
     revoked = (authority.ask.serial_number,)
     with KeyServer.of_homes([home]) as server:
         site = Site(emulated, tmp_path, server.url)
-        # The list has a few seconds to come in, which a busy machine may not keep.
+        # The list must arrive within seconds, which can be too short on a busy machine.
         _until(lambda: "vcek" in (site.done("sync") and site.status()["revocation_lists"]))
         assert site.status()["revocation_lists"]["vcek"]["next_update"]
 
-        # It finds out a day later, and the key server still has nothing better.
+        # The agent learns of it a day later, and the key server still has nothing better.
         server.lines[Product.MILAN] = ProductLine(authority, chips, revoked)
         os.utime(site.folder / "cache" / "crl" / "Milan" / "vcek.crl", (0, 0))
         made = site.host("sync")

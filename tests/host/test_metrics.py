@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics: the file is written where root cannot be led elsewhere, the port costs a bounded sum."""
+"""Metrics: root's write of the file cannot be redirected, and the port has a bounded cost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_idle_connections_do_not_pile_up_nor_keep_others_out(metrics: Metrics) -
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
             assert b"snpcerts_drift_total" in answer.read()
-        # The oldest were sent away: they read the end of their connection.
+        # The oldest were closed: they read the end of their connection.
         for each in idle[:MOST_CONNECTIONS]:
             each.settimeout(20)
             assert each.recv(1) == b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong on hosts, with the real command: each has its message and its metric."""
+"""What goes wrong on hosts, with the real command: each mishap has a message and a metric."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ran:
 
 
 def sync(site: Site, *, program: tuple[str, ...] = (), **options: Any) -> Ran:
-    """``host sync``, perhaps by way of another program."""
+    """Run ``host sync``, possibly through another program."""
     metrics = site.folder / "snpcerts.prom"
     metrics.unlink(missing_ok=True)
     argv = site.arguments("sync", f"--metrics-file={metrics}", **options)
@@ -151,7 +151,7 @@ def test_a_path_that_cannot_be_written_is_reported(
 
 @pytest.fixture(scope="session")
 def skewed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[str, ...]]:
-    """A program to start others with, whose wall clock is so many seconds off."""
+    """A command prefix that shifts a program's wall clock by so many seconds."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler on this machine")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shipped beside the program: units, manual pages, the example configuration."""
+"""What ships with the program: units, manual pages, the example configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNITS = sorted(SYSTEM_FILES.glob("*.service"))
 def test_the_unit_is_one(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not on this machine")
-    # With a program that exists here, or it is found missing.
+    # With a program that exists here; otherwise it is reported as missing.
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace("/usr/bin/snpcerts", sys.executable))
     made = subprocess.run(
@@ -55,7 +55,7 @@ def test_the_units_command_is_one_of_ours_and_comes_before_vms(unit: Path) -> No
 def test_the_example_configuration_says_the_defaults() -> None:
     text = (SYSTEM_FILES / "snpcerts.toml").read_text()
     assert parse(text).files == Config().files
-    # And with every comment taken away from a setting it is still one that is understood.
+    # Every setting that is commented out is also understood.
     settings = re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE)
     for of_vleks in ('without_vlek = "empty"', 'with_mask_chip_key = "empty"'):
         settings = settings.replace(of_vleks, "")
@@ -91,7 +91,7 @@ def test_the_manual_pages_name_every_command_and_option() -> None:
 
 
 def test_the_manual_pages_are_the_ones_the_commands_make(tmp_path: Path) -> None:
-    # In a process of its own: click remembers what others have made of a command.
+    # In a separate process: click keeps what other tests have changed in a command.
     subprocess.run([sys.executable, PACKAGING / "man_pages.py", tmp_path], check=True)
     made = {page.name: page.read_text() for page in tmp_path.iterdir()}
     kept = {page.name: page.read_text() for page in (ROOT / "docs" / "man").iterdir()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Firmware commands: what is planned, what is done, and what stays when something refuses."""
+"""Firmware commands: what is planned, what is done, and what stays after a refusal."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def test_the_plan_can_be_read_by_people_and_programs(rig: Rig, agent: Agent) -> 
 
 
 def test_two_agents_at_once_take_turns(rig: Rig, agent: Agent) -> None:
-    """The second is inside the first one's command: it waits, and says who has the lock."""
+    """The second starts during the first one's command: it waits, and names the holder."""
     plan = lower(rig, agent)
     problems: list[SnpCertsError | None] = []
     command = rig.device.snp_set_config

@@ -108,7 +108,7 @@ def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
 def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_signs(
     host: Site,
 ) -> None:
-    """The agent is killed before, so that it is a new one that notices."""
+    """The agent is killed first, so that a new one notices."""
     with watching(host) as agent:
         Lines(agent).until("published")
         agent.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key signs, under every firmware that sources describe: believed, in doubt, proven."""
+"""The signing key under every firmware that sources describe: assumed, in doubt, proven."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SECOND = Initialisation(FIRST.boot, "2")
 
 
 class KilledError(BaseException):
-    """The agent ends here, as by SIGKILL: nothing that it does afterwards is done."""
+    """The agent ends here, as by SIGKILL; later actions have no effect."""
 
 
 class Host:
@@ -71,7 +71,7 @@ class Host:
         return self._vceks[tcb]
 
     def sync(self) -> None:
-        """The agent, restarted, looks once."""
+        """Restart the agent for one round."""
         assert self.rig.agent().sync().problem is None
 
     def command(self, make: Callable[[object], plans.Plan]) -> None:
@@ -299,7 +299,7 @@ def test_with_the_vcek_masked_a_vleks_file_is_empty_until_proven(host: Host) -> 
         return
     assert not proved(host, 1).contradicts
     assert host.attest(vlek, KeySelect.DEFAULT) == "right"
-    # Another firmware version, and the proof is over.
+    # With another firmware version the proof is no longer valid.
     state = host.rig.firmware.state
     host.rig.firmware.update(state.current, replace(state.version, build=state.version.build + 1))
     host.sync()
@@ -496,7 +496,7 @@ def spoil_link(path: Path) -> None:
 
 
 def spoil_owner(path: Path) -> None:
-    """A VMM's user who may write to the directory puts a file of its own there."""
+    """A VMM's user who may write to the directory puts a file there."""
     if os.geteuid() != 0:
         pytest.skip("files of other users take root")
     os.chown(path, 65534, 65534)
@@ -519,7 +519,7 @@ SPOILED: tuple[Callable[[Path], object], ...] = (
 def test_what_is_remembered_is_gone_and_files_are_empty_rather_than_wrong(
     published: Host, spoil: Callable[[Path], None]
 ) -> None:
-    """No report without a match, a reason, and a way back that needs no hand-work."""
+    """Every report matches, the reason is stated, and ordinary commands lead back."""
     published.sync()
     published.load_vlek()
     published.set_config()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the watch says, to whom: logs, metrics, the service manager."""
+"""What the watch reports to logs, metrics and the service manager."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_logs_carry_the_figures() -> None:
 
 
 def test_a_command_of_another_program_is_told_and_counted(rig: Rig) -> None:
-    """With the lock too, where the files never fail to match."""
+    """Also if it held the lock, and the files always matched."""
     events: list[Event] = []
     agent = rig.agent()
     agent.tell = events.append

@@ -40,7 +40,7 @@ def turin() -> EmulatedAuthority:
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here leaves this machine, whatever the environment says."""
+    """Ignore proxies in the environment: these requests must not leave this machine."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

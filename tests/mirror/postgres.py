@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real PostgreSQL of the tests' own: the system's, or one that a Python package brings.
+"""A real PostgreSQL server for the tests: the system's, or one from a Python package.
 
 It listens on a socket in a directory of its own, and takes no port.
 """
@@ -23,7 +23,7 @@ from ..sizes import FULL
 
 _SETTINGS = {
     "listen_addresses": "''",
-    "fsync": "off",  # processes are killed here, no machine is
+    "fsync": "off",  # tests kill processes, not machines
     "max_connections": "200",
     "shared_buffers": "16MB",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A private CA, as an operator has one for the names and the hosts of a data centre."""
+"""A private CA, as operators use for the names and hosts of a data centre."""
 
 from __future__ import annotations
 

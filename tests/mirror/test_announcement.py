@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An announcement says the same after its journey, and nothing else is taken for one."""
+"""An announcement arrives as it was sent, and nothing else is accepted as one."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def test_a_mirror_of_a_mirror_serves_the_same_bytes(
 def test_a_compressed_answer_of_upstream_is_not_stored(
     amd: KeyServer, start: Callable[..., RunningMirror], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request asks for none; a proxy in between may compress all the same."""
+    """The request accepts no compression, but a proxy may compress anyway."""
     plain = amd.answer
 
     def compressed(target: str, client: str) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mirror without a way to AMD: export, carry, import; nothing is believed on the way."""
+"""A mirror without a network connection: export, carry, import; every file is verified."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
     assert "not a directory" in out
 
 
-# The database's own trouble.
+# Faults of the database.
 
 
 def test_a_database_of_a_newer_release_is_left_alone(database: str) -> None:
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_database_does_not_stay_open(tmp_path: Path) -> None:
     path = tmp_path / "mirror.db"
     path.write_bytes(b"not a database" * 100)
     with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:
-        # What is caught has the frames, and with them a connection that was not closed.
+        # The caught errors keep their frames alive, and with them a connection that is not closed.
         with pytest.raises(sqlite3.DatabaseError, match="not a database") as caught:
             opened.sqlite_connection()
         with pytest.raises(DatabaseUnavailableError, match="not a database") as also_caught:
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_database_does_not_stay_open(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing_and_stops_nothing(amd: KeyServer, mirror: RunningMirror) -> None:
-    """SQLite's own limit of pages, which is what it meets when there is no room."""
+    """With SQLite's limit of pages, which gives the same error as a full disk."""
     path = vcek(amd).path
     until_stored(mirror.url, path)
     assert mirror.ask(path).status == 200

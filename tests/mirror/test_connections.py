@@ -87,7 +87,7 @@ def is_ended(connection: socket.socket, part: bytes) -> bool:
 def test_the_time_of_a_request_ends_when_it_has_come(
     start: Start, amd: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caller that waits for its certificate is not ended."""
+    """The connection of a caller that waits for its certificate stays open."""
     connections: list[MirrorConnection] = []
     begin = MirrorConnection.on_message_begin
 
@@ -127,7 +127,7 @@ CHAIN = b"GET /vcek/v1/Milan/cert_chain HTTP/1.1\r\nHost: mirror\r\n\r\n"
 
 
 def ended(connection: socket.socket, seconds: float) -> bool:
-    """Whether the other side ends the connection, without reading from it."""
+    """Return whether the other side ends the connection, without reading from it."""
     waiting = select.poll()
     waiting.register(connection, 0)  # POLLERR and POLLHUP always count
     return bool(waiting.poll(seconds * 1000))

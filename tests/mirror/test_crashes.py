@@ -139,7 +139,7 @@ def test_instances_that_are_killed_lose_nothing(
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    """What a killed instance was asking for is asked for once more, after its lease."""
+    """The request of a killed instance is repeated once, after its lease."""
     if sized(True, False):
         pytest.skip(f"waits for leases of {LEASE:.0f} s: SNPCERTS_FULL_TESTS=1")
     database = f"sqlite:///{tmp_path}/killed.db"

@@ -323,5 +323,5 @@ def test_a_full_queue_takes_no_more_from_agents_and_operators(
         (409, "mirror-queue-full")
     }
     assert queue(slow_fleet) == [(vcek(amd).path, 1)]
-    # What needs nothing more is still recorded.
+    # A host that needs nothing more is still recorded.
     assert put(slow_fleet, told(amd, 0, guests=7)).status == 200

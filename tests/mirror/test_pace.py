@@ -87,7 +87,7 @@ def want(mirrors: VirtualMirrors, chips: list[Chip], need: Need = Need.ROLL) -> 
 def test_a_roll_asks_once_for_each_certificate_at_amds_pace(
     start: Start, clock: VirtualClock, instances: int
 ) -> None:
-    """And the time that was announced for its end is right at every moment on the way."""
+    """The announced end is right at every moment, too."""
     count = sized(20, 1000 if instances == 3 else 200)
     mirrors, amd, chips = start(count, instances=instances)
     for chip in chips:
@@ -118,7 +118,7 @@ def test_a_roll_asks_once_for_each_certificate_at_amds_pace(
 
 
 def test_two_requests_are_never_within_a_gap(start: Start, clock: VirtualClock) -> None:
-    """Where upstream punishes a request that is too early, one would be seen."""
+    """Upstream punishes a request that is too early, so the test would notice one."""
     mirrors, amd, chips = start(8, instances=3, throttle=Throttle(GAP, lengthens=True))
     want(mirrors, chips)
     mirrors.run()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet's page says what is so, and nothing that a host says of itself becomes markup."""
+"""The fleet's page shows the true state, and nothing that a host announces becomes markup."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_tcbs_are_judged_by_the_confirmed_floors_of_their_processor() -> None:
         host(announcement("old", OLD)),
         host(announcement("new", NEW)),
         host(announcement("unnamed", OLD, cpuid=None)),
-        # A Milan's CPUID on a Genoa is no processor that is known.
+        # A Milan's CPUID on a Genoa is not a known processor.
         host(announcement("mixed", OLD, cpuid=MILAN)),
     ]
     groups = {(each.processors, each.tcb): each for each in tcb_spread(hosts, bulletin_data())}

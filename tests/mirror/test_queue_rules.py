@@ -126,7 +126,7 @@ COURSES = st.builds(
 
 
 class KilledError(BaseException):
-    """The instance dies here."""
+    """The instance is killed here."""
 
 
 @dataclass
@@ -313,7 +313,7 @@ class Simulation:
             self.stored_at[path] = self.turns.now
 
     def _look(self) -> None:
-        """A waiting row's place is a time in the future, and not beyond all measure."""
+        """A waiting row's expected time is in the future, and not too far away."""
         path = min(self.left, default=None)
         if path is None:
             return

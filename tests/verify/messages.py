@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""go-sev-guest's messages, written by the letter of its .proto file: names, numbers, types."""
+"""go-sev-guest's messages, exactly as its .proto file has them: names, numbers, types."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def blob(field: int, data: bytes) -> bytes:
 
 
 def report_fields(report: bytes) -> dict[int, bytes]:
-    """The encoded fields of a report by number; numbers that are zero are left out."""
+    """Return the encoded fields of a report by number; fields that are zero are left out."""
     fields = ReportLayout.unpack(report)
     out: dict[int, bytes] = {}
     for name, field in NUMBERS.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence and certificates in every shape that is read, made of a report and its chain."""
+"""Evidence and certificates in every supported format, made from a report and its chain."""
 
 from __future__ import annotations
 

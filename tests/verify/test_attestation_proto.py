@@ -34,7 +34,7 @@ from tests.verify.test_evidence import PLATFORM_INFO, judge
 from tests.verify.test_verify import codes
 
 CA = SmallCa()
-REPORT = CA.report()  # a signature is made anew each time
+REPORT = CA.report()  # each run makes a new signature
 NEWEST = CA.report(5)
 CHAIN = blob(1, CA.leaf.make()) + blob(2, CA.ask.make()) + blob(3, CA.ark.make())
 
@@ -110,7 +110,7 @@ def test_every_report_comes_back_byte_for_byte(values: dict[str, Any]) -> None:
 
 
 def test_a_change_of_any_field_is_a_change_of_the_report() -> None:
-    """No field is passed over: the signature fails, or the message cannot be read."""
+    """No field is ignored: the signature fails, or the message cannot be read."""
     for field, encoded in report_fields(NEWEST).items():
         others = report_fields(NEWEST)
         others[field] = encoded[:-1] + bytes((encoded[-1] ^ 1,))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many reports on several cores: the verdicts of one by one, in order, and never more waiting."""
+"""Many reports on several cores: the same verdicts in order, with a bounded number waiting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE = collateral()
 
 
 def numbered(number: int) -> Evidence:
-    """A report that is refused with its number: its version is not known."""
+    """Return a report of an unknown version; its refusal names the number."""
     return Evidence(number.to_bytes(4, "little") + bytes(REPORT_SIZE - 4))
 
 
@@ -64,7 +64,7 @@ def test_fewer_than_one_job_is_wrong_usage() -> None:
 
 
 class Lazy:
-    """A pool that begins nothing; ``starts`` is whether its processes answer at all."""
+    """A pool that begins no work; ``starts`` is whether its processes answer at all."""
 
     def __init__(self, *, starts: bool) -> None:
         self.starts = starts
@@ -86,7 +86,7 @@ class Lazy:
 def test_processes_that_begin_nothing_hold_nothing_up(
     monkeypatch: pytest.MonkeyPatch, starts: bool
 ) -> None:
-    """Chunks not yet begun are taken back; a process that has not started gets none."""
+    """Chunks that have not begun are taken back; a process that has not started gets none."""
     pool = Lazy(starts=starts)
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", lambda *_a, **_n: pool)
     many = mixed(WORTHWHILE + CHUNK * 9)
@@ -98,7 +98,7 @@ def test_processes_that_begin_nothing_hold_nothing_up(
 
 
 def test_a_slow_process_keeps_its_chunk_and_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has been begun is waited for, while others are judged here."""
+    """A chunk that has begun is waited for, while this process judges others."""
     begun, go = Event(), Event()
     here = bulk._judge
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every reason fails a check, and a check that failed has its reasons."""
+"""Every reason fails a check, and every failed check has reasons."""
 
 from __future__ import annotations
 

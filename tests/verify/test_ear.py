@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EARs: what a verdict becomes in the words of other systems, and who can check it."""
+"""EARs: how a verdict reads in other systems' terms, and how they check it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_verified_report_is_affirmed_under_trustees_names() -> None:
     }
     evidence = found["ear.veraison.annotated-evidence"]
     assert evidence["report_data"] == NONCE.hex().ljust(128, "0")
-    # Names and kinds as Trustee's tcb_claims.md has them.
+    # Names and types as in Trustee's tcb_claims.md.
     assert {name: type(value) for name, value in evidence["snp"].items()} == {
         "chip_id": str,
         "measurement": str,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of chains is the same as what would be found again."""
+"""Remembered findings about chains equal those of a new judgement."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def asked(
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[ChainBytes]:
-    """Every chain that was really judged, in order."""
+    """Return every chain that was judged and not remembered, in order."""
     judged: list[ChainBytes] = []
     find = judge.find
 
@@ -72,7 +72,7 @@ def test_authorities_seen_with_another_leaf_are_not_judged_again(
 
 @pytest.mark.parametrize("kind", list(VekKind))
 def test_remembered_findings_about_authorities_equal_new_ones(kind: VekKind) -> None:
-    """Any defect of any of the four, also if the others were seen before."""
+    """For any defect of any of the four, even if the others were seen before."""
     memory = JudgeMemory()
     bad = (None, b"x", PARTS.ask, PARTS.ark)
     for ask in (PARTS.ask, *bad):

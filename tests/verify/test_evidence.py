@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence in every shape is read into one, and hostile shapes are errors."""
+"""Evidence in every format becomes one object, and hostile input is an error."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Genuine reports verify; with one bit of anything turned over they do not."""
+"""Genuine reports verify; with any bit flipped they do not."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _above_current(evidence: Evidence, changed: bytes) -> set[str]:
 
 
 def bits_of(byte: int) -> Sequence[int]:
-    """The bits of a byte that are tried: one, another one in each of eight; or all."""
+    """Return the bits of a byte to try: one, which differs from byte to byte, or all."""
     return sized((byte % 8,), range(8))
 
 
@@ -335,7 +335,7 @@ def _dotted(oid: bytes) -> str:
 
 @pytest.mark.parametrize("slot", ["leaf", "ask", "ark"])
 def test_no_certificate_can_change(evidence: Evidence, slot: str) -> None:
-    """Bits all over each certificate, the signed part and the signature alike."""
+    """Bits across each certificate, both in the signed part and in the signature."""
     if slot == "leaf":
         slot = "vcek" if evidence.collateral.vcek else "vlek"
     data = getattr(evidence.collateral, slot)
@@ -411,7 +411,7 @@ def test_validity_is_judged_at_each_call(milan: Evidence, year: int, expected: l
 
 
 def test_only_the_anchors_given_are_trusted(milan: Evidence) -> None:
-    """Also when the same chain has just been found good with others."""
+    """Even if the same chain has just verified with others."""
     assert codes(milan.verdict()) == []
     assert codes(milan.verdict(anchors=())) == ["ark-untrusted"]
     assert codes(milan.verdict(anchors=AMD_ANCHORS[1:])) == ["ark-untrusted"]

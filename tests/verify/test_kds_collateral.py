@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key server as a source: asked for what is missing, by the right name, and for no more."""
+"""The key server as a source: it is asked only for what is missing, by the right name."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the servers' caches are."""
+    """The directory of the servers' caches."""
     monkeypatch.setattr(Server, "parent", tmp_path, raising=False)
 
 
@@ -210,7 +210,7 @@ def test_a_list_that_could_not_be_renewed_leaves_a_report_undecided() -> None:
 
 
 def _bogus(ca: SmallCa, number: int) -> bytes:
-    """A report that no firmware signed, of a chip of its writer's choice."""
+    """Return a report that no firmware signed, for a made-up chip."""
     return ca.report(chip_id=number.to_bytes(64, "little"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each demand of a policy passes what it should, refuses the rest, and is listed when not made."""
+"""Each requirement passes what it should, refuses the rest, and is listed if not asked."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_with_no_report_to_read_nothing_passes() -> None:
 @pytest.mark.parametrize("which", ["reported", "current", "committed", "launch"])
 @pytest.mark.parametrize("component", ["bootloader", "tee", "snp", "microcode", "fmc"])
 def test_every_component_of_a_floor_is_compared(which: str, component: str) -> None:
-    """Also when all the others are above it."""
+    """Even if all the others are above it."""
     tcb = TCBS[Product.TURIN]
     name = "minimum_tcb" if which == "reported" else f"minimum_{which}_tcb"
 

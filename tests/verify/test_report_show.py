@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts report show`` says every field, with its bits explained."""
+"""``snpcerts report show`` prints every field and explains its bits."""
 
 from __future__ import annotations
 

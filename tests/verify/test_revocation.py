@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host cannot hide a revocation: all lists are judged, and a host's satisfies no demand."""
+"""A host cannot hide a revocation: all lists are judged, and a host's meets no requirement."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_list_of_the_host_satisfies_no_demand() -> None:
     assert codes(verdict) == ["crl-missing"]
     assert "came with the evidence" in verdict.reasons[0].message
     assert verdict.check("revocation").state.value == "failed"
-    # Not even if its kind is given.
+    # Even if its kind is given.
     verdict = judge(supplied(BEFORE, supplier=Supplier.EVIDENCE))
     assert codes(verdict) == ["crl-missing"]
     assert not verdict.revocation_lists[0].counts
@@ -104,7 +104,7 @@ def test_a_list_of_the_host_satisfies_no_demand() -> None:
 def test_a_list_of_the_host_may_add_a_revocation() -> None:
     assert codes(judge(supplied(BEFORE), host=REVOKED)) == NAMED
     assert codes(judge(host=REVOKED, policy=None)) == NAMED
-    # What was withdrawn is not given back, however old the list is.
+    # A revocation stands, however old the list is.
     assert codes(judge(host=REVOKED.but(next_update=NOON - DAY), policy=None)) == NAMED
 
 
@@ -283,7 +283,7 @@ def test_the_verdict_names_the_root_and_an_emulated_one_never_looks_like_amds(
     _, said = run()
     assert (said["verdict"], said["root"]["name"]) == ("verified", "ARK-Milan TEST")
     assert said["root"]["amd"] is False
-    # AMD's very name makes it no more AMD's.
+    # AMD's name in it does not make it AMD's.
     namesake = SmallCa(suffix="")
     Path("root.der").write_bytes(namesake.ark.make())
     entries = ((VCEK_GUID, namesake.leaf), (ASK_GUID, namesake.ask), (ARK_GUID, namesake.ark))

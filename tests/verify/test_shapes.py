@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence and certificates in every documented shape verify, and bad bytes in none of them do."""
+"""Evidence and certificates verify in every documented format, and bad bytes in none."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Recorder:
 
 @dataclass
 class AsyncRecorder(Recorder):
-    """The same, to be awaited."""
+    """The same for async code."""
 
     async def collateral(self, request: CollateralRequest) -> Collateral:  # type: ignore[override]  # as the other protocol has it
         await asyncio.sleep(0)

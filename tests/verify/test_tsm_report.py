@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tsm-reports: what is written is read back, and is in the form that others publish."""
+"""tsm-reports: what we write we read back, and it has the form that others publish."""
 
 from __future__ import annotations
 

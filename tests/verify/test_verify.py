@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each rule between report and leaf, on chains made for the purpose."""
+"""Each rule about report and leaf, on purpose-made chains."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_report_of_another_size_is_refused(size: int) -> None:
 def test_a_signed_report_with_this_field_has_this_reason(
     fields: dict[str, object], expected: list[str]
 ) -> None:
-    """The signature holds each time: the firmware's own word does not make it sound."""
+    """The signature is valid each time; the firmware's word alone is not enough."""
     assert codes(judge(CA.report(**fields))) == expected  # type: ignore[arg-type]
 
 
@@ -216,7 +216,7 @@ def test_a_leaf_with_another_key_is_reported() -> None:
 
 
 def test_a_leaf_in_the_other_leafs_slot_is_found_there() -> None:
-    """Some hosts serve it so, and some a VCEK in the slot of the VLEK."""
+    """Some hosts serve it that way, and some serve a VCEK in the VLEK's slot."""
     vlek = SmallCa(kind=VekKind.VLEK)
     parts = collateral(vlek)
     swapped = replace(parts, vcek=parts.vlek, vlek=None)
