@@ -252,14 +252,16 @@ def test_encrypted_regions() -> None:
     region = EncRegion(0x10000, 0x1000)
     for request in (Ioctl.MEMORY_ENCRYPT_REG_REGION, Ioctl.MEMORY_ENCRYPT_UNREG_REGION):
         assert refused(process, vm, request, region) == errno.ENOTTY
+        assert refused(process, vm, request, BAD) == errno.EFAULT  # first
     process.init2(vm)
     register, unregister = Ioctl.MEMORY_ENCRYPT_REG_REGION, Ioctl.MEMORY_ENCRYPT_UNREG_REGION
     assert refused(process, vm, unregister, region) == errno.EINVAL
     assert refused(process, vm, register, EncRegion(0x10000, 0)) == errno.EINVAL
     assert refused(process, vm, register, EncRegion(2**64 - 1, 2)) == errno.EINVAL
     assert refused(process, vm, register, BAD) == errno.EFAULT
-    assert process.ioctl(vm, register, region) == 0
-    assert process.ioctl(vm, unregister, region) == 0
+    for request in (register, register, unregister, unregister):  # each has its own entry
+        assert process.ioctl(vm, request, region) == 0
+    assert refused(process, vm, unregister, region) == errno.EINVAL
 
 
 _CHANGES = st.lists(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snpcerts.abi.kvm import Ioctl
 from snpcerts.emulator.kvm.board import IGNORED as BOARD_IGNORED
 from snpcerts.emulator.kvm.processor_state import GETS, IGNORED, SETS, SIZES
 
@@ -107,6 +108,8 @@ def test_lists_of_msrs_tell_how_much_room_they_need(request_: int) -> None:
 def test_interrupt_controllers_and_timers_are_given_back() -> None:
     process = Process()
     vm = process.create_vm()
+    assert process.ioctl(vm, Ioctl.CREATE_IRQCHIP) == 0
+    assert process.ioctl(vm, Ioctl.CREATE_PIT2, COMMAND) == 0
     for chip in range(3):
         process.arena.write(COMMAND, struct.pack("<II512s", chip, 0, bytes([chip + 1]) * 512))
         assert process.ioctl(vm, SET_IRQCHIP, COMMAND) == 0
@@ -118,6 +121,31 @@ def test_interrupt_controllers_and_timers_are_given_back() -> None:
     assert process.ioctl(vm, SET_PIT2, COMMAND) == 0
     assert process.ioctl(vm, GET_PIT2, DATA) == 0
     assert process.arena.read(DATA, 112) == b"p" * 112
+
+
+def test_controllers_and_timers_that_are_not_there_are_refused() -> None:
+    """As Linux 7.3, arch/x86/kvm/x86.c: KVM_CREATE_PIT2, KVM_GET_IRQCHIP and their kin."""
+    process = Process()
+    vm = process.create_vm()
+
+    def refused(request: int, argument: int = COMMAND) -> int:
+        with pytest.raises(OSError) as raised:
+            process.ioctl(vm, request, argument)
+        return raised.value.errno or 0
+
+    process.arena.write(COMMAND, struct.pack("<I", 3))
+    chips, timers = (GET_IRQCHIP, SET_IRQCHIP), (GET_PIT2, SET_PIT2)
+    assert [refused(each) for each in (*chips, *timers)] == [errno.ENXIO] * 4
+    assert refused(Ioctl.CREATE_PIT2) == errno.ENOENT
+    assert refused(Ioctl.SET_TSS_ADDR, 0xFFFF_D001) == errno.EINVAL
+    assert process.ioctl(vm, Ioctl.SET_TSS_ADDR, 0xFFFF_D000) == 0
+    assert process.ioctl(vm, Ioctl.SET_IDENTITY_MAP_ADDR, COMMAND) == 0
+    assert process.ioctl(vm, Ioctl.CREATE_IRQCHIP) == 0
+    assert [refused(each) for each in chips] == [errno.EINVAL] * 2
+    assert process.ioctl(vm, Ioctl.CREATE_PIT2, COMMAND) == 0
+    assert refused(Ioctl.CREATE_PIT2) == errno.EEXIST
+    process.create_vcpu(vm)
+    assert refused(Ioctl.SET_IDENTITY_MAP_ADDR) == errno.EINVAL
 
 
 def test_the_clock_keeps_running() -> None:

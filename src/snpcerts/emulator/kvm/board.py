@@ -26,6 +26,7 @@ from snpcerts.emulator.syscall.caller_memory import UserMemory
 
 _IRQCHIP: Final = struct.Struct("<II512s")  # struct kvm_irqchip: which, padding, state
 _CHIPS: Final = 3  # two PICs and the I/O APIC
+_TSS_ADDR_MAX: Final = (1 << 32) - 3 * 4096
 # struct kvm_msr_filter: flags, then the ranges' flags, number of MSRs, first, bitmap
 _FILTER_HEADER: Final = 8
 _FILTER_RANGE: Final = struct.Struct("<IIIxxxxQ")
@@ -33,15 +34,12 @@ _FILTER_RANGE: Final = struct.Struct("<IIIxxxxQ")
 # Accepted and ignored.
 IGNORED: Final = frozenset(
     (
-        Ioctl.SET_TSS_ADDR,
-        Ioctl.SET_IDENTITY_MAP_ADDR,
         Ioctl.IRQ_LINE,
         Ioctl.IRQ_LINE_STATUS,
         Ioctl.REGISTER_COALESCED_MMIO,
         Ioctl.UNREGISTER_COALESCED_MMIO,
         Ioctl.SET_GSI_ROUTING,
         Ioctl.REINJECT_CONTROL,
-        Ioctl.CREATE_PIT2,
         Ioctl.IOEVENTFD,
         Ioctl.SET_CLOCK,
         Ioctl.SIGNAL_MSI,
@@ -55,31 +53,70 @@ class Board:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._chips: dict[int, bytes] = {}
-        self._pit = bytes(PIT_STATE2_SIZE)
+        self._pit: bytes | None = None
 
-    def ioctl(self, memory: UserMemory, request: int, argument: int) -> bool:
-        """Serve an ioctl about the board; return whether it was one."""
+    def ioctl(
+        self, memory: UserMemory, request: int, argument: int, *, chips: bool, vcpus: bool
+    ) -> bool:
+        """Serve an ioctl about the board; return whether it was one.
+
+        ``chips``: KVM has all interrupt controllers of the VM. ``vcpus``: it has vCPUs already.
+        """
         if request in IGNORED:
             return True
         match request:
+            case Ioctl.SET_TSS_ADDR:
+                if argument > _TSS_ADDR_MAX:
+                    raise OSError(errno.EINVAL, "the TSS does not fit below 4 GiB")
+            case Ioctl.SET_IDENTITY_MAP_ADDR:
+                if vcpus:
+                    raise OSError(errno.EINVAL, "vCPUs already exist")
+                memory.read(argument, 8)
             case Ioctl.X86_SET_MSR_FILTER:
                 _judge_msr_filter(memory, argument)
             case Ioctl.GET_CLOCK:
                 memory.write(argument, struct.pack("<Q40x", int(self._clock() * 1e9)))
+            case Ioctl.CREATE_PIT2:
+                memory.read(argument, 4)
+                self._create_pit(chips=chips)
             case Ioctl.GET_PIT2:
-                memory.write(argument, self._pit)
+                memory.write(argument, self._made_pit())
             case Ioctl.SET_PIT2:
-                self._pit = memory.read(argument, PIT_STATE2_SIZE)
+                state = memory.read(argument, PIT_STATE2_SIZE)
+                self._made_pit()
+                self._pit = state
             case Ioctl.GET_IRQCHIP:
-                chip = int.from_bytes(memory.read(argument, 4), "little") % _CHIPS
+                chip, _, _ = self._chip(memory, argument, chips=chips)
                 state = self._chips.get(chip, bytes(512))
                 memory.write(argument, _IRQCHIP.pack(chip, 0, state))
             case Ioctl.SET_IRQCHIP:
-                chip, _, state = _IRQCHIP.unpack(memory.read(argument, _IRQCHIP.size))
-                self._chips[chip % _CHIPS] = state
+                chip, _, state = self._chip(memory, argument, chips=chips)
+                self._chips[chip] = state
             case _:
                 return False
         return True
+
+    def _create_pit(self, *, chips: bool) -> None:
+        if self._pit is not None:
+            raise OSError(errno.EEXIST, "a timer already exists")
+        if not chips:
+            raise OSError(errno.ENOENT, "the VM has no interrupt controller for the timer")
+        self._pit = bytes(PIT_STATE2_SIZE)
+
+    def _made_pit(self) -> bytes:
+        if self._pit is None:
+            raise OSError(errno.ENXIO, "no timer was created")
+        return self._pit
+
+    @staticmethod
+    def _chip(memory: UserMemory, argument: int, *, chips: bool) -> tuple[int, int, bytes]:
+        """Read ``struct kvm_irqchip``: which controller, padding, state."""
+        chip, padding, state = _IRQCHIP.unpack(memory.read(argument, _IRQCHIP.size))
+        if not chips:
+            raise OSError(errno.ENXIO, "the VM has no interrupt controllers in the kernel")
+        if chip >= _CHIPS:
+            raise OSError(errno.EINVAL, "unknown interrupt controller")
+        return chip, padding, state
 
 
 def _judge_msr_filter(memory: UserMemory, argument: int) -> None:

@@ -101,7 +101,7 @@ class Vm:
         self.request_page = bytes(PAGE_SIZE)
         self.response_page = bytes(PAGE_SIZE)
         self._cpuid: dict[tuple[int, int | None], tuple[int, int, int, int]] = {}
-        self._encrypted: set[tuple[int, int]] = set()
+        self._encrypted: list[tuple[int, int]] = []
         self._max_vcpu_id = 0  # 0: not set yet
         self._boot_cpu = 0
         self.tsc_khz = TSC_KHZ
@@ -283,7 +283,10 @@ class Vm:
             case r if r == Ioctl.CREATE_IRQCHIP:
                 self._create_irqchip()
             case _:
-                if not self._board.ioctl(caller.memory, request, argument):
+                full = self.irqchip and not self.split_irqchip
+                if not self._board.ioctl(
+                    caller.memory, request, argument, chips=full, vcpus=bool(self.vcpus)
+                ):
                     log.info("%s: VM ioctl %#x is not emulated", self.name, request)
                     raise OSError(errno.ENOTTY, "unknown VM ioctl")
         return 0
@@ -343,17 +346,17 @@ class Vm:
             self.private.add(wanted.address, end)
 
     def _register_region(self, caller: Caller, argument: int) -> None:
-        self._need_sev()
         region = _copied(EncRegion, caller, argument)
+        self._need_sev()
         if region.size == 0 or region.addr + region.size >= _U64:
             raise OSError(errno.EINVAL, "the region is empty or wraps")
         if len(self._encrypted) >= ENCRYPTED_REGIONS_MAX:
             raise OSError(errno.ENOMEM, "too many regions")
-        self._encrypted.add((region.addr, region.size))
+        self._encrypted.append((region.addr, region.size))
 
     def _unregister_region(self, caller: Caller, argument: int) -> None:
-        self._need_sev()
         region = _copied(EncRegion, caller, argument)
+        self._need_sev()
         if (region.addr, region.size) not in self._encrypted:
             raise OSError(errno.EINVAL, "the region is not registered")
         self._encrypted.remove((region.addr, region.size))
