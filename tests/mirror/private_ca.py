@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,8 +13,15 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
+
+_KEY = b"-----BEGIN PRIVATE KEY"
 
 
 class PrivateCa:
@@ -35,22 +43,42 @@ class PrivateCa:
         )
         self.root.write_bytes(made.public_bytes(Encoding.PEM))
 
-    def issue(self, *names: str) -> Path:
-        """A certificate for these names or addresses, with its key in the same file."""
+    def issue(
+        self,
+        *names: str,
+        starts: timedelta = timedelta(hours=-1),
+        lasts: timedelta = timedelta(days=1),
+        usages: Sequence[x509.ObjectIdentifier] = (),
+        by: Path | None = None,
+    ) -> Path:
+        """A certificate for these names or addresses, with its key in the same file.
+
+        ``by`` is the file of an earlier one, which signs it as if it were a CA's.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
+        signer, issuer, chain = self._key, self._name, b""
+        if by is not None:
+            chain = by.read_bytes()
+            loaded = load_pem_private_key(chain, None)
+            assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+            signer, issuer = loaded, x509.load_pem_x509_certificate(chain).subject
+        builder = _certificate(_name(names[0]), issuer, key.public_key(), starts, lasts)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         made = (
-            _certificate(_name(names[0]), self._name, key.public_key())
-            .add_extension(x509.SubjectAlternativeName(map(_alternative, names)), critical=False)
+            builder.add_extension(
+                x509.SubjectAlternativeName(map(_alternative, names)), critical=False
+            )
             # Python 3.13 and later require it.
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
                 critical=False,
             )
-            .sign(self._key, SHA256())
+            .sign(signer, SHA256())
         )
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         path = self._folder / f"issued-{next(self._numbers)}.pem"
-        path.write_bytes(made.public_bytes(Encoding.PEM) + secret)
+        path.write_bytes(made.public_bytes(Encoding.PEM) + chain.partition(_KEY)[0] + secret)
         return path
 
 
@@ -65,7 +93,11 @@ def _name(common: str) -> x509.Name:
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    starts: timedelta = timedelta(hours=-1),
+    lasts: timedelta = timedelta(days=1),
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -74,6 +106,6 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now + starts)
+        .not_valid_after(now + starts + lasts)
     )

@@ -9,11 +9,13 @@ import select
 import socket
 import ssl
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.key_server_faults import Fault
@@ -228,8 +230,8 @@ def strict(start: Start, ca: PrivateCa) -> RunningMirror:
     return start(certificate=own, key=own, client_ca=str(ca.root))
 
 
-def announce(mirror: RunningMirror, name: str, **access: object) -> bytes:
-    told = host(Chip.create(Product.MILAN), host=name)
+def announce(mirror: RunningMirror, name: str, chip: Chip | None = None, **access: object) -> bytes:
+    told = host(chip or Chip.create(Product.MILAN), host=name)
     client = MirrorClient(MirrorAccess(mirror.url, **access), access_hint="")  # type: ignore[arg-type]  # a test's
     path = f"hosts/{told.product.value.lower()}/{told.hwid.hex()}"
     return client.call("PUT", path, told.to_json())
@@ -272,6 +274,40 @@ def test_a_certificate_of_another_ca_is_refused(strict: RunningMirror, tmp_path:
     with pytest.raises(RetryLaterError, match="does not answer"):
         announce(strict, "rack1-host7.example", certificate=own, key=own)
     assert strict.mirror.records.fleet().hosts == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lasts": timedelta(minutes=30)},
+        {"starts": timedelta(minutes=30)},
+        {"usages": [ExtendedKeyUsageOID.SERVER_AUTH]},
+        {"by": "rack1-host8.example"},
+    ],
+    ids=["expired", "not yet valid", "for servers", "signed by a host"],
+)
+def test_a_certificate_that_is_not_a_clients_is_refused(
+    strict: RunningMirror, ca: PrivateCa, wrong: dict[str, Any]
+) -> None:
+    if "by" in wrong:
+        wrong = {"by": ca.issue(wrong["by"])}
+    own = str(ca.issue("rack1-host7.example", **wrong))
+    with pytest.raises(RetryLaterError, match="does not answer"):
+        announce(strict, "rack1-host7.example", certificate=own, key=own)
+    assert strict.mirror.records.fleet().hosts == ()
+    right = str(ca.issue("rack1-host7.example", usages=[ExtendedKeyUsageOID.CLIENT_AUTH]))
+    assert b"wanted" in announce(strict, "rack1-host7.example", certificate=right, key=right)
+
+
+def test_a_host_with_a_certificate_keeps_its_chip(strict: RunningMirror, ca: PrivateCa) -> None:
+    own, others = str(ca.issue("host-1")), str(ca.issue("host-2"))
+    chip = Chip.create(Product.MILAN)
+    announce(strict, "host-1", chip, certificate=own, key=own)
+    with pytest.raises(RefusedError, match="this chip belongs to host 'host-1'"):
+        announce(strict, "host-2", chip, certificate=others, key=others)
+    with pytest.raises(RefusedError, match="has announced another chip"):
+        announce(strict, "host-1", certificate=own, key=own)
+    assert [each.announcement.host for each in strict.mirror.records.fleet().hosts] == ["host-1"]
 
 
 def test_a_certificate_starts_no_roll(strict: RunningMirror, ca: PrivateCa) -> None:

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.cli.main import cli
+from snpcerts.cli.mirror.serve import _tokens
 from snpcerts.errors import FormatError, SnpCertsError
+from snpcerts.mirror.fleet_records import AnnouncerIdentity
 from snpcerts.mirror.target import PrivateResourceError, read_target
 
 
@@ -52,6 +54,34 @@ def test_a_bad_token_file_is_named(tmp_path: Path, name: str) -> None:
     assert code == 2
     assert str(path) in text
     assert "short" not in text.replace("shorter", "")
+
+
+def test_a_token_may_name_the_hosts_that_it_belongs_to(tmp_path: Path) -> None:
+    one, shared, operator = "1" * 32, "2" * 32, "3" * 32
+    agents, operators = tmp_path / "agents", tmp_path / "operators"
+    agents.write_text(f"{one} Host-1\n\n{shared}\n{one} host-1.example\n")
+    operators.write_text(f"{operator}\n")
+    found = _tokens(str(agents), str(operators))
+    assert found.announcer(one) == AnnouncerIdentity(frozenset({"host-1", "host-1.example"}))
+    assert found.announcer(shared) == AnnouncerIdentity()
+    assert found.announcer(operator) == AnnouncerIdentity(operator=True)
+    assert found.announcer("host-1.example") is None
+    assert not found.operator(one)
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--agent-token-file", f"{'1' * 32} host-1\n{'1' * 32}\n"),
+        ("--admin-token-file", f"{'1' * 32} host-1\n"),
+    ],
+)
+def test_tokens_with_names_that_cannot_be_meant_are_refused(
+    tmp_path: Path, option: str, text: str
+) -> None:
+    (tmp_path / "tokens").write_text(text)
+    code, said = serve(tmp_path, option, str(tmp_path / "tokens"))
+    assert (code, "token" in said) == (2, True)
 
 
 BAD_OPTIONS = {

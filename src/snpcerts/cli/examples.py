@@ -34,6 +34,7 @@ EXAMPLES: Final = {
     "kds fetch vcek": "--report report.bin --cache certs/",
     "kds show": "--cache certs/",
     "mirror export": "copy/",
+    "mirror forget": "rack1-host7",
     "mirror import": "copy/",
     "mirror roll": "--product genoa --tcb bl=10,tee=0,snp=27,ucode=86",
     "mirror serve": "--listen 0.0.0.0:8180 --agent-token-file agents.token",

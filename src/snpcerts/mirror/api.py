@@ -11,9 +11,9 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -33,7 +33,7 @@ from snpcerts.mirror.announcement import (
 from snpcerts.mirror.connection import CLIENT_NAMES
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
 from snpcerts.mirror.fleet_page import fleet_page, host_filter
-from snpcerts.mirror.fleet_records import FleetRecords
+from snpcerts.mirror.fleet_records import AnnouncerIdentity, FleetRecords
 from snpcerts.mirror.fleet_view import Fleet, FleetHost, Roll
 from snpcerts.mirror.host_page import host_page
 from snpcerts.mirror.mirror_metrics import FleetCache, MirrorMetrics
@@ -44,18 +44,34 @@ _MAX_ROLL: Final = 8 << 20  # bytes of MAX_HOSTS chip IDs and names
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Bearer tokens. Tokens of ``admin`` also allow what tokens of ``agent`` allow."""
+    """Bearer tokens. Tokens of ``admin`` also allow what tokens of ``agent`` allow.
+
+    ``hosts`` has the names, in lower case, of the hosts that a token belongs to; all hosts share a
+    token of ``agent`` that is not there.
+    """
 
     agent: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
+    hosts: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
-    def allow(self, given: str, *, admin: bool) -> bool:
-        """Whether the token is valid for the role. Takes the same time for every wrong token."""
-        known = self.admin if admin else (*self.agent, *self.admin)
-        found = False
-        for each in known:
-            found |= hmac.compare_digest(each.encode(), given.encode("utf-8", "replace"))
-        return found
+    def announcer(self, given: str) -> AnnouncerIdentity | None:
+        """Return who may announce itself with a token; None for a wrong one.
+
+        Takes the same time for every wrong token.
+        """
+        found: AnnouncerIdentity | None = None
+        for each in self.agent:
+            if _same(each, given):
+                found = AnnouncerIdentity(self.hosts.get(each))
+        return AnnouncerIdentity(operator=True) if self.operator(given) else found
+
+    def operator(self, given: str) -> bool:
+        """Whether the token is an operator's; takes the same time for every wrong token."""
+        return any([_same(each, given) for each in self.admin])  # noqa: C419 (compares all)
+
+
+def _same(known: str, given: str) -> bool:
+    return hmac.compare_digest(known.encode(), given.encode("utf-8", "replace"))
 
 
 class _RejectedError(Exception):
@@ -98,6 +114,7 @@ class MirrorApi:
                 Route("/api/v1/fleet", self.fleet),
                 Route("/api/v1/rolls", self.rolls),
                 Route("/api/v1/rolls", self.start_roll, methods=["POST"]),
+                Route("/api/v1/forget", self.forget, methods=["POST"]),
                 Route(hosts, self.host),
                 Route(hosts, self.announce, methods=["PUT"]),
             ],
@@ -164,21 +181,28 @@ class MirrorApi:
     async def announce(self, request: Request) -> Response:
         """Record an agent's announcement. Answer with the state of its certificates."""
         names = request.scope.get("extensions", {}).get(CLIENT_NAMES)
-        if names is None:
-            self._authorise(request, admin=False)
+        announcer = self._announcer(request) if names is None else AnnouncerIdentity(names)
         told = read_announcement(await _body(request, MAX_BYTES))
         if names is not None and told.host.lower() not in names:
-            self._authorise(request, admin=False, wrong_name=told.host)
+            if "authorization" not in request.headers:
+                raise _RejectedError(
+                    403, "wrong-certificate", f"the client certificate is not for {told.host!r}"
+                )
+            announcer = self._announcer(request)
+        if announcer.names is not None and told.host.lower() not in announcer.names:
+            raise _RejectedError(
+                403, "wrong-token", f"the token belongs to another host than {told.host!r}"
+            )
         product, hwid = _chip(request)
         if (told.product, told.hwid) != (product, hwid):
             raise _RejectedError(400, "input", "the announcement and the URL name different chips")
-        wanted = await run_in_threadpool(self._records.announce, told)
+        wanted = await run_in_threadpool(self._records.announce, told, announcer)
         self._wake()
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
 
     async def start_roll(self, request: Request) -> Response:
         """Announce firmware before it is installed. Answer with how long the queue will take."""
-        self._authorise(request, admin=True)
+        self._require_operator(request)
         given = _object(await _body(request, _MAX_ROLL))
         product = product_of_keyword(str(given.get("product")))
         if product is None:
@@ -202,24 +226,44 @@ class MirrorApi:
             201,
         )
 
-    def _authorise(self, request: Request, *, admin: bool, wrong_name: str | None = None) -> None:
-        """Require a token. ``wrong_name`` is a host name that the client certificate does not
-        have.
-        """
-        role = "admin" if admin else "agent"
-        if wrong_name is not None and "authorization" not in request.headers:
-            raise _RejectedError(
-                403, "wrong-certificate", f"the client certificate is not for {wrong_name!r}"
-            )
-        if not self._tokens.admin and (admin or not self._tokens.agent):
-            raise _RejectedError(
-                403, "no-tokens", f"this mirror has no {role} tokens; see --{role}-token-file"
-            )
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not given:
-            raise _RejectedError(401, "no-token", f"send an {role}'s token: Authorization: Bearer")
-        if not self._tokens.allow(given.strip(), admin=admin):
-            raise _RejectedError(403, "wrong-token", f"the token does not belong to an {role}")
+    async def forget(self, request: Request) -> Response:
+        """Remove hosts, so that their chips can be announced by other hosts."""
+        self._require_operator(request)
+        names = _object(await _body(request, _MAX_ROLL), "forget").get("hosts")
+        if not _are_names(names) or not names:
+            raise FormatError("forget", "expected a list of names or chip IDs", field="hosts")
+        found = await run_in_threadpool(self._records.forget, names)
+        return JSONResponse(
+            {
+                "forgotten": [
+                    {"product": each.product, "hwid": each.hwid, "host": each.name}
+                    for each in found
+                ]
+            }
+        )
+
+    def _announcer(self, request: Request) -> AnnouncerIdentity:
+        """Require an agent's token, or an operator's."""
+        given = _token(request, "agent", known=bool(self._tokens.agent or self._tokens.admin))
+        found = self._tokens.announcer(given)
+        if found is None:
+            raise _RejectedError(403, "wrong-token", "the token does not belong to an agent")
+        return found
+
+    def _require_operator(self, request: Request) -> None:
+        if not self._tokens.operator(_token(request, "admin", known=bool(self._tokens.admin))):
+            raise _RejectedError(403, "wrong-token", "the token does not belong to an admin")
+
+
+def _token(request: Request, role: str, *, known: bool) -> str:
+    if not known:
+        raise _RejectedError(
+            403, "no-tokens", f"this mirror has no {role} tokens; see --{role}-token-file"
+        )
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not given:
+        raise _RejectedError(401, "no-token", f"send an {role}'s token: Authorization: Bearer")
+    return given.strip()
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -234,17 +278,17 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(data)
 
 
-def _object(data: bytes) -> Mapping[str, Any]:
+def _object(data: bytes, what: str = "roll") -> Mapping[str, Any]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise FormatError("roll", "not valid JSON") from None
+        raise FormatError(what, "not valid JSON") from None
     if not isinstance(found, dict):
-        raise FormatError("roll", "expected a JSON object")
+        raise FormatError(what, "expected a JSON object")
     return found
 
 
-def _are_names(names: object) -> bool:
+def _are_names(names: object) -> TypeGuard[list[str]]:
     return (
         isinstance(names, list)
         and len(names) <= MAX_HOSTS

@@ -89,6 +89,28 @@ class RollStart:
     wait: float  # seconds until the last certificate has been fetched
 
 
+@dataclass(frozen=True, slots=True)
+class AnnouncerIdentity:
+    """Who sends an announcement, by its credential. ``names`` are the hosts that the credential
+    belongs to, in lower case; None if all hosts share it.
+    """
+
+    names: frozenset[str] | None = None
+    operator: bool = False
+
+
+SHARED_TOKEN: Final = AnnouncerIdentity()
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenHost:
+    """A host that has been removed."""
+
+    product: str
+    hwid: str
+    name: str
+
+
 class FleetRecords:
     """The hosts and rolls of one database."""
 
@@ -97,21 +119,26 @@ class FleetRecords:
         self._queue = queue
         self._upstream = upstream
 
-    def announce(self, told: Announcement) -> list[WantedState]:
+    def announce(
+        self, told: Announcement, announcer: AnnouncerIdentity = SHARED_TOKEN
+    ) -> list[WantedState]:
         """Record an announcement, and queue the certificates that the host needs now and next.
 
-        Raises :class:`RefusedError` if there are too many hosts, or the queue is full.
+        Raises :class:`RefusedError` if the chip is another host's, the host has another chip, there
+        are too many hosts, or the queue is full.
         """
         tcbs = _needed(told)
         with self._database.read() as connection:
+            bound_to = self._bound_to(connection, told, announcer)
             now = self._database.now(connection)
             tcbs += [tcb for tcb in self._targets(connection, told) if tcb not in tcbs]
             states = [self._wanted(connection, told, tcb, now) for tcb in tcbs]
-            if not self._worth_writing(connection, told, now) and None not in states:
+            if not self._worth_writing(connection, told, bound_to, now) and None not in states:
                 return [each for each in states if each is not None]
         with self._database.write() as connection:
             now = self._database.now(connection)
-            self._record(connection, told, now)
+            bound_to = self._bound_to(connection, told, announcer)
+            self._record(connection, told, bound_to, now)
             states = [self._wanted(connection, told, tcb, now) for tcb in tcbs]
             in_step = all(each.in_step for each in told.files)
             missing = [tcb for tcb, state in zip(tcbs, states, strict=True) if state is None]
@@ -158,6 +185,43 @@ class FleetRecords:
             self._database.notify(connection, "")
             wait = self._queue.done_in(connection, Need.ROLL, now) if missing else 0.0
         return RollStart(number, len(chips), len(have), len(missing), wait)
+
+    def forget(self, names: Sequence[str]) -> list[ForgottenHost]:
+        """Remove hosts, each named by its name or chip ID, with their histories.
+
+        Also what rolls still wait for on their behalf, and their rows of the queue. The chips can
+        then be announced by any host. Raises :class:`RefusedError`, and removes nothing, if a name
+        is unknown.
+        """
+        h = HOST.c
+        with self._database.write() as connection:
+            now = self._database.now(connection)
+            rows = connection.execute(select(h.product, h.hwid, h.name)).all()
+            found: dict[tuple[str, str], str] = {}
+            for name in names:
+                named = [row for row in rows if name.lower() in (row.name.lower(), row.hwid)]
+                if not named:
+                    raise RefusedError(
+                        f"{name!r} is neither a host that has announced itself nor its chip ID",
+                        code="mirror-unknown-host",
+                    )
+                found |= {(row.product, row.hwid): row.name for row in named}
+            for product, hwid in found:
+                self._forget(connection, product, hwid, now)
+        return [ForgottenHost(*chip, name) for chip, name in found.items()]
+
+    def _forget(self, connection: Connection, product: str, hwid: str, now: float) -> None:
+        for table in (HOST, HOST_HISTORY):
+            c = table.c
+            connection.execute(delete(table).where(c.product == product, c.hwid == hwid))
+        rolls = select(ROLL.c.id).where(ROLL.c.product == product)
+        r, q = ROLL_HOST.c, QUEUE.c
+        connection.execute(
+            delete(ROLL_HOST).where(r.hwid == hwid, r.roll.in_(rolls), r.in_step_at.is_(None))
+        )
+        connection.execute(
+            delete(QUEUE).where(q.product == product, q.hwid == hwid, q.lease_until <= now)
+        )
 
     def alive(self, instance: str) -> None:
         """Record that an instance is running."""
@@ -219,15 +283,56 @@ class FleetRecords:
 
     # Changes that an announcement makes.
 
-    def _worth_writing(self, connection: Connection, told: Announcement, now: float) -> bool:
+    def _bound_to(
+        self, connection: Connection, told: Announcement, announcer: AnnouncerIdentity
+    ) -> str | None:
+        """Return the name that the chip is bound to from now on; None if to none.
+
+        Raises :class:`RefusedError` if the chip is bound to another host, or the host to another
+        chip.
+        """
+        h = HOST.c
+        bound_to = connection.execute(select(h.bound_to).where(*_is(told))).scalar()
+        if announcer.operator:
+            return bound_to
+        names = announcer.names or frozenset()
+        if bound_to is not None and bound_to not in names:
+            raise RefusedError(
+                f"this chip belongs to host {bound_to!r}, which announced it first with a "
+                "certificate or token of its own; if it is another host's now: "
+                f"{_forget(told.hwid.hex())}",
+                code="mirror-other-host",
+            )
+        if announcer.names is None:
+            return None
+        name = told.host.lower()
+        other = connection.execute(select(h.product, h.hwid).where(h.bound_to == name)).first()
+        if other is not None and (other.product, other.hwid) != (
+            told.product.value,
+            told.hwid.hex(),
+        ):
+            raise RefusedError(
+                f"host {name!r} has announced another chip, {other.product} {other.hwid}; if it "
+                f"has a new one: {_forget(other.hwid)}",
+                code="mirror-other-chip",
+            )
+        return name
+
+    def _worth_writing(
+        self, connection: Connection, told: Announcement, bound_to: str | None, now: float
+    ) -> bool:
         row = connection.execute(
-            select(HOST.c.announced_at, HOST.c.announcement).where(*_is(told))
+            select(HOST.c.announced_at, HOST.c.announcement, HOST.c.bound_to).where(*_is(told))
         ).first()
-        if row is None or not now - _SEEN_AGAIN < row.announced_at <= now:
+        if row is None or row.bound_to != bound_to:
+            return True
+        if not now - _SEEN_AGAIN < row.announced_at <= now:
             return True
         return bool(row.announcement != _text(told))
 
-    def _record(self, connection: Connection, told: Announcement, now: float) -> None:
+    def _record(
+        self, connection: Connection, told: Announcement, bound_to: str | None, now: float
+    ) -> None:
         text = _text(told)
         row = connection.execute(select(HOST.c.announcement).where(*_is(told))).first()
         if row is None:
@@ -238,7 +343,12 @@ class FleetRecords:
                     code="mirror-too-many-hosts",
                 )
         before = None if row is None else _read(row.announcement)
-        values = {"name": told.host, "announced_at": now, "announcement": text}
+        values = {
+            "name": told.host,
+            "announced_at": now,
+            "announcement": text,
+            "bound_to": bound_to,
+        }
         statement = insert(connection, HOST).values(
             product=told.product.value, hwid=told.hwid.hex(), first_at=now, **values
         )
@@ -556,6 +666,10 @@ def _read(text: str) -> Announcement:
 
 def _tcb(text: str) -> TcbVersion:
     return TcbVersion(**json.loads(text))
+
+
+def _forget(hwid: str) -> str:
+    return f"snpcerts mirror forget {hwid}"
 
 
 def _when(at: float) -> datetime:

@@ -103,7 +103,13 @@ _THIRD: Final = (
     "CREATE INDEX queue_order ON queue (paced, need, not_before, wanted_at, resource)",
 )
 
-MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST, _SECOND, _THIRD)
+# A chip belongs to the first host that announced it with a credential of its own.
+_FOURTH: Final = (
+    "ALTER TABLE host ADD COLUMN bound_to TEXT",
+    "CREATE UNIQUE INDEX host_bound ON host (bound_to)",
+)
+
+MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST, _SECOND, _THIRD, _FOURTH)
 NEWEST: Final = len(MIGRATIONS)
 
 

@@ -220,6 +220,7 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         http=MirrorConnection,
+        ws="none",  # else a client that asks for one makes uvicorn advise installing packages
         server_header=False,
         timeout_graceful_shutdown=_DRAIN,
         timeout_keep_alive=_IDLE,

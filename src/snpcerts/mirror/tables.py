@@ -99,6 +99,8 @@ HOST: Final = Table(
     Column("first_at", Double, nullable=False),
     Column("announced_at", Double, nullable=False),
     Column("announcement", Text, nullable=False),  # JSON, as the agent sent it
+    # The name, in lower case, that may announce the chip: a credential proved it. None: any.
+    Column("bound_to", Text),
 )
 
 HOST_HISTORY: Final = Table(

@@ -33,6 +33,7 @@ NAMES: Final = {
     "kds fetch vcek": "kds-fetch-vcek",
     "kds show": "kds-show",
     "mirror export": "mirror-export",
+    "mirror forget": "mirror-forget",
     "mirror import": "mirror-import",
     "mirror roll": "mirror-roll",
     "policy bulletins": "policy-bulletins",

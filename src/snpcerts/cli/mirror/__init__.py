@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``snpcerts mirror``: one key server for a fleet.
 
-``serve`` and ``roll`` are the commands of these names; ``archives`` has ``export`` and ``import``.
+``serve``, ``roll`` and ``forget`` are the commands of these names; ``archives`` has ``export`` and
+``import``; ``operator_access`` has the options of those that call a mirror.
 Imports ``cli``, ``mirror``, ``kds`` and ``abi``.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import click
 
 from snpcerts.cli.mirror.archives import export, import_
+from snpcerts.cli.mirror.forget import forget
 from snpcerts.cli.mirror.roll import roll
 from snpcerts.cli.mirror.serve import serve
 
@@ -23,5 +25,5 @@ def command() -> None:
     """
 
 
-for _each in (serve, roll, export, import_):
+for _each in (serve, roll, forget, export, import_):
     command.add_command(_each)

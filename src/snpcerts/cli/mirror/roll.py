@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime, timedelta
 from typing import Any
 
 import click
 
 from snpcerts.cli.files import read_input
+from snpcerts.cli.mirror.operator_access import MIRROR, TOKEN_FILE, operators_client, unreadable
 from snpcerts.cli.product_option import product_option
 from snpcerts.cli.say import present, say
 from snpcerts.cli.tcb_components import METAVAR
-from snpcerts.errors import InputError, RetryLaterError, UsageError
+from snpcerts.errors import InputError, UsageError
 
 
 @click.command()
@@ -33,24 +33,8 @@ from snpcerts.errors import InputError, RetryLaterError, UsageError
         "input. [default: all hosts of the product]"
     ),
 )
-@click.option(
-    "--mirror",
-    "url",
-    metavar="URL",
-    default="http://127.0.0.1:8180",
-    show_default=True,
-    envvar="SNPCERTS_MIRROR",
-    help="The mirror's URL. The variable SNPCERTS_MIRROR also sets it.",
-)
-@click.option(
-    "--token-file",
-    metavar="FILE",
-    envvar="SNPCERTS_MIRROR_TOKEN_FILE",
-    help=(
-        "A file whose first line is an operator's token. The variable "
-        "SNPCERTS_MIRROR_TOKEN_FILE also sets it."
-    ),
-)
+@MIRROR
+@TOKEN_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def roll(
     tcb: str,
@@ -68,8 +52,6 @@ def roll(
     """
     from snpcerts.abi.product import Product
     from snpcerts.abi.tcb import TcbVersion
-    from snpcerts.kds.url import checked_base
-    from snpcerts.mirror.mirror_client import MirrorAccess, MirrorClient, sent_in_clear
 
     target = TcbVersion.parse(tcb, product.tcb_layout if isinstance(product, Product) else None)
     if not isinstance(product, Product):
@@ -80,13 +62,7 @@ def roll(
                 f"--tcb {tcb}: this TCB fits {names}", hint=f"name the product: --product {names}"
             )
         product = fitting[0]
-    if token_file is not None and sent_in_clear(url):
-        raise UsageError(f"--mirror {url}: a token is sent only over https://, or to this machine")
-    access = MirrorAccess(checked_base(url), token_file and os.path.abspath(token_file))
-    client = MirrorClient(
-        access, access_hint="give the file that holds the token with --token-file"
-    )
-    answer = client.call(
+    answer = operators_client(url, token_file).call(
         "POST",
         "rolls",
         {
@@ -143,9 +119,5 @@ def _read(answer: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         right = False
     if not right:
-        raise RetryLaterError(
-            "the mirror's answer cannot be read",
-            hint="check that the URL points to a mirror, and that the mirror runs this release",
-            code="mirror-unavailable",
-        )
+        raise unreadable()
     return dict(found)

@@ -87,7 +87,10 @@ DATABASE = click.option(
 @click.option(
     "--agent-token-file",
     metavar="FILE",
-    help="File with the tokens of the hosts' agents, one per line.",
+    help=(
+        "File with the tokens of the hosts' agents, one per line; after a token, the names of "
+        "the hosts that it belongs to. [without names: all hosts]"
+    ),
 )
 @click.option(
     "--admin-token-file", metavar="FILE", help="File with the operators' tokens, one per line."
@@ -180,19 +183,29 @@ def _address(listen: str) -> tuple[str, int]:
 def _tokens(agent: str | None, admin: str | None) -> Tokens:
     from snpcerts.mirror.api import Tokens
 
-    return Tokens(_token_file(agent), _token_file(admin))
+    agents, operators = _token_file(agent), _token_file(admin)
+    if admin is not None and any(operators.values()):
+        raise InputError(f"{admin}: an operator's token belongs to no host; remove the names")
+    hosts = {token: names for token, names in agents.items() if names}
+    return Tokens(tuple(agents), tuple(operators), hosts)
 
 
-def _token_file(path: str | None) -> tuple[str, ...]:
+def _token_file(path: str | None) -> dict[str, frozenset[str]]:
+    """Return the names of the hosts that each token belongs to."""
     if path is None:
-        return ()
+        return {}
     try:
-        lines = read_input(path).decode("ascii").split()
+        lines = [line.split() for line in read_input(path).decode("ascii").splitlines()]
     except UnicodeDecodeError:
         raise InputError(f"{path}: found bytes that are not ASCII") from None
-    if not lines or any(len(each) < 16 for each in lines):
+    found: dict[str, frozenset[str]] = {}
+    for token, *names in filter(None, lines):
+        if token in found and bool(names) != bool(found[token]):
+            raise InputError(f"{path}: one token is there twice, with names of hosts and without")
+        found[token] = found.get(token, frozenset()) | {name.lower() for name in names}
+    if not found or any(len(each) < 16 for each in found):
         raise InputError(
             f"{path}: expected one token of at least 16 characters on each line",
-            hint="make tokens with 'openssl rand -hex 32'",
+            hint="make tokens with 'openssl rand -hex 32'; names of hosts follow their token",
         )
-    return tuple(lines)
+    return found
