@@ -10,14 +10,15 @@ from pathlib import Path
 
 from bench.compare import Skip
 
+# Modules that a benchmark uses.
+_PARTS = ("__main__", "compare", "fleet_hosts", "fleet_virtual", "http_load", "peers")
+
 
 def main(names: list[str]) -> int:
     """Run the benchmarks; 2 for a name there is none of."""
     folder = Path(__file__).parent
     known = [
-        module.name
-        for module in pkgutil.iter_modules([str(folder)])
-        if module.name not in ("__main__", "compare", "http_load", "peers")
+        module.name for module in pkgutil.iter_modules([str(folder)]) if module.name not in _PARTS
     ]
     if unknown := set(names) - set(known):
         print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")

@@ -141,7 +141,7 @@ def test_forget_needs_an_operator_and_names_that_are_known(
     put(mirror, first, ONE)
     refused(forget(mirror, "host-1", token=AGENT), 403, "wrong-token")
     refused(forget(mirror, "host-1", "nowhere"), 409, "mirror-unknown-host", "nowhere")
-    refused(forget(mirror), 400, "input")
+    refused(forget(mirror), 400, "format")
     assert names(mirror) == ["host-1"]
 
 

@@ -73,6 +73,7 @@ class VirtualMirrors:
         *,
         gap: float,
         count: int = 1,
+        done: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.clock = clock
         self.database = MirrorDatabase(url, clock=clock.of_database)
@@ -87,6 +88,7 @@ class VirtualMirrors:
                 self.queue,
                 self.client,
                 admission,
+                done=done,
                 waiter=SkippingWaiter(clock),
                 wall=clock.now,
             )
