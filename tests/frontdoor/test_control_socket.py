@@ -127,9 +127,9 @@ def test_a_second_server_is_refused_and_a_dead_one_replaced(
 
 
 def test_connecting_without_a_server_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="start one first"):
+    with pytest.raises(RefusedError, match="start the emulator first"):
         control.connect(tmp_path / "nobody")
-    with pytest.raises(RefusedError, match="start one first"):
+    with pytest.raises(RefusedError, match="start the emulator first"):
         control.connect(tmp_path / ("x" * 120))
     with pytest.raises(InputError, match="cannot listen"):
         ControlSocket(tmp_path / "absent/control", _silent)

@@ -401,7 +401,7 @@ def _refused(path: str, error: OSError) -> SnpCertsError:
     """Return the error for a failed system call, with a hint if there is one."""
     text = f"cannot update {path}: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
-        return InputError(text, hint="name a file in an existing directory")
+        return InputError(text, hint="give a path in an existing directory")
     if error.errno in (errno.EBUSY, errno.EXDEV):
         return RefusedError(text, hint="a file that is a mount point needs the in-place strategy")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -148,7 +148,7 @@ def command(
     if trace == "" and keep is None:
         raise UsageError(
             "--trace needs a FILE, or a directory from --keep",
-            hint="add --keep DIR, or name a FILE",
+            hint="add --keep DIR, or give a FILE",
         )
     keeping = None if keep is None else Keeping(Path(keep), trace == "")
     if trace:

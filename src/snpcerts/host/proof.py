@@ -178,7 +178,7 @@ def judged(
                 "the report's CHIP_ID is masked. A VLEK signs on every host of its "
                 "provider, so the report may be from another host"
             ),
-            hint="nothing can be proven with MASK_CHIP_ID and a VLEK",
+            hint="nothing can be proven with a VLEK while MASK_CHIP_ID is set",
         )
     for each in candidates:
         if not any(check_signature(report, each.leaf.public_key)):

@@ -156,7 +156,8 @@ class CachedFetch:
                         f"{request.resource}: the cache {self.store.root} has no valid copy, "
                         "and --offline forbids contacting a key server"
                     ),
-                    hint="fetch it on a machine with a network, and copy the cache to this one",
+                    hint="fetch it on a machine with network access, and copy the cache to "
+                    "this one",
                 )
             return cached
         request.prepare()

@@ -149,7 +149,7 @@ def _chain(
         kind = "VLEK" if resource.kind is VekKind.VLEK else "VCEK"
         raise KdsUntrustedError(
             f"{resource.product.value}: neither the archive nor the mirror has a {kind} chain",
-            hint="export it too: chain/PRODUCT/vcek.pem",
+            hint="export the chain too (chain/PRODUCT/vcek.pem)",
         )
     admission.chain(resource, body, at)
     return read_chain(body)

@@ -128,7 +128,8 @@ class MirrorDatabase:
             said = str(getattr(error, "orig", None) or error).strip().splitlines()
             reason = said[0] if said else type(error).__name__
             raise DatabaseUnavailableError(
-                f"{self.name}: {reason}", hint="the mirror continues when the database answers"
+                f"{self.name}: {reason}",
+                hint="the mirror continues when the database answers again",
             ) from error
 
 

@@ -238,8 +238,8 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
     except (OSError, ssl.SSLError) as error:
         raise InputError(
             f"cannot use the TLS certificate {options.certificate} with its key: {error}",
-            hint="--tls-cert and --tls-key name PEM files; the first has the chain. "
-            "--client-ca names one too",
+            hint="give PEM files: the chain for --tls-cert, its key for --tls-key, and CAs for "
+            "--client-ca",
         ) from None
     return config
 

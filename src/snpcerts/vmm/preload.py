@@ -44,7 +44,7 @@ def shim_library() -> str:
         raise RefusedError(
             "the shim is not installed",
             hint=(
-                "it is compiled when snpcerts is installed: install a C compiler (cc), "
+                "the shim is compiled when snpcerts is installed: install a C compiler (cc), "
                 "then install snpcerts again, on Linux for x86-64"
             ),
         )

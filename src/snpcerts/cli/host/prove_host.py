@@ -301,7 +301,7 @@ def _arguments(command: str, certs: str) -> list[str]:
     if not argv:
         raise UsageError("--vmm: the command line is empty", hint="give the VMM's command line")
     if shutil.which(argv[0]) is None:
-        raise UsageError(f"--vmm: {argv[0]}: no such program", hint="give its path")
+        raise UsageError(f"--vmm: {argv[0]}: no such program", hint="give the program's path")
     return [word.replace(_CERTS, certs) for word in argv]
 
 

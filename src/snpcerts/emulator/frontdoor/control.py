@@ -89,7 +89,7 @@ def connect(path: Path) -> socket.socket:
     except OSError as error:
         peer.close()
         raise RefusedError(
-            f"no emulator answers at {path} ({error.strerror})", hint="start one first"
+            f"no emulator answers at {path} ({error.strerror})", hint="start the emulator first"
         ) from error
     return peer
 
@@ -142,7 +142,7 @@ class ControlSocket:
             with contextlib.suppress(RefusedError):
                 connect(self.path).close()
                 raise UsageError(
-                    f"another emulator listens at {self.path}", hint="use it or stop it"
+                    f"another emulator listens at {self.path}", hint="use that emulator, or stop it"
                 ) from error
             os.unlink(address)
             self._socket.bind(address)

@@ -53,7 +53,7 @@ def enter(
     environment = dict(os.environ if env is None else env)
     program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
     if program is None:
-        raise InputError(f"cannot run {argv[0]}: no such program", hint="give its path")
+        raise InputError(f"cannot run {argv[0]}: no such program", hint="give the program's path")
     seccomp.check()
     chosen, reason = ways.choose(ways.wanted() if way is None else way)
     _give_signals_back()
