@@ -102,7 +102,9 @@ def guests_at_work(site: Site, count: int) -> Iterator[Guests]:
     outcomes = site.folder / "outcomes.jsonl"
     outcomes.touch()
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", str(site.file)]
-    options = ["--requests=1000000", "--pause=0.5", "--busy-delay=0.1", f"--outcomes={outcomes}"]
+    pause = sized(0.1, 0.5)  # of each guest
+    options = ["--requests=1000000", f"--pause={pause}", "--busy-delay=0.1"]
+    options.append(f"--outcomes={outcomes}")
     argv = site.emulated.command("host", *options, "--", *program)
     vmms = [subprocess.Popen(argv) for _ in range(count)]
     limit = threading.Timer(10 * PATIENCE, vmms[0].kill)  # after this long, a waiting test fails
