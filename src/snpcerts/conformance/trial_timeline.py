@@ -29,7 +29,7 @@ def add_trial(timeline: Timeline, seen: TrialSeen, group: str | None = None) -> 
     An arrow leads from each exit to the read of the file, and on to the firmware.
     """
     names = {event.track for event in seen.events}
-    for name in sorted(names, key=lambda name: (name[0] != "v", name)):
+    for name in sorted(names, key=lambda name: (not name.startswith("vCPU"), name)):
         timeline.track(name, group)
     drawn = min((event.at for event in seen.events), default=0.0)
     for event in seen.events:
