@@ -210,14 +210,70 @@ def test_user_data_is_read_from_the_claims_if_it_is_there(
 @pytest.mark.parametrize("size", [0, 1, 1183])
 def test_too_few_bytes_are_an_error(size: int) -> None:
     with pytest.raises(FormatError, match=r"1184|empty"):
-        Evidence.from_bytes(bytes(size))
+        Evidence.from_bytes(b"\1" * size)
     with pytest.raises(FormatError, match="1184"):
         Evidence.from_parts(bytes(size))
 
 
 def test_too_many_bytes_are_an_error() -> None:
     with pytest.raises(FormatError, match="the limit is"):
-        Evidence.from_bytes(bytes(1184 + (1 << 20) + 1))
+        Evidence.from_bytes(CA.report() + bytes((1 << 20) + 1))
+
+
+OTHER_FILES = {
+    "5000 zero bytes": bytes(5000),
+    "zero bytes, as large as a report": bytes(1184),
+    "an array of MessagePack": b"\xdd\xff\xff\xff\xff" + bytes(4995),
+    "a number and zeros": (5).to_bytes(4, "little") + bytes(1180),
+    "ones and a table's end": b"\xff" * 1184 + bytes(24),
+    "text that could be hexadecimal": b"a" * 1184,
+    "text that could be base64": b"Z" * 2000,
+    "zeros in base64": b"A" * 1580,
+    "zeros in JSON": json.dumps({"outblob": "00" * 1184}).encode(),
+    "zeros in an HCL report": hcl(bytes(1184)),
+    "zeros in the driver's response": struct.pack("<II24x", 0, 1184) + bytes(4000 - 32),
+    "zeros in Dstack's": b"\0\3" + (1184 << 2 | 1).to_bytes(2, "little") + bytes(1190),
+    "zeros in fields": json.dumps(
+        {
+            "measurement": [0] * 48,
+            "reportedTcb": "0",
+            "signature": [0] * 512,
+            **{name: [0] * 48 for name in ("idKeyDigest", "authorKeyDigest")},
+            **{name: [0] * 64 for name in ("reportData", "chipId")},
+            **{name: [0] * 32 for name in ("hostData", "reportId", "reportIdMa")},
+            **{name: [0] * 16 for name in ("familyId", "imageId")},
+        }
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_file_that_holds_no_report_is_not_judged(name: str) -> None:
+    """Its size or its first bytes are those of evidence by accident."""
+    with pytest.raises(FormatError) as raised:
+        Evidence.from_bytes(OTHER_FILES[name])
+    for jargon in ("CBOR", "certificate table", "offset"):
+        assert jargon not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "code"),
+    [
+        (0, 6, "report-version"),
+        (0, 0, "report-version"),
+        (0, 0xFFFFFFFF, "report-version"),
+        (0x34, 0, "report-signature-algorithm"),
+        (0x34, 2, "report-signature-algorithm"),
+        (0x08, 0, "report-policy"),
+        (0x0C, 0xFFFFFFFF, "report-policy"),
+    ],
+)
+def test_a_report_with_one_field_changed_is_still_judged(
+    offset: int, value: int, code: str
+) -> None:
+    changed = bytearray(CA.report())
+    changed[offset : offset + 4] = value.to_bytes(4, "little")
+    assert code in codes(judge(Evidence.from_bytes(bytes(changed) + full_table())))
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"HCLA", CA.report(), hcl(bound())]))

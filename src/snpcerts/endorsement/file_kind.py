@@ -15,7 +15,13 @@ import re
 from typing import Final, NamedTuple
 
 from snpcerts.abi.cert_table import ENTRY_SIZE, GUID_NAMES
-from snpcerts.abi.report import REPORT_SIZE, VERSIONS
+from snpcerts.abi.report import (
+    POLICY_KNOWN,
+    POLICY_RESERVED_ONE,
+    REPORT_SIZE,
+    SIGNATURE_ALGO_ECDSA_P384_SHA384,
+    VERSIONS,
+)
 from snpcerts.endorsement.encoded_text import pem_blocks, starts_like_json, text_of
 from snpcerts.printable import printable
 
@@ -74,6 +80,7 @@ _COSE: Final = FileKind(
 _FORM: Final = FileKind("a multipart form (multipart/form-data)", "give only the body of one part")
 _ANSWER: Final = re.compile(r"HTTP/[\d.]{1,3} \d{3}\b")
 _TDX_TYPE, _SGX_TYPE = 0x81, 0
+_SGX_START: Final = b"\3\0\2\0"  # version 3, signed with ECDSA P-256
 _PKCS7_OID: Final = bytes.fromhex("06092a864886f70d010702")
 _PKCS12_START: Final = re.compile(rb"\x30[\x82\x80].{0,2}\x02\x01\x03\x30", re.DOTALL)
 _KEY_START: Final = re.compile(
@@ -88,6 +95,7 @@ _XML: Final = re.compile(r"\s*<(?:\?xml\b|[A-Za-z][\w:.-]*[\s>/])")
 _TOKEN: Final = re.compile(r"\s*eyJ[\w-]+\.[\w-]+\.[\w-]*\s*")
 _LFS: Final = "version https://git-lfs"
 _AMD_SIZES: Final = (2048, 4096)
+_HIGHEST_VERSION: Final = 255  # more than AMD will need
 
 _PEM_KINDS: Final = {
     "CERTIFICATE": "a certificate in PEM",
@@ -106,6 +114,10 @@ def kind_of(data: bytes) -> FileKind:
     """Return the most likely kind of ``data``. Never raises."""
     if not data:
         return FileKind("empty")
+    if not any(data):
+        return FileKind(
+            f"{len(data)} zero bytes", "nothing was written into the file: get it again"
+        )
     for start, kind in _BINARY:
         if data.startswith(start):
             return kind
@@ -133,6 +145,23 @@ def looks_like_report(data: bytes) -> bool:
     return len(data) >= 64 and version in VERSIONS and data[0x34:0x38] == b"\1\0\0\0"
 
 
+def resembles_report(data: bytes) -> bool:
+    """Whether the first bytes may be those of a report, even if one field has a wrong value.
+
+    Two of its version, policy and signature algorithm must be plausible. What has fewer is no
+    altered report, and no report of a future version, but another file.
+    """
+    version = int.from_bytes(data[:4], "little")
+    policy = int.from_bytes(data[8:16], "little")
+    algorithm = int.from_bytes(data[0x34:0x38], "little")
+    plausible = (
+        0 < version <= _HIGHEST_VERSION,
+        policy & POLICY_RESERVED_ONE and policy <= POLICY_KNOWN,
+        algorithm == SIGNATURE_ALGO_ECDSA_P384_SHA384,
+    )
+    return len(data) >= REPORT_SIZE and sum(map(bool, plausible)) >= 2
+
+
 def looks_like_table(data: bytes) -> bool:
     """Whether the first bytes are an entry of a certificate table with a known GUID."""
     guids = {guid.bytes for guid in GUID_NAMES} | {guid.bytes_le for guid in GUID_NAMES}
@@ -154,7 +183,7 @@ def _structure(data: bytes) -> FileKind | None:
         return FileKind(
             "an Intel TDX quote", "it comes from another kind of guest, not from an SEV-SNP guest"
         )
-    if len(data) > 432 and version == 3 and kind == _SGX_TYPE and data[8:12] != bytes(4):
+    if len(data) > 432 and data[:4] == _SGX_START and kind == _SGX_TYPE:
         return FileKind("an Intel SGX quote", "it is not an SNP report")
     usage, bits = (
         int.from_bytes(data[0x24:0x28], "little"),

@@ -47,7 +47,13 @@ from snpcerts.endorsement.encoded_text import (
     starts_like_json,
     text_of,
 )
-from snpcerts.endorsement.file_kind import FileKind, kind_of, looks_like_report, looks_like_table
+from snpcerts.endorsement.file_kind import (
+    FileKind,
+    kind_of,
+    looks_like_report,
+    looks_like_table,
+    resembles_report,
+)
 from snpcerts.errors import FormatError
 from snpcerts.verify import attestation_proto
 from snpcerts.verify.collateral import Collateral
@@ -81,6 +87,10 @@ class Shape(enum.StrEnum):
     CBOR = "cbor"
     SCALE = "scale"
     MESSAGE_PACK = "message-pack"
+
+
+class _UnknownKindError(FormatError):
+    """The bytes are of no known kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +175,14 @@ class Evidence:
             raise FormatError("evidence", f"found {len(data)} bytes; the limit is {MAX_FILE}")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
             return cls._from_report(data)
-        return cls._unwrapped(data, 0)
+        found = cls._unwrapped(data, 0)
+        if not resembles_report(found.report.raw):
+            raise FormatError(
+                "evidence",
+                f"the format is {found.shape.value}, but it does not contain a report: "
+                f"{kind_of(found.report.raw).name}",
+            )
+        return found
 
     @classmethod
     def _from_report(cls, data: bytes) -> Self:
@@ -220,18 +237,27 @@ class Evidence:
         if text is not None and "-----BEGIN " not in text:
             inner = bytes_in(text) if len(text) >= REPORT_SIZE else None
             if inner is not None and len(inner) >= REPORT_SIZE // 2:
-                return cls._unwrapped(inner, depth + 1)
+                try:
+                    return cls._unwrapped(inner, depth + 1)
+                except _UnknownKindError:
+                    pass  # any text without punctuation could be base64
         if text is None and attestation_proto.is_tpm_attestation(data):
             return cls._from_message(*attestation_proto.read_tpm_attestation(data), Shape.TPM_PROTO)
-        if text is None and data[:1] in _CBOR_MAPS:
+        if text is None and _CBOR_START.match(data):
             return cls._from_values(_read_cbor(data), depth, Shape.CBOR)
         kind = kind_of(data)
         if kind.known:
             raise FormatError("evidence", f"found {kind.name}", hint=kind.unwrap or _EXPECTED)
-        if len(data) < REPORT_SIZE:
+        if data[:1] == b"\x30" and not read_bundle(data).empty:
             raise FormatError(
+                "evidence", "found a certificate or a revocation list in DER", hint=_BESIDE
+            )
+        if len(data) < REPORT_SIZE:
+            raise _UnknownKindError(
                 "evidence", f"a report must have {REPORT_SIZE} bytes, found {len(data)}"
             )
+        if not resembles_report(data):
+            raise _UnknownKindError("evidence", f"found {kind.name}", hint=_EXPECTED)
         return cls._from_report(data)
 
     @classmethod
@@ -351,9 +377,18 @@ def starts_in_binary_shape(data: bytes) -> bool:
     )
 
 
+_BESIDE: Final = "give it as --certs FILE, beside the report"
 _EXPECTED: Final = "expected an attestation report: see 'snpcerts report show --help'"
 _PRINTED_BY_GO: Final = re.compile(r"\s*\[(?:\]|\d{1,3} +\d)")
-_CBOR_MAPS: Final = frozenset(bytes([each]) for each in (*range(0xA1, 0xBC), 0xBF, 0xD9, 0xDA))
+# A map whose first key is text or a number, with or without a tag, or a tag before bytes.
+_CBOR_TAG: Final = rb"(?:\xd9..|\xda.{4})"
+_CBOR_MAP: Final = (
+    rb"(?:[\xa1-\xb7\xbf]|\xb8.|\xb9..|\xba.{4})"
+    rb"(?:[\x61-\x77\x7f]|\x78.[\x20-\x7e]|[\x00-\x1b\x20-\x3b])"
+)
+_CBOR_START: Final = re.compile(
+    _CBOR_TAG + rb"*+" + _CBOR_MAP + rb"|" + _CBOR_TAG + rb"++[\x40-\x5b\x5f]", re.DOTALL
+)
 
 
 _REPLACED: Final = "\ufffd".encode()
@@ -423,7 +458,7 @@ def _no_report(value: Any, named: dict[str, FileKind], certificates: bool) -> Fo
         return FormatError(
             "evidence",
             f"found {keys_of(value)}: it has certificates, but no report",
-            hint="give it as --certs FILE, beside the report",
+            hint=_BESIDE,
         )
     for key, kind in named.items():
         if kind.known:
