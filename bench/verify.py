@@ -4,7 +4,8 @@
 The evidence is of an emulated host. The chain is known after the first report, as
 it is to anyone who verifies more than one. Two more figures are for a VCEK never
 seen before under an ASK and ARK that were (a new chip, or a new TCB), and for three
-certificates none of which was ever seen.
+certificates none of which was ever seen; the anchor was made of the root before, as every relying
+party's is, so the root's signature on itself is not checked again.
 
 Figures of one core are of the processor's time: others who use the machine hardly
 change them. Those of all cores are of the clock's, and want a quiet machine.

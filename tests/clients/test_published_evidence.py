@@ -14,7 +14,7 @@ import pytest
 
 from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report
-from snpcerts.endorsement.anchors import AMD_ANCHORS
+from snpcerts.endorsement.anchors import AMD_ANCHORS, anchor_from_certificate
 from snpcerts.endorsement.bundle import read_bundle
 from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.endorsement.judge import judge_authorities
@@ -104,6 +104,7 @@ def test_their_roots_are_the_pinned_ones(
     at = datetime(2026, 1, 1, tzinfo=UTC)
     assert not judge_authorities(kind, product, authority, root, AMD_ANCHORS, at)
     assert judge_authorities(kind, product, root, authority, AMD_ANCHORS, at)
+    assert anchor_from_certificate(root).certificate_sha384 == product.ark_certificate_sha384
 
 
 def test_the_turin_vcek_of_the_crate_is_read(published: tuple[Published, ...]) -> None:

@@ -19,7 +19,7 @@ from tests.endorsement.small_ca import der, ia5, integer
 
 @given(st.integers(0, 255))
 def test_a_byte_is_read_as_written(value: int) -> None:
-    assert read_byte_integer(integer(value), "x") == value
+    assert read_byte_integer(integer(value), "x", "y") == value
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_byte_is_read_as_written(value: int) -> None:
 )
 def test_other_integers_are_refused(text: str) -> None:
     with pytest.raises(FormatError):
-        read_byte_integer(bytes.fromhex(text), "x")
+        read_byte_integer(bytes.fromhex(text), "x", "y")
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=300))

@@ -9,8 +9,9 @@ Sources: family and model ranges as in virtee/sev and the AMD revision guides. T
 Linux's first ranges of Zen 6 (``bsp_init_amd``), which contain those of release 8.0.0 of the crate
 ``sev``. Key server names and hwID lengths come from KDS (57230) chapter 3 and the certificates
 themselves. Root keys come from the key server's certificate chains, which agree with the copies in
-virtee/sev and google/go-sev-guest. No chain of Venice is public: until its root is pinned here, its
-reports and certificates are refused by name.
+virtee/sev and google/go-sev-guest. So do the digests of the root certificates, and
+confidential-containers/trustee has the same ones. No chain of Venice is public: until its root is
+pinned here, its reports and certificates are refused by name.
 """
 
 from __future__ import annotations
@@ -73,6 +74,14 @@ class Product(enum.Enum):
         return None if pinned is None else bytes.fromhex(pinned)
 
     @property
+    def ark_certificate_sha384(self) -> bytes | None:
+        """48 bytes: the SHA-384 of the root certificate (DER) that AMD publishes; None if it is
+        not public.
+        """
+        pinned = _FACTS[self].ark_certificate_sha384
+        return None if pinned is None else bytes.fromhex(pinned)
+
+    @property
     def is_pinned(self) -> bool:
         """Whether its root key is pinned here."""
         return _FACTS[self].ark_spki_sha384 is not None
@@ -97,8 +106,9 @@ class _Facts(NamedTuple):
     ``models`` are (family, first model, last model), the combined values of CPUID leaf 0x80000001.
     ``hwid_size`` counts the significant bytes of the chip ID. ``oldest_report_version`` is the
     first version that its firmware wrote; below 3 a report does not name its product.
-    ``ark_spki_sha384`` is the SHA-384 of the root key's DER SubjectPublicKeyInfo, in hexadecimal;
-    None if it is not public.
+    ``ark_spki_sha384`` is the SHA-384 of the root key's DER SubjectPublicKeyInfo, and
+    ``ark_certificate_sha384`` that of the root certificate, both in hexadecimal; None if they are
+    not public.
     """
 
     models: tuple[tuple[int, int, int], ...]
@@ -106,6 +116,7 @@ class _Facts(NamedTuple):
     hwid_size: int
     oldest_report_version: int
     ark_spki_sha384: str | None
+    ark_certificate_sha384: str | None
 
 
 _FACTS: Final = {
@@ -116,6 +127,8 @@ _FACTS: Final = {
         oldest_report_version=2,
         ark_spki_sha384="1249f67f15cf229a4069195e1a9ce537d1765ef706a1f4a1"
         "23c36be9518786515d25ecc007f366b564d2b3f31c48082e",
+        ark_certificate_sha384="2f1316273dade9b896875da0acb6bc1c0547d41320ad323c"
+        "bfbef6570f0305a3e7f8398d0b44bd1f36075295cefcc0db",
     ),
     Product.GENOA: _Facts(
         models=((0x19, 0x10, 0x1F), (0x19, 0xA0, 0xAF)),  # with Bergamo and Siena
@@ -124,6 +137,8 @@ _FACTS: Final = {
         oldest_report_version=2,
         ark_spki_sha384="32ab53a6ce5ec14926207396e5c475ae768a6a9831b7e860"
         "b5acf2e1c1dff222bc5a8bfc43eb5e06393189c1f246d880",
+        ark_certificate_sha384="d1b7bcfe685d19e63ca792957371b619cee792db280c312e"
+        "7a00433d506224d5953ad9d348d74b4e176fba1b6a616eac",
     ),
     Product.TURIN: _Facts(
         models=((0x1A, 0x00, 0x11),),
@@ -132,6 +147,8 @@ _FACTS: Final = {
         oldest_report_version=2,
         ark_spki_sha384="3475f08a9727f8ac9a1deaea5f2a2097aa59d64d05c2a678"
         "c229c873e6359d3a6926287a2a22cd5f88a385e333a2fcc5",
+        ark_certificate_sha384="09da21f0e7d04ac7f1b04306ebc5d65a3c0ebec966170d22"
+        "fe26c44efcce8be3ed298a80d10fcfa4131c01028fe536d8",
     ),
     Product.VENICE: _Facts(
         models=((0x1A, 0x50, 0x5F), (0x1A, 0x90, 0xAF), (0x1A, 0xC0, 0xCF)),
@@ -139,6 +156,7 @@ _FACTS: Final = {
         hwid_size=8,  # virtee/snpguest pull request 159
         oldest_report_version=3,  # version 2 was replaced before Venice
         ark_spki_sha384=None,
+        ark_certificate_sha384=None,
     ),
 }
 

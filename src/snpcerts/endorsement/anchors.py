@@ -4,18 +4,26 @@
 A pin is the SHA-384 of the key's DER SubjectPublicKeyInfo. So a root certificate that is issued
 again for the same key stays trusted, and no other becomes trusted. The pins are in the table of
 :mod:`snpcerts.abi.product`.
+
+An anchor also knows the digest of one certificate of its key. The signature of that certificate on
+itself was checked when the anchor was made; for AMD's three, a test checks it. A root with the same
+digest is that certificate, so its signature is not checked again for each chain. Any other root of
+the same key (issued again, or with altered dates or flags) has another digest, and its signature is
+checked.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from snpcerts.abi.product import Product
 from snpcerts.endorsement.ca_name import CaRole, parse_ca_name
 from snpcerts.endorsement.certificate import Certificate, common_name
+from snpcerts.endorsement.signature import authority_key, bears_signature_of
 from snpcerts.errors import InputError
 
 
@@ -24,12 +32,15 @@ class Anchor:
     """A root key that is trusted for one product's chains.
 
     ``spki_sha384`` is the 48-byte SHA-384 of its DER SubjectPublicKeyInfo;
-    ``name`` is for people.
+    ``name`` is for people. ``certificate_sha384`` is the SHA-384 of a root certificate (DER) with
+    this key, **whose signature on itself has been checked**; None if there is none. It only saves
+    checking that signature again: trust depends on the key alone.
     """
 
     product: Product
     spki_sha384: bytes
     name: str
+    certificate_sha384: bytes | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
         """Hash only the bytes, which cache their hash. This is part of a key looked up for each
@@ -39,12 +50,13 @@ class Anchor:
 
 
 AMD_ANCHORS: tuple[Anchor, ...] = tuple(
-    Anchor(product, pinned, f"ARK-{product.value}")
+    Anchor(product, pinned, f"ARK-{product.value}", product.ark_certificate_sha384)
     for product in Product
     if (pinned := product.ark_spki_sha384) is not None
 )
 
 
+@functools.lru_cache(maxsize=64)
 def spki_sha384(certificate: Certificate) -> bytes:
     """Return the SHA-384 of the DER SubjectPublicKeyInfo of the certificate's key."""
     spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -72,4 +84,7 @@ def anchor_from_certificate(certificate: Certificate) -> Anchor:
             f"the root's common name is {cn!r}, expected one of {known}",
             hint="give a root certificate (ARK), not an issuer or a leaf",
         )
-    return Anchor(name.product, spki_sha384(certificate), cn)
+    key = authority_key(certificate)
+    signed = key is not None and bears_signature_of(certificate, key)
+    digest = hashlib.sha384(certificate.der).digest() if signed else None
+    return Anchor(name.product, spki_sha384(certificate), cn, digest)

@@ -31,7 +31,7 @@ from snpcerts.endorsement.signature import (
     SALT_SIZE,
     algorithm_problem,
     authority_key,
-    is_signed,
+    bears_signature_of,
 )
 from snpcerts.endorsement.vek import VekKind, is_amd_extension
 
@@ -128,9 +128,15 @@ def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
     return (*check_leaf(chain), *check_authorities(chain, anchors), *check_products(chain))
 
 
-def check_authorities(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
-    """Return the problems of intermediate and root that do not depend on the leaf."""
-    return (*_intermediate(chain), *_root(chain, anchors))
+def check_authorities(
+    chain: Chain, anchors: Sequence[Anchor], *, self_signed: bool = False
+) -> tuple[Reason, ...]:
+    """Return the problems of intermediate and root that do not depend on the leaf.
+
+    ``self_signed`` says that the root's signature on itself has been checked: its bytes are those
+    of an anchor's certificate (:class:`~snpcerts.endorsement.anchors.Anchor`).
+    """
+    return (*_intermediate(chain), *_root(chain, anchors, self_signed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +201,11 @@ def _intermediate(chain: Chain) -> Iterator[Reason]:
     yield from _issued(chain, Position.INTERMEDIATE, chain.intermediate, chain.root)
 
 
-def _root(chain: Chain, anchors: Sequence[Anchor]) -> Iterator[Reason]:
+def _root(chain: Chain, anchors: Sequence[Anchor], self_signed: bool) -> Iterator[Reason]:
     if chain.root is None:
         return
     yield from _authority(chain, Position.ROOT, chain.root, below=1)
-    yield from _issued(chain, Position.ROOT, chain.root, chain.root)
+    yield from _issued(chain, Position.ROOT, chain.root, chain.root, signed=self_signed)
     pin = spki_sha384(chain.root)
     pinned = [anchor.product for anchor in anchors if anchor.spki_sha384 == pin]
     name = _ca_name(chain.root)
@@ -292,9 +298,16 @@ def _critical(chain: Chain, place: Position, certificate: Certificate) -> Iterat
 
 
 def _issued(
-    chain: Chain, place: Position, certificate: Certificate, issuer: Certificate | None
+    chain: Chain,
+    place: Position,
+    certificate: Certificate,
+    issuer: Certificate | None,
+    *,
+    signed: bool = False,
 ) -> Iterator[Reason]:
-    """Check that ``issuer`` issued ``certificate``: algorithm, name, signature."""
+    """Check that ``issuer`` issued ``certificate``: algorithm, name, and signature unless that is
+    known to be right (``signed``).
+    """
     problem = algorithm_problem(certificate.inner_algorithm, certificate.outer_algorithm)
     if problem is not None:
         yield Reason(_SIGNATURE_ALGORITHM[place], f"the {chain.label(place)} {problem}")
@@ -308,24 +321,12 @@ def _issued(
             f"the {chain.label(place)}'s issuer is {common_name(certificate.issuer)!r}, "
             f"but the {chain.label(above)}'s subject is {issuer.subject_common_name!r}",
         )
-    key = authority_key(issuer)
-    if key is not None and not _signed_by(certificate, key):
+    key = None if signed else authority_key(issuer)
+    if key is not None and not bears_signature_of(certificate, key):
         yield Reason(
             _SIGNATURE[place],
             f"the {chain.label(place)} is not signed by the {chain.label(above)}'s key",
         )
-
-
-def _signed_by(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
-    """Whether the key made the signature with AMD's algorithm.
-
-    The certificate's own algorithm field does not count.
-    """
-    # If other counts of unused bits were accepted, two different certificates could have the same
-    # signature.
-    if certificate.unused_bits:
-        return False
-    return is_signed(certificate.tbs_certificate_bytes, certificate.signature, key)
 
 
 def check_products(chain: Chain) -> Iterator[Reason]:

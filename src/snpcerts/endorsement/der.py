@@ -68,10 +68,14 @@ def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
     return element.content
 
 
-def read_byte_integer(data: bytes, what: str) -> int:
-    """Parse ``data`` as an INTEGER from 0 to 255. Raises :class:`FormatError` for anything else."""
+def read_byte_integer(data: bytes, what: str, name: str) -> int:
+    """Parse ``data`` as an INTEGER from 0 to 255.
+
+    Raises :class:`FormatError`, which names both, for anything else.
+    """
     if len(data) == 3 and data[0] == INTEGER and data[1] == 1 and data[2] < 0x80:
         return data[2]  # the form of nearly all of them
+    what = f"{what} {name}"
     content = _read_whole(data, INTEGER, "INTEGER", what)
     if not content:
         raise FormatError(what, "INTEGER has no content")

@@ -13,6 +13,7 @@ findings that do not depend on the time are cached; validity is checked each tim
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections import OrderedDict
@@ -60,6 +61,8 @@ MAX_REMEMBERED_SIZE = 64 << 10
 _LONG_LIST: Final = 64 << 10
 # A longer list is cached by its digest.
 _SHORT_LIST: Final = 4 << 10
+# No root of an anchor is longer.
+_SHORT_ROOT: Final = 4 << 10
 
 _Found = TypeVar("_Found")
 # The key of a revocation list in the cache.
@@ -349,10 +352,26 @@ def _find_authorities(
 ) -> _Authorities:
     unloaded: list[Reason] = []
     ask = _load(certificates.intermediate, _ask_name(kind), *_ASK_CODES, unloaded)
-    ark = _load(certificates.root, "ARK", *_ARK_CODES, unloaded)
-    reasons = check_authorities(Chain(kind, None, ask, ark), anchors)
+    root = certificates.root
+    pinned = root is not None and _is_pinned(root, anchors)
+    ark = _load(root, "ARK", *_ARK_CODES, unloaded, pinned=pinned)
+    reasons = check_authorities(Chain(kind, None, ask, ark), anchors, self_signed=pinned)
     anchor = None if ark is None else anchor_of(ark, anchors)
     return _Authorities(ask, ark, anchor, tuple(unloaded), reasons)
+
+
+def _is_pinned(root: bytes, anchors: tuple[Anchor, ...]) -> bool:
+    """Whether these bytes are an anchor's certificate, whose signature on itself was checked when
+    the anchor was made. Trust does not follow from this: the key is compared as for any root.
+    """
+    if len(root) > _SHORT_ROOT:
+        return False
+    digest = hashlib.sha384(root).digest()
+    return any(anchor.certificate_sha384 == digest for anchor in anchors)
+
+
+# A program has few anchors. The certificate's key also keeps what its first use computed.
+_read_pinned = functools.lru_cache(maxsize=8)(load_certificate)
 
 
 def _ask_name(kind: VekKind) -> str:
@@ -446,12 +465,14 @@ def _load(
     missing: ReasonCode,
     unreadable: ReasonCode,
     reasons: list[Reason],
+    *,
+    pinned: bool = False,
 ) -> Certificate | None:
     if data is None:
         reasons.append(Reason(missing, f"the {name} is missing"))
         return None
     try:
-        return load_certificate(data, name)
+        return _read_pinned(data, name) if pinned else load_certificate(data, name)
     except FormatError as error:
         reasons.append(Reason(unreadable, str(error)))
         return None

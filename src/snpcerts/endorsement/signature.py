@@ -52,6 +52,17 @@ def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
     return True
 
 
+def bears_signature_of(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
+    """Whether the key made the certificate's signature with AMD's algorithm; the certificate's own
+    field does not count.
+    """
+    # With a count of unused bits other than 0, two certificates of different bytes could have the
+    # same signature.
+    if certificate.unused_bits:
+        return False
+    return is_signed(certificate.tbs_certificate_bytes, certificate.signature, key)
+
+
 def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
     """Return a signature made with that algorithm."""
     return key.sign(signed, _PSS, _SHA384)

@@ -4,12 +4,25 @@
 Source: KDS (57230) chapter 3, "VCEK certificate format" and the same for VLEKs, checked against
 genuine certificates. The values are X.509 extensions below 1.3.6.1.4.1.3704.1:
 
-======= ============ ========================================= suffix name value =======
-============ ========================================= .1 structVersion INTEGER: 0 (Milan, Genoa) or
-1 (Turin) .2 productName IA5String .3.1 blSPL INTEGER 0 to 255, like all SPLs .3.2 teeSPL .3.3
-snpSPL .3.4 SPL4 always 0; structVersion 0 only .3.5-7 SPL5 to SPL7 always 0 .3.8 ucodeSPL .3.9
-fmcSPL structVersion 1 only .4 hwID bare bytes, 64 or 8 (Turin); VCEK only .5 cspID IA5String; VLEK
-only ======= ============ =========================================
+=======  ============  =========================================
+suffix   name          value
+=======  ============  =========================================
+.1       structVersion INTEGER: 0 (Milan, Genoa) or 1 (Turin)
+.2       productName   IA5String
+.3.1     blSPL         INTEGER 0 to 255, like all SPLs
+.3.2     teeSPL
+.3.3     snpSPL
+.3.4     SPL4          always 0; structVersion 0 only
+.3.5-7   SPL5 to SPL7  always 0
+.3.8     ucodeSPL
+.3.9     fmcSPL        structVersion 1 only
+.4       hwID          bare bytes, 64 or 8 (Turin); VCEK only
+.5       cspID         IA5String; VLEK only
+=======  ============  =========================================
+
+No released source (virtee/sev 8.0.0, snpguest, snphost, google/go-sev-guest, Trustee; autumn 2026)
+says which structVersion and which SPLs a certificate of Venice has. The one public source of its
+URL's parameters is virtee/snpguest pull request 159, which is not merged.
 """
 
 from __future__ import annotations
@@ -209,7 +222,7 @@ def _amd_extensions(certificate: Certificate, what: str) -> dict[str, bytes]:
 
 
 def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVersion:
-    version = read_byte_integer(required("structVersion"), f"{what} structVersion")
+    version = read_byte_integer(required("structVersion"), what, "structVersion")
     if _LAYOUTS.get(version) is not product.tcb_layout:
         raise FormatError(
             what,
@@ -218,7 +231,7 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
         )
     components: dict[str, int] = {}
     for name in _SPLS[version]:
-        value = read_byte_integer(required(name), f"{what} {name}")
+        value = read_byte_integer(required(name), what, name)
         if name in _COMPONENTS:
             components[_COMPONENTS[name]] = value
         elif value:
