@@ -190,3 +190,9 @@ def test_a_redirect_leads_there(url: str, location: str, target: str) -> None:
 def test_a_redirect_does_not_lead_everywhere(location: str) -> None:
     with pytest.raises(ValueError):
         checked_target("https://kdsintf.amd.com/x", location)
+
+
+@pytest.mark.parametrize("location", ["http://169.254.169.254/", "http://[fe80::1]/"])
+def test_a_server_on_this_machine_does_not_lead_to_its_clouds_metadata(location: str) -> None:
+    with pytest.raises(ValueError, match="this machine"):
+        checked_target("http://127.0.0.1:8180/x", location)

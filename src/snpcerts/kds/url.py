@@ -206,15 +206,18 @@ def checked_target(url: str, location: str) -> str:
         raise ValueError("it has a user name")
     if here.scheme == "https" and there.scheme == "http":
         raise ValueError("that URL has no TLS, but this server does")
-    if _inside(there.hostname) and not _inside(here.hostname or ""):
+    if _rank(there.hostname) > _rank(here.hostname or ""):
         raise ValueError("that URL leads to this machine")
     return target
 
 
-def _inside(host: str) -> bool:
-    """Whether a host is this machine, or its cloud's metadata service."""
+def _rank(host: str) -> int:
+    """Return 2 for the metadata service of this machine's cloud, 1 for this machine, otherwise 0.
+
+    A server may redirect to its own rank or a lower one.
+    """
     if host == "localhost" or host.endswith(".localhost"):
-        return True
+        return 1
     try:
         # Read it as the resolver does: 127.1 and 0x7f000001 also mean this machine.
         address: ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -223,6 +226,8 @@ def _inside(host: str) -> bool:
         try:
             six = ipaddress.IPv6Address(host.partition("%")[0])
         except ValueError:
-            return False
+            return 0
         address = six if six.ipv4_mapped is None else six.ipv4_mapped
-    return address.is_loopback or address.is_link_local or address.is_unspecified
+    if address.is_link_local:
+        return 2
+    return int(address.is_loopback or address.is_unspecified)
