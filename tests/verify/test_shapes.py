@@ -234,6 +234,9 @@ NAMED = {
     b"\x7fELF" + bytes(60): "a program (ELF)",
     b"#!/bin/sh\nexit\n": "a script",
     b"version https://git-lfs.github.com/spec/v1\n": "a Git LFS pointer",
+    b"Attestation Report:\n\nVersion:   3\n": "a report printed for people",
+    b"\x0a\x28HCLA" + bytes(2600): "an HCL report behind a size of two bytes",
+    b"report.bin".ljust(257, b"\0") + b"ustar\0" + bytes(250) + REPORT + DERS[0]: "a tar archive",
     b"\xffTCG\x80\x18" + bytes(100): "a TPM quote",
     b"\4\0\2\0\x81\0\0\0" + bytes(600): "an Intel TDX quote",
     b"\x84\x44\xa1\x01\x38\x22\xa0": "an AWS Nitro attestation document (COSE)",
@@ -323,6 +326,104 @@ def test_two_reports_in_one_file_are_an_error() -> None:
         Evidence.from_bytes(json.dumps(both).encode())
     same = {"a": shapes.b64(REPORT), "b": REPORT.hex()}
     assert Evidence.from_bytes(json.dumps(same).encode()).report.raw == REPORT
+
+
+CHAIN = "".join(map(shapes.pem, (ASK, ARK)))
+# As public services and tools wrap a report and its certificates.
+SERVICES = {
+    "enclaive": {
+        "Provider": "aws-sev-snp-raw",
+        "Attestation": {"Product": "Milan", "Report": shapes.b64(REPORT)},
+    },
+    "Azure Attestation": {
+        "report": shapes.b64url(
+            json.dumps(
+                {
+                    "SnpReport": shapes.b64url(REPORT),
+                    "VcekCertChain": shapes.b64url((shapes.pem(LEAF) + CHAIN).encode()),
+                }
+            ).encode()
+        ),
+        "runtimeData": {"data": "eA", "dataType": "JSON"},
+    },
+    "CCF": {
+        "format": "AMD_SEV_SNP_v1",
+        "raw": shapes.b64(REPORT),
+        "endorsements": shapes.b64((shapes.pem(LEAF) + CHAIN).encode()),
+    },
+    "Constellation": {
+        "Attestation": {"ak_pub": shapes.b64(bytes(300))},
+        "InstanceInfo": shapes.b64(
+            json.dumps(
+                {
+                    "ReportSigner": shapes.b64(shapes.pem(LEAF).encode()),
+                    "CertChain": shapes.b64(CHAIN.encode()),
+                    "AttestationReport": shapes.b64(REPORT),
+                }
+            ).encode()
+        ),
+    },
+    "Trustee's key broker": {
+        "tee": "snp",
+        "evidence": shapes.trustee(REPORT, DERS).decode(),
+        "additional_evidence": "",
+    },
+    "Trustee's verification request": {
+        "verification_requests": [
+            {"tee": "snp", "evidence": shapes.b64url(shapes.trustee(REPORT, DERS))}
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_evidence_as_services_wrap_it(name: str) -> None:
+    evidence = Evidence.from_bytes(json.dumps(SERVICES[name]).encode())
+    given_ = Given(Collateral(others=DERS if name == "enclaive" else ()))
+    verdict = verify_with(evidence, [OWN, given_], anchors=anchors(), at=NOON)
+    assert codes(verdict) == []
+
+
+def test_broken_authorities_in_a_hosts_table_hide_no_others() -> None:
+    """As in tables that guests of a cloud provider have received."""
+    slots = ((VCEK_GUID, LEAF), (ASK_GUID, b"\x30\x82\x01"), (ARK_GUID, bytes(40)))
+    host = CertTable(tuple(TableEntry(*slot) for slot in slots)).encode()
+    evidence = Evidence.from_parts(REPORT, host)
+    given_ = Given(Collateral(others=(ASK, ARK)))
+    assert codes(verify_with(evidence, [OWN, given_], anchors=anchors(), at=NOON)) == []
+
+
+def test_an_anchor_may_be_amds_cert_chain(run: Command) -> None:
+    """Only the root in it is trusted."""
+    Path("report").write_bytes(REPORT)
+    Path("leaf").write_bytes(LEAF)
+    Path("chain").write_text(CHAIN)
+    Path("root.der").write_text(CHAIN)
+    assert run("report", "--certs", "leaf")[0] == 1
+    Path("leaf").write_text(shapes.pem(LEAF) + shapes.pem(ASK))
+    assert run("report", "--certs", "leaf")[0] == 0
+    for wrong in (shapes.pem(LEAF) + shapes.pem(ASK), shapes.pem(LEAF) + CHAIN):
+        Path("root.der").write_text(wrong)
+        assert run("report", "--certs", "leaf")[0] == 2
+    Path("root.der").write_bytes(TABLE)
+    assert run("report", "--certs", "leaf")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (CHAIN.encode(), "a certificate in PEM, not a certificate table (give it with --certs)"),
+        (ARK, "a certificate in DER, not a certificate table"),
+        (REPORT, "an attestation report, not a certificate table"),
+        (b"<html><head>", "an HTML page, not a certificate table"),
+    ],
+)
+def test_what_is_no_table_is_called_what_it_is(run: Command, table: bytes, said: str) -> None:
+    Path("report").write_bytes(REPORT)
+    Path("table").write_bytes(table)
+    code, out, err = run("report", "--table", "table")
+    assert (code, out) == (2, "")
+    assert said in err
 
 
 # Which certificates are used.

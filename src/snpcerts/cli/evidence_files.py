@@ -90,7 +90,10 @@ class EvidenceFiles:
             )
         table = read_input(self.table, limit=MAX_SIZE)
         with _named(self.table):
-            return evidence.with_table(table)
+            try:
+                return evidence.with_table(table)
+            except InputError as error:
+                raise _wrong_table(table) or error from None
 
 
 def places(path: str) -> Iterator[EvidenceFiles]:
@@ -184,6 +187,22 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
             problems.append(printable(f"{base} is {what}, not a certificate{hint}"))
     given = Collateral(others=tuple(others), lists=tuple(lists.values()))
     return Given(given, name=name, problems=tuple(problems))
+
+
+def _wrong_table(data: bytes) -> InputError | None:
+    """Return an error that names what was given as a table; None if it may be one."""
+    from snpcerts.endorsement.bundle import read_bundle
+    from snpcerts.endorsement.file_kind import kind_of, looks_like_table
+
+    if looks_like_table(data):
+        return None
+    kind = kind_of(data)
+    if not read_bundle(data).empty:
+        name = kind.name if kind.known else "a certificate in DER"
+        return InputError(f"found {name}, not a certificate table", hint="give it with --certs")
+    if not kind.known:
+        return None
+    return InputError(f"found {kind.name}, not a certificate table", hint=kind.unwrap)
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,12 +150,29 @@ def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
     found: list[tuple[Anchor, bytes]] = []
     for path in paths:
         try:
-            data = read_input(path)
+            data = _root_of_chain(read_input(path))
             found.append((anchor_from_certificate(load_certificate(data, "root")), data))
         except InputError as error:
             named = error.message if error.message.startswith(path) else f"{path}: {error.message}"
             raise InputError(named, hint=error.hint) from None
     return tuple(found)
+
+
+def _root_of_chain(data: bytes) -> bytes:
+    """Return the ARK in a file like AMD's cert_chain: PEM, with one ARK and otherwise ASKs or
+    ASVKs. Return ``data`` for any other file: what came with evidence is no anchor.
+    """
+    from snpcerts.endorsement.bundle import read_bundle
+    from snpcerts.endorsement.ca_name import CaRole
+    from snpcerts.endorsement.sorting import sort_all
+
+    if not data.lstrip().startswith(b"-----BEGIN CERTIFICATE-----"):
+        return data
+    inside = sort_all(read_bundle(data).certificates)
+    roles = [None if each.authority is None else each.authority.role for each in inside]
+    if len(inside) < 2 or None in roles or roles.count(CaRole.ARK) != 1:
+        return data
+    return inside[roles.index(CaRole.ARK)].der
 
 
 def anchors_of(paths: Sequence[str]) -> tuple[Anchor, ...]:

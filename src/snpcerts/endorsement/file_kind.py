@@ -93,6 +93,7 @@ _HTML: Final = re.compile(
 )
 _XML: Final = re.compile(r"\s*<(?:\?xml\b|[A-Za-z][\w:.-]*[\s>/])")
 _TOKEN: Final = re.compile(r"\s*eyJ[\w-]+\.[\w-]+\.[\w-]*\s*")
+_DISPLAYED: Final = re.compile(r"\s*Attestation Report:?\s")
 _LFS: Final = "version https://git-lfs"
 _AMD_SIZES: Final = (2048, 4096)
 _HIGHEST_VERSION: Final = 255  # more than AMD will need
@@ -121,6 +122,13 @@ def kind_of(data: bytes) -> FileKind:
     for start, kind in _BINARY:
         if data.startswith(start):
             return kind
+    if data[257:262] == b"ustar":
+        return FileKind("a tar archive", "unpack it first: tar -xf")
+    if data[2:6] == b"HCLA":
+        return FileKind(
+            "an HCL report behind a size of two bytes (TPM2B)",
+            "remove the first two bytes: tail -c +3",
+        )
     if data[:2] in (b"\xd2\x84", b"\xd2\x9f"):
         return _COSE
     if data[:2] == b"--" and b"\nContent-Disposition:" in data[:400]:
@@ -226,6 +234,11 @@ def _text(text: str) -> FileKind:
         )
     if text.startswith(_LFS):
         return FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")
+    if _DISPLAYED.match(text):
+        return FileKind(
+            "a report printed for people, as snpguest display does",
+            "give the binary report that it was printed from",
+        )
     if text.startswith("#!"):
         return FileKind("a script")
     if starts_like_json(text):

@@ -5,12 +5,20 @@ Such a VM has no ``/dev/sev-guest``. Its paravisor requests a report whose REPOR
 of *runtime claims*, which are JSON with the virtual TPM's keys. It puts both in a TPM NV index
 (0x01400001). All integers are little-endian:
 
-====== ==== ================================================== offset size field ====== ====
-================================================== 0 4 signature, ``HCLA`` 4 4 version, 1 or 2 8 20
-sizes and usage; not signed, not read here 32 1184 the attestation report 1216 4 size of the runtime
-data 1220 4 its version, 1 1224 4 type of the report, 2 for SEV-SNP 1228 4 digest: 1 SHA-256, 2
-SHA-384, 3 SHA-512 1232 4 size of the runtime claims 1236 n the runtime claims; then padding ======
-==== ==================================================
+======  ====  ==================================================
+offset  size  field
+======  ====  ==================================================
+0       4     signature, ``HCLA``
+4       4     version, 1 or 2
+8       20    sizes and usage; not signed, not read here
+32      1184  the attestation report
+1216    4     size of the runtime data
+1220    4     its version, 1
+1224    4     type of the report, 2 for SEV-SNP
+1228    4     digest: 1 SHA-256, 2 SHA-384, 3 SHA-512
+1232    4     size of the runtime claims
+1236    n     the runtime claims; then padding
+======  ====  ==================================================
 
 Source: Microsoft, "Azure Confidential VM guest attestation design detail", checked against a
 genuine blob (which has version 1, and pads with zero bytes).
