@@ -140,6 +140,10 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "does not have the rest",
     ),
     (
+        r"kernel kvm_(prepare_memory_region|set_memslot): .*(bitmap|slots_arch_lock|invalid_slot)",
+        "logs of written pages and slots in a transition are stubs without an effect",
+    ),
+    (
         r"kernel kvm_vm_ioctl_enable_cap\w*: .*(PMU|pmu|SGX|allowed_attributes|BUS_LOCK|bus_lock"
         r"|SMT|smt|NOTIFY|notify|disable_exits|enc_context|CAP_SYS_BOOT|nx_huge|dirty|allowed_options"
         r"|supported_quirks)",

@@ -100,7 +100,7 @@ class _Life:
             (
                 (pick.randrange(1, 9) * PAGE, 70),
                 (0, 18),
-                (pick.randrange(20) * PAGE + 8, 3),
+                (pick.randrange(20) * PAGE + pick.choice((1, 8)), 3),
                 (pick.choice(((1 << 31) - 1, 1 << 31, 1 << 35, 1 << 51)) * PAGE, 5),
                 (pick.getrandbits(64), 4),
             ),
@@ -111,7 +111,7 @@ class _Life:
             (
                 (pick.randrange(24) * PAGE, 84),
                 (top, 6),
-                (pick.choice((8, (1 << 64) - PAGE, 1 << 52)), 6),
+                (pick.choice((1, 8, (1 << 64) - PAGE, 1 << 52)), 6),
                 (pick.getrandbits(64), 4),
             ),
         )
@@ -120,7 +120,7 @@ class _Life:
             pick,
             (
                 (_ADDRESS + pick.choice((0, 0, PAGE)), 86),
-                (pick.choice((end - PAGE, end, 1 << 47, (1 << 64) - PAGE)), 8),
+                (pick.choice((_ADDRESS + 1, end - PAGE, end, 1 << 47, (1 << 64) - PAGE)), 8),
                 (pick.getrandbits(64), 6),
             ),
         )
@@ -131,7 +131,7 @@ class _Life:
             pick,
             (
                 (pick.randrange(12) * PAGE, 88),
-                (pick.choice((8, _PAGES * PAGE, (1 << 64) - PAGE)), 8),
+                (pick.choice((1, 8, _PAGES * PAGE, (1 << 64) - PAGE)), 8),
                 (pick.getrandbits(64), 4),
             ),
         )
