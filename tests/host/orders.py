@@ -170,6 +170,8 @@ def run_one(hosts: Hosts, stretch: Stretch) -> dict[str, Any]:
     figures = {name: getattr(course, name) - before[name] for name in FIGURES}
     if found:
         hosts.discard(stretch.firmware)
+    else:
+        course.rest()
     seconds = round(time.monotonic() - began, 1)
     return {
         "stretch": stretch.name,

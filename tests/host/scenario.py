@@ -112,6 +112,11 @@ class Course:
         self.hosts.close()
         self.plain.close()
 
+    def rest(self) -> None:
+        """End what takes time of the processor while another host is in use."""
+        self.end_agent(signal.SIGTERM)
+        self.shut_down_guests()
+
     # The agent.
 
     def arguments(self, command: str, *arguments: str) -> list[str]:
