@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign text reaches terminal, log and service manager as one harmless line."""
+"""Untrusted text reaches terminal, log and service manager as one harmless line."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class SnpCertsError(Exception):
     """The root of all errors of snpcerts.
 
     ``code`` is for programs and stable across releases. The message and the hint are for people and
-    may change. Both are escaped into one printable line, because they quote foreign text.
+    may change. Both are escaped into one printable line, because they quote untrusted text.
     """
 
     exit_code: ClassVar[int] = 1

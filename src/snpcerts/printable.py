@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Escapes foreign text for printing. All other modules use this one for that.
+"""Escapes untrusted text for printing. Every other module uses this one to do so.
 
-Foreign text is, for example, a command line, a name in a certificate, a key server's answer, a
+Untrusted text is, for example, a command line, a name in a certificate, a key server's answer, a
 guest's evidence, or a VMM's output. It must not move a terminal's cursor, begin a new line in a
 log, or reverse the text that follows it. Characters that are not printable are shown as Python
 escapes (``\\x1b``, ``\\n``, ``\\u202e``), so that nothing is hidden.
 
 Errors of :mod:`snpcerts.errors` and the host's events are escaped as a whole. Other code that
-prints foreign text calls this module where it builds the line.
+prints untrusted text calls this module where it builds the line.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-LINE_LIMIT: Final = 16384  # characters of one message; callers cut foreign parts shorter
+LINE_LIMIT: Final = 16384  # characters of one message; callers cut untrusted parts shorter
 _CUT: Final = "..."
 
 

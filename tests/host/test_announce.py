@@ -254,7 +254,7 @@ def test_the_mirror_is_the_key_server_too_unless_another_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[mirror]\n", "needs the key url"),
+        ("[mirror]\n", "needs the key 'url'"),
         ('[mirror]\nurl = "ftp://x"\n', "line 2"),
         ('[mirror]\nurl = "http://x"\ntoken_file = "/t"\n', "https://"),
         ('[mirror]\nurl = "https://x"\ncertificate = "/c"\n', "must be given together"),

@@ -6,8 +6,8 @@ change the firmware; write and sync the new table, its first entry last; unlock.
 point leaves the empty table or the right one. The caller fetches the certificates for the new key
 beforehand, so the lock is held only as long as the firmware command takes.
 
-OFD locks are not fair: a writer that waits for a moment without readers may wait forever. There are
-three strategies to get the lock:
+OFD locks are not fair: a writer that needs a moment when there is no reader may wait forever. There
+are three strategies to get the lock:
 
 **there-and-back** puts a stand-in at the path: a new, empty, exclusively locked file. New readers
 wait for it; readers of the certificate file finish, so the writer gets its lock. Then the file
@@ -310,7 +310,7 @@ def _set_aside(
 
 
 def _put_back(names: _Names) -> Steps[None]:
-    """Rename the file that was set aside back to the path, permanently."""
+    """Give the set-aside file its path again, and sync the rename to disk."""
     yield step.Rename(names.old, names.path)
     yield step.SyncDirectory(names.path)
 

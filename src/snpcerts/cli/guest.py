@@ -29,7 +29,7 @@ def command() -> None:
     "--output",
     required=True,
     metavar="FILE",
-    help="Write the report here; - is standard output, for 'host prove-key'.",
+    help="Write the report here. Use - for standard output, as 'host prove-key' expects.",
 )
 @click.option(
     "--format",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints text for people, escaped so that foreign text cannot harm a terminal or log."""
+"""Prints text for people, escaped so that untrusted text cannot harm a terminal or log."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _HANG: Final = 2
 def say(text: object = "", *, err: bool = False) -> None:
     """Print one or more lines to standard output or error, unchanged.
 
-    This keeps line breaks. Foreign text that may contain a line break must go through
+    This keeps line breaks. Untrusted text that may contain a line break must go through
     :func:`snpcerts.printable.printable` first.
     """
     click.echo(printable_lines(str(text)), err=err)
@@ -114,6 +114,6 @@ def wrapped(line: str, width: int) -> str:
 def say_line(text: object, *, err: bool = False) -> None:
     """Print as :func:`present` does, but on one line.
 
-    Foreign text in it, such as a file's name, cannot change that.
+    Untrusted text in it, such as a file's name, cannot change that.
     """
     present(printable(str(text)), err=err)

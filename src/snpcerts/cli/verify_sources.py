@@ -38,7 +38,7 @@ def _given_list(text: str) -> SuppliedCrl:
 
 @dataclass(frozen=True, slots=True)
 class _Roots:
-    """The trusted roots. Each one is for reports of its product."""
+    """The trusted roots, each for the reports of one product."""
 
     by_product: dict[Product, bytes]
 

@@ -118,7 +118,7 @@ def name_of(part: asn1.TLV) -> x509.Name:
     """Parse a distinguished name. Raises ValueError if it is malformed."""
     name = part.parse(x509.Name)
     if not isinstance(name, x509.Name):
-        raise TypeError("a Name was asked for")
+        raise TypeError("the parser returned something other than a Name")
     return name
 
 

@@ -165,7 +165,7 @@ def _mirror(top: _TomlTable) -> MirrorConfig | None:
     if table is None:
         return None
     if "url" not in table.values:
-        raise table.error(None, "[mirror] needs the key url")
+        raise table.error(None, "[mirror] needs the key 'url'")
     access = MirrorAccess(
         url=table.take("url", _url, "").rstrip("/"),
         token_file=table.take("token_file", _absolute, None),

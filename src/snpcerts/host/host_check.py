@@ -234,7 +234,7 @@ def _directory(folder: str) -> Iterator[Finding]:
 
 
 def _way(path: str) -> Iterator[Finding]:
-    """Find other users who can redirect the path as it is written."""
+    """Find other users who can make the given path lead to another file."""
     try:
         found = list(trusted_path.doubts(path))
     except (SnpCertsError, OSError) as error:

@@ -82,7 +82,7 @@ def _utc() -> datetime:
 
 
 class TableCache:
-    """Verified tables by key. It stores nothing that :class:`ChipJudge` refuses.
+    """A store of verified tables, by key. It holds nothing that :class:`ChipJudge` refuses.
 
     ``observe`` is called with the result of each call to the source (``ok``, or the error's code)
     and its duration in seconds.

@@ -106,7 +106,7 @@ class CachedFetch:
         self._unkept: OrderedDict[Resource, bytes] = OrderedDict()
 
     def kept(self, resource: Resource) -> bytes | None:
-        """Return the cached body, unverified and of any age, without asking the key server."""
+        """Return the cached body, however old and not verified, without asking the key server."""
         with self._lock:
             kept = self._unkept.get(resource)
         with contextlib.suppress(CacheError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds HTML and SVG so that foreign text cannot become markup.
+"""Builds HTML and SVG so that untrusted text cannot become markup.
 
 Only the result of :func:`element` is markup. All other text, whether child or attribute, is made
 printable and then escaped, so a host's name cannot even reverse the text after it.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frame of the mirror's pages, and their common parts.
 
-Each page is one HTML document without foreign scripts, styles, fonts or images. It contains its own
-style sheet and script. The Content-Security-Policy permits them by their hashes.
+Each page is one HTML document without scripts, styles, fonts or images from elsewhere. It contains
+its own style sheet and script. The Content-Security-Policy permits them by their hashes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class PromptReader:
         self._connection: sqlite3.Connection | None = None
 
     def find(self, resource: str) -> StoredCertificate | None:
-        """Return the stored certificate for a resource's path, of any age.
+        """Return the stored certificate for a resource's path, however old it is.
 
         Raises :class:`DatabaseUnavailableError`.
         """

@@ -70,7 +70,7 @@ _BATCH = 500
 
 
 def find(connection: Connection, resource: str) -> StoredCertificate | None:
-    """Return the stored certificate for a resource's path, of any age."""
+    """Return the stored certificate for a resource's path, however old it is."""
     c = CERTIFICATE.c
     row = connection.execute(
         select(c.body, c.etag, c.not_after).where(c.resource == resource)

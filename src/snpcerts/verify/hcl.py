@@ -67,7 +67,7 @@ class HclReport:
         if len(data) < CLAIMS_OFFSET:
             raise FormatError(WHAT, f"expected at least {CLAIMS_OFFSET} bytes, found {len(data)}")
         if data[:4] != SIGNATURE:
-            raise FormatError(WHAT, f"expected HCLA, found {data[:4].hex()}", field="signature")
+            raise FormatError(WHAT, f"expected b'HCLA', found {data[:4]!r}", field="signature")
         version = int.from_bytes(data[4:8], "little")
         if version not in _VERSIONS:
             raise FormatError(WHAT, f"expected 1 or 2, found {version}", field="version", offset=4)

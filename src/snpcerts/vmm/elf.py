@@ -121,7 +121,7 @@ class _Reader:
             if start not in found or length <= 0:
                 continue
             if length > _MAX_RELOCATIONS * _RELOCATION.size:
-                raise FormatError(WHAT, f"too many relocations: {length} bytes")
+                raise FormatError(WHAT, f"the relocation table is too large: {length} bytes")
             table = self._at_address(found[start] + skip, length, "relocations")
             table = table[: len(table) // _RELOCATION.size * _RELOCATION.size]
             wanted.update(info >> 32 for _, info, _ in _RELOCATION.iter_unpack(table))

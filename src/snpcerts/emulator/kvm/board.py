@@ -120,7 +120,7 @@ class Board:
 
 
 def _judge_msr_filter(memory: UserMemory, argument: int) -> None:
-    """Check KVM_X86_SET_MSR_FILTER; emulated guests use no MSR that could be filtered."""
+    """Check the argument of KVM_X86_SET_MSR_FILTER. Emulated guests use no MSR to filter."""
     data = memory.read(argument, MSR_FILTER_SIZE)
     flags = int.from_bytes(data[:4], "little")
     ranges = list(_FILTER_RANGE.iter_unpack(data[_FILTER_HEADER:]))[:MSR_FILTER_MAX_RANGES]
@@ -130,5 +130,5 @@ def _judge_msr_filter(memory: UserMemory, argument: int) -> None:
     for kind, count, _, bitmap in used:
         size = (count + 63) // 64 * 8
         if kind & ~(MSR_FILTER_READ | MSR_FILTER_WRITE) or size > MSR_FILTER_MAX_BITMAP_SIZE:
-            raise OSError(errno.EINVAL, "invalid range of the MSR filter")
+            raise OSError(errno.EINVAL, "invalid range in the MSR filter")
         memory.read(bitmap, size)

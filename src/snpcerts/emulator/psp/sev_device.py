@@ -145,7 +145,7 @@ def _key_command(call: _SevCall) -> None:
 
 
 def _factory_reset(call: _SevCall) -> None:
-    """Make the checks of ``sev_ioctl_do_reset``: refuse while a guest runs."""
+    """Do the checks of ``sev_ioctl_do_reset``: refuse while a guest runs."""
     call.needs_write_mode()
     if call.ask(call.firmware.platform_status).state == STATE_WORKING:
         raise _refusal(errno.EBUSY)
