@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -211,17 +212,18 @@ def test_wrong_options_are_refused(
 
 
 def test_a_command_that_the_unit_could_not_run_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """When installing on this machine, the command must exist; nothing is changed."""
     here = ["host", "install", "--dry-run", "--command"]
     for place in ("/nowhere/snpcerts", "/usr/bin"):
         assert main([*here, place]) == 2
         assert f"{place}: not a program" in capsys.readouterr().err
-    program = tmp_path / "snpcerts"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    assert main([*here, str(program)]) == 1
+    with tempfile.TemporaryDirectory(dir="/tmp") as hidden:
+        program = Path(hidden) / "snpcerts"
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        assert main([*here, str(program)]) == 1
     error = capsys.readouterr().err
     assert "unit cannot see" in error or "another user" in error
 
