@@ -169,6 +169,7 @@ def test_a_proxy_that_cannot_be_used_is_named_and_not_tried_again(
             client.get(CHAIN, bytes)
     assert "https_proxy" in caught.value.message
     assert "secret" not in caught.value.message
+    assert "correct that" in str(caught.value.hint)
     assert clock.waits == []
     assert client.results == {"unreachable": 1}
 

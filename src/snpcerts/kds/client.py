@@ -290,7 +290,12 @@ class KdsClient:
         on.
         """
         named = failed is None or failed.throttled or failed.retry_after is not None
-        then = f"try again in {math.ceil(wait)} s" if named else "try again later"
+        if named:
+            then = f"try again in {math.ceil(wait)} s"
+        elif failed is not None and not failed.again:
+            then = "correct that, then try again"
+        else:
+            then = "try again later"
         return KdsUnavailableError(
             f"{asked.resource}: no usable answer from {self.url}: {problem}",
             retry_after=float(math.ceil(wait)) if named else None,
