@@ -29,6 +29,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 myst_heading_anchors = 4
 html_theme = "alabaster"
 html_theme_options = {"fixed_sidebar": True, "page_width": "70em"}
+html_static_path = ["static"]
 html_copy_source = False
 
 # Every reference in a docstring must lead somewhere.
