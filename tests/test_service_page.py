@@ -102,7 +102,7 @@ def test_a_source_that_cannot_be_reached_leaves_it_undecided(
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"", 400), (b"garbage", 400), (bytes(1184), 403), (b"x" * (65 << 10), 413)],
+    [(b"", 400), (b"garbage", 400), (bytes(1184), 400), (b"x" * (65 << 10), 413)],
 )
 def test_what_is_no_evidence_is_an_error_of_the_client(
     post: Post, body: bytes, status: int

@@ -76,7 +76,7 @@ def test_a_file_with_a_second_name_is_left_alone(
 ) -> None:
     file.unlink()
     file.hardlink_to(victim)
-    with pytest.raises(RefusedError, match="2 names"):
+    with pytest.raises(RefusedError, match="2 hard links"):
         CertFile(str(file)).publish(TABLE, strategy=strategy)
     assert unharmed(victim)
 
@@ -86,7 +86,7 @@ def test_a_planted_leftover_is_not_emptied(file: Path, victim: Path, strategy: S
     """``.NAME.old`` is what the next update empties: as a link it would be another file."""
     old = file.with_name(f".{file.name}.old")
     old.hardlink_to(victim)
-    with pytest.raises(RefusedError, match="2 names"):
+    with pytest.raises(RefusedError, match="2 hard links"):
         CertFile(str(file)).publish(OTHER, strategy=strategy)
     old.unlink()
     old.symlink_to(victim)

@@ -15,6 +15,7 @@ from snpcerts.emulator.machine.key_server import KeyServer, ProductLine
 from snpcerts.emulator.psp.chip import Chip
 from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 from snpcerts.kds.url import VcekResource
+from snpcerts.mirror.service import CallerLimits
 from snpcerts.mirror.serving import ServeOptions
 
 from ..keys import authority_of
@@ -72,6 +73,8 @@ def start(
             "port": 0,
             "upstream": amd.url,
             "anchors": anchors,
+            # A busy machine must not turn an answer into "come again".
+            "limits": CallerLimits(patience=45),
         }
         found = RunningMirror(ServeOptions(**(given | options)))  # type: ignore[arg-type]  # a test's
         found.__enter__()
