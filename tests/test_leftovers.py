@@ -110,6 +110,22 @@ def test_a_command_ended_while_it_makes_its_machine(tmp_path: Path, number: sign
     _judge(marked, number, said)
 
 
+def test_the_file_that_tries_the_temporary_directory_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library writes it at the first call; a signal then would leave it."""
+    masks = []
+
+    def place() -> str:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return str(tmp_path)
+
+    monkeypatch.setattr("tempfile.gettempdir", place)
+    TemporaryDirectory.make("demo").remove()
+    assert masks
+    assert all(signal.SIGTERM in mask for mask in masks)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_program_whose_machine_is_gone_gets_errors(
     tmp_path: Path, number: signal.Signals

@@ -54,7 +54,7 @@ class TemporaryDirectory:
                 if _is_at(lease, path):
                     return cls(path, lease)
                 os.close(lease)
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), tempfile.gettempdir())
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), _place())
 
     def remove(self) -> None:
         """Remove the directory and its content, then release the lease."""
@@ -75,11 +75,17 @@ def temporary_directory(kind: str) -> Iterator[Path]:
 
 def remove_abandoned(prefix: str) -> None:
     """Remove this user's directories with that prefix and no lease. Never raises OSError."""
-    with contextlib.suppress(OSError), _opened(tempfile.gettempdir(), None) as parent:
+    with contextlib.suppress(OSError), _opened(_place(), None) as parent:
         for name in os.listdir(parent):
             if name.startswith(prefix) and _SUFFIX.fullmatch(name[len(prefix) :]):
                 with contextlib.suppress(OSError):
                     _remove_if_abandoned(parent, name)
+
+
+def _place() -> str:
+    """Return the temporary directory. The first call writes a file there, and removes it."""
+    with _undisturbed():
+        return tempfile.gettempdir()
 
 
 def _remove_if_abandoned(parent: int, name: str) -> None:
@@ -95,8 +101,9 @@ def _remove_if_abandoned(parent: int, name: str) -> None:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Delay signals that end a command until the block is done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

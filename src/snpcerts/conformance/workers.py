@@ -84,8 +84,9 @@ def _fork(piece: Callable[[], Outcome], number: int) -> _Worker[Outcome]:
     ours, theirs = Pipe(duplex=False)
     sys.stdout.flush()
     sys.stderr.flush()
-    parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # may run a handler, which may raise
         pid = os.fork()
         if pid == 0:
             _work(piece, parent, theirs)

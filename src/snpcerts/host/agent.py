@@ -339,9 +339,10 @@ _updates = threading.local()
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Delay signals that would end this thread's work until the block ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    _updates.open = True
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise
+        _updates.open = True
         yield
     finally:
         _updates.open = False

@@ -106,23 +106,24 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]
     # If a signal came between the fork and the assignment, the command would keep running.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"SNPCERTS_REPORT_DATA": report_data, "SNPCERTS_KEY_SEL": key_sel},
-            start_new_session=True,
-            # PLW1509 warns of locks that other threads may hold at the fork. This code takes none.
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 (above)
-        )
-        _running.add(process.pid)
-    except OSError as error:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise RefusedError(f"cannot run {argv[0]}: {error.strerror}") from None
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"SNPCERTS_REPORT_DATA": report_data, "SNPCERTS_KEY_SEL": key_sel},
+                start_new_session=True,
+                # PLW1509 warns of locks that other threads may hold at the fork. This takes none.
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 (above)
+            )
+            _running.add(process.pid)
+        except OSError as error:
+            raise RefusedError(f"cannot run {argv[0]}: {error.strerror}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException:
         end_commands()
         raise
