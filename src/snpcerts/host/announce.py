@@ -105,16 +105,18 @@ class Announcer:
             limit=limit,
         )
 
-    def send(self, told: Announcement) -> tuple[MirroredCertificate, ...]:
+    def send(self, announcement: Announcement) -> tuple[MirroredCertificate, ...]:
         """Announce this host; return the state of its certificates in the mirror.
 
         Raises the same errors as :meth:`MirrorClient.call`, and :class:`RetryLaterError` for an
         answer that cannot be read.
         """
         answer = self._client.call(
-            "PUT", f"hosts/{told.product.value}/{told.hwid.hex()}", told.to_json()
+            "PUT",
+            f"hosts/{announcement.product.value}/{announcement.hwid.hex()}",
+            announcement.to_json(),
         )
-        return _read_answer(answer, told.product)
+        return _read_answer(answer, announcement.product)
 
 
 def _read_answer(answer: bytes, product: Product) -> tuple[MirroredCertificate, ...]:
@@ -168,10 +170,10 @@ class BackgroundAnnouncer:
         """The mirror that receives the announcements."""
         return self._announcer.mirror
 
-    def announce(self, told: Announcement) -> None:
+    def announce(self, announcement: Announcement) -> None:
         """Send an announcement soon."""
         with self._lock:
-            self._next = told
+            self._next = announcement
             # A listener that raises ends the thread. The next announcement starts a new one.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._send_all, name="announce", daemon=True)
@@ -187,12 +189,12 @@ class BackgroundAnnouncer:
     def _send_all(self) -> None:
         while True:
             with self._lock:
-                told, self._next = self._next, None
-                if told is None:
+                announcement, self._next = self._next, None
+                if announcement is None:
                     self._thread = None
                     return
             try:
-                self.wanted = self._announcer.send(told)
+                self.wanted = self._announcer.send(announcement)
             except SnpCertsError as error:
                 self._failed(str(error), error.code)
             except Exception as error:  # the agent goes on, whatever a library raises

@@ -34,7 +34,7 @@ class Initialisation:
 
     @property
     def certain(self) -> bool:
-        """Whether the next initialisation can be told from this one with certainty."""
+        """Whether the next initialisation can be distinguished from this one with certainty."""
         return bool(self.boot and self.module)
 
     def change_to(self, after: Initialisation) -> str:

@@ -29,7 +29,7 @@ _UNKNOWN_PAUSE: Final = 10.0
 
 def wait_for_mirror(
     announcer: Announcer,
-    told: Announcement,
+    announcement: Announcement,
     keys: Iterable[Key],
     patience: float,
     *,
@@ -50,7 +50,7 @@ def wait_for_mirror(
     while tcbs:
         pause, problem = _UNKNOWN_PAUSE, ""
         try:
-            found = {each.tcb: each for each in announcer.send(told)}
+            found = {each.tcb: each for each in announcer.send(announcement)}
         except RetryLaterError as error:
             problem = error.message
         else:

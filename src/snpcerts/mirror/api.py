@@ -182,21 +182,23 @@ class MirrorApi:
         """Record an agent's announcement. Answer with the state of its certificates."""
         names = request.scope.get("extensions", {}).get(CLIENT_NAMES)
         announcer = self._announcer(request) if names is None else AnnouncerIdentity(names)
-        told = read_announcement(await _body(request, MAX_BYTES))
-        if names is not None and told.host.lower() not in names:
+        announcement = read_announcement(await _body(request, MAX_BYTES))
+        if names is not None and announcement.host.lower() not in names:
             if "authorization" not in request.headers:
                 raise _RejectedError(
-                    403, "wrong-certificate", f"the client certificate is not for {told.host!r}"
+                    403,
+                    "wrong-certificate",
+                    f"the client certificate is not for {announcement.host!r}",
                 )
             announcer = self._announcer(request)
-        if announcer.names is not None and told.host.lower() not in announcer.names:
+        if announcer.names is not None and announcement.host.lower() not in announcer.names:
             raise _RejectedError(
-                403, "wrong-token", f"the token belongs to another host than {told.host!r}"
+                403, "wrong-token", f"the token belongs to another host than {announcement.host!r}"
             )
         product, hwid = _chip(request)
-        if (told.product, told.hwid) != (product, hwid):
+        if (announcement.product, announcement.hwid) != (product, hwid):
             raise _RejectedError(400, "input", "the announcement and the URL name different chips")
-        wanted = await run_in_threadpool(self._records.announce, told, announcer)
+        wanted = await run_in_threadpool(self._records.announce, announcement, announcer)
         self._wake()
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
 

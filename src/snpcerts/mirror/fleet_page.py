@@ -51,8 +51,11 @@ class HostFilter:
         """Whether a host is listed."""
         if self.state is not None and host.state(now) is not self.state:
             return False
-        told = host.announcement
-        return self.text.lower() in f"{told.host} {told.hwid.hex()} {told.product.value}".lower()
+        announcement = host.announcement
+        return (
+            self.text.lower()
+            in f"{announcement.host} {announcement.hwid.hex()} {announcement.product.value}".lower()
+        )
 
     def link(self, **changed: str | int) -> str:
         """Return the query for this filter with some parts changed."""
@@ -278,16 +281,16 @@ def _roll(roll: Roll, now: datetime) -> Markup:
     latest = roll.latest
     stored, committed, in_step = latest.stored, latest.committed, latest.in_step
     if roll.done:
-        told = f"done in {span(latest.at - roll.started_at)}"
+        outlook = f"done in {span(latest.at - roll.started_at)}"
     elif stored < roll.hosts and roll.prefetched_at is not None and roll.prefetched_at > now:
-        told = (
+        outlook = (
             f"all certificates are stored in {span(roll.prefetched_at - now)}, at "
             f"{roll.prefetched_at:%H:%M} UTC"
         )
     elif stored < roll.hosts:
-        told = f"{roll.hosts - stored:,} certificates are not stored yet"
+        outlook = f"{roll.hosts - stored:,} certificates are not stored yet"
     else:
-        told = f"all certificates are stored; {_hosts_word(roll.hosts - in_step)} to go"
+        outlook = f"all certificates are stored; {_hosts_word(roll.hosts - in_step)} to go"
     end = charts.roll_end(roll, now)
     legend = [
         element("li", element("span", f"{text} {count:,}"), class_=class_)
@@ -302,7 +305,7 @@ def _roll(roll: Roll, now: datetime) -> Markup:
         element(
             "p",
             element("span", f"{in_step:,} of {roll.hosts:,}", class_="big"),
-            element("span", f" hosts in step; {told}", class_="soft"),
+            element("span", f" hosts in step; {outlook}", class_="soft"),
         ),
         element(
             "div",
@@ -435,8 +438,10 @@ def _verdict(group: TcbGroup) -> tuple[str, str]:
 
 
 def _host_link(host: FleetHost) -> Markup:
-    told = host.announcement
-    return element("a", told.host, href=f"hosts/{told.product.value}/{told.hwid.hex()}")
+    announcement = host.announcement
+    return element(
+        "a", announcement.host, href=f"hosts/{announcement.product.value}/{announcement.hwid.hex()}"
+    )
 
 
 def _hosts(fleet: Fleet, chosen: HostFilter) -> Markup | None:
@@ -514,18 +519,18 @@ def _pages(chosen: HostFilter, page: int, pages: int) -> Markup | None:
 
 
 def _host_row(host: FleetHost, now: datetime) -> Markup:
-    told = host.announcement
+    announcement = host.announcement
     return element(
         "tr",
         element(
             "td",
             _host_link(host),
             element("br"),
-            element("span", told.product.value, class_="soft"),
+            element("span", announcement.product.value, class_="soft"),
             class_="name",
         ),
         element("td", badge(host.state(now))),
-        element("td", _tcb_text(told.reported)),
+        element("td", _tcb_text(announcement.reported)),
         element("td", host.reason(now)),
         element("td", f"{span(now - host.seen_at)} ago", class_="soft", data_label="seen"),
     )

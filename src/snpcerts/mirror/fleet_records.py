@@ -120,36 +120,39 @@ class FleetRecords:
         self._upstream = upstream
 
     def announce(
-        self, told: Announcement, announcer: AnnouncerIdentity = SHARED_TOKEN
+        self, announcement: Announcement, announcer: AnnouncerIdentity = SHARED_TOKEN
     ) -> list[WantedState]:
         """Record an announcement, and queue the certificates that the host needs now and next.
 
         Raises :class:`RefusedError` if the chip is another host's, the host has another chip, there
         are too many hosts, or the queue is full.
         """
-        tcbs = _needed(told)
+        tcbs = _needed(announcement)
         with self._database.read() as connection:
-            bound_to = self._bound_to(connection, told, announcer)
+            bound_to = self._bound_to(connection, announcement, announcer)
             now = self._database.now(connection)
-            tcbs += [tcb for tcb in self._targets(connection, told) if tcb not in tcbs]
-            states = [self._wanted(connection, told, tcb, now) for tcb in tcbs]
-            if not self._worth_writing(connection, told, bound_to, now) and None not in states:
+            tcbs += [tcb for tcb in self._targets(connection, announcement) if tcb not in tcbs]
+            states = [self._wanted(connection, announcement, tcb, now) for tcb in tcbs]
+            if (
+                not self._worth_writing(connection, announcement, bound_to, now)
+                and None not in states
+            ):
                 return [each for each in states if each is not None]
         with self._database.write() as connection:
             now = self._database.now(connection)
-            bound_to = self._bound_to(connection, told, announcer)
-            self._record(connection, told, bound_to, now)
-            states = [self._wanted(connection, told, tcb, now) for tcb in tcbs]
-            in_step = all(each.in_step for each in told.files)
+            bound_to = self._bound_to(connection, announcement, announcer)
+            self._record(connection, announcement, bound_to, now)
+            states = [self._wanted(connection, announcement, tcb, now) for tcb in tcbs]
+            in_step = all(each.in_step for each in announcement.files)
             missing = [tcb for tcb, state in zip(tcbs, states, strict=True) if state is None]
             if missing:
                 self._queue.require_room(connection, len(missing))
             for tcb in missing:
-                need = Need.HOST if tcb == told.reported and not in_step else Need.ROLL
-                self._queue.want(connection, _resource(told, tcb), need, now)
+                need = Need.HOST if tcb == announcement.reported and not in_step else Need.ROLL
+                self._queue.want(connection, _resource(announcement, tcb), need, now)
             if missing:
                 self._database.notify(connection, "")
-            states = [self._wanted(connection, told, tcb, now) for tcb in tcbs]
+            states = [self._wanted(connection, announcement, tcb, now) for tcb in tcbs]
         return [each for each in states if each is not None]
 
     def start_roll(
@@ -177,8 +180,8 @@ class FleetRecords:
                 for chip, each in resources.items()
             ]
             connection.execute(insert(connection, ROLL_HOST), rows)
-            for told in self._announced(connection, product, chips):
-                self._progress(connection, told, now)
+            for announcement in self._announced(connection, product, chips):
+                self._progress(connection, announcement, now)
             missing = [each for each in resources.values() if each.path not in have]
             self._queue.require_room(connection, len(missing))
             self._queue.want_all(connection, missing, Need.ROLL, now)
@@ -284,7 +287,7 @@ class FleetRecords:
     # Changes that an announcement makes.
 
     def _bound_to(
-        self, connection: Connection, told: Announcement, announcer: AnnouncerIdentity
+        self, connection: Connection, announcement: Announcement, announcer: AnnouncerIdentity
     ) -> str | None:
         """Return the name that the chip is bound to from now on; None if to none.
 
@@ -292,7 +295,7 @@ class FleetRecords:
         chip.
         """
         h = HOST.c
-        bound_to = connection.execute(select(h.bound_to).where(*_is(told))).scalar()
+        bound_to = connection.execute(select(h.bound_to).where(*_is(announcement))).scalar()
         if announcer.operator:
             return bound_to
         names = announcer.names or frozenset()
@@ -300,16 +303,16 @@ class FleetRecords:
             raise RefusedError(
                 f"this chip belongs to host {bound_to!r}, which announced it first with a "
                 "certificate or token of its own; if it is another host's now: "
-                f"{_forget(told.hwid.hex())}",
+                f"{_forget(announcement.hwid.hex())}",
                 code="mirror-other-host",
             )
         if announcer.names is None:
             return None
-        name = told.host.lower()
+        name = announcement.host.lower()
         other = connection.execute(select(h.product, h.hwid).where(h.bound_to == name)).first()
         if other is not None and (other.product, other.hwid) != (
-            told.product.value,
-            told.hwid.hex(),
+            announcement.product.value,
+            announcement.hwid.hex(),
         ):
             raise RefusedError(
                 f"host {name!r} has announced another chip, {other.product} {other.hwid}; if it "
@@ -319,22 +322,24 @@ class FleetRecords:
         return name
 
     def _worth_writing(
-        self, connection: Connection, told: Announcement, bound_to: str | None, now: float
+        self, connection: Connection, announcement: Announcement, bound_to: str | None, now: float
     ) -> bool:
         row = connection.execute(
-            select(HOST.c.announced_at, HOST.c.announcement, HOST.c.bound_to).where(*_is(told))
+            select(HOST.c.announced_at, HOST.c.announcement, HOST.c.bound_to).where(
+                *_is(announcement)
+            )
         ).first()
         if row is None or row.bound_to != bound_to:
             return True
         if not now - _SEEN_AGAIN < row.announced_at <= now:
             return True
-        return bool(row.announcement != _text(told))
+        return bool(row.announcement != _text(announcement))
 
     def _record(
-        self, connection: Connection, told: Announcement, bound_to: str | None, now: float
+        self, connection: Connection, announcement: Announcement, bound_to: str | None, now: float
     ) -> None:
-        text = _text(told)
-        row = connection.execute(select(HOST.c.announcement).where(*_is(told))).first()
+        text = _text(announcement)
+        row = connection.execute(select(HOST.c.announcement).where(*_is(announcement))).first()
         if row is None:
             count = connection.execute(select(func.count()).select_from(HOST)).scalar_one()
             if count >= MAX_HOSTS:
@@ -344,61 +349,65 @@ class FleetRecords:
                 )
         before = None if row is None else _read(row.announcement)
         values = {
-            "name": told.host,
+            "name": announcement.host,
             "announced_at": now,
             "announcement": text,
             "bound_to": bound_to,
         }
         statement = insert(connection, HOST).values(
-            product=told.product.value, hwid=told.hwid.hex(), first_at=now, **values
+            product=announcement.product.value, hwid=announcement.hwid.hex(), first_at=now, **values
         )
         connection.execute(
             statement.on_conflict_do_update(index_elements=["product", "hwid"], set_=values)
         )
-        if differs(before, told):
-            chip = {"product": told.product.value, "hwid": told.hwid.hex()}
+        if differs(before, announcement):
+            chip = {"product": announcement.product.value, "hwid": announcement.hwid.hex()}
             connection.execute(
                 insert(connection, HOST_HISTORY).values(**chip, at=now, announcement=text)
             )
-            self._trim(connection, told)
-        self._progress(connection, told, now)
+            self._trim(connection, announcement)
+        self._progress(connection, announcement, now)
 
-    def _trim(self, connection: Connection, told: Announcement) -> None:
+    def _trim(self, connection: Connection, announcement: Announcement) -> None:
         h = HOST_HISTORY.c
-        mine = (h.product == told.product.value, h.hwid == told.hwid.hex())
+        mine = (h.product == announcement.product.value, h.hwid == announcement.hwid.hex())
         oldest = connection.execute(
             select(h.id).where(*mine).order_by(h.id.desc()).offset(_KEPT_HISTORY).limit(1)
         ).scalar()
         if oldest is not None:
             connection.execute(delete(HOST_HISTORY).where(*mine, h.id <= oldest))
 
-    def _progress(self, connection: Connection, told: Announcement, now: float) -> None:
+    def _progress(self, connection: Connection, announcement: Announcement, now: float) -> None:
         """Record how far a host has progressed in its rolls."""
         r = ROLL_HOST.c
         rows = connection.execute(
             select(r.roll, r.committed_at, r.in_step_at, ROLL.c.tcb)
             .join(ROLL, ROLL.c.id == r.roll)
-            .where(r.hwid == told.hwid.hex(), ROLL.c.product == told.product.value)
+            .where(r.hwid == announcement.hwid.hex(), ROLL.c.product == announcement.product.value)
         ).all()
         for row in rows:
-            reached = told.reported.covers(_tcb(row.tcb))
-            in_step = reached and bool(told.files) and all(each.in_step for each in told.files)
+            reached = announcement.reported.covers(_tcb(row.tcb))
+            in_step = (
+                reached
+                and bool(announcement.files)
+                and all(each.in_step for each in announcement.files)
+            )
             values = {
                 "committed_at": (row.committed_at or now) if reached else None,
                 "in_step_at": (row.in_step_at or now) if in_step else None,
             }
             if (values["committed_at"], values["in_step_at"]) != (row.committed_at, row.in_step_at):
-                mine = (r.roll == row.roll, r.hwid == told.hwid.hex())
+                mine = (r.roll == row.roll, r.hwid == announcement.hwid.hex())
                 connection.execute(update(ROLL_HOST).where(*mine).values(**values))
 
-    def _targets(self, connection: Connection, told: Announcement) -> list[TcbVersion]:
+    def _targets(self, connection: Connection, announcement: Announcement) -> list[TcbVersion]:
         """Return the TCBs of rolls that the host has not reached."""
         rows = connection.execute(
             select(ROLL.c.tcb)
             .join(ROLL_HOST, ROLL_HOST.c.roll == ROLL.c.id)
             .where(
-                ROLL_HOST.c.hwid == told.hwid.hex(),
-                ROLL.c.product == told.product.value,
+                ROLL_HOST.c.hwid == announcement.hwid.hex(),
+                ROLL.c.product == announcement.product.value,
                 ROLL_HOST.c.committed_at.is_(None),
             )
             .order_by(ROLL.c.id)
@@ -406,10 +415,10 @@ class FleetRecords:
         return [_tcb(text) for text in rows]
 
     def _wanted(
-        self, connection: Connection, told: Announcement, tcb: TcbVersion, now: float
+        self, connection: Connection, announcement: Announcement, tcb: TcbVersion, now: float
     ) -> WantedState | None:
         """Return the state of a host's certificate. None if it is not queued yet."""
-        resource = _resource(told, tcb)
+        resource = _resource(announcement, tcb)
         found = stored.find(connection, resource.path)
         if found is not None and found.not_after > now:
             return WantedState(tcb, "stored")
@@ -494,12 +503,12 @@ class FleetRecords:
         rows = [(row, _read(row.announcement)) for row in connection.execute(query)]
         targets = self._newest_targets(connection)
         nexts: dict[tuple[str, str], VcekResource] = {}
-        for row, told in rows:
+        for row, announcement in rows:
             target = targets.get((row.product, row.hwid))
-            if target is None and told.current != told.reported:
-                target = told.current
+            if target is None and announcement.current != announcement.reported:
+                target = announcement.current
             if target is not None:
-                nexts[row.product, row.hwid] = _resource(told, target)
+                nexts[row.product, row.hwid] = _resource(announcement, target)
         paths = [each.path for each in nexts.values()]
         have = stored.stored_among(connection, paths)
         queued = set(connection.execute(select(QUEUE.c.resource)).scalars())
@@ -517,13 +526,13 @@ class FleetRecords:
 
         return tuple(
             FleetHost(
-                told,
+                announcement,
                 _when(row.announced_at),
                 _when(row.first_at),
                 targets.get((row.product, row.hwid)),
                 next_state((row.product, row.hwid)),
             )
-            for row, told in rows
+            for row, announcement in rows
         )
 
     def _newest_targets(self, connection: Connection) -> dict[tuple[str, str], TcbVersion]:
@@ -607,13 +616,13 @@ class FleetRecords:
         ).scalar_one()
 
 
-def _needed(told: Announcement) -> list[TcbVersion]:
+def _needed(announcement: Announcement) -> list[TcbVersion]:
     """Return the TCBs whose certificates a host needs: those of the signing key and of the next
     key.
     """
-    if told.reported == told.current:
-        return [told.reported]
-    return [told.reported, told.current]
+    if announcement.reported == announcement.current:
+        return [announcement.reported]
+    return [announcement.reported, announcement.current]
 
 
 def _points(start: float, times: Sequence[Sequence[float]]) -> tuple[RollPoint, ...]:
@@ -648,16 +657,16 @@ def _as_chip(name: str, product: Product) -> set[str]:
     return {significant.hex()} if whole else set()
 
 
-def _is(told: Announcement) -> tuple[ColumnElement[bool], ...]:
-    return (HOST.c.product == told.product.value, HOST.c.hwid == told.hwid.hex())
+def _is(announcement: Announcement) -> tuple[ColumnElement[bool], ...]:
+    return (HOST.c.product == announcement.product.value, HOST.c.hwid == announcement.hwid.hex())
 
 
-def _resource(told: Announcement, tcb: TcbVersion) -> VcekResource:
-    return VcekResource(told.product, told.hwid, tcb)
+def _resource(announcement: Announcement, tcb: TcbVersion) -> VcekResource:
+    return VcekResource(announcement.product, announcement.hwid, tcb)
 
 
-def _text(told: Announcement) -> str:
-    return json.dumps(told.to_json(), sort_keys=True)
+def _text(announcement: Announcement) -> str:
+    return json.dumps(announcement.to_json(), sort_keys=True)
 
 
 def _read(text: str) -> Announcement:

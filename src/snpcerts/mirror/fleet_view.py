@@ -88,14 +88,14 @@ class FleetHost:
 
     def reason(self, now: datetime) -> str:
         """Return why it is not in step, in one sentence; empty if it is."""
-        told = self.announcement
+        announcement = self.announcement
         for wanted in (_MISLEADS, _LACKS):
-            for file in told.files:
+            for file in announcement.files:
                 if file.state in wanted:
                     return f"{file.path}: {file.reason or file.state}"
         if now - self.seen_at > SILENT_AFTER:
             return f"no announcement for {span(now - self.seen_at)}"
-        if not told.files:
+        if not announcement.files:
             return "no certificate file is configured"
         if self.commit_pending:
             ready = {
@@ -105,7 +105,7 @@ class FleetHost:
                 NextState.NONE: "newer firmware is running",
             }
             return f"a commit is pending; {ready[self.next_state]}"
-        for file in told.files:
+        for file in announcement.files:
             if file.state != "right":
                 return f"{file.path}: {file.reason or file.state}"
         if self.state(now) is HostState.BEHIND:

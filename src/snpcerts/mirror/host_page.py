@@ -27,21 +27,21 @@ def host_page(history: HostHistory, bulletins: BulletinData | None = None) -> st
     """Return the page of one host as HTML."""
     known = bulletins or bulletin_data()
     host, now = history.host, history.now
-    told = host.announcement
+    announcement = host.announcement
     state = host.state(now)
     main = element(
         "main",
-        element("h1", told.host, " ", badge(state)),
+        element("h1", announcement.host, " ", badge(state)),
         element("p", host.reason(now), class_="soft") if host.reason(now) else None,
         element("div", _facts(host, now), _tcbs(host, known), class_="two"),
         _host_files(host, now),
         _host_history(history),
     )
-    return document(f"{told.host}: {state.value}", now, main, None, home="../../")
+    return document(f"{announcement.host}: {state.value}", now, main, None, home="../../")
 
 
 def _facts(host: FleetHost, now: datetime) -> Markup:
-    told = host.announcement
+    announcement = host.announcement
     ready = {
         NextState.NONE: "nothing newer is running or announced",
         NextState.STORED: "stored",
@@ -49,18 +49,18 @@ def _facts(host: FleetHost, now: datetime) -> Markup:
         NextState.NOT_FOUND: "the key server does not have it",
     }
     pairs: list[tuple[str, Child]] = [
-        ("processor", processor_text(told.product, processors_of(told))),
-        ("chip ID", element("code", told.hwid.hex())),
-        ("firmware", told.firmware or "?"),
+        ("processor", processor_text(announcement.product, processors_of(announcement))),
+        ("chip ID", element("code", announcement.hwid.hex())),
+        ("firmware", announcement.firmware or "?"),
         (
             "SNP",
             "initialised"
-            if told.initialised
+            if announcement.initialised
             else element("span", "not initialised", class_="wrong"),
         ),
-        ("guests", f"{told.guests:,}"),
-        ("VLEK", "loaded" if told.vlek_loaded else "none"),
-        ("agent", told.agent or "?"),
+        ("guests", f"{announcement.guests:,}"),
+        ("VLEK", "loaded" if announcement.vlek_loaded else "none"),
+        ("agent", announcement.agent or "?"),
         ("last seen", f"{span(now - host.seen_at)} ago"),
         ("first seen", f"{host.first_seen_at:%Y-%m-%d %H:%M} UTC"),
         ("next certificate", ready[host.next_state]),
@@ -69,15 +69,15 @@ def _facts(host: FleetHost, now: datetime) -> Markup:
 
 
 def _tcbs(host: FleetHost, bulletins: BulletinData) -> Markup:
-    told = host.announcement
-    floors = floors_of(processors_of(told), bulletins)
-    columns = [("reported", told.reported), ("current", told.current)]
-    if told.committed is not None:
-        columns.append(("committed", told.committed))
+    announcement = host.announcement
+    floors = floors_of(processors_of(announcement), bulletins)
+    columns = [("reported", announcement.reported), ("current", announcement.current)]
+    if announcement.committed is not None:
+        columns.append(("committed", announcement.committed))
     if host.target is not None:
         columns.append(("roll", host.target))
     rows = []
-    for name in told.reported.components():
+    for name in announcement.reported.components():
         floor = floors.get(name)
         rows.append(
             element(
@@ -107,7 +107,7 @@ def _tcbs(host: FleetHost, bulletins: BulletinData) -> Markup:
             element("th", "floor", class_="number"),
         ),
     )
-    below = shortfalls(told.reported, processors_of(told), bulletins)
+    below = shortfalls(announcement.reported, processors_of(announcement), bulletins)
     return section(
         "TCB",
         element("table", head, element("tbody", rows)),

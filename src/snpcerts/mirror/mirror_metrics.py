@@ -181,8 +181,10 @@ def _of_hosts(fleet: Fleet) -> Iterator[Metric]:
         "hosts", "Hosts by state", "state", {each.slug: states[each] for each in HostState}
     )
     bulletins = _bulletins()
-    told = [host.announcement for host in fleet.hosts]
-    below = sum(bool(shortfalls(each.reported, processors_of(each), bulletins)) for each in told)
+    announcements = [host.announcement for host in fleet.hosts]
+    below = sum(
+        bool(shortfalls(each.reported, processors_of(each), bulletins)) for each in announcements
+    )
     yield _gauge("hosts_below_floor", "Hosts below a security bulletin's TCB", below)
     rolls = GaugeMetricFamily(
         "snpcerts_mirror_roll_hosts",

@@ -252,11 +252,11 @@ class Host:
             )
         try:
             seen = agent.read_files() if file_states is None else file_states
-            told = announcement_of(agent.firmware, seen, agent.config.mirror.name)
+            announcement = announcement_of(agent.firmware, seen, agent.config.mirror.name)
         except SnpCertsError as error:
             agent.tell(Event(EventKind.NOT_ANNOUNCED, f"not announced: {error}"))
             return
-        self._announcer.announce(told)
+        self._announcer.announce(announcement)
         if wait:
             self._announcer.finish()
 
@@ -275,10 +275,10 @@ class Host:
                 "--wait-for-mirror needs a mirror",
                 hint="name it in the configuration: [mirror] url",
             )
-        told = announcement_of(agent.firmware, agent.read_files(), config.mirror.name)
+        announcement = announcement_of(agent.firmware, agent.read_files(), config.mirror.name)
         wait_for_mirror(
             Announcer(config.mirror),
-            told,
+            announcement,
             plan.fetch,
             patience,
             notice=lambda text: present(f"snpcerts: {text}", err=True),

@@ -213,12 +213,12 @@ class _Vmm:
             return
         from snpcerts.vmm.preload import EXIT_TOLD
 
-        told = re.compile(EXIT_TOLD.format(r"(\d+)\s").encode())
+        pattern = re.compile(EXIT_TOLD.format(r"(\d+)\s").encode())
         # Read chunks, because a guest's console need not have lines. It may write much before it
         # asks.
         while data := os.read(self._process.stdout.fileno(), 4096):
             self._said = (self._said + data)[-_OUTPUT_KEPT:]
-            if self._exit is None and (found := told.search(self._said)) is not None:
+            if self._exit is None and (found := pattern.search(self._said)) is not None:
                 self._exit = int(found[1])
 
     def exit_number(self) -> int | None:
