@@ -60,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
 RUN_THE_EMULATOR = ("emulator", "conformance", "demo")
 COMMANDS_THAT_DO = {"conformance.py", "demo.py", "emulate.py"}
 MODULES = sorted(SOURCE.rglob("*.py"))
+_EXPRESSION = re.compile(r"\{[a-z_]+[.(\[!:}]")
 PACKAGES = sorted(path.parent for path in SOURCE.rglob("__init__.py"))
 _QUOTED = re.compile(r"``([^`]+)``")
 # Module names that several packages have, where the package says which is meant. A command's
@@ -305,6 +306,19 @@ def _template(node: ast.expr) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(_template(each) or "\0" for each in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_a_message_shows_values_and_not_their_names(path: Path) -> None:
+    """Two braces in an f-string print an expression instead of its value."""
+    found = [
+        each.value
+        for string in ast.walk(tree_of(path))
+        if isinstance(string, ast.JoinedStr)
+        for each in string.values
+        if isinstance(each, ast.Constant) and _EXPRESSION.search(str(each.value))
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_of)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the VMM's threads ran, and how long they waited for a processor.
+"""How long the VMM's threads ran, how long they waited for a processor, and how often they slept.
 
 A time limit must not count the time for which a busy machine did not let the VMM run.
 """
@@ -9,32 +9,43 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def cpu_time(processes: list[int]) -> float:
     """Return the processor time of all threads of some processes, in seconds."""
-    total = 0
-    for process in processes:
-        with contextlib.suppress(OSError):
-            for tid in os.listdir(f"/proc/{process}/task"):
-                total += _schedstat(f"/proc/{process}/task/{tid}")[0]
-    return total / 1e9
+    return sum(_schedstat(task)[0] for task in _tasks(processes)) / 1e9
 
 
 def delay_time(processes: list[int]) -> float:
     """Return how many seconds processes waited for a processor or for this process."""
-    total = sum(_schedstat(f"/proc/{os.getpid()}/task/{threading.get_native_id()}")[:2])
+    own = _schedstat(Path("/proc/self/task", str(threading.get_native_id())))
+    return (sum(own) + sum(_schedstat(task)[1] for task in _tasks(processes))) / 1e9
+
+
+def sleeps(processes: list[int]) -> int:
+    """Return how often all threads of some processes have slept (voluntary context switches)."""
+    total = 0
+    for task in _tasks(processes):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            text = (task / "status").read_text("ascii", "replace")
+            total += int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
+    return total
+
+
+def _tasks(processes: list[int]) -> Iterator[Path]:
+    """Return the directories of all threads in /proc."""
     for process in processes:
+        folder = f"/proc/{process}/task"
         with contextlib.suppress(OSError):
-            for tid in os.listdir(f"/proc/{process}/task"):
-                total += _schedstat(f"/proc/{process}/task/{tid}")[1]
-    return total / 1e9
+            for tid in os.listdir(folder):
+                yield Path(folder, tid)
 
 
-def _schedstat(task: str) -> tuple[int, int]:
+def _schedstat(task: Path) -> tuple[int, int]:
     """Return a thread's processor time and its time on a run queue, in nanoseconds."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        text = Path(task, "schedstat").read_text("ascii").split()
+        text = (task / "schedstat").read_text("ascii").split()
         return int(text[0]), int(text[1])
     return 0, 0

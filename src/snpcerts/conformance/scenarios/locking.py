@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import takes_lock
 from snpcerts.conformance.journal import CertsRequest
-from snpcerts.conformance.processor_time import cpu_time, delay_time
+from snpcerts.conformance.processor_time import cpu_time, delay_time, sleeps
 from snpcerts.conformance.scenarios.answers import unharmed
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import (
@@ -197,9 +196,7 @@ def _after_handshake(trial: Trial) -> None:
     left = trial.served.locked()
     trial.judge(
         "handshake-fails",
-        None
-        if left is None
-        else f"{what}, but these locks are still held: {{trial.served.kinds()}}",
+        None if left is None else f"{what}, but these locks are still held: {trial.served.kinds()}",
     )
 
 
@@ -382,13 +379,7 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 def _pauses(trial: Trial) -> int:
     """Return how often the VMM's threads have slept, apart from calls that were observed."""
-    total = 0
-    for process in trial.processes():
-        with contextlib.suppress(OSError):
-            for tid in os.listdir(f"/proc/{process}/task"):
-                text = Path(f"/proc/{process}/task/{tid}/status").read_text("ascii", "replace")
-                total += int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
-    return total - trial.observer.calls
+    return sleeps(trial.processes()) - trial.observer.calls
 
 
 def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float, pauses: int) -> None:
