@@ -11,10 +11,12 @@ import contextlib
 import sqlite3
 from typing import Final
 
-from snpcerts.mirror.database import MirrorDatabase
-from snpcerts.mirror.stored import StoredCertificate
+from sqlalchemy.dialects import sqlite
 
-_QUERY: Final = "SELECT body, etag, not_after FROM certificate WHERE resource = ?"
+from snpcerts.mirror.database import MirrorDatabase
+from snpcerts.mirror.stored import BY_RESOURCE, StoredCertificate
+
+_QUERY: Final = str(BY_RESOURCE.compile(dialect=sqlite.dialect()))
 
 
 class PromptReader:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from snpcerts.kds.url import ChainResource, CrlResource, Resource, VcekResource
 from snpcerts.mirror.database import insert
@@ -69,12 +70,15 @@ _DER = "application/octet-stream"
 _BATCH = 500
 
 
+# What :class:`StoredCertificate` has, by the parameter ``resource``.
+BY_RESOURCE: Final = select(CERTIFICATE.c.body, CERTIFICATE.c.etag, CERTIFICATE.c.not_after).where(
+    CERTIFICATE.c.resource == bindparam("resource")
+)
+
+
 def find(connection: Connection, resource: str) -> StoredCertificate | None:
     """Return the stored certificate for a resource's path, however old it is."""
-    c = CERTIFICATE.c
-    row = connection.execute(
-        select(c.body, c.etag, c.not_after).where(c.resource == resource)
-    ).first()
+    row = connection.execute(BY_RESOURCE, {"resource": resource}).first()
     return None if row is None else StoredCertificate(bytes(row[0]), row[1], row[2])
 
 

@@ -34,7 +34,10 @@ TOKEN_FILE = click.option(
 
 
 def operators_client(url: str, token_file: str | None) -> MirrorClient:
-    """Return a client of the mirror. Raises :class:`UsageError` if the token could be read."""
+    """Return a client of the mirror.
+
+    Raises :class:`UsageError` if a token would cross the network without TLS.
+    """
     from snpcerts.kds.url import checked_base
     from snpcerts.mirror.mirror_client import MirrorAccess, MirrorClient, sent_in_clear
 
