@@ -30,6 +30,7 @@ from typing import Any
 from snpcerts.conformance.vmm_check import BY_ID
 
 from ..forked_commands import Commands
+from ..run_log import append, lines, shard
 from .table import ADVICE, EXPECTED, PRIVILEGED, RIGHT, TELLING, compile_vmm, only
 
 ROUNDS = 50
@@ -80,15 +81,6 @@ def every_judging(rounds: int) -> Iterator[Judging]:
             yield Judging(number, vmm)
 
 
-def lines(log: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that was cut off counts for nothing."""
-    found = []
-    for line in log.read_text().splitlines() if log.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
-
-
 def judge(commands: Commands, judging: Judging, program: Path, kept: Path) -> dict[str, Any]:
     began = time.monotonic()
     argv = ["conformance", "--json", "--keep", str(kept)]
@@ -126,8 +118,7 @@ def run(log: Path, judgings: list[Judging]) -> None:
                     saved = log.with_suffix(".kept") / judging.name.replace(" ", "-")
                     shutil.copytree(kept, saved, dirs_exist_ok=True)
                 shutil.rmtree(kept, ignore_errors=True)
-                file.write("\n" + json.dumps(result))
-                file.flush()
+                append(file, result)
 
 
 def say(logs: list[Path], rounds: int) -> int:
@@ -155,8 +146,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.say:
         (log,) = options.log
-        number, of = map(int, options.shard.split("/"))
-        judgings = list(every_judging(options.rounds))[number::of]
+        judgings = shard(list(every_judging(options.rounds)), options.shard)
         with contextlib.suppress(KeyboardInterrupt):
             run(log, judgings)
     return int(bool(say(options.log, options.rounds)))

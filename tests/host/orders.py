@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import random
 import resource
@@ -35,6 +34,7 @@ from snpcerts.emulator.psp.choices import NAMES, choices_of
 
 from .. import keys
 from ..emulated import Emulated
+from ..run_log import append, lines, shard
 from .scenario import OPERATIONS, Course
 from .site import key_server
 
@@ -149,15 +149,6 @@ class Hosts:
             self.discard(firmware)
 
 
-def lines(log: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that was cut off counts for nothing."""
-    found = []
-    for line in log.read_text().splitlines() if log.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
-
-
 def run_one(hosts: Hosts, stretch: Stretch) -> dict[str, Any]:
     began = time.monotonic()
     course = hosts.of(stretch.firmware)
@@ -191,8 +182,7 @@ def run(log: Path, stretches: list[Stretch]) -> None:
         with contextlib.closing(Hosts(Path(folder))) as hosts:
             for stretch in stretches:
                 if stretch.name not in done:
-                    file.write("\n" + json.dumps(run_one(hosts, stretch)))
-                    file.flush()
+                    append(file, run_one(hosts, stretch))
 
 
 def say(logs: list[Path]) -> int:
@@ -218,8 +208,7 @@ def main() -> int:
     if options.say:
         return int(bool(say(options.log)))
     (log,) = options.log
-    number, of = map(int, options.shard.split("/"))
-    stretches = every_stretch()[number::of][: options.limit]
+    stretches = shard(every_stretch(), options.shard)[: options.limit]
     with contextlib.suppress(KeyboardInterrupt):
         run(log, stretches)
     findings = say([log])

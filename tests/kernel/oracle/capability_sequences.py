@@ -26,7 +26,7 @@ from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor
 
 from .difference import DifferenceError
-from .user import weighted
+from .user import OneStructure, weighted
 
 NUMBERS: Final = range(300)  # of capabilities: Linux 7.3 has 250
 _ASKED: Final = (None, VmType.DEFAULT, VmType.SNP)  # None is /dev/kvm
@@ -72,19 +72,6 @@ _NOT_REPORTED: Final = frozenset(itertools.chain.from_iterable(NOT_EMULATED.valu
 _OTHERS: Final = tuple(number for number in NUMBERS if number not in _NOT_REPORTED)
 
 
-class _Memory:
-    """The VMM's memory, of which only one structure is read."""
-
-    def __init__(self) -> None:
-        self.structure = b""
-
-    def read(self, _: int, size: int) -> bytes:
-        return self.structure[:size]
-
-    def write(self, address: int, data: bytes) -> None:
-        raise AssertionError(f"nothing is written: {address:#x}, {len(data)} bytes")
-
-
 class _Life:
     """A VM that enables capabilities."""
 
@@ -94,7 +81,7 @@ class _Life:
         kind = self._pick.choice((VmType.DEFAULT, VmType.SNP))
         self._vm = Vm(platform, kind, 1, LinuxGuest, KernelRelease(series))
         library.oracle_reset(int(kind), os.cpu_count() or 1)
-        self._memory = _Memory()
+        self._memory = OneStructure()
         self._closing: list[Any] = [self._vm]
         self._story = [kind.name]
         self.reached: set[str] = set()
@@ -178,7 +165,7 @@ def _asked(library: ctypes.CDLL, platform: Platform, series: str, number: int) -
     cap, kind = CASES[number % len(CASES)]
     library.oracle_reset(0 if kind is None else int(kind), os.cpu_count() or 1)
     kernel = library.oracle_check_extension(cap, kind is not None)
-    caller = Caller(cast("Any", _Memory()), lambda _: None, pid=1)
+    caller = Caller(cast("Any", OneStructure()), lambda _: None, pid=1)
     device: Any = KvmDevice(platform, kernel=KernelRelease(series))
     if kind is not None:
         device = Vm(platform, kind, 1, LinuxGuest, KernelRelease(series))

@@ -27,24 +27,11 @@ from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor
 
 from .difference import DifferenceError
-from .user import PAGE, weighted
+from .user import PAGE, OneStructure, weighted
 
 _SLOTS, _LAST_SLOT, _PAGES = 8, 32763, 64
 _OWN, _ANOTHERS, _OTHER_FD, _CLOSED_FD = (10, 11, 12), 13, 14, 15  # numbers in stubs/memory.c
 _ADDRESS: Final = 0x7F00_0000_0000
-
-
-class _Memory:
-    """The VMM's memory, of which only one structure is read."""
-
-    def __init__(self) -> None:
-        self.structure = b""
-
-    def read(self, _: int, size: int) -> bytes:
-        return self.structure[:size]
-
-    def write(self, address: int, data: bytes) -> None:
-        raise AssertionError(f"nothing is written: {address:#x}, {len(data)} bytes")
 
 
 class _Life:
@@ -57,7 +44,7 @@ class _Life:
         release = KernelRelease(series)
         self._vm = Vm(platform, kind, 1, LinuxGuest, release)
         another = Vm(platform, kind, 1, LinuxGuest, release)
-        self._memory = _Memory()
+        self._memory = OneStructure()
         self._closing: list[Any] = [self._vm, another]
         self._devices: dict[int, Any] = {_OTHER_FD: another}
         self._story = [kind.name]

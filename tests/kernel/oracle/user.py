@@ -17,6 +17,19 @@ USER_PAGES: Final = 16
 _NO_ERRNO: Final = 9999  # no result of a system call
 
 
+class OneStructure:
+    """The VMM's memory, of which only one structure is read."""
+
+    def __init__(self) -> None:
+        self.structure = b""
+
+    def read(self, _: int, size: int) -> bytes:
+        return self.structure[:size]
+
+    def write(self, address: int, data: bytes) -> None:
+        raise AssertionError(f"nothing is written: {address:#x}, {len(data)} bytes")
+
+
 class _Memory:
     """As the emulator reaches it."""
 

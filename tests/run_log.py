@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of a long run: a JSON line for each part, so that a run that was ended can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+_T = TypeVar("_T")
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; one that was cut off counts for nothing."""
+    found = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def append(file: TextIO, result: dict[str, Any]) -> None:
+    """Write a line. It begins a new one, in case the last was cut off."""
+    file.write("\n" + json.dumps(result))
+    file.flush()
+
+
+def shard(parts: Sequence[_T], text: str) -> list[_T]:
+    """Return the parts of shard ``K/N``."""
+    number, of = map(int, text.split("/"))
+    return list(parts[number::of])
