@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import select
 
-from bench.fleet_virtual import NEXT, TCB, Host, RollFigures, TimedThrottle
+from bench.fleet_virtual import NEXT, TCB, Host, RollFigures, TimedThrottle, is_wrong
 from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.amd.key_server_faults import Throttle
@@ -289,20 +288,15 @@ def _figures(
     c = CERTIFICATE.c
     with contextlib.closing(MirrorDatabase(database)) as opened, opened.read() as connection:
         at = dict(connection.execute(select(c.resource, c.fetched_at)).tuples().all())
-    wrong = 0
-    for path, given, wait in live.given:
-        took = at[path] - given
-        wrong += abs(took - wait) > max(gap, 0.1 * took)
-    asked = Counter({host.path(NEXT): amd.requests.get(host.path(NEXT), 0) for host in fleet})
-    return RollFigures(
-        hosts=len(fleet),
-        requests=asked.total(),
-        twice=sum(count != 1 for count in asked.values()),
-        statuses=dict(amd.statuses),
-        shortest_gap=times.shortest_gap(),
+    return RollFigures.counted(
+        fleet,
+        amd,
+        times,
+        gap=gap,
         seconds=max(at[host.path(NEXT)] for host in fleet) - began,
-        ideal=len(fleet) * gap,
         without=live.without + sum(host.path(host.reported) not in at for host in fleet),
-        wrong_estimates=wrong,
+        wrong_estimates=sum(
+            is_wrong(wait, at[path] - given, gap) for path, given, wait in live.given
+        ),
         estimates=len(live.given),
     )

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 from tests.mirror.virtual import VirtualClock, VirtualMirrors
 
@@ -96,6 +96,34 @@ class RollFigures:
     wrong_estimates: int  # times in Retry-After that are off by more than a gap and 10 %
     estimates: int
 
+    @classmethod
+    def counted(
+        cls,
+        fleet: Sequence[Host],
+        amd: KeyServer,
+        times: TimedThrottle,
+        *,
+        gap: float,
+        seconds: float,
+        without: int,
+        wrong_estimates: int,
+        estimates: int,
+    ) -> Self:
+        """Return the figures, with what the key server has counted."""
+        asked = [amd.requests.get(host.path(NEXT), 0) for host in fleet]
+        return cls(
+            hosts=len(fleet),
+            requests=sum(asked),
+            twice=sum(count != 1 for count in asked),
+            statuses=dict(amd.statuses),
+            shortest_gap=times.shortest_gap(),
+            seconds=seconds,
+            ideal=len(fleet) * gap,
+            without=without,
+            wrong_estimates=wrong_estimates,
+            estimates=estimates,
+        )
+
     def print(self, name: str) -> None:
         """Print one row, and what must be 0."""
         print(
@@ -106,6 +134,11 @@ class RollFigures:
             f"{self.wrong_estimates} of {self.estimates} estimates wrong",
             flush=True,
         )
+
+
+def is_wrong(estimate: float, took: float, gap: float) -> bool:
+    """Whether a Retry-After is off by more than a gap and by more than 10 %, all in seconds."""
+    return abs(took - estimate) > max(gap, 0.1 * took)
 
 
 class Estimates:
@@ -132,9 +165,8 @@ class Estimates:
         """Note that the certificate is there."""
         given = self._given.pop(path, None)
         if given is not None:
-            took = now - given[0]
             self.checked += 1
-            self.wrong += abs(took - given[1]) > max(self._gap, 0.1 * took)
+            self.wrong += is_wrong(given[1], now - given[0], self._gap)
 
 
 def virtual_roll(database: str, authority: EmulatedAuthority, hosts: int, instances: int) -> None:
@@ -224,18 +256,15 @@ def _roll(
     mirrors.run(each_step)
     took = clock.at - began
     without += sum(not _has(mirrors, host) for host in fleet)
-    asked = Counter({path: amd.requests.get(path, 0) for path in by_path})
     final = mirrors.records.rolls()[0]
     if not final.done:
         raise RuntimeError(f"the roll is not done: {final.latest}")
-    return RollFigures(
-        hosts=len(fleet),
-        requests=asked.total(),
-        twice=sum(count != 1 for count in asked.values()),
-        statuses=dict(amd.statuses),
-        shortest_gap=times.shortest_gap(),
+    return RollFigures.counted(
+        fleet,
+        amd,
+        times,
+        gap=GAP,
         seconds=took,
-        ideal=len(fleet) * GAP,
         without=without,
         wrong_estimates=estimates.wrong,
         estimates=estimates.checked,
