@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists where the emulator claims to behave like released software, and what supports each claim.
 
-Identifiers of claims are stable. ``docs/fidelity.md`` prints the table; the test suites compare
-each entry with what they run, so an entry cannot outlive its test.
+Claim identifiers are stable. ``docs/fidelity.md`` shows the table. The test suites compare
+each claim with the tests that they run, so no claim outlives its test.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 
 class SourceKind(enum.Enum):
-    """What supports a claim."""
+    """The kinds of evidence that can support a claim."""
 
     HEADER = "header"
     KERNEL = "kernel function"
@@ -27,7 +27,7 @@ class SourceKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClaimSource:
-    """One piece of support for a claim: its kind and its name."""
+    """Evidence of one kind for a claim, with the names of its sources."""
 
     kind: SourceKind
     names: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class ClaimSource:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One claim of the emulator. ``releases`` are the releases that it was compared with."""
+    """One claim about the emulator, with its evidence and the releases it was compared with."""
 
     id: str
     text: str
@@ -70,13 +70,13 @@ _NOTHING: Final = (ClaimSource(SourceKind.NOTHING),)
 CLAIMS: Final = (
     Claim(
         "numbers",
-        "Numbers, sizes and offsets of KVM, /dev/sev, /dev/sev-guest, GHCB and guest messages",
+        "Numbers, sizes and offsets in KVM, /dev/sev, /dev/sev-guest, GHCB and guest messages",
         (ClaimSource(SourceKind.HEADER, ("linux-libc-dev", "linux-headers")),),
         LINUX,
     ),
     Claim(
         "vmgexit",
-        "VMGEXIT: order of checks, GHCB and MSR protocol, every exit that KVM serves itself",
+        "VMGEXIT: order of checks, GHCB and MSR protocols, every exit that KVM handles itself",
         (
             _kernel(
                 "sev_handle_vmgexit",
@@ -93,19 +93,19 @@ CLAIMS: Final = (
     ),
     Claim(
         "kvm-run",
-        "KVM_RUN: order of checks, immediate_exit, completion of the last exit",
+        "KVM_RUN: order of checks, immediate_exit, completion of the previous exit",
         (_kernel("kvm_arch_vcpu_ioctl_run"),),
         LINUX,
     ),
     Claim(
         "launch",
-        "KVM_MEMORY_ENCRYPT_OP: argument checks, errors, the device attributes",
+        "KVM_MEMORY_ENCRYPT_OP: argument checks, errors, device attributes",
         (_kernel("sev_mem_enc_ioctl", "sev_dev_get_attr", "kvm_gmem_populate"),),
         LINUX,
     ),
     Claim(
         "memory",
-        "Memory slots, guest_memfds and attributes of pages: checks, their order, errors",
+        "Memory slots, guest_memfds and page attributes: checks, their order, errors",
         (
             _kernel(
                 "kvm_vm_ioctl_set_memory_region",
@@ -118,7 +118,7 @@ CLAIMS: Final = (
     ),
     Claim(
         "guest-driver",
-        "/dev/sev-guest and the guest's driver: messages, retries, loss of a VMPCK",
+        "/dev/sev-guest and the guest driver: messages, retries, loss of a VMPCK",
         (
             _kernel(
                 "snp_guest_ioctl",
@@ -134,8 +134,8 @@ CLAIMS: Final = (
     ),
     Claim(
         "guest-tsm",
-        "configfs-tsm: files, generations, reports and certificates, errors. Of the file system "
-        "itself, only the source was read",
+        "configfs-tsm: files, generations, reports, certificates, errors. The configfs code "
+        "was only read, not compiled",
         (
             _kernel(
                 "sev_tsm_report_ops",
@@ -158,25 +158,25 @@ CLAIMS: Final = (
     ),
     Claim(
         "guest-page-state",
-        "How a guest makes pages shared and private: lists, 2 MiB, a host that refuses",
+        "How a guest makes pages shared and private: lists, 2 MiB pages, a host that refuses",
         (_kernel("snp_set_memory_shared", "snp_set_memory_private"), _programs("QEMU", "libvirt")),
         LINUX,
     ),
     Claim(
         "memory-fault",
-        "An access that disagrees with a page's attribute: EFAULT and KVM_EXIT_MEMORY_FAULT",
+        "An access that contradicts a page's attribute: EFAULT and KVM_EXIT_MEMORY_FAULT",
         (ClaimSource(SourceKind.DOCUMENT, ("Linux api.rst", "arch/x86/kvm/mmu/mmu.c (read)")),),
         LINUX,
     ),
     Claim(
         "dev-sev",
-        "/dev/sev: the ioctls, their checks and errors",
+        "/dev/sev: ioctls, their checks and errors",
         (_kernel("sev_ioctl", "__sev_do_cmd_locked"), _programs("snphost")),
         LINUX,
     ),
     Claim(
         "vm-setup",
-        "Creating VMs and vCPUs, their limits, VM types, APIC identifiers",
+        "Creation of VMs and vCPUs, limits, VM types, APIC IDs",
         (
             _selftests(
                 "kvm_create_max_vcpus",
@@ -191,7 +191,7 @@ CLAIMS: Final = (
     Claim(
         "irqfd",
         (
-            "KVM_IRQFD: duplicates, closed descriptors and VMs, calls of two "
+            "KVM_IRQFD: duplicates, closed descriptors and VMs, calls from two "
             "threads at the same time"
         ),
         (_selftests("irqfd_test"),),
@@ -213,13 +213,13 @@ CLAIMS: Final = (
     ),
     Claim(
         "firmware-messages",
-        "The firmware's answers to guest messages: status, order, sizes, derived keys",
+        "The firmware's answers to guest messages: status, order of checks, sizes, derived keys",
         (ClaimSource(SourceKind.AMD, ("sev_mcmd.c: snp_mcmd_guest_request",)),),
         _GENOA,
     ),
     Claim(
         "firmware-platform",
-        "COMMIT, SET_CONFIG, VLEK_LOAD and SHUTDOWN, and what they do to the signing key",
+        "COMMIT, SET_CONFIG, VLEK_LOAD and SHUTDOWN, and how they change the signing key",
         (
             ClaimSource(SourceKind.AMD, ("sev_mcmd.c", "sev_plat.c")),
             ClaimSource(SourceKind.DOCUMENT, ("SNP ABI 56860, as others quote it",)),
@@ -250,7 +250,7 @@ CLAIMS: Final = (
     ),
     Claim(
         "certificates",
-        "Extensions, names and chains of the emulated VCEK, VLEK, ASK and ARK",
+        "Extensions, names and chains of the emulated VCEK, VLEK, ASK and ARK certificates",
         (
             _programs("snpguest", "snphost"),
             ClaimSource(SourceKind.OBSERVER, ("AMD's genuine evidence",)),
@@ -258,10 +258,10 @@ CLAIMS: Final = (
     ),
     Claim(
         "certificate-path",
-        "One request through agent, VMM, KVM and guest: the lock, BUSY, an update in between",
+        "One request through agent, VMM, KVM and guest: lock, BUSY, an update during the request",
         _NOTHING,
     ),
-    Claim("concurrency", "Two vCPUs, signals and time-outs at the same moment", _NOTHING),
+    Claim("concurrency", "Two vCPUs, signals and timeouts at the same time", _NOTHING),
     Claim("hardware", "A real SNP host behaves in the same way", _NOTHING),
 )
 
