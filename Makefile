@@ -10,7 +10,7 @@ WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 # What the libraries in the package are made of.
 NATIVE := native/shim.c native/snpcerts.c native/include/snpcerts.h native/kvm_abi.h
 
-.PHONY: help demo docs test test-clients test-vmms test-browser test-crashes test-orders test-kernel test-qemu test-packages packages soak explore fuzz lint bench clean
+.PHONY: help demo docs test test-clients test-vmms test-browser test-crashes test-orders test-hosts test-kernel test-mutants test-qemu test-packages packages soak explore fuzz lint bench clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,12 +32,22 @@ test-vmms: $(VENV)/.dev ## The checks for VMMs, 50 times; goes on where it was s
 	@mkdir -p build
 	$(BIN)/python -m tests.conformance.rounds build/rounds.log $(ARGS)
 
+test-hosts: $(VENV)/.dev ## Other programs, QEMU and conformance on every kernel and firmware; goes on where it was stopped
+	tests/qemu/fetch.sh
+	@mkdir -p build
+	$(BIN)/python -m tests.every_host build/hosts.log $(ARGS)
+
 test-crashes: $(VENV)/.dev ## The host commands, killed before each call that changes something
 	SNPCERTS_CRASHES=changing $(BIN)/pytest tests/host/test_command_crash.py $(ARGS)
 
 test-kernel: $(VENV)/.dev ## Numbers, the emulator, selftests and a VMM, against released kernels
 	tests/kernel/fetch.sh
 	SNPCERTS_KERNEL_TESTS=1 $(BIN)/pytest tests/kernel $(ARGS)
+
+test-mutants: $(VENV)/.dev ## What the comparison with released kernels does not notice; goes on where it was stopped
+	tests/kernel/fetch.sh
+	@mkdir -p build
+	$(BIN)/python -m tests.kernel.mutants build/mutants.log $(ARGS)
 
 test-qemu: $(VENV)/.dev ## Stock QEMU with the shim, on this machine's KVM made to look like SNP
 	tests/qemu/fetch.sh

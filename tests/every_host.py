@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m tests.every_host LOG``: other people's programs on every kernel and firmware.
+
+A run is one of :data:`SUITES` on one emulated host: the tests of snphost, snpguest, go-sev-guest
+and of each QEMU that take a host, and the checks for VMMs. LOG has a JSON line for each. Started
+again with the same LOG, the command goes on with the runs that the LOG lacks or that failed in it.
+``--shard K/N`` runs a part: start N of them, each with its own LOG. ``--say`` prints what the LOGs
+have and runs nothing. A run without a test that passed has failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .emulated_hosts import EVERY_HOST, name
+from .run_log import append, lines, shard
+
+ROOT: Final = Path(__file__).parents[1]
+LIMIT: Final = 3600  # seconds for a run on a busy machine
+
+# Of each suite: its tests, and what the id of a test has before the host.
+SUITES: Final = {
+    "snphost": ("tests/clients/test_snphost.py", ""),
+    "snpguest": ("tests/clients/test_snpguest.py", ""),
+    "go-sev-guest": ("tests/clients/test_go_sev_guest.py", ""),
+    "qemu-10": ("tests/qemu/test_emulated.py", "10-"),
+    "qemu-11": ("tests/qemu/test_emulated.py", "11-"),
+    "conformance": ("tests/conformance/test_vmms.py", ""),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A suite on a host."""
+
+    suite: str
+    host: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.suite} {self.host}"
+
+    @property
+    def command(self) -> list[str]:
+        """The tests of the suite that are for this host alone."""
+        file, before = SUITES[self.suite]
+        return [sys.executable, "-m", "pytest", "-q", file, "-k", f"{before}{self.host}"]
+
+
+def every_run(suites: Sequence[str] = tuple(SUITES)) -> list[Run]:
+    """Each suite on each host, the default host first."""
+    return [Run(suite, name(host)) for suite in suites for host in EVERY_HOST]
+
+
+def go_through(run: Run) -> dict[str, Any]:
+    """Run it; return its line of the log."""
+    began = time.monotonic()
+    asked = ("EVERY_HOST", "CLIENTS", "QEMU_TESTS")
+    environment = {**os.environ, **{f"SNPCERTS_{each}": "1" for each in asked}}
+    with tempfile.TemporaryDirectory(prefix="every-host-") as folder:
+        results = Path(folder) / "results.xml"
+        argv = [*run.command, f"--junitxml={results}", f"--basetemp={folder}/tests"]
+        done = subprocess.run(
+            argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT
+        )
+        counts, failed = tally(results) if results.exists() else (Counter(), {})
+    if not counts["passed"] or (done.returncode and not failed):
+        failed[""] = f"exit code {done.returncode}: {(done.stdout + done.stderr)[-1000:]}"
+    return {
+        "run": run.name,
+        **{each: counts[each] for each in ("passed", "refused", "skipped")},
+        "failed": failed,
+        "seconds": round(time.monotonic() - began, 1),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def tally(results: Path) -> tuple[Counter[str], dict[str, str]]:
+    """Return how many tests passed, and what the others said: from JUnit's XML, pytest's own.
+
+    "refused" are those in which the program must refuse this firmware's reports.
+    """
+    counts: Counter[str] = Counter()
+    failed: dict[str, str] = {}
+    tree = xml.etree.ElementTree.parse(results)  # noqa: S314 - pytest has just written it
+    for case in tree.iter("testcase"):
+        fault = next((each for each in case if each.tag in ("failure", "error")), None)
+        skipped = case.find("skipped")
+        if fault is not None:
+            failed[case.get("name", "")] = fault.get("message", "")[:500]
+        elif skipped is None:
+            counts["passed"] += 1
+        else:
+            expected = skipped.get("type") == "pytest.xfail"
+            counts["refused" if expected else "skipped"] += 1
+    return counts, failed
+
+
+def go_on(log: Path, runs: Sequence[Run]) -> None:
+    """Run what the log lacks."""
+    done = {line["run"] for line in lines(log) if not line["failed"]}
+    with log.open("a") as file:
+        for run in runs:
+            if run.name not in done:
+                line = go_through(run)
+                append(file, line)
+                print(written(line), flush=True)
+
+
+def written(line: dict[str, Any]) -> str:
+    """Return a line of the log for people."""
+    counts = ", ".join(f"{line[each]} {each}" for each in ("passed", "refused", "skipped"))
+    said = f"{line['run']}: {counts}, {len(line['failed'])} failed, {line['seconds']:.0f} s"
+    return "\n  ".join([said, *(f"{test}: {why}" for test, why in line["failed"].items())])
+
+
+def say(logs: Sequence[Path], runs: Sequence[Run]) -> int:
+    """Print the last line of each run; return how many failed or are missing."""
+    found = {line["run"]: line for log in logs for line in lines(log)}
+    for run in runs:
+        print(written(found[run.name]) if run.name in found else f"{run.name}: not run yet")
+    good = sum(run.name in found and not found[run.name]["failed"] for run in runs)
+    print(f"{good} of {len(runs)} runs as they should be")
+    return len(runs) - good
+
+
+def main() -> int:
+    """Run what is asked for; 1 if anything failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.every_host", description=__doc__)
+    parser.add_argument("log", type=Path, nargs="+", metavar="LOG")
+    parser.add_argument("--suite", choices=SUITES, action="append", help="only this one")
+    parser.add_argument("--shard", default="0/1", metavar="K/N")
+    parser.add_argument("--say", action="store_true", help="print what the LOGs have")
+    options = parser.parse_args()
+    runs = shard(every_run(options.suite or tuple(SUITES)), options.shard)
+    if not options.say:
+        (log,) = options.log
+        with contextlib.suppress(KeyboardInterrupt):
+            go_on(log, runs)
+    return int(bool(say(options.log, runs)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
