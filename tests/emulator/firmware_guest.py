@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +21,7 @@ from snpcerts.abi.guest_message import (
 from snpcerts.abi.kvm import PageType
 from snpcerts.abi.report import Report
 from snpcerts.emulator.psp.firmware import Firmware
+from snpcerts.emulator.psp.guest_context import GuestContext
 from snpcerts.emulator.psp.message_seal import header_for, open_sealed, seal
 from tests.emulator.id_blocks import new_key, signed
 
@@ -31,7 +32,8 @@ HOST_DATA = bytes(range(32))
 class FirmwareGuest:
     """A launched guest; ``counters`` is its own count of messages, one per VMPCK.
 
-    ``id_block`` gives what :func:`tests.emulator.id_blocks.signed` takes.
+    ``id_block`` gives what :func:`tests.emulator.id_blocks.signed` takes. ``before_finish`` is
+    called with the guest's context before its launch is finished.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class FirmwareGuest:
         *,
         id_block: Mapping[str, Any] | None = None,
         host_data: bytes = HOST_DATA,
+        before_finish: Callable[[GuestContext], None] = lambda _: None,
         **finish: bool,
     ) -> None:
         self.firmware = firmware
@@ -53,6 +56,7 @@ class FirmwareGuest:
         if id_block is not None:
             block = signed(self.context.measurement, POLICY, **{"id_key": new_key(), **id_block})
             finish["author_key_en"] = "author_key" in id_block
+        before_finish(self.context)
         firmware.launch_finish(self.context, host_data, id_block=block, **finish)
         self.counters = [0] * 4
 

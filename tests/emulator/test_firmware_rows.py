@@ -30,10 +30,10 @@ from snpcerts.emulator.psp.chip import Chip, CloudProvider
 from snpcerts.emulator.psp.choices import choices_of
 from snpcerts.emulator.psp.cpuid_check import CpuidFunction
 from snpcerts.emulator.psp.firmware import CpuidPageError, Firmware, FirmwareError
-from snpcerts.emulator.psp.guest_context import PAGE_TYPE_VMSA
+from snpcerts.emulator.psp.guest_context import PAGE_TYPE_VMSA, GuestContext
 from snpcerts.emulator.psp.message_seal import seal
 from tests.emulator.firmware_guest import HOST_DATA, POLICY, FirmwareGuest
-from tests.emulator.id_blocks import key_bytes, new_key, signature, signed
+from tests.emulator.id_blocks import key_bytes, key_digest, new_key, signature, signed
 
 TCB = TcbVersion(bootloader=9, tee=1, snp=20, microcode=72)
 REPORT = ReportRequest().pack()
@@ -380,6 +380,45 @@ def test_an_author_key_is_noted_even_without_an_id_block(published: Firmware) ->
     fields = FirmwareGuest(published, author_key_en=True).report().fields
     assert fields.flags & 1
     assert fields.author_key_digest == bytes(48)
+
+
+@pytest.mark.parametrize("refused", ["author key", "ID key"])
+def test_an_id_block_is_kept_if_only_its_author_key_is_refused(
+    refused: str, published: Firmware
+) -> None:
+    """sev_mcmd.c: snp_mcmd_launch_finish: the block goes into the context before that check.
+
+    Its family, image, SVN and ID key are then in the reports of a guest without an ID block; that
+    it has one is not (gctx->id_block_en), so derived keys do not depend on the ID key.
+    """
+    id_key, author_key, other = new_key(), new_key(), new_key()
+
+    def refuse(context: GuestContext) -> None:
+        block, auth = signed(
+            context.measurement,
+            POLICY,
+            id_key=id_key,
+            author_key=author_key,
+            family_id=b"F" * 16,
+            image_id=b"I" * 16,
+            guest_svn=7,
+        )
+        at = {"author key": 0x680, "ID key": 0x40}[refused]
+        forged = signature(other, b"something else")
+        auth = auth[:at] + forged + auth[at + len(forged) :]
+        with pytest.raises(FirmwareError) as caught:
+            published.launch_finish(context, id_block=(block, auth), author_key_en=True)
+        assert caught.value.status is SevStatus.BAD_SIGNATURE
+
+    guest = FirmwareGuest(published, before_finish=refuse)
+    fields = guest.report().fields
+    kept = (b"F" * 16, b"I" * 16, 7, key_digest(id_key))
+    nothing = (bytes(16), bytes(16), 0, bytes(48))
+    found = (fields.family_id, fields.image_id, fields.guest_svn, fields.id_key_digest)
+    assert found == (kept if refused == "author key" else nothing)
+    assert fields.author_key_digest == bytes(48)
+    assert fields.flags & 1 == 0
+    assert key(guest, KeyRequest()) == key(FirmwareGuest(published), KeyRequest())
 
 
 def test_feature_info(published: Firmware) -> None:

@@ -63,7 +63,7 @@ from snpcerts.emulator.psp.guest_messages import (
     PspSnapshot,
     signer,
 )
-from snpcerts.emulator.psp.id_block import check_id_block
+from snpcerts.emulator.psp.id_block import check_author_key, check_id_block
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 from snpcerts.emulator.psp.platform_state import (
     VLEK_SINCE,
@@ -446,7 +446,8 @@ class Firmware:
 
         ``id_block`` is the ID block and its authentication page, as checked by
         :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` forbids this guest
-        the VCEK.
+        the VCEK. If only the author key is refused, the context keeps the ID block: if the launch
+        is then finished without one, the guest's reports contain it.
         """
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)
@@ -459,7 +460,10 @@ class Firmware:
                     measurement=context.measurement,
                     policy=context.policy,
                 )
-                context.id_block_en = True
+                if author_key_en:
+                    digest = check_author_key(id_block[1])
+                    context.id_block = replace(context.id_block, author_key_digest=digest)
+            context.id_block_en = id_block is not None
             context.author_key_en = author_key_en
             context.host_data = host_data
             context.vcek_disabled = vcek_disabled

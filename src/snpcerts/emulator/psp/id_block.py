@@ -52,9 +52,9 @@ def check_id_block(
 ) -> IdBlock:
     """Check and return the ID block in ``block`` (96 bytes), signed as ``auth`` (4096 bytes) says.
 
-    ``author`` says whether an author key must have signed the ID key. Raises
-    :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE if the block expects another launch,
-    INVALID_PARAM for an unknown algorithm, BAD_SIGNATURE for an invalid key or signature.
+    ``author`` says whether :func:`check_author_key` comes next. Raises :class:`FirmwareError`:
+    BAD_MEASUREMENT or POLICY_FAILURE if the block expects another launch, INVALID_PARAM for an
+    unknown algorithm, BAD_SIGNATURE for an invalid key or signature.
     """
     if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
         raise FirmwareError(
@@ -70,19 +70,28 @@ def check_id_block(
     algorithms = struct.unpack_from("<II", auth)[: 2 if author else 1]
     if any(algorithm != ALGO_ECDSA_P384_SHA384 for algorithm in algorithms):
         raise FirmwareError(SevStatus.INVALID_PARAM, "a key has an unknown algorithm")
-    id_key = auth[_ID_KEY : _ID_KEY + KEY_SIZE]
+    id_key = _key(auth, _ID_KEY)
     _verify("ID key", id_key, auth[_BLOCK_SIGNATURE:], block)
-    author_key = b""
-    if author:
-        author_key = auth[_AUTHOR_KEY : _AUTHOR_KEY + KEY_SIZE]
-        _verify("author key", author_key, auth[_ID_KEY_SIGNATURE:], id_key)
     return IdBlock(
         family_id=family_id,
         image_id=image_id,
         guest_svn=guest_svn,
         id_key_digest=hashlib.sha384(id_key).digest(),
-        author_key_digest=hashlib.sha384(author_key).digest() if author else bytes(_DIGEST),
     )
+
+
+def check_author_key(auth: bytes) -> bytes:
+    """Check that the author key in ``auth`` has signed its ID key; return the author key's digest.
+
+    Raises :class:`FirmwareError` with BAD_SIGNATURE.
+    """
+    author_key = _key(auth, _AUTHOR_KEY)
+    _verify("author key", author_key, auth[_ID_KEY_SIGNATURE:], _key(auth, _ID_KEY))
+    return hashlib.sha384(author_key).digest()
+
+
+def _key(auth: bytes, at: int) -> bytes:
+    return auth[at : at + KEY_SIZE]
 
 
 def _verify(name: str, key: bytes, signature: bytes, signed: bytes) -> None:
