@@ -1,32 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the oracle: it must notice changed kernels and changed emulators.
 
-``python -m tests.kernel.mutants`` changes one thing at a time (an operator, a constant,
+``python -m tests.kernel.mutants LOG`` changes one thing at a time (an operator, a constant,
 the order of two checks, a write that is left out) in the functions that are cut out of
 a release, and in the emulator's code for the same, and runs some sequences. What
 nothing noticed is listed: each such survivor is a sequence that is missing, or a change
-that has no effect, and then :data:`EXPLAINED` says why.
+that has no effect. If the compiler makes the same code of it, that is seen here; else
+:data:`EXPLAINED` says why.
+
+LOG has a JSON line for each mutant. Started again with the same LOG, the command goes on with
+those that it lacks; with ``--again``, with those that survived unexplained, too. ``--shard K/N``
+runs a part: start N of them, each with its own LOG. ``--say`` prints the figures of the LOGs and
+runs nothing; it also lists the explanations that no survivor needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import random
 import re
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from queue import Queue
-from typing import Final
+from typing import Any, Final
 
+from ..run_log import append, lines, shard
 from .oracle import build
 from .oracle.cut import CutError
 from .oracle.judge import ROOT, Stop, judge
@@ -291,15 +299,15 @@ class Mutant:
     where: str
     change: str
     old: str
-    new: str
+    new: Callable[[], str]  # the same with the change
 
     def __str__(self) -> str:
         return f"{self.side} {self.where}: {self.change}"
 
     @property
     def explained(self) -> str:
-        """Why no sequence can notice it; "" if one should."""
-        return next((why for start, why in EXPLAINED if re.match(start, str(self))), "")
+        """The pattern of the reason why no sequence can notice it; "" if one should."""
+        return next((start for start, _ in EXPLAINED if re.match(start, str(self))), "")
 
 
 _SWAPS: Final = (
@@ -326,7 +334,7 @@ def kernel_mutants(part: build.Part, release: Path) -> Iterator[Mutant]:
     for each in build.cut_definitions(part, release):
         if each.kind == "function" and each.file.endswith(".c"):
             for change, new in _changed_c(each.text):
-                yield Mutant("kernel", each.names[0], change, each.text, new)
+                yield Mutant("kernel", each.names[0], change, each.text, partial(str, new))
 
 
 def _changed_c(text: str) -> Iterator[tuple[str, str]]:
@@ -380,13 +388,16 @@ def emulator_mutants(file: str) -> Iterator[Mutant]:
     tree = ast.parse(text)
     for number, node in enumerate(ast.walk(tree)):
         for change, edit in _changes(node):
-            changed = copy.deepcopy(tree)
-            edit(next(each for at, each in enumerate(ast.walk(changed)) if at == number))
+
+            def changed(number: int = number, edit: Callable[[ast.AST], None] = edit) -> str:
+                other = copy.deepcopy(tree)
+                edit(next(each for at, each in enumerate(ast.walk(other)) if at == number))
+                return ast.unparse(other)
+
             line = getattr(node, "lineno", 0)
             if isinstance(node, ast.Constant):
                 change = f"{change} in {lines[line - 1].strip()[:70]}"
-            where = f"{file}:{line}"
-            yield Mutant("emulator", where, change, file, ast.unparse(changed))
+            yield Mutant("emulator", f"{file}:{line}", change, file, changed)
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], None]]]:
@@ -452,115 +463,186 @@ SECONDS: Final = 10
 _EARLY: Final = 30
 
 
-class Trials:
-    """Mutants of one part of one release against the same sequences."""
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A mutant of a part of a release; ``number`` tells those of one description apart."""
 
-    def __init__(self, part: str, release: str, sequences: int) -> None:
-        self._part = part
-        self._release = release
+    release: str
+    part: str
+    mutant: Mutant
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.release} {self.part} {self.number} {self.mutant}"
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        return self.release, self.part, self.mutant.side
+
+
+def every_trial(
+    releases: Mapping[str, Path], parts: Sequence[str], sides: Sequence[str]
+) -> list[Trial]:
+    """All mutants of those parts."""
+    found = []
+    for release, source in releases.items():
+        for part in parts:
+            mutants: list[Mutant] = []
+            if "kernel" in sides:
+                mutants += kernel_mutants(build.PARTS[part], source)
+            if "emulator" in sides:
+                mutants += (each for file in EMULATOR[part] for each in emulator_mutants(file))
+            numbers: Counter[str] = Counter()
+            for mutant in mutants:
+                numbers[str(mutant)] += 1
+                found.append(Trial(release, part, mutant, numbers[str(mutant)]))
+    return found
+
+
+class Course:
+    """Tries mutants. ``product`` is a copy of the source to put an emulator's mutant into."""
+
+    def __init__(self, product: Path, sequences: int, known: Iterable[dict[str, Any]]) -> None:
+        self._product = product
         self._sequences = sequences
-        self._killers: Counter[int] = Counter()
+        # What has noticed other mutants of a part: most of the next are noticed by it, too.
+        self._killers: dict[str, Counter[int]] = {each: Counter() for each in build.PARTS}
+        for line in known:
+            self._killers[line["part"]].update(line["by"])
 
-    def survives(self, mutant: Mutant, product: Path) -> bool | None:
-        """Whether the sequences notice nothing; None for what does not even build.
+    def outcome(self, trial: Trial) -> dict[str, Any]:
+        """Return what the log says of it.
 
-        ``product`` is a copy of the source to put an emulator's mutant into.
+        "unbuilt": the compiler refuses it. "equal": its code is the same. "killed": noticed,
+        by the sequences in ``by``. "survived": not noticed.
         """
-        if mutant.side == "kernel":
-            try:
-                changed = (mutant.old, mutant.new)
-                library = build.build(build.PARTS[self._part], self._release, changed)
-            except CutError:
-                return None
-            try:
-                return self._judged(library=library)
-            finally:
-                library.unlink(missing_ok=True)
-                library.with_suffix(".c").unlink(missing_ok=True)
-        file = product / "snpcerts" / mutant.old
-        kept = file.read_text(encoding="utf-8")
-        file.write_text(mutant.new, encoding="utf-8")
-        try:
-            return self._judged(product=product)
-        finally:
-            file.write_text(kept, encoding="utf-8")
+        began = time.monotonic()
+        result, by = self._tried(trial)
+        return {
+            "run": trial.name,
+            "part": trial.part,
+            "outcome": result,
+            "by": by,
+            "seconds": round(time.monotonic() - began, 1),
+        }
 
-    def _judged(self, *, library: Path | None = None, product: Path | None = None) -> bool:
-        # What has noticed other mutants comes first: most of these are noticed at once, too.
-        early = [number for number, _ in self._killers.most_common(_EARLY)]
+    def _tried(self, trial: Trial) -> tuple[str, list[int]]:
+        mutant = trial.mutant
+        if mutant.side == "emulator":
+            file = self._product / "snpcerts" / mutant.old
+            kept = file.read_text(encoding="utf-8")
+            file.write_text(mutant.new(), encoding="utf-8")
+            try:
+                return self._judged(trial, product=self._product)
+            finally:
+                file.write_text(kept, encoding="utf-8")
+        part = build.PARTS[trial.part]
+        text = build.cut(part, build.SOURCES / trial.release)
+        changed = text.replace(mutant.old, mutant.new(), 1)
+        try:
+            library = build.compiled(part, trial.release, changed)
+        except CutError:
+            return "unbuilt", []
+        try:
+            found = self._judged(trial, library=library)
+        finally:
+            library.unlink(missing_ok=True)
+            library.with_suffix(".c").unlink(missing_ok=True)
+        if found[0] == "survived":
+            same = [build.code(part, trial.release, each) for each in (text, changed)]
+            if same[0] == same[1]:
+                return "equal", []
+        return found
+
+    def _judged(
+        self, trial: Trial, *, library: Path | None = None, product: Path | None = None
+    ) -> tuple[str, list[int]]:
+        killers = self._killers[trial.part]
         outcome = judge(
-            self._part,
-            self._release,
+            trial.part,
+            trial.release,
             self._sequences,
             jobs=1,
             library=library,
             product=product,
-            stop=Stop(SECONDS, early),
+            stop=Stop(SECONDS, [number for number, _ in killers.most_common(_EARLY)]),
         )
-        self._killers.update(each["number"] for each in outcome.differences.values())
-        return not outcome.differences and not outcome.died
+        by = [each["number"] for each in outcome.differences.values()]
+        killers.update(by)
+        return ("killed" if outcome.differences or outcome.died else "survived"), by
+
+
+def go_on(log: Path, trials: Sequence[Trial], sequences: int, *, again: bool) -> None:
+    """Try the mutants that the log lacks."""
+    last = {line["run"]: line for line in lines(log)}
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, log.open("a") as file:
+        shutil.copytree(SOURCE / "snpcerts", Path(folder, "snpcerts"))
+        course = Course(Path(folder), sequences, last.values())
+        for trial in trials:
+            known = last.get(trial.name, {}).get("outcome")
+            if known is None or (again and known == "survived" and not trial.mutant.explained):
+                append(file, course.outcome(trial))
+
+
+def say(logs: Sequence[Path], trials: Sequence[Trial]) -> int:
+    """Print the figures; return how many mutants survived unexplained."""
+    last = {line["run"]: line["outcome"] for log in logs for line in lines(log)}
+    counts: dict[tuple[str, str, str], Counter[str]] = {}
+    unexplained, needed, missing = [], set(), 0
+    for trial in trials:
+        outcome = last.get(trial.name)
+        if outcome == "survived" and trial.mutant.explained:
+            needed.add(trial.mutant.explained)
+            outcome = "explained"
+        elif outcome == "survived":
+            unexplained.append(trial)
+        missing += outcome is None
+        counts.setdefault(trial.group, Counter())[outcome or "not tried"] += 1
+    for group, count in counts.items():
+        words = ("unbuilt", "killed", "equal", "explained", "survived", "not tried")
+        print(f"{' '.join(group)}: {count.total()} mutants", end="")
+        print(*(f", {count[each]} {each}" for each in words if count[each]), sep="")
+    for trial in unexplained:
+        print(f"survives: {trial.name}")
+    if not missing:
+        for pattern, _ in EXPLAINED:
+            if pattern not in needed and any(
+                re.match(pattern, str(trial.mutant)) for trial in trials
+            ):
+                print(f"explains no survivor: {pattern}")
+    return len(unexplained)
 
 
 def main() -> int:
     """Run the mutants; 1 if an unexplained one survives, 2 if there is no source."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.mutants", description=__doc__)
+    parser.add_argument("log", type=Path, nargs="+", metavar="LOG")
     parser.add_argument("--part", choices=build.PARTS, action="append")
     parser.add_argument("--side", choices=("kernel", "emulator"), action="append")
-    parser.add_argument("--release", help="how its version begins [default: the newest]")
+    parser.add_argument("--release", default="", help="how its version begins [default: all]")
     parser.add_argument("--sequences", type=int, default=1500, help="to find each of them")
-    parser.add_argument("--limit", type=int, help="so many of each part and side, at random")
+    parser.add_argument("--limit", type=int, help="so many of all, at random")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--shard", default="0/1", metavar="K/N")
+    parser.add_argument("--again", action="store_true", help="try survivors once more")
+    parser.add_argument("--say", action="store_true", help="print the figures of the LOGs")
     options = parser.parse_args()
-    found = [each for each in build.releases() if each.startswith(options.release or "")]
-    if not found:
+    releases = build.releases()
+    asked = {each: releases[each] for each in releases if each.startswith(options.release)}
+    if not asked:
         print("no kernel source: run tests/kernel/fetch.sh", file=sys.stderr)
         return 2
-    release, unexplained = found[-1], 0
-    with tempfile.TemporaryDirectory() as folder:
-        copies: Queue[Path] = Queue()
-        for number in range(options.jobs):
-            shutil.copytree(SOURCE / "snpcerts", Path(folder, str(number), "snpcerts"))
-            copies.put(Path(folder, str(number)))
-        for part in options.part or build.PARTS:
-            for side in options.side or ("kernel", "emulator"):
-                unexplained += _try(part, side, release, options, copies)
-    return int(unexplained > 0)
-
-
-def _try(
-    part: str, side: str, release: str, options: argparse.Namespace, copies: Queue[Path]
-) -> int:
-    if side == "kernel":
-        mutants = list(kernel_mutants(build.PARTS[part], build.SOURCES / release))
-    else:
-        mutants = [each for file in EMULATOR[part] for each in emulator_mutants(file)]
-    if options.limit is not None and options.limit < len(mutants):
-        mutants = random.Random(options.seed).sample(mutants, options.limit)
-
-    trials = Trials(part, release, options.sequences)
-    done: list[Mutant] = []
-
-    def run(mutant: Mutant) -> bool | None:
-        product = copies.get()
-        try:
-            survived = trials.survives(mutant, product)
-        finally:
-            copies.put(product)
-        done.append(mutant)
-        if survived and not mutant.explained:
-            word = f"{len(done)} of {len(mutants)}: survives"
-            print(f"  {word}: {mutant}", file=sys.stderr, flush=True)
-        return survived
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(zip(mutants, pool.map(run, mutants), strict=True))
-    built = [each for each in outcomes if each[1] is not None]
-    survivors = [mutant for mutant, survived in built if survived]
-    print(f"{release} {part} {side}: {len(built)} mutants, {len(survivors)} survive", flush=True)
-    for mutant in survivors:
-        print(f"  {mutant}{f'  [{mutant.explained}]' if mutant.explained else ''}", flush=True)
-    return sum(not mutant.explained for mutant in survivors)
+    sides = options.side or ("kernel", "emulator")
+    trials = every_trial(asked, options.part or tuple(build.PARTS), sides)
+    if options.limit is not None and options.limit < len(trials):
+        trials = random.Random(options.seed).sample(trials, options.limit)
+    trials = shard(trials, options.shard)
+    if not options.say:
+        (log,) = options.log
+        with contextlib.suppress(KeyboardInterrupt):
+            go_on(log, trials, options.sequences, again=options.again)
+    return int(bool(say(options.log, trials)))
 
 
 if __name__ == "__main__":

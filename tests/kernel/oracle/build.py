@@ -261,12 +261,17 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
         if mutate[0] not in text:
             raise CutError(f"nothing to mutate: {mutate[0]}")
         text = text.replace(*mutate, 1)
+    return compiled(part, version, text)
+
+
+def compiled(part: Part, version: str, text: str, flags: Sequence[str] = ("-O1", "-g")) -> Path:
+    """The same of a text, such as a mutant's."""
     whole = f'#include "kernel.h"\n#include "{part.name}.h"\n{text}#include "{part.name}.c"\n'
     stubs = b"".join(
         (STUBS / file).read_bytes()
         for file in ("kernel.h", *part.stubs, f"{part.name}.h", f"{part.name}.c")
     )
-    digest = hashlib.sha256(whole.encode() + stubs).hexdigest()[:16]
+    digest = hashlib.sha256(whole.encode() + stubs + repr(flags).encode()).hexdigest()[:16]
     made = BUILT / f"{part.name}-{version}-{digest}.so"
     if made.exists():
         return made
@@ -276,7 +281,7 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
     user = headers.releases()[version] / "user" / "usr" / "include"
     argv = [
         "gcc",
-        *("-shared", "-fPIC", "-O1", "-g", "-std=gnu11", "-w", "-fno-strict-aliasing", "-fwrapv"),
+        *("-shared", "-fPIC", *flags, "-std=gnu11", "-w", "-fno-strict-aliasing", "-fwrapv"),
         *("-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types"),
         *("-Werror=int-conversion", "-Wl,-z,defs"),
         f"-I{STUBS}",
@@ -285,5 +290,16 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
     ]
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
+        file.unlink()
         raise CutError(f"{part.name} of {version} does not build:\n{done.stderr[:6000]}")
     return made
+
+
+def code(part: Part, version: str, text: str) -> bytes:
+    """Only what the processor executes of a text: two texts with equal code do the same."""
+    made = compiled(part, version, text, ("-O2", "-s", "-Wl,--build-id=none"))
+    try:
+        return made.read_bytes()
+    finally:
+        made.unlink()
+        made.with_suffix(".c").unlink()
