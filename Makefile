@@ -60,7 +60,7 @@ test-packages: $(VENV)/.dev ## The packages of a release, installed on bare Debi
 packages: $(VENV)/.packages ## What a release consists of, into dist: wheel, .deb, .rpm, SBOM
 	$(BIN)/python packaging/build.py dist
 
-test-browser: $(VENV)/.dev ## The fleet's page in Debian's Chromium, which is fetched
+test-browser: $(VENV)/.docs ## The fleet's page and the site in Debian's Chromium, which is fetched
 	tests/browser/fetch.sh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'playwright>=1.50'
 	SNPCERTS_BROWSER_TESTS=1 $(BIN)/pytest tests/browser $(ARGS)

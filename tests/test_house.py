@@ -255,6 +255,13 @@ def test_every_module_has_a_licence_line_a_docstring_and_a_name_that_says_someth
     assert path.stem not in FORBIDDEN_NAMES
 
 
+def test_no_table_of_a_docstring_was_filled_as_a_paragraph() -> None:
+    """A rule of such a table has nothing else on its line."""
+    for path in MODULES:
+        for line in (ast.get_docstring(tree_of(path)) or "").splitlines():
+            assert "====" not in line or not line.strip("= "), f"{path}: {line}"
+
+
 def test_a_class_name_means_one_thing() -> None:
     """In a message, a search or a review, it names one class, private or not."""
     found: dict[str, list[str]] = defaultdict(list)

@@ -4,11 +4,9 @@
 The errors are one tree, rooted at :class:`SnpCertsError` and grouped by what the caller does next.
 An error says what was expected, what was found, where, and what to do.
 
-======================== ========= ======================================= class exit code what to
-do next ======================== ========= ======================================= RefusedError 1
-nothing: it will be refused again InputError, UsageError 2 correct the input or the call
-RetryLaterError 3 the same call may work later ======================== =========
-=======================================
+- :class:`RefusedError`, exit code 1: nothing; it will be refused again.
+- :class:`InputError` and :class:`UsageError`, exit code 2: correct the input or the call.
+- :class:`RetryLaterError`, exit code 3: the same call may work later.
 """
 
 from __future__ import annotations

@@ -45,6 +45,28 @@ def on_terminal(arguments: list[str], cwd: Path, **environment: str) -> str:
     return out.decode().replace("\r\n", "\n")
 
 
+def in_pipe_and_terminal(arguments: list[str], cwd: Path) -> tuple[str, str]:
+    """What ``snpcerts`` writes to a pipe, while its standard error is a terminal, and to that."""
+    ours, theirs = pty.openpty()
+    made = subprocess.run(
+        [sys.executable, "-m", "snpcerts", *arguments],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm-256color"},
+    )
+    os.set_blocking(ours, False)
+    try:
+        told = os.read(ours, 1 << 16)
+    except BlockingIOError:
+        told = b""
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    return made.stdout.decode(), told.decode()
+
+
 def in_pipe(arguments: list[str], cwd: Path) -> str:
     made = subprocess.run(
         [sys.executable, "-m", "snpcerts", *arguments], cwd=cwd, capture_output=True, text=True
@@ -83,6 +105,28 @@ def test_a_refusal_is_red_and_its_reasons_hang(folder: Path) -> None:
 def test_no_color_and_a_pipe_get_no_colour(folder: Path) -> None:
     assert "\x1b" not in on_terminal(VERIFY, folder, NO_COLOR="1")
     assert "\x1b" not in in_pipe(VERIFY, folder)
+
+
+def test_a_progress_bar_needs_two_terminals(folder: Path) -> None:
+    """``snpcerts verify DIR | head`` shows one stream of text, not two over one another."""
+    many = ["verify", "report.bin", "report.bin"]
+    assert "2/2" in _COLOUR.sub("", on_terminal(many, folder))
+    verdicts, told = in_pipe_and_terminal(many, folder)
+    assert verdicts.count("refused     report.bin") == 2
+    assert told == ""
+
+
+def test_a_reader_that_stops_early_ends_the_command_quietly(folder: Path) -> None:
+    name = "long" * 60
+    (folder / name).symlink_to("report.bin")  # its verdicts are more than a pipe holds
+    many = [sys.executable, "-m", "snpcerts", "verify", *[name] * 400]
+    running = subprocess.Popen(many, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    with running:
+        assert running.stdout.readline().startswith(b"refused")
+        running.stdout.close()
+        assert running.stderr.read() == b""
 
 
 def test_json_is_not_wrapped_on_a_terminal(folder: Path) -> None:

@@ -93,6 +93,12 @@ def test_amd_names_on_other_keys_are_not_trusted() -> None:
     assert faults(chain(ca=impostor), AMD_ANCHORS) == ["ark-untrusted"]
 
 
+@pytest.mark.parametrize("suffix", ["", " EMULATED"])
+def test_only_an_emulators_root_is_said_to_need_an_anchor(suffix: str) -> None:
+    (found,) = check_chain(chain(ca=SmallCa(suffix=suffix)), AMD_ANCHORS)
+    assert ("--anchor FILE" in found.message) == bool(suffix)
+
+
 def test_a_root_with_another_name_is_still_untrusted() -> None:
     nameless = chain(ark=CA.ark.but(subject="root", issuer="root"))
     assert faults(nameless, ()) == ["ask-issuer", "ark-name", "ark-untrusted"]

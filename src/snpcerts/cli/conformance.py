@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import stat
-import sys
 import time
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from snpcerts.cli.files import check_output, write_output
-from snpcerts.cli.say import present
+from snpcerts.cli.say import present, shows_progress
 from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import SnpCertsError, UsageError
 from snpcerts.printable import printable
@@ -164,7 +163,7 @@ def command(
     checked(vmm, only)
     program = _program(vmm[0])
     started = time.monotonic()
-    show = sys.stderr.isatty() and not as_json
+    show = shows_progress() and not as_json
     with ends_cleanly():
         try:
             results = run(

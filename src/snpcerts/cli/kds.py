@@ -9,7 +9,6 @@ import functools
 import importlib
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from snpcerts.cli.evidence_files import EvidenceFiles
 from snpcerts.cli.files import make_directory, write_output
 from snpcerts.cli.hex_option import hex_bytes
 from snpcerts.cli.product_option import product_option
-from snpcerts.cli.say import present, say, say_line
+from snpcerts.cli.say import present, say, say_line, shows_progress
 from snpcerts.cli.source_options import (
     ANCHOR,
     CACHE,
@@ -343,7 +342,7 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
     """Print on standard error what takes longer than a second and what it waits for."""
-    if sys.stderr.isatty():
+    if shows_progress():
         from rich.console import Console
         from rich.text import Text
 

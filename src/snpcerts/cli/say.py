@@ -111,6 +111,14 @@ def wrapped(line: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def shows_progress() -> bool:
+    """Whether a moving line on standard error disturbs no output: both are terminals.
+
+    In ``snpcerts verify DIR | head``, head writes to the same terminal as a progress bar.
+    """
+    return sys.stderr.isatty() and sys.stdout.isatty()
+
+
 def say_line(text: object, *, err: bool = False) -> None:
     """Print as :func:`present` does, but on one line.
 

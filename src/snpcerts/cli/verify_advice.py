@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from snpcerts.endorsement.anchors import EMULATED
 from snpcerts.endorsement.reason import EXPIRED, ReasonCode
 
 if TYPE_CHECKING:
     from snpcerts.verify.verdict import Verdict
 
-_EMULATED: Final = "EMULATED"
 _LATER: Final = "try again later"
 _SUPPLY: Final = "supply what is missing: --certs DIR, --crl KIND=FILE or --fetch"
 _SUPPLY_VLEK: Final = (
@@ -112,4 +112,4 @@ def _has_runtime_data(verdict: Verdict) -> bool:
 def _is_emulated(verdict: Verdict) -> bool:
     """Whether the issuer's name contains EMULATED. The name is used only for advice."""
     leaf = verdict.leaf
-    return leaf is not None and _EMULATED in leaf.certificate.issuer.rfc4514_string()
+    return leaf is not None and EMULATED in leaf.certificate.issuer.rfc4514_string()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from snpcerts.cli.evidence_files import EvidenceFiles, Shelf
-from snpcerts.cli.say import present, say
+from snpcerts.cli.say import present, say, shows_progress
 from snpcerts.cli.verify_ear import EarFile
 from snpcerts.cli.verify_text import for_people, json_line, one_line, summary, unreadable_json
 from snpcerts.errors import InputError, SnpCertsError, UsageError
@@ -166,8 +165,8 @@ def _unread(
 
 
 def _progress(stack: ExitStack, total: int) -> Callable[[], object]:
-    """Return a function to call once for each report. On a terminal it draws a progress bar."""
-    if not sys.stderr.isatty():
+    """Return a function to call once for each report. On terminals it draws a progress bar."""
+    if not shows_progress():
         return lambda: None
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass, field
+from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -25,6 +26,9 @@ from snpcerts.endorsement.ca_name import CaRole, parse_ca_name
 from snpcerts.endorsement.certificate import Certificate, common_name
 from snpcerts.endorsement.signature import authority_key, bears_signature_of
 from snpcerts.errors import InputError
+
+# In the names of the emulator's authorities. Only advice depends on it, never trust.
+EMULATED: Final = "EMULATED"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtensionOID
 
 from snpcerts.abi.product import Product
-from snpcerts.endorsement.anchors import Anchor, spki_sha384
+from snpcerts.endorsement.anchors import EMULATED, Anchor, spki_sha384
 from snpcerts.endorsement.ca_name import CaName, CaRole, parse_ca_name
 from snpcerts.endorsement.certificate import Certificate, common_name
 from snpcerts.endorsement.reason import Reason, ReasonCode
@@ -211,11 +211,13 @@ def _root(chain: Chain, anchors: Sequence[Anchor], self_signed: bool) -> Iterato
     name = _ca_name(chain.root)
     if not pinned:
         trusted = ", ".join(anchor.name for anchor in anchors) or "none"
+        emulated = EMULATED in (chain.root.subject_common_name or "")
         yield Reason(
             ReasonCode.ARK_UNTRUSTED,
             (
                 f"the ARK's key (SHA-384 {pin.hex()}) is not that of a trusted root "
                 f"(trusted: {trusted})"
+                + ("; it is an emulator's: trust it with --anchor FILE" if emulated else "")
             ),
         )
     elif name is not None and name.product not in pinned:

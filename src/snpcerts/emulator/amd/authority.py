@@ -27,12 +27,12 @@ from snpcerts.abi.product import Product
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.amd.leaf_extensions import vcek_extensions, vlek_extensions
 from snpcerts.emulator.amd.signing import sign_certificate, sign_list
+from snpcerts.endorsement.anchors import EMULATED
 from snpcerts.endorsement.certificate import Certificate, load_certificate
 from snpcerts.endorsement.crl import RevocationList
 from snpcerts.endorsement.vek import VekKind
 from snpcerts.errors import FormatError, InputError
 
-MARK: Final = "EMULATED"
 ORGANIZATION: Final = "snpcerts emulator, not AMD"
 CRL_URL: Final = "https://kdsintf.amd.com/{kind}/v1/{product}/crl"
 
@@ -260,7 +260,7 @@ def _name(cn: str) -> x509.Name:
 
 
 def _ca_name(cn: str) -> x509.Name:
-    return _name(f"{cn} {MARK}")
+    return _name(f"{cn} {EMULATED}")
 
 
 def _certificate(
@@ -346,7 +346,7 @@ def _replace(path: Path, pem: bytes, mode: int) -> None:
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(f"{MARK}, made by the {ORGANIZATION}: never trust it.\n".encode() + pem)
+        file.write(f"{EMULATED}, made by the {ORGANIZATION}: never trust it.\n".encode() + pem)
     fresh.replace(path)
 
 
