@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from snpcerts.abi.tcb import TcbVersion
-from snpcerts.emulator.amd.authority import MARK, EmulatedAuthority
+from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.amd.certificates import vcek_of
 from snpcerts.emulator.amd.signing import sign_again
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.endorsement import structure
+from snpcerts.endorsement.anchors import EMULATED
 from snpcerts.endorsement.certificate import Certificate
 
 _AMD = "Advanced Micro Devices"
@@ -83,6 +84,6 @@ def _name(name: x509.Name) -> x509.Name:
     def value(attribute: x509.NameAttribute[Any]) -> str:
         if attribute.oid == NameOID.ORGANIZATION_NAME:
             return _AMD
-        return str(attribute.value).removesuffix(f" {MARK}")
+        return str(attribute.value).removesuffix(f" {EMULATED}")
 
     return x509.Name([x509.NameAttribute(item.oid, value(item)) for item in name])
