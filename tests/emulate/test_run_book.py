@@ -96,8 +96,8 @@ def test_an_update_from_load_to_commit_and_the_rollback_that_is_refused(laptop: 
     assert laptop.status()["reported_tcb"]["snp"] == 25
     laptop.verified_guest()
     refused = laptop.machine("firmware", "update", "--current", "snp=24", code=1)
-    assert "below committed" in refused
-    assert "below committed" in laptop.machine("reboot", "--bios", "ucode=219", code=1)
+    assert "below the committed firmware" in refused
+    assert "below the committed firmware" in laptop.machine("reboot", "--bios", "ucode=219", code=1)
 
     # After a BIOS that raises the TCB, some firmware signs with the VCEK of the running TCB: the
     # file stays empty until a commit, a proof or set-config --again.

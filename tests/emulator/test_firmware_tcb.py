@@ -387,7 +387,7 @@ def test_a_spoilt_save_is_refused_or_still_sound(name: str, value: object) -> No
 
 @given(st.dictionaries(st.text(max_size=9), _JUNK))
 def test_anything_else_is_not_a_saved_platform(saved: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="not a saved platform"):
+    with pytest.raises(InputError, match="saved platform is not readable"):
         Firmware.from_state(saved)
 
 

@@ -100,7 +100,7 @@ class Otherwise:
 
 
 OTHERWISE = {
-    "# refused: ": Otherwise(1, "is below committed", "the page says so"),
+    "# refused: ": Otherwise(1, "is below the committed firmware", "the page says so"),
     "host status --file ~/snp/certs.bin": Otherwise(
         1, "NOT in step", "the commit before it was for another file"
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD: the authority that certifies the emulated chips' keys.
+"""The emulated AMD: the authority that certifies the emulated chips' keys.
 
 ``authority`` is the root with its ASK and ASVK; ``signing`` signs as AMD does; ``leaf_extensions``
 has AMD's extensions of a VCEK or VLEK certificate; ``certificates`` issues certificates for the key

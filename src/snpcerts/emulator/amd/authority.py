@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated AMD: root, issuers and leaf certificates in the form of AMD's.
+"""An emulated AMD, whose root, issuer and leaf certificates have the form of AMD's.
 
 Source: AMD's genuine certificates of Milan, Genoa and Turin. Names, extensions and their order,
 signature parameters, and the leaf's serial number 0 are the same as in those, with one difference:
@@ -53,7 +53,7 @@ _MAX_FILE = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """A certificate authority: its certificate and its key."""
+    """A certificate authority: its certificate and its private key."""
 
     certificate: Certificate
     key: rsa.RSAPrivateKey
@@ -70,7 +70,7 @@ class EmulatedAuthority:
 
     @classmethod
     def create(cls, product: Product, *, one_key: bool = False) -> Self:
-        """Return a hierarchy with new keys; generating three RSA-4096 keys takes about a second.
+        """Return a hierarchy with new keys. Generating three RSA-4096 keys takes about a second.
 
         With ``one_key``, the three roles share one key.
         """
@@ -97,24 +97,26 @@ class EmulatedAuthority:
         )
 
     def with_new_ask(self) -> Self:
-        """Return the same ARK with a new ASK (key and serial number), as after a revocation."""
+        """Return the hierarchy with a new ASK (key and serial number), as after the old one's
+        revocation.
+        """
         serial = self.ask.serial_number + 0x10
         signer = _intermediate(self.ark_signer, self.product, VekKind.VCEK, _new_key(0), serial)
         return replace(self, ask_signer=signer)
 
     @property
     def ark(self) -> Certificate:
-        """The root certificate."""
+        """The ARK certificate, the root of the hierarchy."""
         return self.ark_signer.certificate
 
     @property
     def ask(self) -> Certificate:
-        """The certificate that signs VCEKs."""
+        """The ASK certificate, the issuer of VCEK certificates."""
         return self.ask_signer.certificate
 
     @property
     def asvk(self) -> Certificate:
-        """The certificate that signs VLEKs."""
+        """The ASVK certificate, the issuer of VLEK certificates."""
         return self.asvk_signer.certificate
 
     def issue_vcek(
@@ -125,7 +127,8 @@ class EmulatedAuthority:
         *,
         not_before: datetime | None = None,
     ) -> Certificate:
-        """Return a VCEK, valid for seven years from ``not_before`` (default: a day ago).
+        """Return a VCEK certificate, valid for seven years from ``not_before`` (default: a day
+        ago).
 
         ``hwid`` is the significant bytes of the chip ID. Raises :class:`snpcerts.errors.UsageError`
         if it or the TCB does not fit this product.
@@ -143,7 +146,8 @@ class EmulatedAuthority:
         *,
         not_before: datetime | None = None,
     ) -> Certificate:
-        """Return a VLEK for the provider ``csp_id``, valid for one year from ``not_before``.
+        """Return a VLEK certificate for the provider ``csp_id``, valid for a year from
+        ``not_before``.
 
         Raises :class:`snpcerts.errors.UsageError` if the TCB does not fit this product, or if
         ``csp_id`` is not 1 to 127 ASCII characters.
@@ -156,7 +160,9 @@ class EmulatedAuthority:
     def crl(
         self, revoked: Iterable[int] = (), *, last_update: datetime | None = None
     ) -> RevocationList:
-        """Return the ARK's CRL with the given serial numbers, valid for a year."""
+        """Return the ARK's CRL, valid for a year, which revokes the serial numbers in
+        ``revoked``.
+        """
         start = _now() - _DAY if last_update is None else last_update
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -181,10 +187,11 @@ class EmulatedAuthority:
         return _pem(signer.certificate) + _pem(self.ark)
 
     def save(self, directory: Path) -> None:
-        """Write six PEM files into ``directory``, which is created if missing; keys get mode 0600.
+        """Write six PEM files into ``directory``, which is created if missing. Key files get mode
+        0600.
 
         Each file is replaced atomically, but the six together are not: no other process may load
-        while this runs. Raises :class:`InputError` if a file cannot be written.
+        them while this runs. Raises :class:`InputError` if a file cannot be written.
         """
         with _file_errors(directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -199,8 +206,8 @@ class EmulatedAuthority:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read what :meth:`save` wrote. Raises :class:`InputError` if it is incomplete or
-        damaged.
+        """Return the hierarchy that :meth:`save` wrote into ``directory``. Raises
+        :class:`InputError` if it is incomplete or damaged.
         """
         ark, ask, asvk = (_load_signer(directory, role) for role in _ROLES)
         for product in Product:
@@ -286,7 +293,7 @@ def _certificate(
 def _intermediate(
     root: Signer, product: Product, kind: VekKind, key: rsa.RSAPrivateKey, serial: int
 ) -> Signer:
-    """Return an ASK or ASVK certificate signed by ``root``."""
+    """Return an ASK or ASVK whose certificate is signed by ``root``."""
     public = key.public_key()
     name = f"SEV-{product.value}" if kind is VekKind.VCEK else f"SEV-VLEK-{product.value}"
     builder = (
@@ -363,12 +370,12 @@ def _load_signer(directory: Path, role: str) -> Signer:
     except (FormatError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"{path} or {key_path.name} is not valid PEM: {error}") from error
     if not isinstance(key, rsa.RSAPrivateKey) or key.public_key() != certificate.public_key():
-        raise InputError(f"{key_path} does not match the certificate {path}")
+        raise InputError(f"the key in {key_path} does not belong to the certificate in {path}")
     return Signer(certificate, key)
 
 
 def _read_certificate(path: Path) -> Certificate:
-    """Return the only certificate in a PEM file that begins with a line of text."""
+    """Return the certificate in ``path``, a PEM file that begins with a line of text."""
     text = _read(path)
     return load_certificate(text[max(text.find(b"-----BEGIN"), 0) :], str(path))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Issues certificates for a platform's keys, as the emulated AMD."""
+"""Issues certificates for a platform's keys in the name of the emulated AMD."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Issued:
 
 
 def vcek_of(authority: EmulatedAuthority, chip: Chip, tcb: TcbVersion) -> Issued:
-    """Return the VCEK of a chip at a TCB, with its ASK and ARK."""
+    """Return the VCEK certificate of ``chip`` at ``tcb``, with its ASK and ARK."""
     vcek = authority.issue_vcek(chip.hwid, tcb, chip.vcek_key(tcb).public_key())
     return Issued(
         vcek.der,
@@ -48,7 +48,7 @@ def vcek_of(authority: EmulatedAuthority, chip: Chip, tcb: TcbVersion) -> Issued
 
 
 def vlek_of(authority: EmulatedAuthority, provider: CloudProvider, tcb: TcbVersion) -> Issued:
-    """Return a provider's VLEK at a TCB, with its ASVK and ARK."""
+    """Return the VLEK certificate of ``provider`` at ``tcb``, with its ASVK and ARK."""
     key = provider.vlek_key(tcb).public_key()
     vlek = authority.issue_vlek(provider.csp_id, tcb, key)
     return Issued(

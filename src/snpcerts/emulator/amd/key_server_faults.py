@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that an emulated key server shows on request.
+"""Faults that an emulated key server produces on request.
 
 AMD's server has throttled clients, answered 404 for existing certificates, and refused connections
 for hours. The other faults imitate proxies, captive portals and whatever else may be between client
@@ -21,7 +21,7 @@ _MAX_BUCKETS: Final = 4096
 
 
 class Fault(enum.Enum):
-    """One fault. The value is its name on the command line."""
+    """One fault of a key server. Its value is its name on the command line."""
 
     TOO_MANY = "429"  # for every client, regardless of the rate
     TOO_MANY_SILENT = "429-silent"  # without Retry-After
@@ -63,7 +63,7 @@ def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
 
 
 class Faults:
-    """The faults of one server. They can change while it serves."""
+    """The faults of one key server, which can change while the server runs."""
 
     def __init__(self, always: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
@@ -71,12 +71,12 @@ class Faults:
         self._next: list[frozenset[Fault]] = []
 
     def set(self, *faults: Fault) -> None:
-        """From now on, apply exactly these faults to every request."""
+        """Apply exactly these faults to every request from now on, and drop the queued ones."""
         with self._lock:
             self._always, self._next = frozenset(faults), []
 
     def clear(self) -> None:
-        """From now on, apply no faults."""
+        """Apply no faults from now on, and drop the queued ones."""
         self.set()
 
     def next(self, *faults: Fault, times: int = 1) -> None:
@@ -91,7 +91,7 @@ class Faults:
 
 
 class Throttled(enum.Enum):
-    """What a throttle counts requests by."""
+    """What a throttle limits: all VCEKs of a client address together, or each VCEK separately."""
 
     ADDRESS = "address"  # by address, for any VCEK, as AMD's server does
     CERTIFICATE = "certificate"  # by address and VCEK
@@ -99,7 +99,7 @@ class Throttled(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """Serve each address one VCEK in ``interval`` seconds; 0 means no limit.
+    """A limit of one VCEK per client address in ``interval`` seconds; 0 means no limit.
 
     With ``lengthens``, a refused request restarts the interval, so a client that keeps
     asking gets nothing. Public reports describe both behaviours.
@@ -111,7 +111,7 @@ class Throttle:
 
 
 class ThrottleMemory:
-    """Records what each client requested and when."""
+    """Records when each client may get a VCEK again."""
 
     def __init__(self, throttle: Throttle) -> None:
         self.throttle = throttle
@@ -119,7 +119,7 @@ class ThrottleMemory:
         self._free_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def wait(self, client: str, target: str, now: float) -> float:
-        """Return how many seconds this client must wait for the target; 0 if it gets it now."""
+        """Return how many seconds ``client`` must wait for ``target``, or 0 if it need not wait."""
         interval = self.throttle.interval
         if not interval:
             return 0.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD's extensions in VCEK and VLEK certificates.
 
-Source: the genuine certificates; KDS (57230) chapter 3. The extensions are encoded in the same
-order as there. The order differs between structure versions 0 and 1.
+Source: the genuine certificates; KDS (57230) chapter 3. The extensions have the order of the
+genuine certificates, which differs between structure versions 0 and 1.
 """
 
 from __future__ import annotations
@@ -48,16 +48,18 @@ _LEVELS: dict[TcbLayout, tuple[tuple[str, str | None], ...]] = {
 def vcek_extensions(
     product: Product, tcb: TcbVersion, hwid: bytes
 ) -> tuple[x509.UnrecognizedExtension, ...]:
-    """Return the extensions of a VCEK. The extension hwID holds raw bytes, without an ASN.1 tag."""
+    """Return the extensions of a VCEK certificate. hwID holds raw bytes, without an ASN.1 tag."""
     if len(hwid) != product.hwid_size:
-        raise UsageError(f"a {product.value} hwID has {product.hwid_size} bytes, not {len(hwid)}")
+        raise UsageError(
+            f"hwID of {product.value}: expected {product.hwid_size} bytes, found {len(hwid)}"
+        )
     return (*_common(product, tcb, CHIP_MODELS[product].vcek_product_name), _extension("4", hwid))
 
 
 def vlek_extensions(
     product: Product, tcb: TcbVersion, csp_id: str
 ) -> tuple[x509.UnrecognizedExtension, ...]:
-    """Return the extensions of a VLEK: cspID takes the place of the VCEK's hwID."""
+    """Return the extensions of a VLEK certificate: cspID takes the place of the VCEK's hwID."""
     return (*_common(product, tcb, product.value), _extension("5", _ia5(csp_id)))
 
 
@@ -66,7 +68,7 @@ def _common(
 ) -> tuple[x509.UnrecognizedExtension, ...]:
     layout = product.tcb_layout
     if tcb.layout is not layout:
-        raise UsageError(f"the TCB {tcb} does not have the layout of {product.value}")
+        raise UsageError(f"TCB {tcb} does not have {product.value}'s TCB layout")
     components = tcb.components()
     return (
         _extension("1", _integer(_STRUCT_VERSION[layout])),
@@ -90,5 +92,7 @@ def _integer(value: int) -> bytes:
 
 def _ia5(text: str) -> bytes:
     if not text.isascii() or not 0 < len(text) <= MAX_TEXT:
-        raise UsageError(f"{text!r} does not have 1 to {MAX_TEXT} ASCII characters")
+        raise UsageError(
+            f"text of an extension: expected 1 to {MAX_TEXT} ASCII characters, found {text!r}"
+        )
     return bytes((0x16, len(text))) + text.encode("ascii")

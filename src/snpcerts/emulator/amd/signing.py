@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs certificates and revocation lists as AMD does, from drafts.
+"""Turns drafts of certificates and revocation lists into ones that are signed as AMD signs them.
 
 The library signs each draft with a throw-away key, because it can write neither AMD's form of the
 signature algorithm nor serial number 0. This module takes the signed part of the draft, replaces
@@ -25,7 +25,9 @@ from snpcerts.endorsement.signature import ALGORITHM, sign
 def sign_certificate(
     draft: x509.CertificateBuilder, key: rsa.RSAPrivateKey, *, serial: int | None = None
 ) -> Certificate:
-    """Return the certificate; ``serial`` replaces the draft's serial number."""
+    """Return the certificate of ``draft``, signed with ``key``. ``serial``, if set, replaces the
+    draft's serial number.
+    """
     made = draft.sign(_draft_key(), SHA384())
     tbs = structure.read(structure.TbsCertificate, made.tbs_certificate_bytes)
     if serial is not None:
@@ -34,7 +36,7 @@ def sign_certificate(
 
 
 def sign_again(tbs: structure.TbsCertificate, key: rsa.RSAPrivateKey) -> Certificate:
-    """Return a certificate with that content, signed with ``key``."""
+    """Return a certificate with the content ``tbs``, signed with ``key``."""
     tbs.signature = structure.read(asn1.TLV, ALGORITHM)
     return load_certificate(_signed(structure.der_of(tbs), key), "certificate")
 
@@ -42,7 +44,7 @@ def sign_again(tbs: structure.TbsCertificate, key: rsa.RSAPrivateKey) -> Certifi
 def sign_list(
     draft: x509.CertificateRevocationListBuilder, key: rsa.RSAPrivateKey
 ) -> RevocationList:
-    """Return the revocation list."""
+    """Return the revocation list of ``draft``, signed with ``key``."""
     made = draft.sign(_draft_key(), SHA384())
     tbs = structure.read(structure.TbsCertList, made.tbs_certlist_bytes)
     tbs.signature = structure.read(asn1.TLV, ALGORITHM)

@@ -37,7 +37,7 @@ _P384_ORDER = int(
 
 
 def derive(secret: bytes, purpose: str, context: bytes, size: int) -> bytes:
-    """Return ``size`` bytes that depend on every argument, by HKDF-SHA384."""
+    """Derive ``size`` bytes from ``secret`` with HKDF-SHA384; every argument affects the result."""
     info = b"snpcerts emulator, " + purpose.encode() + b"\0" + context
     return HKDF(algorithm=SHA384(), length=size, salt=None, info=info).derive(secret)
 
@@ -50,16 +50,16 @@ def _signing_key(secret: bytes, purpose: str, context: bytes) -> ec.EllipticCurv
 
 def _checked_secret(secret: bytes) -> None:
     if len(secret) != SECRET_SIZE:
-        raise UsageError(f"a secret is {SECRET_SIZE} bytes, not {len(secret)}")
+        raise UsageError(f"secret: expected {SECRET_SIZE} bytes, found {len(secret)}")
 
 
 def _checked_layout(tcb: TcbVersion, product: Product) -> None:
     if tcb.layout is not product.tcb_layout:
-        raise UsageError(f"the TCB {tcb} does not have the layout of {product.value}")
+        raise UsageError(f"TCB {tcb} does not have {product.value}'s TCB layout")
 
 
 class Chip:
-    """A chip: its identity and its secret.
+    """One chip: its product, its chip ID and its secret.
 
     ``secret`` is 32 bytes; everything else is derived from it and the product.
     Thread-safe.
@@ -85,27 +85,25 @@ class Chip:
 
     @property
     def hwid(self) -> bytes:
-        """The significant bytes of ``chip_id``: 64, on Turin 8."""
+        """The significant bytes of ``chip_id``: all 64, or the first 8 on Turin."""
         return hwid_of_chip_id(self.chip_id, self.product)
 
     def vcek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
-        """Return the chip's VCEK for the reported TCB ``tcb``.
+        """Return the private key of the chip's VCEK for the reported TCB ``tcb``.
 
         Raises :class:`UsageError` when ``tcb`` has another product's layout.
         """
         return self._vcek(tcb)
 
     def sev_key(self, name: str) -> ec.EllipticCurvePrivateKey:
-        """Return the platform's own SEV key with this name: CEK, OCA, PEK or PDH.
+        """Return the platform's SEV key called ``name``, which is CEK, OCA, PEK or PDH.
 
         Real firmware keeps OCA, PEK and PDH across restarts. Here they never change.
         """
         return _signing_key(self.secret, f"SEV {name}", b"")
 
     def guest_key_root(self, tcb: TcbVersion) -> bytes:
-        """Return the 48 bytes from which guest keys are derived when their root is the VCEK of
-        ``tcb``.
-        """
+        """Return 48 bytes: the root of guest keys that are derived from the VCEK at ``tcb``."""
         return derive(self.secret, "guest key root", tcb.pack(), 48)
 
     @property
@@ -114,10 +112,11 @@ class Chip:
         return derive(self.secret, "guest key root", b"", 48)
 
     def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:
-        """Unwrap a blob (432 bytes) made for this chip and return the hashstick (48 bytes).
+        """Unwrap a wrapped hashstick (432 bytes) made for this chip; return the hashstick (48
+        bytes).
 
         The wrapping key is derived from the VCEK of ``vcek_tcb``. Raises :class:`FirmwareError` if
-        the tag does not verify: the blob is damaged, or was made for another chip or TCB.
+        the tag does not verify: ``blob`` is damaged, or was made for another chip or TCB.
         """
         stick = WrappedVlekHashstick.unpack(blob)
         try:
@@ -132,7 +131,7 @@ class Chip:
         return content[:HASHSTICK_SIZE]
 
     def wrap_vlek(self, hashstick: bytes, tcb: TcbVersion) -> bytes:
-        """Wrap ``hashstick`` (48 bytes) for this chip, as AMD does; return a blob of 432 bytes."""
+        """Wrap ``hashstick`` (48 bytes) for this chip at ``tcb``, as AMD does; return 432 bytes."""
         _checked_layout(tcb, self.product)
         iv, plain_tcb = os.urandom(12), tcb.pack()
         sealed = AESGCM(self._wrapping_key(tcb)).encrypt(
@@ -152,13 +151,13 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class LoadedVlek:
-    """A hashstick in the firmware: its TCB and its 48 secret bytes."""
+    """A VLEK hashstick loaded into the firmware: its TCB and its 48 secret bytes."""
 
     tcb: TcbVersion
     hashstick: bytes = field(repr=False)
 
     def key(self) -> ec.EllipticCurvePrivateKey:
-        """Return the VLEK."""
+        """Return the private key of the VLEK."""
         return _vlek_of_hashstick(self.hashstick)
 
 
@@ -169,7 +168,7 @@ def _vlek_of_hashstick(hashstick: bytes) -> ec.EllipticCurvePrivateKey:
 
 @dataclass(frozen=True, slots=True)
 class CloudProvider:
-    """One cloud provider's VLEK seed, as AMD keeps it for one product line.
+    """One cloud provider's VLEK seed for one product, as AMD keeps it.
 
     ``csp_id`` is the value of the certificate's cspID extension, such as
     ``CN=cc-us-east-2.amazonaws.com``; ``secret`` is 32 bytes. At one TCB, all chips of the provider
@@ -188,11 +187,13 @@ class CloudProvider:
         return cls(csp_id, os.urandom(SECRET_SIZE))
 
     def vlek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
-        """Return the VLEK at ``tcb``."""
+        """Return the private key of the provider's VLEK at ``tcb``."""
         return _vlek_of_hashstick(self._hashstick(tcb))
 
     def hashstick_for(self, chip: Chip, tcb: TcbVersion) -> bytes:
-        """Return the 432 bytes that SNP_VLEK_LOAD accepts on ``chip`` while its TCB is ``tcb``."""
+        """Return the wrapped hashstick (432 bytes) for ``chip``. SNP_VLEK_LOAD accepts it while the
+        reported TCB is ``tcb``.
+        """
         return chip.wrap_vlek(self._hashstick(tcb), tcb)
 
     def _hashstick(self, tcb: TcbVersion) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor that the emulator models for each product, as one row of facts.
+"""Facts about the processors that the emulator models, one for each product.
 
 Sources: genuine reports and VCEK certificates, one of each product. For the published firmware
 (``choices.PUBLISHED``): its ``sev_plat.h`` and ``sev_rmp.h``.
@@ -17,8 +17,8 @@ from snpcerts.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class CpuId:
-    """Combined family, combined model, and stepping, as reports of version 3 and later contain
-    them.
+    """A processor's combined family, combined model and stepping, as in reports of version 3 and
+    later.
     """
 
     family: int
@@ -27,7 +27,7 @@ class CpuId:
 
     @property
     def signature(self) -> int:
-        """EAX of CPUID leaf 1."""
+        """The value that CPUID function 1 returns in EAX."""
         return (
             self.stepping
             | (self.model & 0xF) << 4
@@ -39,7 +39,7 @@ class CpuId:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ApiVersion:
-    """A firmware version. Each part is 0 to 255. Versions compare in order of release."""
+    """A firmware version of three parts, each 0 to 255. Versions sort in order of release."""
 
     major: int
     minor: int

@@ -23,7 +23,9 @@ Answer = bool | SevStatus
 
 @dataclass(frozen=True, slots=True)
 class FirmwareChoices:
-    """One firmware that can be chosen, with the answers from its column of :data:`ROWS`."""
+    """A firmware that the emulator can behave like, with its answers to the questions in
+    :data:`ROWS`.
+    """
 
     name: str
     commit_drops_vlek: bool
@@ -42,14 +44,14 @@ class FirmwareChoices:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One answer and its source."""
+    """One source's answer to a question, and the place where the source gives it."""
 
     answer: Answer
     source: str
 
     @property
     def shown(self) -> str:
-        """The answer as a word: yes, no, or a status's name."""
+        """The answer as text: yes, no or the name of a status."""
         if isinstance(self.answer, SevStatus):
             return self.answer.name
         return "yes" if self.answer else "no"
@@ -57,7 +59,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question. ``choice`` names the field of :class:`FirmwareChoices`.
+    """One question, and what each source answers. ``choice`` is the question's field in
+    :class:`FirmwareChoices`.
 
     If ``documented`` is None, the document is silent and the published source is used. If
     ``observed`` is None, nothing was observed and the documented behaviour is used.
@@ -70,8 +73,8 @@ class Row:
     observed: Reading | None = None
 
     def reading(self, firmware: str) -> Reading:
-        """Return the answer and its source for the firmware with this name, one of
-        :data:`NAMES`.
+        """Return the answer for the firmware called ``firmware`` (one of :data:`NAMES`), and the
+        answer's source.
         """
         if firmware == PUBLISHED:
             return self.published
@@ -186,7 +189,7 @@ FIRMWARES: Final = {name: _column(name) for name in NAMES}
 
 
 def choices_of(name: str | None) -> FirmwareChoices:
-    """Return the firmware with that name, or the default for None.
+    """Return the firmware called ``name``, or the default firmware if ``name`` is None.
 
     Raises :class:`UsageError` for an unknown name.
     """

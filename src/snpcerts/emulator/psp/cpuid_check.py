@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks CPUID values, of a launch page or a guest's request, as the firmware does.
+"""Checks the CPUID values in a launch page or a guest's request as the firmware does.
 
 Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and ``sanitize_cpuid_entry``. Its
 rules for single feature bits come from the processor's own reference and are not restated here.
@@ -58,10 +58,10 @@ class CpuidFunction(CStruct):
 
 
 def judge(data: bytes, count: int, signature: int) -> tuple[bytes, int, bool]:
-    """Check ``count`` functions in ``data``.
+    """Check the first ``count`` CPUID functions in ``data``.
 
     Returns the permitted values, the number of functions checked, and whether all pass.
-    ``signature`` is EAX of function 1 on this processor.
+    ``signature`` is what CPUID function 1 returns in EAX on this processor.
     """
     right, judged, sound = b"", 0, True
     for at in range(0, count * CpuidFunction.SIZE, CpuidFunction.SIZE):
@@ -92,9 +92,7 @@ def _corrected(given: CpuidFunction, signature: int) -> CpuidFunction:
 
 
 def _order(signature: int) -> tuple[int, int, int]:
-    """Return family, model and stepping, with the extended parts, as a tuple that can be
-    compared.
-    """
+    """Return the combined family, combined model and stepping as a tuple, for comparison."""
     base, extended = signature >> 8 & 0xF, signature >> 20 & 0xFF
     family = base + extended if base == 0xF else base
     model = signature >> 4 & 0xF | (signature >> 16 & 0xF) << 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PSP firmware of one platform. It runs one command at a time.
+"""The firmware of one platform, which runs one command at a time.
 
 Host commands (``/dev/sev``), launch commands (KVM) and guest requests all take the same lock, as on
 hardware, where every command goes through one mailbox. So the reported TCB in a report always
@@ -109,8 +109,8 @@ class Firmware:
     ``report_version`` is the newest report version that the firmware supports. It must be in
     :data:`CHIP_MODELS` for the product; the default is the newest. With 2 the firmware is too old
     for VLEKs. ``choices`` selects the behaviour where sources disagree. On its own product, the
-    published firmware has its own version number and writes reports of version 2.
-    ``platform_info`` loses the bits that the firmware does not have.
+    published firmware has its own version number and writes reports of version 2. Bits of
+    ``platform_info`` that the firmware does not have are cleared.
     """
 
     def __init__(
@@ -134,7 +134,8 @@ class Firmware:
             report_version = max(versions)
         if report_version not in versions:
             raise UsageError(
-                f"{chip.product.value} has no report version {report_version}",
+                f"no {chip.product.value} firmware of the emulator writes reports of version "
+                f"{report_version}",
                 hint=f"choose one of {', '.join(map(str, sorted(versions)))}",
             )
         if report_version < _INFO_GREW:
@@ -161,7 +162,7 @@ class Firmware:
 
     @property
     def product(self) -> Product:
-        """The chip's product line."""
+        """The chip's product."""
         return self._platform.chip.product
 
     @property
@@ -171,27 +172,29 @@ class Firmware:
 
     @property
     def processor(self) -> CpuId:
-        """Family, model and stepping, as the CPUID instruction returns them."""
+        """The processor's family, model and stepping, as the CPUID instruction returns them."""
         return self._platform.cpuid
 
     @property
     def smt(self) -> bool:
-        """Whether SMT is on. Guest policies and reports refer to it."""
+        """Whether SMT (simultaneous multithreading) is on."""
         return bool(self._platform.platform_info & _SMT)
 
     @property
     def state(self) -> PlatformState:
-        """The platform's current variables."""
+        """The firmware's variables: TCBs, versions, masks and the loaded VLEK."""
         return self._platform.state
 
     def vcek_public_key(self, tcb: TcbVersion) -> ec.EllipticCurvePublicKey:
-        """Return this chip's VCEK at ``tcb``, which need not be the reported TCB."""
+        """Return the public key of this chip's VCEK at ``tcb``, which need not be the reported
+        TCB.
+        """
         return self.chip.vcek_key(tcb).public_key()
 
     def signing_public_key(
         self, key_sel: KeySelect = KeySelect.DEFAULT
     ) -> ec.EllipticCurvePublicKey | None:
-        """Return the key that now signs reports requested with ``key_sel``.
+        """Return the public key that now verifies reports requested with ``key_sel``.
 
         None if MASK_CHIP_KEY leaves such reports unsigned. Raises :class:`FirmwareError`
         (INVALID_KEY) if the VLEK is requested and none is loaded.
@@ -203,13 +206,13 @@ class Firmware:
             return None if key[1] is None else key[1].public_key()
 
     def save_state(self) -> dict[str, Any]:
-        """Return the platform as JSON values, including its secret but not its guests."""
+        """Return the platform's state as JSON values, with the chip's secret but without guests."""
         with self._lock:
             return write_platform(self._platform)
 
     @classmethod
     def from_state(cls, saved: dict[str, Any]) -> Self:
-        """Create the platform, without guests, from the result of :meth:`save_state`.
+        """Create a platform without guests from ``saved``, a result of :meth:`save_state`.
 
         Raises :class:`snpcerts.errors.InputError` if ``saved`` is not such a result.
         """
@@ -221,7 +224,7 @@ class Firmware:
     # Host commands.
 
     def snp_platform_status(self) -> SnpPlatformStatus:
-        """SNP_PLATFORM_STATUS; works in any state."""
+        """SNP_PLATFORM_STATUS: return the platform's status. It works in any state."""
         with self._lock:
             state = self.state
             flags = (
@@ -246,7 +249,9 @@ class Firmware:
             )
 
     def platform_status(self) -> PlatformStatus:
-        """SEV's PLATFORM_STATUS. It does not count SNP guests."""
+        """PLATFORM_STATUS (plain SEV): return the platform's status, which does not count SNP
+        guests.
+        """
         with self._lock:
             version = self.state.version
             return PlatformStatus(
@@ -258,7 +263,7 @@ class Firmware:
             )
 
     def pdh_cert_export(self) -> tuple[bytes, bytes]:
-        """PDH_CERT_EXPORT: return the PDH's certificate, then those of PEK, OCA and CEK."""
+        """PDH_CERT_EXPORT: return the certificate of the PDH, and those of PEK, OCA and CEK."""
         with self._lock:
             return sev_certificates.export(self.chip, self.state.version)
 
@@ -267,7 +272,7 @@ class Firmware:
         return self.chip.hwid
 
     def snp_init(self) -> None:
-        """SNP_INIT."""
+        """SNP_INIT: initialise SNP. Fails with INVALID_PLATFORM_STATE if SNP is initialised."""
         with self._lock:
             self._become(self.state.init())
 
@@ -279,7 +284,7 @@ class Firmware:
             self._shutdown()
 
     def reload(self) -> None:
-        """SNP_SHUTDOWN and SNP_INIT, as when kvm_amd is unloaded and loaded on Linux 7.
+        """Re-initialise: SNP_SHUTDOWN, then SNP_INIT, as when Linux 7 unloads and reloads kvm_amd.
 
         Fails with DFFLUSH_REQUIRED while guests exist.
         """
@@ -288,7 +293,8 @@ class Firmware:
             self._become(self.state.init())
 
     def reboot(self, current: TcbVersion | None = None, version: ApiVersion | None = None) -> None:
-        """Boot the host with a BIOS of that TCB and version; the default is the committed ones.
+        """Reboot the host with a BIOS that has this TCB and firmware version. Both default to the
+        committed ones.
 
         Fails with INVALID_CONFIG below the committed TCB or version, and with DFFLUSH_REQUIRED
         while guests exist.
@@ -299,7 +305,7 @@ class Firmware:
             self._become(after.init())
 
     def snp_verify_mitigation(self, vector: int = 0) -> MitigationVectors:
-        """SNP_VERIFY_MITIGATION.
+        """SNP_VERIFY_MITIGATION: return the supported and the verified mitigations.
 
         ``vector`` 0 requests the status. A single bit requests a check of that mitigation. Fails
         with INVALID_COMMAND on firmware older than reports of version 5, and with INVALID_PARAM for
@@ -321,7 +327,7 @@ class Firmware:
 
     @property
     def knows_mitigations(self) -> bool:
-        """Whether the firmware has SNP_VERIFY_MITIGATION, determined as Linux does."""
+        """Whether the firmware has SNP_VERIFY_MITIGATION, determined as Linux determines it."""
         if not self.snp_platform_status().flags & STATUS_FEATURE_INFO:
             return False
         return bool(self.snp_feature_info(0)[2] & FEATURE_VERIFY_MITIGATION)
@@ -369,8 +375,8 @@ class Firmware:
         *,
         mit_supported: int | None = None,
     ) -> None:
-        """Install a live firmware update: change the current TCB and the version, not the reported
-        TCB.
+        """Install a live firmware update: it changes the current TCB and the version, but not the
+        reported TCB.
 
         ``mit_supported``: the mitigations that the new firmware can verify; None for no change.
         Fails with INVALID_CONFIG below the committed TCB or the committed version.
@@ -385,7 +391,7 @@ class Firmware:
     def launch_start(
         self, policy: int, *, gosvw: bytes = bytes(16), desired_tsc_khz: int = 0
     ) -> GuestContext:
-        """SNP_GCTX_CREATE and SNP_LAUNCH_START.
+        """SNP_GCTX_CREATE and SNP_LAUNCH_START: create a guest and begin its launch.
 
         Fails with POLICY_FAILURE if this platform cannot meet ``policy``, including its reserved
         bits, and with INVALID_PLATFORM_STATE before SNP_INIT.
@@ -407,7 +413,7 @@ class Firmware:
     def launch_update(
         self, context: GuestContext, gpa: int, page_type: int, data: bytes
     ) -> bytes | None:
-        """SNP_LAUNCH_UPDATE for one page or several adjacent ones.
+        """SNP_LAUNCH_UPDATE: measure one page or several adjacent pages, from ``gpa`` on.
 
         ``data`` is a whole number of 4096-byte pages; for ZERO and UNMEASURED pages its content is
         ignored. For SECRETS (one page only), returns the page to put at ``gpa``; for other types
@@ -416,15 +422,18 @@ class Firmware:
         """
         with self._lock:
             if page_type not in PAGE_TYPES:
-                raise FirmwareError(SevStatus.INVALID_PARAM, f"{page_type} is not a page type")
+                raise FirmwareError(SevStatus.INVALID_PARAM, f"unknown page type {page_type}")
             alone = page_type in PAGES_ALONE
             if not data or len(data) % PAGE_SIZE or (alone and len(data) != PAGE_SIZE):
                 raise FirmwareError(
-                    SevStatus.INVALID_PAGE_SIZE, f"{len(data)} bytes are not whole pages"
+                    SevStatus.INVALID_PAGE_SIZE,
+                    f"page type {page_type} does not accept {len(data)} bytes",
                 )
             self._check_state(context, GuestState.LAUNCHING)
             if gpa % PAGE_SIZE or not 0 <= gpa <= 2**64 - len(data):
-                raise FirmwareError(SevStatus.INVALID_ADDRESS, f"{gpa:#x} is not page-aligned")
+                raise FirmwareError(
+                    SevStatus.INVALID_ADDRESS, f"GPA {gpa:#x} is not page-aligned or is too high"
+                )
             if page_type == PageType.CPUID:
                 _check_cpuid_page(data, self._platform.cpuid.signature)
             for start in range(0, len(data), PAGE_SIZE):
@@ -452,7 +461,9 @@ class Firmware:
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)
             if len(host_data) != len(context.host_data):
-                raise FirmwareError(SevStatus.INVALID_PARAM, "HOST_DATA must have 32 bytes")
+                raise FirmwareError(
+                    SevStatus.INVALID_PARAM, f"HOST_DATA: expected 32 bytes, found {len(host_data)}"
+                )
             if id_block is not None:
                 context.id_block = check_id_block(
                     *id_block,
@@ -494,7 +505,8 @@ class Firmware:
             expected = context.counters[vmpck] + 1
             if header.msg_seqno != expected or expected >= _LAST_SEQNO:
                 raise FirmwareError(
-                    SevStatus.AEAD_OFLOW, f"message {header.msg_seqno}, expected {expected}"
+                    SevStatus.AEAD_OFLOW,
+                    f"message sequence number: expected {expected}, found {header.msg_seqno}",
                 )
             kind = KINDS.get(header.msg_type)
             if kind is None or not 1 <= header.msg_version <= MESSAGE_VERSION_MAX:
@@ -523,7 +535,7 @@ class Firmware:
 
     def _check_known(self, context: GuestContext) -> None:
         if context not in self._guests:
-            raise FirmwareError(SevStatus.INVALID_GUEST, "not a guest of this platform")
+            raise FirmwareError(SevStatus.INVALID_GUEST, "this platform has no such guest")
 
     def _check_state(self, context: GuestContext, expected: GuestState) -> None:
         self._check_known(context)
@@ -534,7 +546,9 @@ class Firmware:
             )
 
     def _known_policy(self) -> int:
-        """Return the policy bits that this firmware knows. Each report version added some."""
+        """Return the policy bits that this firmware knows. Firmware that writes newer reports knows
+        more.
+        """
         return POLICY_KNOWN if self._platform.report_version >= _POLICY_GREW else _POLICY_FIRST
 
     def _check_policy(self, policy: int) -> None:
@@ -558,7 +572,7 @@ class CpuidPageError(FirmwareError):
 
     def __init__(self, page: bytes) -> None:
         super().__init__(
-            SevStatus.INVALID_PARAM, "the CPUID page has values that differ from this CPU's"
+            SevStatus.INVALID_PARAM, "the CPUID page has values that this processor does not have"
         )
         self.page = page
 
@@ -573,12 +587,15 @@ def _check_cpuid_page(page: bytes, signature: int) -> None:
 
 
 def _check_header(page: bytes) -> int:
-    """Return the number of the VMPCK that opens ``page``.
+    """Return the number of the VMPCK that ``page``, a guest message, is encrypted with.
 
     Raises :class:`FirmwareError` if the header is malformed.
     """
     if len(page) != MESSAGE_SIZE:
-        raise FirmwareError(SevStatus.INVALID_PARAM, f"a message page is {MESSAGE_SIZE} bytes")
+        raise FirmwareError(
+            SevStatus.INVALID_PARAM,
+            f"message page: expected {MESSAGE_SIZE} bytes, found {len(page)}",
+        )
     header = MessageHeader.unpack(page)
     # Reserved fields and the upper half of the tag field are not checked.
     sound = (

@@ -90,7 +90,7 @@ class GuestContext:
     counters: list[int] = field(default_factory=lambda: [0] * VMPCK_COUNT)
 
     def measure(self, gpa: int, page_type: int, page: bytes) -> None:
-        """Extend the measurement by one page (SNP ABI, PAGE_INFO).
+        """Extend the launch measurement by one page, as PAGE_INFO in the SNP ABI defines.
 
         The measurement is a running SHA-384 over the digest so far, the digest of the contents, the
         page type and the GPA. Only NORMAL pages and VMSAs contribute their contents. For VMSAs, the
@@ -113,7 +113,9 @@ class GuestContext:
         self.measurement = hashlib.sha384(info).digest()
 
     def secrets_page(self, fms: int) -> bytes:
-        """Return the page that gives the guest its VMPCKs. ``fms`` is EAX of CPUID function 1."""
+        """Return the secrets page, which gives the guest its VMPCKs. ``fms`` is what CPUID function
+        1 returns in EAX.
+        """
         vmpck0, vmpck1, vmpck2, vmpck3 = self.vmpcks
         return SecretsPage(
             version=SECRETS_VERSION,

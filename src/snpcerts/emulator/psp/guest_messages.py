@@ -70,7 +70,7 @@ _MIT_VECTOR_SINCE = 5
 
 @dataclass(frozen=True, slots=True)
 class PspSnapshot:
-    """What an answer depends on besides the guest, captured at one moment."""
+    """The platform's state at one moment, as far as answers to guest messages depend on it."""
 
     chip: Chip
     state: PlatformState
@@ -94,7 +94,8 @@ _UNSIGNED: Final[Signer] = (SigningKey.NONE, None)
 def signer(
     platform: PspSnapshot, select: KeySelect, *, vcek_disabled: bool = False
 ) -> Signer | None:
-    """Return the key that signs for this KEY_SEL, or None if there is no such key.
+    """Return the key that signs reports requested with KEY_SEL ``select``, or None if there is
+    none.
 
     Returns ``(NONE, None)`` if MASK_CHIP_KEY leaves the report unsigned.
     """
@@ -114,9 +115,10 @@ def signer(
 def answer_report(
     platform: PspSnapshot, context: GuestContext, vmpck: int, payload: bytes
 ) -> bytes:
-    """Return the MSG_REPORT_RSP for a MSG_REPORT_REQ of 96 bytes.
+    """Return the MSG_REPORT_RSP for ``payload``, a MSG_REPORT_REQ of 96 bytes.
 
-    Its size is always the same. After an error the report is all zero, but REPORT_SIZE is not.
+    The response always has the same size. After an error its report is all zero, but REPORT_SIZE is
+    not.
     """
     request = ReportRequest.unpack(payload)
     response = ReportResponse(report_size=REPORT_SIZE)
@@ -136,7 +138,9 @@ def answer_report(
 def make_report(
     platform: PspSnapshot, context: GuestContext, vmpl: int, report_data: bytes, key: Signer
 ) -> bytes:
-    """Return a report of 1184 bytes, signed with ``key``; unsigned if ``key`` is None."""
+    """Return a report of 1184 bytes signed with ``key``, or unsigned if ``key`` has no private
+    key.
+    """
     state = platform.state
     signing_key, private_key = key
     identity = context.id_block
@@ -185,7 +189,7 @@ def make_report(
 
 
 def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload: bytes) -> bytes:
-    """Return the MSG_KEY_RSP for a MSG_KEY_REQ of version 1: a key of 32 bytes.
+    """Return the MSG_KEY_RSP for a MSG_KEY_REQ of version 1. It contains a key of 32 bytes.
 
     The key depends on the same inputs as AMD's, but by a different formula. It always depends on
     the VMPL, HOST_DATA and the key that signed the ID block. If the root is the VCEK, it is the
@@ -211,7 +215,7 @@ def answer_tsc_info(
 
 
 def tsc_scale(desired_khz: int) -> int:
-    """Return the frequency divided by the reference clock's, as fixed point with 8.32 bits.
+    """Return ``desired_khz`` divided by the reference clock's frequency, in 8.32 fixed point.
 
     The result is rounded up.
     """
@@ -222,7 +226,9 @@ def tsc_scale(desired_khz: int) -> int:
 def answer_cpuid(
     platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """Return a MSG_CPUID_RSP as long as its request: the functions with permitted values."""
+    """Return a MSG_CPUID_RSP as long as the request, with its CPUID functions set to permitted
+    values.
+    """
     count, reserved, more = struct.unpack_from("<IIQ", payload)
     status, judged, functions = ResponseStatus.SUCCESS, 0, b""
     if reserved or more or count > CPUID_COUNT_MAX:
@@ -243,7 +249,7 @@ def answer_cpuid(
 def _answer_export(
     _platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """Return a MSG_EXPORT_RSP without an exported guest."""
+    """Return a MSG_EXPORT_RSP that reports an error and exports no guest."""
     address, flags, reserved = struct.unpack_from("<QII", payload)
     status = _of_context(address, sound=not flags >> 1 and not reserved)
     head = struct.pack("<III", status, _GUEST_CONTEXT_SIZE, _GUEST_CONTEXT_VERSION)
@@ -281,7 +287,9 @@ def _answer_absorb_noma(
 
 
 def _of_context(address: int, *, sound: bool) -> ResponseStatus:
-    """Answer a message that names another guest's context. Without migration no other exists."""
+    """Return the status for a message that names another guest's context. Without migration there
+    is no such context.
+    """
     if address % PAGE_SIZE or not sound:
         return ResponseStatus.INVALID_PARAM
     return ResponseStatus.INVALID_GUEST
@@ -293,7 +301,7 @@ def _short(status: ResponseStatus) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class MessageKind:
-    """One kind of request that the firmware knows, and the function that answers it.
+    """One kind of guest message that the firmware knows, and the function that answers it.
 
     ``size`` is the size of the payload in bytes: a shorter payload is padded with zeros, and the
     rest of a longer one is ignored. 0 accepts any size.
@@ -303,7 +311,7 @@ class MessageKind:
     answer: Callable[[PspSnapshot, GuestContext, int, bytes], bytes]
 
     def payload(self, given: bytes) -> bytes:
-        """Return the payload padded or cut to the size that the firmware reads."""
+        """Return ``given``, padded or cut to the size that the firmware reads."""
         return given.ljust(self.size, b"\0")[: self.size] if self.size else given
 
 
@@ -384,7 +392,7 @@ def _derived_key(
 
 
 def _permitted_tcb(state: PlatformState, tcb: bytes) -> TcbVersion:
-    """Return the TCB that a request names. No component may be above the committed TCB."""
+    """Return the TCB that a key request names. No component may be above the committed TCB's."""
     try:
         asked = TcbVersion.unpack(tcb, state.product.tcb_layout)
     except FormatError:

@@ -34,7 +34,7 @@ _DIGEST: Final = 48
 
 @dataclass(frozen=True, slots=True)
 class IdBlock:
-    """The parts of an ID block and its keys that reports contain; all zero without an ID block.
+    """What reports show of an ID block and its keys; all zero for a guest without an ID block.
 
     The two key digests are SHA-384 over the keys in AMD's format. A digest is zero if the key is
     missing.
@@ -50,7 +50,8 @@ class IdBlock:
 def check_id_block(
     block: bytes, auth: bytes, *, author: bool, measurement: bytes, policy: int
 ) -> IdBlock:
-    """Check and return the ID block in ``block`` (96 bytes), signed as ``auth`` (4096 bytes) says.
+    """Check the ID block in ``block`` (96 bytes) and its signatures in ``auth`` (4096 bytes);
+    return the ID block.
 
     ``author`` says whether :func:`check_author_key` comes next. Raises :class:`FirmwareError`:
     BAD_MEASUREMENT or POLICY_FAILURE if the block expects another launch, INVALID_PARAM for an
@@ -58,7 +59,9 @@ def check_id_block(
     """
     if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
         raise FirmwareError(
-            SevStatus.INVALID_PARAM, "an ID block must have 96 bytes, and its page 4096"
+            SevStatus.INVALID_PARAM,
+            f"ID block and authentication page: expected {ID_BLOCK_SIZE} and {ID_AUTH_SIZE} "
+            f"bytes, found {len(block)} and {len(auth)}",
         )
     digest, family_id, image_id, _version, guest_svn, expected_policy = _BLOCK.unpack(block)
     if digest != measurement:
@@ -66,10 +69,14 @@ def check_id_block(
             SevStatus.BAD_MEASUREMENT, "the ID block expects a different launch measurement"
         )
     if expected_policy != policy:
-        raise FirmwareError(SevStatus.POLICY_FAILURE, "the ID block expects a different policy")
+        raise FirmwareError(
+            SevStatus.POLICY_FAILURE, "the ID block expects a different guest policy"
+        )
     algorithms = struct.unpack_from("<II", auth)[: 2 if author else 1]
     if any(algorithm != ALGO_ECDSA_P384_SHA384 for algorithm in algorithms):
-        raise FirmwareError(SevStatus.INVALID_PARAM, "a key has an unknown algorithm")
+        raise FirmwareError(
+            SevStatus.INVALID_PARAM, "the ID key or the author key has an unknown algorithm"
+        )
     id_key = _key(auth, _ID_KEY)
     _verify("ID key", id_key, auth[_BLOCK_SIGNATURE:], block)
     return IdBlock(
@@ -98,7 +105,7 @@ def _verify(name: str, key: bytes, signature: bytes, signed: bytes) -> None:
     (curve,) = struct.unpack_from("<I", key)
     try:
         if curve != CURVE_P384:
-            raise ValueError(f"curve {curve}")
+            raise ValueError(f"curve of the key: expected {CURVE_P384}, found {curve}")
         numbers = ec.EllipticCurvePublicNumbers(
             _number(key, 4), _number(key, 4 + _PART), ec.SECP384R1()
         )
@@ -106,7 +113,8 @@ def _verify(name: str, key: bytes, signature: bytes, signed: bytes) -> None:
         numbers.public_key().verify(encoded, signed, ec.ECDSA(SHA384()))
     except (ValueError, InvalidSignature):
         raise FirmwareError(
-            SevStatus.BAD_SIGNATURE, f"the {name} is not a P-384 key, or its signature is wrong"
+            SevStatus.BAD_SIGNATURE,
+            f"the {name} is not a P-384 key, or the signature made with it does not verify",
         ) from None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cipher of guest messages: AES-256-GCM under a VMPCK.
+"""Encrypts and decrypts guest messages with AES-256-GCM under a VMPCK.
 
 Source: SNP ABI (56860) chapter 7. The parameters were compared with a vector dumped from genuine
 firmware. Both the firmware and the guest's driver use this module.
@@ -29,7 +29,9 @@ from snpcerts.errors import RefusedError, UsageError
 
 
 class SealError(RefusedError):
-    """A page is not a valid message under this key: too large, or the tag does not match."""
+    """A page is not a valid guest message under this VMPCK: its size is wrong, or its tag does not
+    verify.
+    """
 
     code = "seal"
 
@@ -51,14 +53,17 @@ def header_for(msg_type: int, seqno: int, vmpck: int, *, msg_version: int = 1) -
 
 
 def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
-    """Return a whole message page of 4096 bytes, with zeros after the payload.
+    """Encrypt ``payload`` and return the message page of 4096 bytes, with zeros after the payload.
 
     ``key`` is a VMPCK of 32 bytes. This fills in ``msg_sz`` and the tag, and copies every other
     field of ``header`` unchecked. Raises :class:`UsageError` for a key or payload of impossible
     size.
     """
     if len(payload) > MAX_PAYLOAD:
-        raise UsageError(f"a guest message holds {MAX_PAYLOAD} bytes, not {len(payload)}")
+        raise UsageError(
+            f"payload of a guest message: expected at most {MAX_PAYLOAD} bytes, found "
+            f"{len(payload)}"
+        )
     plain = replace(header, msg_sz=len(payload), authtag=bytes(32)).pack()
     sealed = _cipher(key).encrypt(iv_of(header.msg_seqno), payload, plain[AAD_START:AAD_END])
     ciphertext, tag = sealed[:-TAG_SIZE], sealed[-TAG_SIZE:]
@@ -74,11 +79,11 @@ def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
     has a tag that does not verify; :class:`UsageError` if the key is not 32 bytes.
     """
     if len(page) != MESSAGE_SIZE:
-        raise SealError(f"a guest message is a page of {MESSAGE_SIZE} bytes, found {len(page)}")
+        raise SealError(f"guest message page: expected {MESSAGE_SIZE} bytes, found {len(page)}")
     page = bytes(page)
     header = MessageHeader.unpack(page)
     if header.msg_sz > MAX_PAYLOAD:
-        raise SealError(f"msg_sz is {header.msg_sz}, more than the {MAX_PAYLOAD} a page holds")
+        raise SealError(f"msg_sz: expected at most {MAX_PAYLOAD} bytes, found {header.msg_sz}")
     ciphertext = page[HEADER_SIZE : HEADER_SIZE + header.msg_sz]
     try:
         payload = _cipher(key).decrypt(
@@ -87,12 +92,13 @@ def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
     except InvalidTag:
         raise SealError(
             f"the tag of message {header.msg_seqno} does not verify",
-            hint="another VMPCK sealed it, the header was changed, or the payload is damaged",
+            hint="check that this VMPCK sealed the message, and that its header and payload are "
+            "unchanged",
         ) from None
     return header, payload
 
 
 def _cipher(key: bytes) -> AESGCM:
     if len(key) != VMPCK_SIZE:
-        raise UsageError(f"a VMPCK is {VMPCK_SIZE} bytes, not {len(key)}")
+        raise UsageError(f"VMPCK: expected {VMPCK_SIZE} bytes, found {len(key)}")
     return AESGCM(key)

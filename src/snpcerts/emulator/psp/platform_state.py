@@ -66,13 +66,13 @@ class PlatformState:
         for name in ("current", "committed", "reported", "vcek_tcb"):
             tcb: TcbVersion = getattr(self, name)
             if tcb.layout is not self.product.tcb_layout:
-                raise UsageError(f"the {name} TCB does not have the layout of {self.product.value}")
+                raise UsageError(f"{name}: the TCB does not have {self.product.value}'s TCB layout")
         if not self.current.covers(self.committed):
             raise UsageError("the committed TCB is above the current one")
         if not self._at_most_committed(self.reported):
             raise UsageError("the reported TCB is above the committed one")
         if self.version < self.committed_version:
-            raise UsageError("the committed version is above the current one")
+            raise UsageError("the committed firmware version is above the current one")
 
     @classmethod
     def at(
@@ -82,7 +82,7 @@ class PlatformState:
         version: ApiVersion,
         choices: FirmwareChoices | None = None,
     ) -> Self:
-        """Return a platform whose TCBs all are ``tcb``."""
+        """Return a platform whose current, committed and reported TCB are ``tcb``."""
         played = choices_of(None) if choices is None else choices
         return cls(product, tcb, tcb, None, tcb, version, version, played)
 
@@ -92,7 +92,7 @@ class PlatformState:
         return self.committed if self.config_tcb is None else self.config_tcb
 
     def init(self) -> Self:
-        """Apply SNP_INIT: derive the VCEK and nothing else."""
+        """Apply SNP_INIT, which derives the VCEK again."""
         if self.initialized:
             raise FirmwareError(SevStatus.INVALID_PLATFORM_STATE, "SNP is already initialised")
         running = self.choices.init_derives_running_vcek
@@ -117,7 +117,7 @@ class PlatformState:
         return after
 
     def reboot(self, current: TcbVersion | None, version: ApiVersion | None) -> Self:
-        """Boot with the firmware in the BIOS, without SNP_INIT.
+        """Reboot the host with the firmware in its BIOS, up to the moment before SNP_INIT.
 
         The committed TCB stays. Configuration, masks, the VLEK and any uncommitted live update are
         lost. A BIOS below Committed is refused (INVALID_CONFIG).
@@ -154,14 +154,18 @@ class PlatformState:
         committed one.
         """
         if config.flags & ~CONFIG_KNOWN_FLAGS or any(config.rsvd):
-            raise FirmwareError(SevStatus.INVALID_PARAM, "SNP_SET_CONFIG has reserved bits set")
+            raise FirmwareError(
+                SevStatus.INVALID_PARAM,
+                "the configuration for SNP_SET_CONFIG has reserved bits set",
+            )
         reported = self.committed
         if config.reported_tcb != bytes(TCB_SIZE):
             reported = self._tcb(config.reported_tcb)
         if not self._at_most_committed(reported):
             raise FirmwareError(
                 SevStatus.INVALID_PARAM,
-                f"reported TCB {reported} is above committed {self.committed}",
+                f"the requested reported TCB {reported} is above the committed TCB "
+                f"{self.committed}",
             )
         return replace(
             self,
@@ -190,7 +194,7 @@ class PlatformState:
         if len(blob) != WrappedVlekHashstick.SIZE:
             raise FirmwareError(
                 SevStatus.INVALID_LEN,
-                f"a hashstick is {WrappedVlekHashstick.SIZE} bytes, found {len(blob)}",
+                f"hashstick: expected {WrappedVlekHashstick.SIZE} bytes, found {len(blob)}",
             )
         asked = WrappedVlekHashstick.unpack(blob).tcb_version
         if asked != self.reported.pack():
@@ -207,17 +211,20 @@ class PlatformState:
         return replace(self, vlek=vlek)
 
     def update(self, current: TcbVersion, version: ApiVersion) -> Self:
-        """Apply a live firmware update: change the current TCB and the version, nothing else.
+        """Apply a live firmware update: change the current TCB and the firmware version, nothing
+        else.
 
         It is refused if either would be below Committed.
         """
         if current.layout is not self.product.tcb_layout:
-            raise FirmwareError(SevStatus.INVALID_PARAM, "the firmware is for another product")
+            raise FirmwareError(
+                SevStatus.INVALID_PARAM, "the firmware update is for another product"
+            )
         if not current.covers(self.committed) or version < self.committed_version:
             raise FirmwareError(
                 SevStatus.INVALID_CONFIG,
-                f"{current} of {version} is below committed {self.committed} of "
-                f"{self.committed_version}",
+                f"firmware {version} with TCB {current} is below the committed firmware "
+                f"{self.committed_version} with TCB {self.committed}",
             )
         return replace(self, current=current, version=version)
 

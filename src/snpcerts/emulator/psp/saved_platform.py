@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts a platform to JSON values and back.
+"""Converts an emulated platform to JSON values and back.
 
 The values include the chip's secret in hexadecimal, but no guests: those end with the process that
 emulates them.
@@ -55,7 +55,7 @@ def write_platform(platform: PspSnapshot) -> dict[str, Any]:
 
 
 def read_platform(saved: Mapping[str, Any]) -> PspSnapshot:
-    """Return the platform that :func:`write_platform` wrote.
+    """Return the platform that ``saved``, a result of :func:`write_platform`, describes.
 
     Raises :class:`InputError` for anything else.
     """
@@ -63,8 +63,8 @@ def read_platform(saved: Mapping[str, Any]) -> PspSnapshot:
         return _read(saved)
     except (KeyError, TypeError, ValueError, OverflowError, SnpCertsError) as error:
         raise InputError(
-            f"not a saved platform of the emulator: {type(error).__name__}, {error}",
-            hint="delete it to start with a new platform",
+            f"the emulator's saved platform is not readable: {type(error).__name__}, {error}",
+            hint="delete the saved platform to start with a new one",
         ) from error
 
 
@@ -72,11 +72,14 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
     if saved["format"] == _FIRST_FORMAT:
         saved = _from_first_format(saved)
     if saved["format"] != FORMAT:
-        raise ValueError(f"format is {saved['format']!r}, expected {FORMAT!r}")
+        raise ValueError(f"format: expected {FORMAT!r}, found {saved['format']!r}")
     product = Product(saved["product"])
     report_version = _checked(saved["report_version"], int)
     if report_version not in CHIP_MODELS[product].firmware:
-        raise ValueError(f"{product.value} has no report version {report_version!r}")
+        raise ValueError(
+            f"no {product.value} firmware of the emulator writes reports of version "
+            f"{report_version!r}"
+        )
 
     def tcb_in(value: Any) -> TcbVersion:
         return TcbVersion.unpack(bytes.fromhex(value), product.tcb_layout)
@@ -132,12 +135,12 @@ def _vlek(value: Any, tcb_in: Callable[[Any], TcbVersion]) -> LoadedVlek | None:
     tcb, key = value
     hashstick = bytes.fromhex(key)
     if len(hashstick) != HASHSTICK_SIZE:
-        raise ValueError(f"a hashstick is {HASHSTICK_SIZE} bytes, found {len(hashstick)}")
+        raise ValueError(f"hashstick: expected {HASHSTICK_SIZE} bytes, found {len(hashstick)}")
     return LoadedVlek(tcb_in(tcb), hashstick)
 
 
 def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add the values that the first format did not store, because they were fixed."""
+    """Add the values that were fixed, and therefore not stored, in the first format."""
     reported, vlek = saved["reported_tcb"], saved["vlek"]
     return {
         **saved,

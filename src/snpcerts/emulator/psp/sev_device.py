@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/dev/sev``: the kernel driver's checks before each firmware command.
+"""``/dev/sev``: checks each call as the kernel's driver does, then runs the firmware command.
 
 Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026 that answers ENODEV to
 SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not initialised. The order of checks is the driver's,
@@ -47,7 +47,7 @@ def _refusal(code: int) -> OSError:
 
 
 class SevDevice:
-    """An open ``/dev/sev``. Several may be open on one firmware."""
+    """An open ``/dev/sev``. One firmware may have several open."""
 
     __slots__ = ("_firmware",)
 
@@ -94,7 +94,9 @@ def _write(caller: Caller, address: int, data: bytes) -> None:
 
 @dataclass(slots=True)
 class _SevCall:
-    """One command in progress. ``error`` is copied back to the caller's structure."""
+    """One firmware command in progress. ``error`` is copied back to the caller's ``struct
+    sev_issue_cmd``.
+    """
 
     firmware: Firmware
     caller: Caller
@@ -108,8 +110,8 @@ class _SevCall:
         _write(self.caller, self.address, data)
 
     def answer(self, command: Callable[[], _T]) -> _T | None:
-        """Let the firmware run ``command`` and store its status in ``error``; None if it
-        refuses.
+        """Run ``command`` on the firmware and store the status in ``error``. Return None if the
+        firmware refuses the command.
         """
         try:
             result = command()
@@ -145,7 +147,7 @@ def _key_command(call: _SevCall) -> None:
 
 
 def _factory_reset(call: _SevCall) -> None:
-    """Do the checks of ``sev_ioctl_do_reset``: refuse while a guest runs."""
+    """Behave like ``sev_ioctl_do_reset``: refuse with EBUSY while a guest runs."""
     call.needs_write_mode()
     if call.ask(call.firmware.platform_status).state == STATE_WORKING:
         raise _refusal(errno.EBUSY)
@@ -153,7 +155,7 @@ def _factory_reset(call: _SevCall) -> None:
 
 
 def _pek_csr(call: _SevCall) -> None:
-    """Behave as ``sev_ioctl_do_pek_csr``: return the length even if the firmware refuses."""
+    """Behave like ``sev_ioctl_do_pek_csr``: return the length even if the firmware refuses."""
     call.needs_write_mode()
     asked = GetId2.unpack(call.read(GetId2.SIZE))  # same layout as struct sev_user_data_pek_csr
     room = asked.length if asked.address else 0
@@ -164,7 +166,7 @@ def _pek_csr(call: _SevCall) -> None:
 
 
 def _pek_cert_import(call: _SevCall) -> None:
-    """Behave as ``sev_ioctl_do_pek_import``: read both certificates first."""
+    """Behave like ``sev_ioctl_do_pek_import``: read both certificates first."""
     call.needs_write_mode()
     given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # the import's layout is the same
     for address, size in (
@@ -178,7 +180,7 @@ def _pek_cert_import(call: _SevCall) -> None:
 
 
 def _pdh_cert_export(call: _SevCall) -> None:
-    """Behave as ``sev_ioctl_do_pdh_export``: if an address or a length is 0, return only
+    """Behave like ``sev_ioctl_do_pdh_export``: if an address or a length is 0, return only the
     lengths.
     """
     asked = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))

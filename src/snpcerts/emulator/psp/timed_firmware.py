@@ -15,8 +15,8 @@ from snpcerts.emulator.psp.guest_context import GuestContext
 
 @dataclass(frozen=True, slots=True)
 class TimedCommand:
-    """One command. Times are in seconds, of ``time.monotonic``; ``guest`` is the guest that it
-    served.
+    """One firmware command and when it ran, in ``time.monotonic`` seconds. ``guest`` is the guest
+    that the command served.
     """
 
     name: str
@@ -26,13 +26,17 @@ class TimedCommand:
 
 
 class TimedFirmware(Firmware):
-    """Calls ``tell`` after each command that concerns keys or reports, even a refused one."""
+    """A firmware that calls ``tell`` after each command that concerns keys or reports, even if it
+    refuses the command.
+    """
 
     tell: Callable[[TimedCommand], None] = staticmethod(lambda _: None)
 
     @classmethod
     def of(cls, firmware: Firmware, tell: Callable[[TimedCommand], None]) -> TimedFirmware:
-        """Return a firmware of the same platform, without guests, that reports its commands."""
+        """Return a firmware of the same platform, without guests, that reports its commands to
+        ``tell``.
+        """
         timed = cls.from_state(firmware.save_state())
         timed.tell = tell
         return timed
@@ -46,26 +50,26 @@ class TimedFirmware(Firmware):
             self.tell(TimedCommand(name, start, time.monotonic(), guest))
 
     def snp_platform_status(self) -> SnpPlatformStatus:
-        """Time :meth:`Firmware.snp_platform_status`."""
+        """Run and time :meth:`Firmware.snp_platform_status`."""
         with self._timed("SNP_PLATFORM_STATUS"):
             return super().snp_platform_status()
 
     def snp_commit(self) -> None:
-        """Time :meth:`Firmware.snp_commit`."""
+        """Run and time :meth:`Firmware.snp_commit`."""
         with self._timed("SNP_COMMIT"):
             super().snp_commit()
 
     def snp_set_config(self, config: SnpConfig) -> None:
-        """Time :meth:`Firmware.snp_set_config`."""
+        """Run and time :meth:`Firmware.snp_set_config`."""
         with self._timed("SNP_CONFIG"):
             super().snp_set_config(config)
 
     def snp_vlek_load(self, blob: bytes) -> None:
-        """Time :meth:`Firmware.snp_vlek_load`."""
+        """Run and time :meth:`Firmware.snp_vlek_load`."""
         with self._timed("SNP_VLEK_LOAD"):
             super().snp_vlek_load(blob)
 
     def guest_request(self, context: GuestContext, page: bytes) -> bytes:
-        """Time :meth:`Firmware.guest_request`."""
+        """Run and time :meth:`Firmware.guest_request`."""
         with self._timed("SNP_GUEST_REQUEST", context):
             return super().guest_request(context, page)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the page of a vCPU's registers, which the firmware measures and the vCPU starts from.
+"""Builds a vCPU's register page (VMSA), which the firmware measures and the vCPU starts from.
 
 Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the page; Linux
 ``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c`` (``init_vmcb``, ``svm_set_segment``,
@@ -77,12 +77,12 @@ _XSTATE_BV, _XSAVE_YMM = 512, 576
 
 
 def debugged(states: Mapping[str, bytes]) -> bool:
-    """Whether DR7 is set; KVM does not launch such a vCPU."""
+    """Return whether DR7 enables breakpoints; KVM does not launch such a vCPU."""
     return "debugregs" in states and bool(_u64(states["debugregs"], 40) & ~_RESET_DR7)
 
 
 def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -> bytes:
-    """Return the page of 4096 bytes for one vCPU of an SNP guest.
+    """Return the VMSA (4096 bytes) for one vCPU of an SNP guest.
 
     ``states`` holds the KVM structures that were set, keyed by their names in
     :mod:`snpcerts.emulator.kvm.processor_state`. ``features`` is what KVM_SEV_INIT2 requested
@@ -110,7 +110,7 @@ def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -
 
 
 def _put_system(page: bytearray, sregs: bytes | None) -> None:
-    """Write segments, descriptor tables, control registers and EFER."""
+    """Write segments, descriptor tables, control registers and EFER into ``page``."""
     cr0, cr2, cr3, cr4, efer, cpl = _RESET_CR0, 0, 0, 0, 0, 0
     for name, (at, source) in _SEGMENTS.items():
         selector, base = (0xF000, 0xFFFF_0000) if name == "cs" else (0, 0)
@@ -149,7 +149,9 @@ def _put_system(page: bytearray, sregs: bytes | None) -> None:
 
 
 def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
-    """Put x87, SSE and AVX state. Parts that the VMM did not set have their values after FNINIT."""
+    """Write x87, SSE and AVX state into ``page``. Parts that the VMM did not set get their values
+    after FNINIT.
+    """
     control, status, tags, opcode, rip, rdp = _RESET_FCW, 0, 0, 0, 0, 0
     mxcsr, stack, xmm, ymm = _RESET_MXCSR, bytes(128), bytes(256), bytes(256)
     if "xsave" in states:
@@ -180,8 +182,9 @@ def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
 
 
 def _xcr0(xcrs: bytes | None) -> int:
-    """Return XCR0 from ``struct kvm_xcrs``: count and flags, then number, reserved word and
-    value.
+    """Return XCR0 from ``struct kvm_xcrs``, or its reset value 1 if the structure does not hold it.
+
+    The structure has a count and flags, then number, reserved word and value of each register.
     """
     if xcrs is not None:
         (count,) = struct.unpack_from("<I", xcrs)

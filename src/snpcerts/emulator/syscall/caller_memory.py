@@ -13,10 +13,10 @@ class UserMemory(Protocol):
     """The address space of one process. Every access may fail with ``OSError(EFAULT)``."""
 
     def read(self, address: int, size: int) -> bytes:
-        """Read exactly ``size`` bytes; EFAULT if that is impossible."""
+        """Read exactly ``size`` bytes; raise ``OSError(EFAULT)`` if that is impossible."""
 
     def write(self, address: int, data: bytes) -> None:
-        """Write all of ``data``; EFAULT if that is impossible."""
+        """Write all of ``data``; raise ``OSError(EFAULT)`` if that is impossible."""
 
 
 class Iovec(ctypes.Structure):
@@ -30,9 +30,10 @@ _ADDRESS_LIMIT = 1 << 64
 
 
 class ProcessMemory:
-    """The memory of a live process, which may be this one, through process_vm_readv(2).
+    """A live process's memory, accessed with process_vm_readv(2) and process_vm_writev(2).
 
-    A bad address is EFAULT and never crashes. A process that has ended is ESRCH.
+    The process may be this one. A bad address raises EFAULT and never crashes. A process that has
+    ended raises ESRCH.
     """
 
     __slots__ = ("pid",)

@@ -35,7 +35,7 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The process that makes the call.
+    """The process that makes a system call on an emulated device.
 
     ``find`` resolves a descriptor number in the caller's table, at the moment of the call, to the
     open emulated device behind it; None if the number is closed or is something else. ``writable``
@@ -66,7 +66,7 @@ class NewDescriptor:
 
 
 class Pending(Protocol):
-    """A call that must wait.
+    """A system call that must wait for its result.
 
     ``poll`` is called again whenever something may have changed, and at ``deadline`` at the latest
     (``time.monotonic`` seconds; None means no deadline). It returns the result, raises ``OSError``
@@ -75,7 +75,7 @@ class Pending(Protocol):
 
     @property
     def deadline(self) -> float | None:
-        """The latest time to poll."""
+        """The latest time at which to call :meth:`poll`, or None for no deadline."""
 
     @property
     def blocked(self) -> int | None:

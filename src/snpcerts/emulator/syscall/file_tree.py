@@ -17,16 +17,16 @@ Operation = Generator[None, None, _T]
 
 
 class OpenTreeFile(Protocol):
-    """An open file, until its last descriptor is closed."""
+    """A file of the tree, open until its last descriptor is closed."""
 
     def read(self, offset: int, size: int) -> Operation[bytes]:
-        """Return at most ``size`` bytes at ``offset``; none at the end."""
+        """Return at most ``size`` bytes from ``offset`` on; no bytes at the end of the file."""
 
     def write(self, offset: int, data: bytes) -> Operation[int]:
-        """Return how many bytes were written."""
+        """Write ``data`` at ``offset``; return how many bytes were written."""
 
     def close(self) -> Operation[None]:
-        """Handle the close of the last descriptor."""
+        """Handle the close of the last descriptor of this open file."""
 
 
 class TreeNode(Protocol):
@@ -38,7 +38,7 @@ class TreeNode(Protocol):
 
     @property
     def mode(self) -> int:
-        """File type and permissions."""
+        """The file type and permissions, as in ``st_mode``."""
 
     @property
     def size(self) -> int:
@@ -46,21 +46,21 @@ class TreeNode(Protocol):
 
 
 class TreeFile(TreeNode, Protocol):
-    """A file."""
+    """A regular file of the tree."""
 
     def open(self, flags: int) -> OpenTreeFile:
-        """Open it with the flags of open(2)."""
+        """Open the file; ``flags`` are those of open(2)."""
 
 
 class TreeDirectory(TreeNode, Protocol):
-    """A directory."""
+    """A directory of the tree."""
 
     @property
     def entries(self) -> Mapping[str, TreeFile | TreeDirectory]:
         """The entries of the directory, by name."""
 
     def make(self, name: str) -> Operation[TreeDirectory]:
-        """Create a directory in it, as mkdir(2) does."""
+        """Create the directory ``name`` in this one, as mkdir(2) does."""
 
     def remove(self, name: str) -> Operation[None]:
-        """Remove a directory in it, as rmdir(2) does."""
+        """Remove the directory ``name`` from this one, as rmdir(2) does."""
