@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classic BPF program for seccomp, which selects the supervisor's system calls.
+"""The classic BPF program with which seccomp selects the system calls for the supervisor.
 
 ======================================  ============================================
 call                                    decision
@@ -120,7 +120,9 @@ _ARCH: Final = 4
 
 
 def _argument(index: int) -> int:
-    """Return the offset of an argument's low half, which holds flags and ioctl numbers."""
+    """Return the offset in ``struct seccomp_data`` of an argument's low half, which holds flags and
+    ioctl numbers.
+    """
     return 16 + 8 * index
 
 
@@ -140,12 +142,14 @@ _ALLOW = _op(_RETURN, SECCOMP_RET_ALLOW)
 
 
 def _when(call: Syscall, body: bytes) -> bytes:
-    """Apply ``body``, which always ends the program, to one system call."""
+    """Return instructions that run ``body``, which always ends the program, for ``call`` only."""
     return _op(_IF_EQUAL, call, 0, len(body) // _instruction.size) + body
 
 
 def _unless_flags(index: int, flags: int) -> bytes:
-    """Trap the call unless an argument contains one of ``flags``."""
+    """Return instructions that trap the call unless argument ``index`` contains one of
+    ``flags``.
+    """
     return _op(_LOAD, _argument(index)) + _op(_IF_BITS, flags, 0, 1) + _ALLOW + _TRAP
 
 
@@ -163,7 +167,7 @@ def _watched(call: Syscall) -> bytes:
 
 
 def program(*, look: bool, watch: bool = False, opens: bool = True) -> bytes:
-    """Build the filter.
+    """Return the BPF program of the filter.
 
     ``opens`` traps the calls that open a path, ``look`` those that only examine one, and ``watch``
     those on open files; see :data:`FILE_CALLS`.

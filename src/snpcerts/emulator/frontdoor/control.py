@@ -38,7 +38,7 @@ _UCRED = struct.Struct("<iII")  # SO_PEERCRED: pid, uid, gid
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A message that the server received. The handler must close ``descriptors``."""
+    """A message from a launcher, with its sender. The handler must close ``descriptors``."""
 
     message: dict[str, Any]
     descriptors: tuple[int, ...]
@@ -49,12 +49,14 @@ class Hello:
 def send(
     peer: socket.socket, message: Mapping[str, object], descriptors: tuple[int, ...] = ()
 ) -> None:
-    """Send one message; the caller keeps its copies of the descriptors."""
+    """Send ``message`` with copies of ``descriptors``, which the caller still owns."""
     socket.send_fds(peer, [json.dumps(message).encode()], list(descriptors))
 
 
 def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | None:
-    """Receive one message; return None at the end. Raises InputError if it is not a JSON object."""
+    """Receive one message; return None if the peer has closed the connection. Raises InputError if
+    the message is not a JSON object.
+    """
     room = socket.CMSG_SPACE(DESCRIPTORS_MAX * 4)
     data, ancillary, flags, _ = peer.recvmsg(MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
@@ -65,10 +67,10 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | Non
         return None
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ValueError("too long")
+            raise ValueError("the message is too long")
         message = json.loads(data)
         if not isinstance(message, dict):
-            raise TypeError("not an object")
+            raise TypeError("the message is not an object")
     except (ValueError, TypeError, RecursionError) as error:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -111,7 +113,7 @@ def _address(path: Path) -> Iterator[str]:
 
 
 class ControlSocket:
-    """The server's end of the socket, in the supervisor's loop.
+    """The server's end of the control socket, served in the supervisor's loop.
 
     ``handler`` gets each :class:`Hello` and returns the answer. If it raises a
     :class:`SnpCertsError`, the answer is ``{"error": ..., "code": ...}``. A socket that a dead
@@ -204,7 +206,10 @@ class ControlSocket:
         except Exception:
             # A message from one peer must not end the machine for the others.
             log.exception("control message of process %d", pid)
-            answer = {"error": "control message: cannot be answered", "code": InputError.code}
+            answer = {
+                "error": "the emulator failed while it handled the control message",
+                "code": InputError.code,
+            }
         self._reply(peer, answer)
 
     def _reply(self, peer: socket.socket, answer: Mapping[str, object]) -> None:

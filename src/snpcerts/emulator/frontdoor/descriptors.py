@@ -47,7 +47,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class OpenDevice:
-    """An emulated device that is open.
+    """One open emulated device.
 
     ``path`` is the opened path, None if an ioctl created the device. ``keeper`` is this process's
     own descriptor of its memfd.
@@ -62,7 +62,9 @@ class OpenDevice:
 
 
 class Descriptors:
-    """All open emulated devices. ``open`` maps identities to them."""
+    """All open emulated devices. ``open`` maps the identity of each memfd (device, inode) to its
+    device.
+    """
 
     def __init__(self) -> None:
         self.open: dict[Key, OpenDevice] = {}
@@ -72,11 +74,13 @@ class Descriptors:
         if self._inotify < 0:
             raise FrontDoorUnavailableError(
                 f"cannot create an inotify instance ({os.strerror(ctypes.get_errno())})",
-                hint="raise fs.inotify.max_user_instances",
+                hint="raise the sysctl fs.inotify.max_user_instances",
             )
 
     def fileno(self) -> int:
-        """Return a descriptor that becomes readable when an open may have ended."""
+        """Return a file descriptor that becomes readable when a program may have closed a
+        device.
+        """
         return int(self._inotify)
 
     def admit(
@@ -93,7 +97,7 @@ class Descriptors:
             link = f"/proc/self/fd/{keeper}"
             watch = _libc.inotify_add_watch(self._inotify, link.encode(), _IN_CLOSE)
             if watch < 0:
-                raise OSError(errno.ENFILE, "no inotify watch left")
+                raise OSError(errno.ENFILE, "no inotify watch is left")
             status = os.fstat(keeper)
             given = os.open(link, flags & (os.O_ACCMODE | os.O_NONBLOCK) | os.O_CLOEXEC)
         except OSError:
@@ -118,7 +122,7 @@ class Descriptors:
         return entry, given
 
     def reap(self) -> list[OpenDevice]:
-        """Forget and return the opens that have ended."""
+        """Forget and return the devices that their programs have closed."""
         now = time.monotonic()
         try:
             events = os.read(self._inotify, _EVENTS_MAX)
@@ -139,11 +143,13 @@ class Descriptors:
 
     @property
     def has_suspects(self) -> bool:
-        """Whether to reap again after :data:`RECHECK` seconds, even if no event arrives."""
+        """Whether to call :meth:`reap` again after :data:`RECHECK` seconds, even if no event
+        arrives.
+        """
         return bool(self._suspects)
 
     def forget(self, entry: OpenDevice) -> None:
-        """Forget an open; the caller must close its device."""
+        """Forget an open device, which the caller must then close."""
         _libc.inotify_rm_watch(self._inotify, entry.watch)
         self._watches.pop(entry.watch, None)
         self._suspects.pop(entry.key, None)
@@ -164,7 +170,9 @@ def _is_gone(entry: OpenDevice) -> bool:
 
 
 def file_with(path: bytes, content: Content, mode: int = os.O_RDONLY) -> int:
-    """Return a sealed memfd with that content, at offset 0. Writing to it fails with EPERM."""
+    """Return a sealed memfd that contains ``content``, with the file offset at 0. Writing to it
+    fails with EPERM.
+    """
     pieces: Mapping[int, bytes] = {0: content} if isinstance(content, bytes) else content
     writer = os.memfd_create(os.fsdecode(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

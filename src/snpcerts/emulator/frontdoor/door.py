@@ -50,7 +50,7 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class OpenInfo:
-    """How a device was opened: its path, the flags of open(2), the process."""
+    """How a device was opened: its path, the flags of open(2) and the process that opened it."""
 
     path: str
     flags: int
@@ -63,7 +63,7 @@ class OpenInfo:
 
 
 class PathKind(enum.Enum):
-    """The kind of an emulated path."""
+    """What kind of file an emulated path names."""
 
     DEVICE = "an emulated device"
     FILE = "a virtual file"
@@ -74,7 +74,7 @@ class PathKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An emulated path. ``real`` says whether the machine itself has a file there.
+    """A path that the door emulates. ``real`` says whether the machine itself has a file there.
 
     ``inode`` is the inode number if the door sets it.
     """
@@ -134,7 +134,10 @@ class Door:
         ours = {*self.devices, *self.files}
         for path in ours:
             if not path.startswith(b"/") or os.path.normpath(path) != path:
-                raise ValueError(f"{os.fsdecode(path)!r}: a door's path must be absolute and plain")
+                raise ValueError(
+                    f"{os.fsdecode(path)!r}: the path of a device or file must be absolute and "
+                    "normalised"
+                )
         self.look = look and not (
             not self._inodes
             and all(os.access(path, os.R_OK | os.W_OK) for path in self.devices)
@@ -158,11 +161,11 @@ class Door:
                 self._rdevs[status.st_rdev] = path
 
     def is_guarded(self, status: os.stat_result) -> bool:
-        """Whether this is a real device that the door hides from programs."""
+        """Whether ``status`` is that of a real device that the door hides from programs."""
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
 
     def layout(self) -> Layout:
-        """Return the contents of the mount namespace of a program behind this door."""
+        """Return what the mount namespace of a program behind this door contains."""
         return Layout(
             devices=tuple(map(os.fsdecode, self.devices)),
             hidden=tuple(os.fsdecode(path) for path in GUARDED if path not in self.devices),
@@ -175,17 +178,19 @@ class Door:
         )
 
     def inode_of(self, directory: str) -> int:
-        """Return the inode number that the door gives a directory now.
+        """Return the inode number that the door now sets for ``directory``.
 
-        Raises ``InputError`` if it gives none.
+        Raises ``InputError`` if it sets none.
         """
         number = self._inodes.get(os.fsencode(directory))
         if number is None:
-            raise InputError(f"{directory}: this door has assigned no inode number in it")
+            raise InputError(
+                f"{directory}: this front door sets no inode number for this directory"
+            )
         return number()
 
     def opens_for_writing(self, path: bytes) -> bool:
-        """Whether this emulated path can be opened for writing.
+        """Whether the emulated device or file at ``path`` can be opened for writing.
 
         A file of registers can be, as in msr(4), because tools open it for reading and writing even
         if they only read. Writing to it fails with EPERM.
@@ -204,7 +209,7 @@ class Door:
         follow: bool,
         confined: bool = False,
     ) -> Match | None:
-        """Return what ``path`` means to the thread ``tid``; None if it is not emulated.
+        """Return what ``path`` names for the thread ``tid``, or None if the path is not emulated.
 
         ``opened`` are the identities (device, inode) of emulated descriptors.
         """

@@ -21,7 +21,7 @@ PROCEED: Final = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class FileCall:
-    """A thread is about to make a call on an open file.
+    """A call on an open file that a thread is about to make.
 
     ``descriptor`` is the descriptor number in the program, ``found`` is the file's stat result, and
     ``arguments`` are the six words of the system call.
@@ -37,7 +37,9 @@ class FileCall:
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """A thread is about to open a path that is not emulated; ``flags`` are the flags of open(2)."""
+    """A call with which a thread is about to open a path that is not emulated. ``flags`` are those
+    of open(2).
+    """
 
     tid: int
     path: bytes
@@ -51,7 +53,7 @@ class Watch(Protocol):
         """Return None to let the kernel open the path, or a negative errno as the call's result."""
 
     def wants(self, found: os.stat_result) -> bool:
-        """Whether to observe calls on this file."""
+        """Whether to observe calls on the file with the stat result ``found``."""
 
     def before(self, call: FileCall) -> int | Pending | None:
         """Return None to let the kernel perform the call, or a number as the call's result.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages between the kernel and a file system that a program serves (FUSE).
+"""FUSE messages, which the kernel exchanges with a program that serves a file system.
 
 Source: ``include/uapi/linux/fuse.h``. Integers are little-endian. Declarations may omit fields that
 the server neither reads nor sets.
@@ -25,7 +25,7 @@ MIN_READ_BUFFER: Final = 8192  # FUSE_MIN_READ_BUFFER
 
 
 class Opcode(enum.IntEnum):
-    """``enum fuse_opcode``."""
+    """Operation codes of FUSE requests: ``enum fuse_opcode``."""
 
     LOOKUP = 1
     FORGET = 2
@@ -59,7 +59,7 @@ class Opcode(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FuseInHeader(CStruct):
-    """The header of each request."""
+    """The header of every FUSE request."""
 
     SIZE: ClassVar[int] = 40
     C_NAME: ClassVar[str] = "struct fuse_in_header"
@@ -74,7 +74,7 @@ class FuseInHeader(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseOutHeader(CStruct):
-    """The header of each answer. ``error`` is 0 or a negative errno."""
+    """The header of every FUSE answer. ``error`` is 0 or a negative errno."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct fuse_out_header"
@@ -85,7 +85,7 @@ class FuseOutHeader(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseInitIn(CStruct):
-    """Request of INIT: the part that all versions have."""
+    """An INIT request: the fields that all versions have."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct fuse_init_in"
@@ -97,7 +97,7 @@ class FuseInitIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseInitOut(CStruct):
-    """Answer to INIT."""
+    """The answer to INIT."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct fuse_init_out"
@@ -113,7 +113,7 @@ class FuseInitOut(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseAttr(CStruct):
-    """What stat(2) shows of a file."""
+    """The attributes of a file, as stat(2) shows them."""
 
     SIZE: ClassVar[int] = 88
     C_NAME: ClassVar[str] = "struct fuse_attr"
@@ -132,7 +132,7 @@ class FuseAttr(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseEntryOut(CStruct):
-    """Answer to LOOKUP and MKDIR; ``struct fuse_attr`` follows at the end."""
+    """The answer to LOOKUP and MKDIR, which ends with a ``struct fuse_attr``."""
 
     SIZE: ClassVar[int] = 128
     C_NAME: ClassVar[str] = "struct fuse_entry_out"
@@ -144,7 +144,7 @@ class FuseEntryOut(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseAttrOut(CStruct):
-    """Answer to GETATTR and SETATTR; ``struct fuse_attr`` follows at the end."""
+    """The answer to GETATTR and SETATTR, which ends with a ``struct fuse_attr``."""
 
     SIZE: ClassVar[int] = 104
     C_NAME: ClassVar[str] = "struct fuse_attr_out"
@@ -153,7 +153,7 @@ class FuseAttrOut(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseSetattrIn(CStruct):
-    """Request of SETATTR."""
+    """A SETATTR request."""
 
     SIZE: ClassVar[int] = 88
     C_NAME: ClassVar[str] = "struct fuse_setattr_in"
@@ -162,7 +162,7 @@ class FuseSetattrIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseOpenIn(CStruct):
-    """Request of OPEN and OPENDIR."""
+    """An OPEN or OPENDIR request."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_open_in"
@@ -171,7 +171,7 @@ class FuseOpenIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseOpenOut(CStruct):
-    """Answer to OPEN and OPENDIR."""
+    """The answer to OPEN and OPENDIR."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct fuse_open_out"
@@ -181,7 +181,7 @@ class FuseOpenOut(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseReadIn(CStruct):
-    """Request of READ and READDIR."""
+    """A READ or READDIR request."""
 
     SIZE: ClassVar[int] = 40
     C_NAME: ClassVar[str] = "struct fuse_read_in"
@@ -192,7 +192,7 @@ class FuseReadIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseWriteIn(CStruct):
-    """Request of WRITE. The data follows."""
+    """A WRITE request. The data to write follows."""
 
     SIZE: ClassVar[int] = 40
     C_NAME: ClassVar[str] = "struct fuse_write_in"
@@ -203,7 +203,7 @@ class FuseWriteIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseWriteOut(CStruct):
-    """Answer to WRITE."""
+    """The answer to WRITE."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_write_out"
@@ -212,7 +212,7 @@ class FuseWriteOut(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseReleaseIn(CStruct):
-    """Request of RELEASE and RELEASEDIR."""
+    """A RELEASE or RELEASEDIR request."""
 
     SIZE: ClassVar[int] = 24
     C_NAME: ClassVar[str] = "struct fuse_release_in"
@@ -221,7 +221,7 @@ class FuseReleaseIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseMkdirIn(CStruct):
-    """Request of MKDIR. The name follows, ending with a zero byte."""
+    """A MKDIR request. The directory's name follows, ending with a zero byte."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_mkdir_in"
@@ -231,7 +231,9 @@ class FuseMkdirIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseDirent(CStruct):
-    """An entry in READDIR's answer. The name follows, padded with zeros to 8 bytes."""
+    """One entry in the answer to READDIR. The name follows, padded with zeros to a multiple of 8
+    bytes.
+    """
 
     SIZE: ClassVar[int] = 24
     C_NAME: ClassVar[str] = "struct fuse_dirent"
@@ -243,7 +245,7 @@ class FuseDirent(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseForgetIn(CStruct):
-    """Request of FORGET. It gets no answer."""
+    """A FORGET request, which gets no answer."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_forget_in"
@@ -252,7 +254,7 @@ class FuseForgetIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseBatchForgetIn(CStruct):
-    """Request of BATCH_FORGET. ``count`` :class:`FuseForgetOne` follow."""
+    """A BATCH_FORGET request. ``count`` structures :class:`FuseForgetOne` follow."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_batch_forget_in"
@@ -261,7 +263,7 @@ class FuseBatchForgetIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseForgetOne(CStruct):
-    """A node to forget."""
+    """One node to forget, in a BATCH_FORGET request."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct fuse_forget_one"
@@ -271,7 +273,9 @@ class FuseForgetOne(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseInterruptIn(CStruct):
-    """Request of INTERRUPT: names a request whose caller has a signal. It gets no answer."""
+    """An INTERRUPT request: it names a request whose caller has received a signal. It gets no
+    answer.
+    """
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_interrupt_in"
@@ -280,7 +284,7 @@ class FuseInterruptIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseKstatfs(CStruct):
-    """Answer to STATFS."""
+    """The answer to STATFS."""
 
     SIZE: ClassVar[int] = 80
     C_NAME: ClassVar[str] = "struct fuse_kstatfs"

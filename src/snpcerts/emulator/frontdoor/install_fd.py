@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives a program a new descriptor as the result of its call."""
+"""Gives a program a new file descriptor as the result of its system call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from snpcerts.emulator.syscall.device import Device
 
 
 def give(listener: int, notification: Notification, descriptor: int, flags: int) -> None:
-    """Let the call return a new descriptor for an open file of this process.
+    """Let the trapped call return a new descriptor for ``descriptor``, an open file of this
+    process.
 
     ``flags`` are the flags of open(2). Raises the same ``OSError`` as
     :func:`~snpcerts.emulator.frontdoor.seccomp.answer_with_descriptor`.
@@ -33,9 +34,9 @@ def give_device(
     flags: int,
     shared: int | None,
 ) -> None:
-    """Let the call return a descriptor for a device; if that fails, close the device.
+    """Let the trapped call return a descriptor for ``device``. If that fails, close the device.
 
-    ``path`` is the opened path. ``shared`` is its memfd, None for a new one.
+    ``path`` is the opened path. ``shared`` is the device's memfd; None creates one.
     """
     entry: OpenDevice | None = None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process between a supervisor and a program: it ends all of the program's processes.
+"""The process between a supervisor and a program, which ends all of the program's processes.
 
 A killed supervisor cannot end anything, and a program's processes may have left its process group
 and parent. Therefore the keeper is the program's parent and adopts its orphans. It has its own
@@ -30,7 +30,8 @@ _KILL_AGAIN: Final = 0.05  # seconds; catches descendants created in the meantim
 
 
 def keep(line: socket.socket, become: Callable[[], int], *, own_group: bool) -> NoReturn:
-    """Fork. The child calls ``become`` and exits with its result; this process becomes its keeper.
+    """Fork: the child calls ``become`` and exits with its result, and this process becomes the
+    child's keeper.
 
     ``line`` is the connection to the supervisor. This process must have only one thread.
     """
@@ -140,7 +141,9 @@ def _kill_descendants() -> None:
 
 
 def descendants(of: int) -> list[int]:
-    """Return the descendants of a process from /proc, parents first."""
+    """Return the process IDs of all descendants of the process ``of``, parents first, as /proc
+    shows them.
+    """
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():

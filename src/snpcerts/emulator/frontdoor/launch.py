@@ -42,7 +42,7 @@ def enter(
     way: Way | None = None,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Become the program ``argv``, served by the process at the other end of ``server``.
+    """Become the program ``argv``, which the process at the other end of ``server`` serves.
 
     This sends ``hello`` with the seccomp listener and waits for the answer ``{"ok": true}``. For a
     mount namespace it first sends ``hello`` with ``"layout": true``; the answer has the
@@ -53,7 +53,10 @@ def enter(
     environment = dict(os.environ if env is None else env)
     program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
     if program is None:
-        raise InputError(f"cannot run {argv[0]}: no such program", hint="give the program's path")
+        raise InputError(
+            f"cannot run {argv[0]}: no such program",
+            hint="install the program, or use its full path",
+        )
     seccomp.check()
     chosen, reason = ways.choose(ways.wanted() if way is None else way)
     _give_signals_back()
@@ -81,9 +84,12 @@ def enter(
 def _answer(server: socket.socket) -> dict[str, Any]:
     answer = control.receive(server)
     if answer is None:
-        raise RefusedError("the emulator closed the connection")
+        raise RefusedError("the emulator closed the connection without an answer")
     if answer[0].get("ok") is not True:
-        raise RefusedError(f"the emulator refused: {answer[0].get('error', 'no reason given')}")
+        raise RefusedError(
+            "the emulator refused to serve the program: "
+            f"{answer[0].get('error', 'no reason given')}"
+        )
     return answer[0]
 
 
@@ -106,7 +112,7 @@ def _give_signals_back() -> None:
 
 
 def _trampoline(arguments: list[str]) -> NoReturn:
-    """Run ``launch DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM ...``, as spawn() starts it."""
+    """Run the command ``launch DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM ...`` of :func:`spawn`."""
     if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[6] != "--":
         print("this module is started only by the front door", file=sys.stderr)
         sys.exit(_USAGE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of a program's mount namespace, as server and launcher describe them to each other.
+"""What a program's mount namespace contains, as server and launcher describe it to each other.
 
 The server knows the door and sends a :class:`Layout`. The launcher builds the namespace and sends
 back a :class:`Places` with its descriptors.
@@ -33,7 +33,7 @@ class Layout:
     trees: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """Return a JSON object for :meth:`from_json`."""
+        """Return this layout as a JSON object, which :meth:`from_json` parses."""
         return {
             "devices": list(self.devices),
             "hidden": list(self.hidden),
@@ -44,11 +44,15 @@ class Layout:
 
     @classmethod
     def from_json(cls, found: object) -> Layout:
-        """Parse the result of :meth:`to_json`. Raises ``InputError`` if it is malformed."""
+        """Return the layout in ``found``, a result of :meth:`to_json`. Raises ``InputError`` if it
+        is malformed.
+        """
         parts = _object(found)
         files = {path: mode for path, mode in _object(parts.get("files")).items() if _plain(path)}
         if any(type(mode) is not int or not 0 <= mode <= 0o777 for mode in files.values()):
-            raise InputError("layout of a namespace: the mode of a file is invalid")
+            raise InputError(
+                "layout of a namespace: a file has a mode that is not between 0 and 0777"
+            )
         devices, hidden, directories, trees = (
             _paths(parts.get(name)) for name in ("devices", "hidden", "directories", "trees")
         )
@@ -57,7 +61,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a namespace has its devices and files.
+    """Where the devices and files of a mount namespace are.
 
     The descriptors come in this order: for each of ``devices``, the root of a devpts instance; the
     ``roots`` of file systems; for each of ``trees``, a descriptor of it. ``files`` and
@@ -73,11 +77,11 @@ class Places:
 
     @property
     def descriptors(self) -> int:
-        """The number of descriptors that belong to this."""
+        """The number of descriptors that belong to these places."""
         return len(self.devices) + self.roots + len(self.trees)
 
     def to_json(self) -> dict[str, object]:
-        """Return a JSON object for :meth:`from_json`."""
+        """Return these places as a JSON object, which :meth:`from_json` parses."""
         return {
             "devices": list(self.devices),
             "roots": self.roots,
@@ -88,11 +92,15 @@ class Places:
 
     @classmethod
     def from_json(cls, found: object) -> Places:
-        """Parse the result of :meth:`to_json`. Raises ``InputError`` if it is malformed."""
+        """Return the places in ``found``, a result of :meth:`to_json`. Raises ``InputError`` if it
+        is malformed.
+        """
         parts = _object(found)
         roots = parts.get("roots")
         if type(roots) is not int or not 0 <= roots < _PATHS_MAX:
-            raise InputError("places in a namespace: wrong number of roots")
+            raise InputError(
+                f"places in a namespace: the number of roots is not between 0 and {_PATHS_MAX - 1}"
+            )
         files, directories = (_places(parts.get(name), roots) for name in ("files", "directories"))
         devices, trees = _paths(parts.get("devices")), _paths(parts.get("trees"))
         return cls(devices, roots, files, directories, trees)
@@ -100,13 +108,15 @@ class Places:
 
 def _object(found: object) -> dict[str, Any]:
     if not isinstance(found, dict) or len(found) > _PATHS_MAX:
-        raise InputError("message about a namespace: expected a small JSON object")
+        raise InputError(
+            f"message about a namespace: expected a JSON object of at most {_PATHS_MAX} entries"
+        )
     return found
 
 
 def _plain(path: object) -> bool:
     if not isinstance(path, str) or "\0" in path or os.path.normpath(path) != path:
-        raise InputError("message about a namespace: a path is not plain")
+        raise InputError("message about a namespace: a path is not normalised")
     # normpath keeps two slashes at the start.
     if not path.startswith("/") or path.startswith("//"):
         raise InputError("message about a namespace: a path is not absolute")
@@ -115,7 +125,9 @@ def _plain(path: object) -> bool:
 
 def _paths(found: object) -> tuple[str, ...]:
     if not isinstance(found, list) or len(found) > _PATHS_MAX:
-        raise InputError("message about a namespace: expected a short list of paths")
+        raise InputError(
+            f"message about a namespace: expected a list of at most {_PATHS_MAX} paths"
+        )
     return tuple(path for path in found if _plain(path))
 
 
@@ -127,4 +139,6 @@ def _place(found: Sequence[object], roots: int) -> tuple[int, str]:
     match found:
         case [int(root), str(name)] if 0 <= root < roots and name and _plain(f"/{name}"):
             return root, name
-    raise InputError("message about a namespace: each place must have a root and a name")
+    raise InputError(
+        "message about a namespace: a place is not a pair of a root's number and a name"
+    )

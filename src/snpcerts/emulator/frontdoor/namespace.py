@@ -69,7 +69,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """The namespace that this process is in. ``places`` says what each of ``descriptors`` is for.
+    """The mount namespace of this process. ``places`` says what each of ``descriptors`` is for.
 
     ``lacks`` says why a tree of the layout could not be mounted. It is empty if all were.
     """
@@ -81,9 +81,9 @@ class Namespace:
 
 
 def missing() -> str:
-    """Return why this process cannot have such a namespace, or an empty string if it can.
+    """Return why this process cannot have its own mount namespace, or an empty string if it can.
 
-    A child process tries it, because a process cannot leave a namespace.
+    A child process tries to enter one, because a process cannot leave it again.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -96,7 +96,7 @@ def missing() -> str:
     with open(reading, "rb") as pipe:
         said = pipe.read().decode(errors="replace")
     os.waitpid(child, 0)
-    return "" if said == _WORKS else said or "the attempt was killed"
+    return "" if said == _WORKS else said or "the process that tried it was killed"
 
 
 def _try() -> str:
@@ -112,7 +112,9 @@ def _try() -> str:
 
 
 def build(layout: Layout) -> Namespace:
-    """Move this process into a namespace of that layout. After an ``OSError`` it is half built."""
+    """Move this process into a new namespace with ``layout``. After an ``OSError``, the namespace
+    is only partly built.
+    """
     return _Builder().build(layout)
 
 
@@ -176,7 +178,7 @@ class _Builder:
     def _mirror(self, directory: str, absent: frozenset[str] | None) -> None:
         """Cover a directory with a tmpfs that shows its entries except ``absent``.
 
-        If ``absent`` is None it shows none of them.
+        If ``absent`` is None, the tmpfs shows no entries.
         """
         with contextlib.ExitStack() as stack:
             real = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -200,8 +202,8 @@ class _Builder:
     @staticmethod
     @contextlib.contextmanager
     def _staged(kind: str, options: str) -> Iterator[int]:
-        """Yield a new file system at the stage, and a descriptor of its root. The descriptor
-        remains valid.
+        """Mount a new file system at the stage, yield a file descriptor for its root, and unmount
+        the file system. The descriptor remains valid.
         """
         _mount(kind, _STAGE, _HARMLESS, kind=kind, options=options)
         try:
@@ -216,11 +218,11 @@ class _Builder:
             _mount(f"{_STAGE}/ptmx", path, MS_BIND)
 
     def _mount_tree(self, path: str) -> None:
-        """Mount the tree. Calls on it wait until the server serves it."""
+        """Mount a FUSE file system at ``path``. Calls on it wait until the server serves it."""
         try:
             fuse = os.open(_FUSE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            self._lacks = f"no {path}: {_FUSE}: {error.strerror}"
+            self._lacks = f"{path} is missing: {_FUSE}: {error.strerror}"
             return
         options = f"fd={fuse},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
         options += ",default_permissions,allow_other"
@@ -228,12 +230,12 @@ class _Builder:
             _mount("snpcerts", path, _HARMLESS, kind="fuse", options=options)
         except OSError as error:
             os.close(fuse)
-            self._lacks = f"no {path}: {error}"
+            self._lacks = f"{path} is missing: {error}"
         else:
             self._trees[path] = fuse
 
     def _cover(self, files: Mapping[str, int]) -> None:
-        """Bind an emulated file over each of these real ones."""
+        """Bind-mount an emulated file over each real one. ``files`` maps their paths to modes."""
         with self._staged("tmpfs", _TMPFS) as root:
             for number, (path, mode) in enumerate(files.items()):
                 self._files[path] = len(self._roots), str(number)
@@ -244,14 +246,18 @@ class _Builder:
             self._roots.append(root)
 
     def _place(self, path: str) -> tuple[int, str]:
-        """Return the root and the name of a path in a mirrored directory, and create its parent."""
+        """Return the number of the root and the name of ``path``, which is in a mirrored directory,
+        and create its parent.
+        """
         directory = max((each for each in self._mirrors if path.startswith(f"{each}/")), key=len)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return self._mirrors[directory], os.path.relpath(path, directory)
 
 
 def _enter() -> None:
-    """Enter a new mount namespace. Without the privilege, enter a user namespace first."""
+    """Enter a new mount namespace, inside a new user namespace if this process lacks the
+    privilege.
+    """
     if _libc.unshare(CLONE_NEWNS):
         if ctypes.get_errno() != errno.EPERM:
             raise _failed("unshare")
@@ -269,7 +275,7 @@ def _enter() -> None:
 
 
 def _copy(real: int, directory: str, absent: frozenset[str]) -> None:
-    """Create the entries of the directory ``real`` in the new one."""
+    """Create the entries of the directory ``real``, except ``absent``, in the new ``directory``."""
     for name in os.listdir(f"/proc/self/fd/{real}"):
         path = f"{directory}/{name}"
         if path in absent or path == _PTMX:
@@ -287,7 +293,7 @@ def _copy(real: int, directory: str, absent: frozenset[str]) -> None:
 
 
 def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
-    """Create a ``ptmx`` for all terminals.
+    """Create the ``ptmx`` that opens terminals in the new ``/dev``.
 
     It cannot be a bind mount, because it looks for ``pts`` in its own directory.
     """
@@ -313,7 +319,7 @@ def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
 
 
 def _existing(directory: str) -> str:
-    """Return the deepest existing directory on that path."""
+    """Return ``directory``, or its deepest ancestor that exists."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     return directory
@@ -329,7 +335,7 @@ def _open_directory(path: str) -> int:
 
 
 def _seal(path: str) -> None:
-    """Make a mount read-only. Its file system stays writable elsewhere."""
+    """Make the mount at ``path`` read-only. Its file system stays writable through other mounts."""
     _mount("none", path, MS_REMOUNT | MS_BIND | MS_RDONLY | _HARMLESS)
 
 
@@ -341,7 +347,9 @@ def _mount(source: str, target: str, flags: int, *, kind: str = "none", options:
 
 
 def _clone(directory: str) -> int:
-    """Return a copy of the mounts at and below a directory. It is not mounted anywhere yet."""
+    """Return a descriptor for a copy of the mounts at and below ``directory``. The copy is not
+    mounted yet.
+    """
     flags = OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
     words = (ctypes.c_int(_AT_FDCWD), os.fsencode(directory), ctypes.c_uint(flags))
     tree = int(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), *words))
@@ -351,7 +359,7 @@ def _clone(directory: str) -> int:
 
 
 def _attach(tree: int, target: str) -> None:
-    """Mount a copy that :func:`_clone` returned."""
+    """Mount ``tree``, a copy that :func:`_clone` returned, at ``target``."""
     to = (ctypes.c_int(_AT_FDCWD), os.fsencode(target), ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH))
     if _libc.syscall(ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_int(tree), b"", *to):
         raise _failed("move_mount", target)

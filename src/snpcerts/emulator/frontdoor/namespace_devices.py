@@ -40,7 +40,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class InUse:
-    """An open that has been used by an ioctl. Its terminal was created at ``since``."""
+    """A device that a program opened and has used with an ioctl. Its terminal was created at
+    ``since``.
+    """
 
     device: Device
     writable: bool
@@ -49,8 +51,8 @@ class InUse:
 
 @dataclass(slots=True)
 class NamespaceDevice:
-    """A device of one namespace. ``root`` is its devpts. ``opens`` maps terminal numbers to
-    opens.
+    """A device of one namespace. ``root`` is its devpts instance. ``opens`` maps the numbers of its
+    terminals to the devices in use.
     """
 
     door: Door
@@ -62,7 +64,7 @@ class NamespaceDevice:
     ended: bool = False
 
     def age(self, number: int) -> int | None:
-        """Return when that open was made; None if it has ended."""
+        """Return when the terminal ``number`` was opened, or None if it has been closed."""
         with contextlib.suppress(OSError):
             return os.stat(str(number), dir_fd=self.root).st_ctime_ns
         return None
@@ -70,7 +72,7 @@ class NamespaceDevice:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A program's descriptor of a device: the number of its open and the flags of open(2)."""
+    """A program's descriptor for a device: the number of its terminal and the flags of open(2)."""
 
     device: NamespaceDevice
     number: int
@@ -87,11 +89,11 @@ class NamespaceDevices:
         if self._inotify < 0:
             raise FrontDoorUnavailableError(
                 f"cannot create an inotify instance ({os.strerror(ctypes.get_errno())})",
-                hint="raise fs.inotify.max_user_instances",
+                hint="raise the sysctl fs.inotify.max_user_instances",
             )
 
     def fileno(self) -> int:
-        """Return a descriptor that becomes readable when an open has ended."""
+        """Return a file descriptor that becomes readable when a program has closed a device."""
         return self._inotify
 
     @property
@@ -100,14 +102,18 @@ class NamespaceDevices:
         return [each.device for one in self._devices.values() for each in one.opens.values()]
 
     def add(self, door: Door, paths: Sequence[str], roots: Sequence[int]) -> list[NamespaceDevice]:
-        """Serve a namespace's devices. Takes ownership of the descriptors ``roots``."""
+        """Serve a namespace's devices at ``paths``. Takes ownership of their descriptors
+        ``roots``.
+        """
         added: list[NamespaceDevice] = []
         for path, root in zip(paths, roots, strict=True):
             try:
                 added.append(self._add(door, os.fsencode(path), root))
             except OSError as error:
                 self.end(added)
-                raise InputError(f"{path}: cannot use its devpts instance ({error})") from error
+                raise InputError(
+                    f"{path}: the device's devpts instance is not usable ({error})"
+                ) from error
             except InputError:
                 self.end(added)
                 raise
@@ -118,17 +124,18 @@ class NamespaceDevices:
         key = found.st_dev, found.st_ino
         if path not in door.devices or found.st_rdev != PTMX_RDEV or key in self._devices:
             raise InputError(
-                f"{os.fsdecode(path)}: not a device of this door, or it has no devpts instance"
+                f"{os.fsdecode(path)}: expected a device of this front door with its own devpts "
+                "instance"
             )
         watch = _libc.inotify_add_watch(self._inotify, b"/proc/self/fd/%d" % root, _IN_DELETE)
         if watch < 0:
-            raise InputError(f"{os.fsdecode(path)}: no inotify watch left")
+            raise InputError(f"{os.fsdecode(path)}: no inotify watch is left for this device")
         device = NamespaceDevice(door, path, root, key, watch)
         self._devices[key] = self._watches[watch] = device
         return device
 
     def place(self, process: int, tid: int, number: int, found: os.stat_result) -> Place | None:
-        """Return the device that a thread's descriptor ``number`` belongs to, or None.
+        """Return the place of a thread's descriptor ``number``, or None if it belongs to no device.
 
         ``found`` is the descriptor's stat result.
         """
@@ -144,7 +151,7 @@ class NamespaceDevices:
             return None
 
     def use(self, place: Place, door: Door, process: int) -> InUse:
-        """Return the open device behind a descriptor. The first use creates it.
+        """Return the emulated device behind a descriptor. The first use opens it.
 
         ``door`` is the caller's door, ``process`` its process ID. Raises ``OSError`` as open(2)
         does.
@@ -155,14 +162,17 @@ class NamespaceDevices:
         device = place.device
         since = device.age(place.number)
         if since is None or device.door is not door:
-            raise OSError(errno.ENXIO, "a descriptor opened behind another door, and not yet used")
+            raise OSError(
+                errno.ENXIO,
+                "the descriptor was opened behind another front door and has not been used yet",
+            )
         info = OpenInfo(os.fsdecode(device.path), place.flags, process)
         in_use = InUse(door.devices[device.path](info), info.writable, since)
         device.opens[place.number] = in_use
         return in_use
 
     def reap(self) -> list[Device]:
-        """Forget the opens that have ended, and return their devices for the caller to close."""
+        """Forget the devices that programs have closed, and return them for the caller to close."""
         ended: list[Device] = []
         while True:
             try:
@@ -191,9 +201,10 @@ class NamespaceDevices:
         return ended
 
     def end(self, devices: Sequence[NamespaceDevice]) -> None:
-        """Handle the end of a namespace.
+        """Handle the end of the namespace that has ``devices``.
 
-        A descriptor may have been passed on, so each device remains until its last one is closed.
+        A descriptor may have been passed on, so each device remains until its last descriptor is
+        closed.
         """
         for device in devices:
             device.ended = True
@@ -206,7 +217,7 @@ class NamespaceDevices:
             os.close(device.root)
 
     def close(self) -> list[Device]:
-        """Forget everything, and return the devices for the caller to close."""
+        """Forget all namespaces, and return their open devices for the caller to close."""
         found = self.open
         for device in list(self._devices.values()):
             device.opens.clear()

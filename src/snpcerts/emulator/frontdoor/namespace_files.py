@@ -54,14 +54,14 @@ class NamespaceFiles:
             raise InputError(f"cannot write the namespace's files ({error})") from error
 
     def refresh(self) -> None:
-        """Write the files that have changed."""
+        """Update the namespace's files if their content has changed."""
         version = self._door.version()
         if version is not self._version:
             self._version = version
             self._fill()
 
     def close(self) -> None:
-        """Stop updating. The namespace keeps the files."""
+        """Stop updating the files, which stay in the namespace."""
         for root in self._roots:
             os.close(root)
         self._roots = ()
@@ -120,7 +120,9 @@ class NamespaceFiles:
 
 
 def _make_numbered(parent: int, number: int) -> None:
-    """Create a directory with that inode number. A tmpfs assigns inode numbers in order."""
+    """Create a directory in ``parent`` with the inode number ``number``. A tmpfs assigns inode
+    numbers in order.
+    """
     while True:
         os.mkdir(_NEXT, 0o755, dir_fd=parent)
         found = os.stat(_NEXT, dir_fd=parent).st_ino
@@ -128,7 +130,10 @@ def _make_numbered(parent: int, number: int) -> None:
             return
         os.rmdir(_NEXT, dir_fd=parent)
         if found > number:
-            raise OSError(errno.ERANGE, f"inode number {number} is already past {found}")
+            raise OSError(
+                errno.ERANGE,
+                f"the tmpfs has already assigned inode number {number}: its next one is {found}",
+            )
         for _ in range(number - found - 1):
             os.close(os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, dir_fd=parent))
 

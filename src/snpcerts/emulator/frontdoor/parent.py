@@ -26,7 +26,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when ``parent``, a process ID, ends.
+    """Have the kernel send this process the signal ``number`` when the process ``parent`` ends.
 
     The setting survives execve(2). Call this in the child. If the parent has already ended, this
     process ends immediately.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves calls that open or examine a path.
+"""Serves the trapped system calls that open or examine a path.
 
 The kernel performs calls for paths that are not emulated.
 """
@@ -38,7 +38,7 @@ _LOOKS_AT_LINKS: Final = frozenset(
 
 
 class PathCalls:
-    """Serves calls with paths. ``process_of`` returns a thread's process."""
+    """Serves the trapped calls that take a path. ``process_of`` returns the process of a thread."""
 
     def __init__(self, descriptors: Descriptors, process_of: Callable[[int], int]) -> None:
         self._descriptors = descriptors
@@ -95,11 +95,11 @@ class PathCalls:
             path = self._descriptors.open[match.key].path or b""
         try:
             if flags & _O_PATH or match.is_barred:
-                raise OSError(errno.ENOENT, "not here")
+                raise OSError(errno.ENOENT, "the device does not exist behind this front door")
             if flags & os.O_CREAT and flags & os.O_EXCL:
-                raise OSError(errno.EEXIST, "there already")
+                raise OSError(errno.EEXIST, "the file exists already")
             if flags & os.O_DIRECTORY:
-                raise OSError(errno.ENOTDIR, "not a directory")
+                raise OSError(errno.ENOTDIR, "the path does not name a directory")
             if match.kind is PathKind.FILE:
                 self._give_file(listener, door, notification, path, flags)
                 return
@@ -120,7 +120,7 @@ class PathCalls:
     ) -> None:
         mode = flags & os.O_ACCMODE
         if mode != os.O_RDONLY and not door.opens_for_writing(path):
-            raise OSError(errno.EACCES, "read-only")
+            raise OSError(errno.EACCES, "the file is read-only")
         descriptor = file_with(path, door.files[path](), mode)
         try:
             give(listener, notification, descriptor, flags)
@@ -168,7 +168,7 @@ class PathCalls:
     ) -> None:
         memory = ProcessMemory(tid)
         if match.is_barred:
-            raise OSError(errno.ENOENT, "not here")
+            raise OSError(errno.ENOENT, "the device does not exist behind this front door")
         if call in (Syscall.STAT, Syscall.LSTAT):
             memory.write(arguments[1], stat.stat_of(match))
         elif call is Syscall.NEWFSTATAT:
@@ -176,17 +176,17 @@ class PathCalls:
         elif call is Syscall.STATX:
             memory.write(arguments[4], stat.statx_of(match))
         elif call in (Syscall.READLINK, Syscall.READLINKAT):
-            raise OSError(errno.EINVAL, "not a link")
+            raise OSError(errno.EINVAL, "the path does not name a link")
         elif call in (Syscall.GETXATTR, Syscall.LGETXATTR):
-            raise OSError(errno.ENODATA, "no such attribute")
+            raise OSError(errno.ENODATA, "the file has no such attribute")
         elif call in (Syscall.LISTXATTR, Syscall.LLISTXATTR):
             return  # an empty list
         else:
             mode = arguments[1] if call is Syscall.ACCESS else arguments[2]
             if mode & os.X_OK and match.kind is not PathKind.DIRECTORY:
-                raise OSError(errno.EACCES, "not executable")
+                raise OSError(errno.EACCES, "the file is not executable")
             if mode & os.W_OK and not door.opens_for_writing(match.path):
-                raise OSError(errno.EACCES, "not writable")
+                raise OSError(errno.EACCES, "the file is not writable")
 
 
 def _follows(call: Syscall, arguments: tuple[int, ...]) -> bool:

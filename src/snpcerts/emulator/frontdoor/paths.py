@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the file that a path means to the thread that uses it.
+"""Finds the file that a path names for the thread that uses the path.
 
 A path is resolved as the kernel would: from the thread's root, working directory or a directory
 descriptor, through links, ``..``, ``/proc/self`` and the links of ``/proc/PID`` that lead to files
@@ -63,7 +63,9 @@ def read_path(tid: int, address: int) -> bytes | None:
 
 
 def _read_text(tid: int, address: int, size: int) -> bytes | None:
-    """Read bytes up to the first zero, or ``size`` bytes if there is no zero."""
+    """Read bytes at ``address`` up to the first zero byte, or ``size`` bytes without one; None if
+    they cannot be read.
+    """
     if address + size > _ADDRESS_LIMIT:
         return None
     _remote.base = address
@@ -76,7 +78,9 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
 
 
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
-    """Return a path by which this process reaches the same file, except links in ``/proc/self``."""
+    """Return a path by which this process reaches the file that ``path`` names for ``tid``. Paths
+    through ``/proc/self`` are an exception.
+    """
     if path.startswith(b"/"):
         return b"/proc/%d/root%b" % (tid, path)
     if dirfd == AT_FDCWD:
@@ -86,7 +90,7 @@ def start(tid: int, dirfd: int, path: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPath:
-    """The result of resolving a path.
+    """Where a path leads: the resolved path and the file's status.
 
     ``path`` is absolute, without links and ``..``, and relative to the thread's root. For a file
     without a name it is the text of its link in ``/proc``. ``status`` is None if nothing exists
@@ -135,7 +139,7 @@ def _start_of(tid: int, root: bytes, dirfd: int, path: bytes, confined: bool) ->
 
 
 def _inside(root: bytes, path: bytes) -> bytes:
-    """Translate a path of this process to one for a thread with another root."""
+    """Translate ``path`` of this process to a path for a thread whose root is ``root``."""
     top = os.readlink(root.rstrip(b"/"))
     inside = top != b"/" and (path == top or path.startswith(top + b"/"))
     return (path[len(top) :] or b"/") if inside else path
@@ -177,7 +181,9 @@ def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> ResolvedPath | No
 
 
 def _link(root: bytes, name: bytes, tid: int) -> bytes:
-    """Return the link's target; empty if it is not a link or does not exist."""
+    """Return the target of the link ``name``, or nothing if ``name`` is not a link or does not
+    exist.
+    """
     # The target of these links depends on the process that follows them.
     if name in (b"proc/self", b"proc/thread-self") and (asking := task(tid)) is not None:
         own = b"%d" % asking.process

@@ -75,14 +75,14 @@ class FrontDoorUnavailableError(RefusedError):
 
 
 class _SockFprog(ctypes.Structure):
-    """``struct sock_fprog``."""
+    """``struct sock_fprog``: a BPF program, for the kernel."""
 
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 @dataclass(slots=True)
 class Notification:
-    """A system call that waits for its answer.
+    """A trapped system call that waits for its answer.
 
     ``tid`` is the calling thread, in this process's PID namespace. ``number`` is the system call;
     ``arguments`` are its six words, unchanged.
@@ -98,7 +98,7 @@ _U32: Final = (1 << 32) - 1
 
 
 def c_int(word: int) -> int:
-    """Return the low half of an argument as a C int."""
+    """Return the low 32 bits of a system call's argument as a signed C int."""
     word &= _U32
     return word - (1 << 32) if word >> 31 else word
 
@@ -156,7 +156,7 @@ def check() -> None:
 
 
 def install(program: bytes) -> int:
-    """Put this thread and its descendants behind the filter; return the listener.
+    """Put this thread and its descendants behind the filter ``program``; return its listener.
 
     The filter cannot be removed, and setuid files no longer give privileges. The listener is
     close-on-exec. Every trapped call waits until it is answered through the listener. Once all
@@ -174,18 +174,18 @@ def install(program: bytes) -> int:
             raise _refuse(
                 "this process already has a seccomp listener",
                 (
-                    "a process can have only one: start it outside the other front door or "
-                    "container runtime"
+                    "start this program outside the other front door or container: a process can "
+                    "have only one listener"
                 ),
             ) from error
         raise _refuse(
             f"seccomp refused the filter ({error.strerror})",
-            "a container or sandbox may forbid seccomp(2): run this outside of it",
+            "run this program outside the container or sandbox, which may forbid seccomp(2)",
         ) from error
 
 
 def is_listener(descriptor: int) -> bool:
-    """Whether a received descriptor is a seccomp listener."""
+    """Whether ``descriptor`` is a seccomp listener."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:seccomp notify"
     except OSError:
@@ -193,9 +193,9 @@ def is_listener(descriptor: int) -> bool:
 
 
 def wake_synchronously(listener: int) -> bool:
-    """Let the scheduler run caller and supervisor alternately on one CPU.
+    """Ask the kernel to run caller and supervisor alternately on one CPU.
 
-    Returns False if it cannot.
+    Returns False if the kernel cannot.
     """
     try:
         fcntl.ioctl(listener, _NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
@@ -205,7 +205,7 @@ def wake_synchronously(listener: int) -> bool:
 
 
 def receive(listener: int) -> Notification | None:
-    """Return the next waiting call; None if its caller has ended."""
+    """Return the next trapped call that waits at ``listener``, or None if its caller has ended."""
     try:
         answer = fcntl.ioctl(listener, _NOTIF_RECV, _BLANK)
     except OSError as error:
@@ -228,7 +228,8 @@ def _send(listener: int, response: bytes) -> bool:
 
 
 def answer(listener: int, notification: int, value: int) -> bool:
-    """Let the call return ``value``, or fail with errno ``-value``.
+    """Let the trapped call return ``value``. If that is negative, the call fails with errno
+    ``-value``.
 
     Returns False if its caller has ended.
     """
@@ -238,7 +239,7 @@ def answer(listener: int, notification: int, value: int) -> bool:
 
 
 def proceed(listener: int, notification: int) -> bool:
-    """Let the kernel perform the call; return False if its caller has ended.
+    """Let the kernel perform the trapped call; return False if its caller has ended.
 
     The kernel reads the arguments again, and another thread may have changed what
     they point to. Use this only for calls that are harmless with any arguments.
@@ -249,7 +250,8 @@ def proceed(listener: int, notification: int) -> bool:
 def answer_with_descriptor(
     listener: int, notification: int, descriptor: int, *, cloexec: bool
 ) -> None:
-    """Let the call return a new descriptor for this process's open file ``descriptor``.
+    """Let the trapped call return a new descriptor for ``descriptor``, an open file of this
+    process.
 
     The descriptor gets the lowest free number. Raises ``FileNotFoundError`` if the caller has
     ended. Any other ``OSError`` (EMFILE) must be passed to the caller, whose call still waits for
@@ -267,7 +269,7 @@ def answer_with_descriptor(
 
 
 def is_waiting(listener: int, notification: int) -> bool:
-    """Whether the thread still exists and waits for this call's answer."""
+    """Whether the calling thread still waits for the answer to ``notification``."""
     try:
         fcntl.ioctl(listener, _NOTIF_ID_VALID, _ID.pack(notification))
     except FileNotFoundError:

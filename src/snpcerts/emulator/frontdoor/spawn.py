@@ -50,8 +50,8 @@ class Program:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit status, or 128 + the signal number as in a shell; None while the program
-        runs.
+        """The program's exit status, or None while it runs. After a signal it is 128 + the signal's
+        number, as in a shell.
         """
         return self._code
 
@@ -67,20 +67,22 @@ class Program:
         return self.process.poll() is not None
 
     def learn_pid(self) -> None:
-        """Wait until the keeper sends the program's process id."""
+        """Wait until the keeper sends the program's process ID."""
         if self._line is None or (said := control.receive(self._line)) is None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self.pid = int(said[0]["pid"])
 
     def watch(self) -> None:
-        """Register with the supervisor's loop, which reports the program's end."""
+        """Let the supervisor's loop watch for the program's end."""
         if self._line is not None:
             self._line.setblocking(False)
             self._supervisor.add_reader(self._line.fileno(), self._hear)
             self._supervisor.on_close(self._close)
 
     def _close(self) -> None:
-        """Close the connection, and wait for the end of every process."""
+        """Close the connection to the keeper, and wait until all processes of the program have
+        ended.
+        """
         if self._line is not None:
             self._line.close()
             self._line = None
@@ -121,7 +123,7 @@ def spawn(
     way: Way | None = None,
     on_exit: Callable[[], None] = lambda: None,
 ) -> Program:
-    """Start ``argv``. It makes progress only while ``supervisor`` serves it.
+    """Start the program ``argv``, which makes progress only while ``supervisor`` serves it.
 
     If the program does not exist, its exit code is 127; if it cannot be executed, 126.
     ``own_group`` makes it the leader of a new process group. ``way`` is as for
@@ -173,7 +175,7 @@ def spawn(
         except OSError as error:
             raise seccomp.FrontDoorUnavailableError(
                 f"{argv[0]} did not start behind the front door ({error})",
-                hint="the machine may be overloaded: try again",
+                hint="try again: the machine may be overloaded",
             ) from error
         program.watch()
         failed.pop_all()
@@ -195,7 +197,8 @@ def run(
     env: Mapping[str, str] | None = None,
     supervisor: Supervisor | None = None,
 ) -> int:
-    """Run ``argv`` with the devices of ``door`` and the streams of this process.
+    """Run the program ``argv`` with the devices of ``door`` and the standard streams of this
+    process.
 
     Returns the exit code as a shell reports it. The program gets the terminal's signals. Processes
     that it leaves behind are killed; if ``supervisor`` is given, they may run until it is closed.

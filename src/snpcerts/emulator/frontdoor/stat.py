@@ -45,7 +45,9 @@ def _device_number(match: Match) -> int:
 
 
 def _inode(match: Match) -> int:
-    """Return the inode number that the door sets, otherwise a stable one for each path."""
+    """Return the inode number that the door sets. If it sets none, return a number that depends
+    only on the path.
+    """
     if match.inode is not None:
         return match.inode
     number = 0
@@ -55,7 +57,7 @@ def _inode(match: Match) -> int:
 
 
 def stat_of(match: Match) -> bytes:
-    """Return ``struct stat`` for a path."""
+    """Return ``struct stat`` for the emulated path in ``match``."""
     return _STAT.pack(
         _DEVTMPFS,
         _inode(match),
@@ -71,7 +73,7 @@ def stat_of(match: Match) -> bytes:
 
 
 def statx_of(match: Match) -> bytes:
-    """Return ``struct statx`` for a path."""
+    """Return ``struct statx`` for the emulated path in ``match``."""
     rdev = _device_number(match)
     return _STATX.pack(
         _STATX_BASIC_STATS,

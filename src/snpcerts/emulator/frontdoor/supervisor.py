@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves the trapped calls in one thread and one loop; answers are sent in any order.
+"""Serves trapped system calls in one loop of one thread, and answers them in any order.
 
 A call that has to wait (an idle vCPU) stays unanswered while others are served, so one thread
 serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake the caller of a received
@@ -87,8 +87,8 @@ class _Listener:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A waiting call. ``seen`` says whether the last check found a signal pending for the
-    process.
+    """A trapped call that waits for its result. ``seen`` says whether the last check found a signal
+    pending for the process.
     """
 
     listener: _Listener
@@ -98,7 +98,9 @@ class _Waiting:
 
 
 class _SignalPending:
-    """Tells whether a signal is pending for a thread. The answer is cached for a short time."""
+    """When called, returns whether a signal is pending for a thread. It caches the answer
+    briefly.
+    """
 
     __slots__ = ("_answer", "_tid", "_until")
 
@@ -135,7 +137,7 @@ def _waits(operation: Operation[None]) -> bool:
 
 
 class Supervisor:
-    """Serves any number of listeners, each with its door.
+    """Serves any number of seccomp listeners, each with its own front door.
 
     Everything, including the devices, runs in the thread that calls :meth:`step` or :meth:`run`.
     """
@@ -166,7 +168,8 @@ class Supervisor:
         places: Places | None = None,
         namespace: Sequence[int] = (),
     ) -> None:
-        """Serve a seccomp listener. Takes ownership of it and of the descriptors ``namespace``.
+        """Serve the seccomp listener ``descriptor``. Takes ownership of it and of the descriptors
+        in ``namespace``.
 
         ``on_end`` is called when the last process behind it has ended. If the program has a mount
         namespace, ``places`` says what the descriptors of ``namespace`` are, and its files are
@@ -187,7 +190,9 @@ class Supervisor:
         if len(namespace) != places.descriptors or not door.trees.keys() >= {*places.trees}:
             for each in namespace:
                 os.close(each)
-            raise InputError("this namespace's file systems are not those of the front door")
+            raise InputError(
+                "places in a namespace: the file systems differ from those of the front door"
+            )
         try:
             devices = self._namespaces.add(door, places.devices, namespace[:count])
         except BaseException:
@@ -211,14 +216,16 @@ class Supervisor:
         return _ServedNamespace(devices, files, served)
 
     def refresh(self) -> None:
-        """Update the files in all namespaces."""
+        """Update the emulated files in all mount namespaces."""
         for listener in self._listeners.values():
             if listener.namespace is not None:
                 with contextlib.suppress(OSError):  # a full tmpfs must not make a device fail
                     listener.namespace.files.refresh()
 
     def serves(self, descriptor: int) -> bool:
-        """Whether the listener is already served under another descriptor number."""
+        """Whether this supervisor already serves the listener ``descriptor`` under another
+        number.
+        """
         # Two descriptors of one listener become ready together, so the second receive would block.
         return any(_same_file(descriptor, other) for other in self._listeners)
 
@@ -243,7 +250,7 @@ class Supervisor:
         return [*opened, *self._namespaces.open]
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Serve until ``until`` returns true. It is called after each round."""
+        """Serve until ``until`` returns true. ``until`` is called before each round."""
         while not until():
             self.step(None)
 
@@ -310,7 +317,7 @@ class Supervisor:
         return bool(self._waiting) or any(tree.interrupted for tree in self._trees.values())
 
     def _due(self) -> float:
-        """The latest time to check the waiting calls."""
+        """The latest time at which to check the waiting calls."""
         deadlines = (waiting.pending.deadline for waiting in self._waiting.values())
         return min((self._next_look, *(at for at in deadlines if at is not None)))
 
@@ -372,7 +379,7 @@ class Supervisor:
                 self._finish(waiting, -errno.EINTR)
 
     def _poll(self, waiting: _Waiting) -> bool:
-        """Poll the call; return whether it is done."""
+        """Poll a waiting call; return whether its result is now known."""
         try:
             result = waiting.pending.poll()
         except OSError as error:
@@ -493,7 +500,7 @@ class Supervisor:
 
     @staticmethod
     def _refusal(listener: _Listener, tid: int, number: int, found: os.stat_result | None) -> int:
-        """Return the errno of a device ioctl on a descriptor that is not emulated."""
+        """Return the errno with which a device ioctl fails on a descriptor that is not emulated."""
         if found is None:
             return errno.EBADF
         if listener.door.is_guarded(found):
@@ -505,8 +512,8 @@ class Supervisor:
         return errno.ENOTTY
 
     def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
-        """Return the thread's process, and the stat of its descriptor ``number``; None if it is
-        closed.
+        """Return the thread's process ID, and the stat result of its descriptor ``number`` or None
+        if that is closed.
         """
         process = self._processes.get(tid, 0)
         for _ in range(2):
@@ -533,7 +540,7 @@ class Supervisor:
         number: int,
         found: os.stat_result | None,
     ) -> OpenDevice | InUse | None:
-        """Return the open emulated device behind a descriptor.
+        """Return the open emulated device behind a descriptor, or None if it is not emulated.
 
         Raises ``OSError`` if it cannot be opened.
         """

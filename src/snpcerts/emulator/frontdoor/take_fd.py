@@ -12,7 +12,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def take_descriptor(process: int, descriptor: int) -> int:
-    """Yield a descriptor of this process for the same file, and close it afterwards.
+    """Return a new descriptor in this process for a file that the process ``process`` has open.
+
+    The caller must close it.
 
     Raises ``OSError`` with EBADF if the descriptor is closed.
     """

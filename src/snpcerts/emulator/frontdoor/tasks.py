@@ -15,7 +15,7 @@ _STATUS_MAX: Final = 8192  # bytes; a status file has about 1500
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A thread. The masks have bit ``signal - 1`` set for each signal.
+    """A thread's process and signals. In each mask, bit ``signal - 1`` stands for ``signal``.
 
     ``own`` are pending signals sent to this thread; ``shared`` are those sent to the process,
     which any of its ``threads`` may take. ``blocked`` are those that the thread blocks.
@@ -28,8 +28,8 @@ class Task:
     blocked: int
 
     def deliverable(self, blocked: int | None = None) -> tuple[int, int]:
-        """Return ``own`` and ``shared`` without the blocked ones; ``blocked`` replaces the thread's
-        mask.
+        """Return ``own`` and ``shared`` without blocked signals. ``blocked``, if set, replaces the
+        thread's own mask.
         """
         free = ~(self.blocked if blocked is None else blocked)
         return self.own & free, self.shared & free

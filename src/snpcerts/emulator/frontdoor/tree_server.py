@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves an emulated file system (:mod:`snpcerts.emulator.syscall.file_tree`) by FUSE.
+"""Serves an emulated file system (:mod:`snpcerts.emulator.syscall.file_tree`) through FUSE.
 
 The kernel sends each system call on the mounted tree as a message, so a program needs no
 preparation, and calls on other file systems are not slowed down. Nothing is cached: each read and
@@ -89,7 +89,7 @@ class _Request:
 
 
 class TreeServer:
-    """One mounted tree. Takes ownership of ``descriptor``, an open ``/dev/fuse``.
+    """Serves one mounted tree. Takes ownership of ``descriptor``, an open ``/dev/fuse``.
 
     All files in it belong to this process's user, who is the only user behind the door.
     """
@@ -124,7 +124,9 @@ class TreeServer:
         }
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when there is a message."""
+        """Return the descriptor of ``/dev/fuse``, which is readable when the kernel has sent a
+        message.
+        """
         return self._descriptor
 
     @property
@@ -133,7 +135,7 @@ class TreeServer:
         return any(request.interrupted for request in self._requests.values())
 
     def serve(self) -> bool:
-        """Receive a message and serve it. Returns False once the tree is no longer mounted."""
+        """Receive and handle one message. Returns False once the tree is no longer mounted."""
         try:
             message = os.read(self._descriptor, _BUFFER)
         except OSError as error:
@@ -235,13 +237,13 @@ class TreeServer:
     def _node(self, number: int) -> TreeFile | TreeDirectory:
         found = self._nodes.get(number)
         if found is None:
-            raise OSError(errno.ESTALE, "no such node")
+            raise OSError(errno.ESTALE, "the tree has no such node")
         return found
 
     def _directory(self, number: int) -> TreeDirectory:
         found = self._node(number)
         if not stat.S_ISDIR(found.mode):
-            raise OSError(errno.ENOTDIR, "not a directory")
+            raise OSError(errno.ENOTDIR, "the node is not a directory")
         return found  # type: ignore[return-value]  # a directory by its mode
 
     def _attributes(self, node: TreeFile | TreeDirectory) -> bytes:
@@ -267,7 +269,9 @@ class TreeServer:
     def _init(self, _: FuseInHeader, body: bytes) -> Handling:
         asked = FuseInitIn.unpack(body.ljust(FuseInitIn.SIZE, b"\0"))
         if asked.major != MAJOR:
-            raise OSError(errno.EPROTO, f"FUSE version {asked.major} is not supported")
+            raise OSError(
+                errno.EPROTO, f"FUSE major version: expected {MAJOR}, found {asked.major}"
+            )
         return FuseInitOut(
             major=MAJOR,
             minor=min(MINOR, asked.minor),
@@ -284,7 +288,7 @@ class TreeServer:
         name = _name(body)
         found = self._directory(header.nodeid).entries.get(name)
         if found is None:
-            raise OSError(errno.ENOENT, "no such name")
+            raise OSError(errno.ENOENT, "the directory has no such entry")
         return self._entry(found)
         yield
 
@@ -293,10 +297,10 @@ class TreeServer:
         yield
 
     def _setattr(self, header: FuseInHeader, body: bytes) -> Handling:
-        """Handle O_TRUNC. It has no effect on an attribute."""
+        """Handle SETATTR for O_TRUNC, which changes nothing; refuse any other change."""
         changes = FuseSetattrIn.unpack(body).valid & ~(FATTR_FH | FATTR_LOCKOWNER)
         if changes != FATTR_SIZE:
-            raise OSError(errno.EPERM, "this cannot be changed")
+            raise OSError(errno.EPERM, "the attributes of an emulated file cannot be changed")
         return _with_attributes(FuseAttrOut(), self._attributes(self._node(header.nodeid)))
         yield
 
@@ -312,7 +316,7 @@ class TreeServer:
     def _open_file(self, header: FuseInHeader, body: bytes) -> Handling:
         node = self._node(header.nodeid)
         if stat.S_ISDIR(node.mode):
-            raise OSError(errno.EISDIR, "a directory")
+            raise OSError(errno.EISDIR, "a directory cannot be opened as a file")
         opened = node.open(FuseOpenIn.unpack(body).flags)  # type: ignore[union-attr]  # by its mode
         self._handles += 1
         self._open[self._handles] = opened
@@ -322,7 +326,7 @@ class TreeServer:
     def _opened(self, handle: int) -> OpenTreeFile:
         found = self._open.get(handle)
         if found is None:
-            raise OSError(errno.EBADF, "no such open file")
+            raise OSError(errno.EBADF, "no open file has this handle")
         return found
 
     def _read(self, _: FuseInHeader, body: bytes) -> Handling:
@@ -392,5 +396,5 @@ def _with_attributes(answer: CStruct, attributes: bytes) -> bytes:
 def _name(body: bytes) -> str:
     name = body.partition(b"\0")[0]
     if len(name) > _NAME_MAX:
-        raise OSError(errno.ENAMETOOLONG, "the name is too long")
+        raise OSError(errno.ENAMETOOLONG, "the file name is too long")
     return os.fsdecode(name)

@@ -30,9 +30,9 @@ class Way(enum.Enum):
 
 
 def wanted(name: str | None = None) -> Way | None:
-    """Return the way with that name; without a name, the one that the environment names.
+    """Return the way called ``name``; if ``name`` is None, the way that SNPCERTS_DOOR names.
 
-    None means whatever the kernel allows.
+    Returns None for "auto" or no name: use the way that the kernel allows.
     """
     name = os.environ.get(VARIABLE) if name is None else name
     if not name or name == "auto":
