@@ -194,4 +194,4 @@ def test_a_machine_without_fuse_says_so_in_its_log(emulated: Emulated) -> None:
     )
     assert "/dev/sev-guest" in ran.stdout
     log = next(emulated.directory.glob("*.log")).read_text()
-    assert "no /sys/kernel/config: /dev/no-fuse: No such file" in log
+    assert "/sys/kernel/config is missing: /dev/no-fuse: No such file" in log

@@ -218,7 +218,7 @@ def test_scripted_guests_report_their_outcomes(emulated: Emulated, tmp_path: Pat
             "cannot be combined with --requests",
         ),
         (["guest", "--", "true"], 1, "exactly one VM"),
-        (["guest", "--vm", "nobody", "--", "true"], 1, "no VM 'nobody'"),
+        (["guest", "--vm", "nobody", "--", "true"], 1, "there is no VM 'nobody'"),
         (["guest", "--certs", "missing", "--", "true"], 2, "No such file"),
         (["guest", "--certs", "x", "--vm", "y", "--", "true"], 2, "cannot be combined"),
         (["guest", "--kernel", "7.2", "--", "true"], 2, "--kernel needs --certs"),

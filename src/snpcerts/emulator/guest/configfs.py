@@ -26,7 +26,9 @@ _WRITABLE: Final = 0o200
 
 @dataclass(frozen=True, slots=True)
 class TextAttribute:
-    """A text attribute: the functions that show and store it. None if it has no such operation."""
+    """A text attribute: the functions that show and store it, each None if the attribute lacks that
+    operation.
+    """
 
     show: Callable[[], Operation[bytes]] | None = None
     store: Callable[[bytes], Operation[None]] | None = None
@@ -53,7 +55,7 @@ class _Fragment:
 
 
 class ConfigFile:
-    """The file of an attribute."""
+    """The file of one attribute."""
 
     def __init__(
         self, number: int, attribute: TextAttribute | BinaryAttribute, fragment: _Fragment
@@ -69,7 +71,7 @@ class ConfigFile:
 
     @property
     def mode(self) -> int:
-        """The mode of a regular file."""
+        """The mode of a regular file, with the permissions of the attribute."""
         return stat.S_IFREG | self._permissions
 
     @property
@@ -95,9 +97,7 @@ class ConfigFile:
 
 
 class _OpenConfigFile:
-    """The base of open files of both kinds. It holds the fragment, and runs one operation at a
-    time.
-    """
+    """The base class of open files of both kinds, which run one operation at a time."""
 
     def __init__(self, fragment: _Fragment) -> None:
         self._fragment = fragment
@@ -123,7 +123,7 @@ class _OpenText(_OpenConfigFile):
         if self._page is None:
             self._check()
             if self._attribute.show is None:
-                raise OSError(errno.EBADF, "not open for reading")
+                raise OSError(errno.EBADF, "the file is not open for reading")
             self._busy = True
             try:
                 self._page = yield from self._attribute.show()
@@ -132,15 +132,15 @@ class _OpenText(_OpenConfigFile):
         return self._page[offset : offset + size]
 
     def write(self, _offset: int, data: bytes) -> Operation[int]:
-        """Store the data of one write, whatever its offset in the file."""
+        """Store the data of one write(2), whatever its offset in the file."""
         yield from self._alone()
         text = data[: TEXT_MAX - 1]
         if not text:
-            raise OSError(errno.EFAULT, "nothing to write")
+            raise OSError(errno.EFAULT, "there are no bytes to write")
         self._page = None
         self._check()
         if self._attribute.store is None:
-            raise OSError(errno.EBADF, "not open for writing")
+            raise OSError(errno.EBADF, "the file is not open for writing")
         self._busy = True
         try:
             yield from self._attribute.store(text)
@@ -163,7 +163,7 @@ class _OpenBinary(_OpenConfigFile):
     def read(self, offset: int, size: int) -> Operation[bytes]:
         yield from self._alone()
         if self._written is not None:
-            raise OSError(errno.ETXTBSY, "already written")
+            raise OSError(errno.ETXTBSY, "this open file has already been written")
         if self._content is None:
             self._busy = True
             try:
@@ -175,13 +175,13 @@ class _OpenBinary(_OpenConfigFile):
     def _fill(self) -> Operation[None]:
         read = self._attribute.read
         if read is None:
-            raise OSError(errno.EBADF, "not open for reading")
+            raise OSError(errno.EBADF, "the file is not open for reading")
         self._check()
         length = len((yield from read(False)))
         if not length:
             return
         if length > self._attribute.max_size:
-            raise OSError(errno.EFBIG, "larger than the attribute can be")
+            raise OSError(errno.EFBIG, "the content is larger than the attribute allows")
         self._check()
         found = yield from read(True)
         # The first call returned the size of the buffer.
@@ -190,19 +190,19 @@ class _OpenBinary(_OpenConfigFile):
     def write(self, offset: int, data: bytes) -> Operation[int]:
         yield from self._alone()
         if self._content is not None:
-            raise OSError(errno.ETXTBSY, "already read")
+            raise OSError(errno.ETXTBSY, "this open file has already been read")
         if self._written is None:
             self._written = bytearray()
         end = offset + len(data)
         if end > self._attribute.max_size:
-            raise OSError(errno.EFBIG, "larger than the attribute can be")
+            raise OSError(errno.EFBIG, "the content is larger than the attribute allows")
         if end > len(self._written):
             self._written.extend(bytes(end - len(self._written)))
         self._written[offset:end] = data
         return len(data)
 
     def close(self) -> Operation[None]:
-        """Perform the write; its errors are lost."""
+        """Pass the written data to the attribute; its errors are lost."""
         write = self._attribute.write
         if self._written is None or write is None or self._fragment.dead:
             return
@@ -214,10 +214,10 @@ class _OpenBinary(_OpenConfigFile):
 
 @dataclass(slots=True)
 class ConfigDirectory:
-    """A directory. ``make_item`` creates the object for a mkdir(2) in it.
+    """A directory of configfs. ``make_item`` creates the object for a mkdir(2) in the directory.
 
-    If it is None, mkdir fails with EPERM. ``removable`` says that a program created the directory,
-    so a program may remove it.
+    If ``make_item`` is None, mkdir fails with EPERM. ``removable`` says that a program created the
+    directory, so a program may remove it.
     """
 
     numbers: itertools.count[int]
@@ -242,7 +242,7 @@ class ConfigDirectory:
 
     @property
     def entries(self) -> Mapping[str, ConfigFile | ConfigDirectory]:
-        """Its entries, by name."""
+        """The entries of this directory, by name."""
         return self.children
 
     def group(
@@ -257,16 +257,16 @@ class ConfigDirectory:
         return made
 
     def make(self, name: str) -> Operation[ConfigDirectory]:
-        """Create an item; EPERM if programs cannot create items here."""
+        """Create an item, as mkdir(2) does; EPERM if programs cannot create items here."""
         if self.make_item is None:
-            raise OSError(errno.EPERM, "no directory can be made here")
+            raise OSError(errno.EPERM, "programs cannot create directories here")
         if len(os.fsencode(name)) > NAME_MAX:
-            raise OSError(errno.ENAMETOOLONG, "the name is too long")
+            raise OSError(errno.ENAMETOOLONG, "the directory's name is too long")
         if name in self.children:
-            raise OSError(errno.EEXIST, "the name exists")
+            raise OSError(errno.EEXIST, "this name already exists")
         attributes = yield from self.make_item()
         if name in self.children:  # another thread created it in the meantime
-            raise OSError(errno.EEXIST, "the name exists")
+            raise OSError(errno.EEXIST, "this name already exists")
         made = ConfigDirectory(self.numbers, removable=True)
         for each, attribute in attributes.items():
             made.children[each] = ConfigFile(next(self.numbers), attribute, made._fragment)
@@ -279,9 +279,9 @@ class ConfigDirectory:
         if found is None:
             raise OSError(errno.ENOENT, "there is no such directory")
         if not isinstance(found, ConfigDirectory):
-            raise OSError(errno.ENOTDIR, "not a directory")
+            raise OSError(errno.ENOTDIR, "this name is not a directory's")
         if not found.removable:
-            raise OSError(errno.EPERM, "the kernel's own directory")
+            raise OSError(errno.EPERM, "the directory belongs to the kernel")
         found._fragment.dead = True
         del self.children[name]
         return

@@ -77,7 +77,7 @@ class SharedPages:
 
 @dataclass(slots=True)
 class Vmpck:
-    """A message key that the guest's kernel holds.
+    """A VMPCK as the guest's kernel holds it.
 
     ``counter`` is the number of the last message exchanged. ``key`` is all zero once the driver has
     destroyed it. ``busy`` is the driver's mutex.
@@ -96,7 +96,9 @@ class Vmpck:
 
 @dataclass(frozen=True, slots=True)
 class DriverRequest:
-    """One message to send. ``data_pages`` is None for a plain request, and 0 for no buffer."""
+    """One guest message to send. ``data_pages`` is None for a plain request, and 0 for an extended
+    request without a buffer.
+    """
 
     msg_type: int
     msg_version: int
@@ -107,7 +109,7 @@ class DriverRequest:
 
 @dataclass(frozen=True, slots=True)
 class DriverResponse:
-    """The result of a request.
+    """The driver's result of a request.
 
     ``result`` is 0, a negative errno, or positive: the ``es_result`` of a VMGEXIT whose
     SW_EXITINFO1 was not 0. ``exitinfo2`` is None if the driver did not set it. ``pages`` is the
@@ -147,7 +149,7 @@ Driver = Generator[Event, int, DriverResponse]
 
 @dataclass(slots=True)
 class LinuxGuest:
-    """The kernel of one VM.
+    """The Linux kernel in one VM.
 
     ``data_pages`` is the maximum size of a certificate buffer in pages (Linux: 4); ``busy_delay``
     and ``busy_limit`` are seconds.
@@ -167,7 +169,7 @@ class LinuxGuest:
         page = self.vm.secrets_page
         if page is None:
             log.warning(
-                "%s: the VMM gave no secrets page, so the guest cannot attest", self.vm.name
+                "%s: the VMM provided no secrets page, so the guest cannot attest", self.vm.name
             )
             return
         secrets = SecretsPage.unpack(page)
@@ -193,7 +195,7 @@ class LinuxGuest:
             self.gone = True
 
     def submit(self, request: DriverRequest) -> DriverCall:
-        """Queue a request of a program in the guest. The response is stored in the call.
+        """Queue a request of a program in the guest. The returned call receives the response.
 
         Raises ENODEV if this guest serves no requests.
         """
@@ -248,7 +250,9 @@ class LinuxGuest:
         return pages
 
     def _bounce_buffer(self) -> int | None:
-        """Return the 2 MiB bounce buffer, like Linux's swiotlb; None if memory is too small."""
+        """Return the GPA of the 2 MiB bounce buffer (Linux's swiotlb); None if memory is too
+        small.
+        """
         slot = self.vm.slots.largest()
         if slot is None or slot.size < LARGE_MEMORY:
             return None
@@ -281,7 +285,7 @@ class LinuxGuest:
     def set_page_state_early(
         self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """Change one page without a GHCB."""
+        """Change the state of one page without a GHCB. If that fails, end the guest."""
         if not (yield from page_state_calls.change_early(gpa, operation)):
             yield from self.page_state_refused(cpu, gpa, 1, operation)
 
@@ -293,7 +297,9 @@ class LinuxGuest:
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """Change adjacent pages through the vCPU's GHCB. If that fails, end the guest."""
+        """Change the state of adjacent pages through the vCPU's GHCB. If that fails, end the
+        guest.
+        """
         if not (yield from page_state_calls.change(cpu, shared.ghcb, gpa, pages, operation)):
             yield from self.page_state_refused(cpu, gpa, pages, operation)
 
@@ -312,7 +318,7 @@ class LinuxGuest:
     def request(
         self, cpu: GuestCpu, pages: SharedPages, vmpck: Vmpck, request: DriverRequest
     ) -> Driver:
-        """Send one message, with a certificate buffer if the request has one, and check its answer.
+        """Send one message, with a certificate buffer if the request has one, and check the answer.
 
         Follows ``get_ext_report`` and ``snp_send_guest_request``.
         """

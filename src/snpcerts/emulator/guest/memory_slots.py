@@ -32,7 +32,7 @@ _CHUNK = 1 << 20  # bytes copied at once; limits how much memory a guest can use
 
 
 class GuestMemfd:
-    """The memory behind KVM_CREATE_GUEST_MEMFD: a size, and the ranges bound to slots.
+    """A guest_memfd (KVM_CREATE_GUEST_MEMFD): its size, and the ranges that are bound to slots.
 
     Its bytes are private to the guest and are not emulated. ``memfd`` is an empty file of that
     size, and the VMM gets a descriptor of it. This object owns it until :meth:`close`.
@@ -60,17 +60,19 @@ class GuestMemfd:
         raise OSError(errno.ENOTTY, "guest_memfd takes no ioctl")
 
     def close(self) -> None:
-        """Do nothing: slots keep their memory."""
+        """Close the file. Slots keep their memory."""
         os.close(self.memfd)
 
     def bind(self, slot: int, offset: int, size: int) -> None:
-        """Bind a range, which must fit, to a slot; EEXIST if a part of it is already bound."""
+        """Bind a range inside the guest_memfd to a slot; EEXIST if a part of the range is already
+        bound.
+        """
         index = bisect.bisect_right(self._starts, offset)
         if any(
             offset < start + self._sizes[start] and start < offset + size
             for start in self._starts[max(0, index - 1) : index + 1]
         ):
-            raise OSError(errno.EEXIST, "guest_memfd range is already bound")
+            raise OSError(errno.EEXIST, "the guest_memfd range is already bound")
         self._starts.insert(index, offset)
         self._sizes[offset] = size
         self._bound[slot] = offset
@@ -107,7 +109,7 @@ class MemorySlot:
 
 
 class MemorySlots:
-    """The slots of one VM.
+    """The memory slots of one VM.
 
     ``protected`` says whether the VM's state is protected; such VMs have no read-only slots.
     ``binds_first`` says whether the kernel binds a guest_memfd before it checks the slot's end.
@@ -129,7 +131,7 @@ class MemorySlots:
         return len(self._starts)
 
     def find(self, gpa: int) -> MemorySlot | None:
-        """Return the slot that contains a guest physical address, or None."""
+        """Return the slot that contains the guest physical address ``gpa``, or None."""
         index = bisect.bisect_right(self._starts, gpa) - 1
         if index < 0:
             return None
@@ -179,7 +181,7 @@ class MemorySlots:
         for start in self._starts[max(0, index - 2) : index + 2]:
             other = self._at[start]
             if other is not old and new.gpa < other.end and other.gpa < new.end:
-                raise OSError(errno.EEXIST, "guest addresses belong to another slot")
+                raise OSError(errno.EEXIST, "the guest addresses belong to another slot")
         if region.flags & MEM_GUEST_MEMFD and find_memfd is not None:
             new = replace(new, memfd=find_memfd())
         self._bind(new, region.guest_memfd_offset, moved=old is None or old.gpa != new.gpa)
@@ -204,22 +206,22 @@ class MemorySlots:
         if region.flags & MEM_GUEST_MEMFD:
             allowed &= ~(MEM_LOG_DIRTY_PAGES | MEM_READONLY)
         if region.flags & ~allowed:
-            raise _einval("unknown or impossible flags")
+            raise _einval("the slot's flags are unknown or do not go together")
         aligned = region.memory_size | region.guest_phys_addr | region.userspace_addr
         if region.flags & MEM_GUEST_MEMFD:
             aligned |= region.guest_memfd_offset
             if region.guest_memfd_offset + region.memory_size >= _U64:
-                raise _einval("guest_memfd range wraps")
+                raise _einval("the guest_memfd range wraps around")
         if aligned % PAGE_SIZE:
-            raise _einval("not page-aligned")
+            raise _einval("the slot is not page-aligned")
         if region.userspace_addr + region.memory_size > USER_ADDRESS_LIMIT:
-            raise _einval("not a user address")
+            raise _einval("userspace_addr is not a user address")
         if region.slot >= USER_SLOTS:
-            raise _einval("slot number too large")
+            raise _einval("the slot number is too large")
         if region.guest_phys_addr + region.memory_size >= _U64:
-            raise _einval("guest addresses wrap")
+            raise _einval("the guest addresses wrap around")
         if region.memory_size // PAGE_SIZE > MAX_SLOT_PAGES:
-            raise _einval("slot too large")
+            raise _einval("the slot is too large")
 
     def _replace(self, old: MemorySlot | None, new: MemorySlot | None) -> None:
         if old is not None:
@@ -248,21 +250,23 @@ class SlotMemory:
         self._user = user
 
     def read(self, gpa: int, size: int) -> bytes:
-        """Read exactly ``size`` bytes."""
+        """Read exactly ``size`` bytes of guest memory at ``gpa``."""
         return b"".join(
             self._user.read(address, length)
             for address, length in self._pieces(gpa, size, writing=False)
         )
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write all of ``data``. If that fails with EFAULT, part of it may have been written."""
+        """Write all of ``data`` at ``gpa``. If that fails with EFAULT, part of it may have been
+        written.
+        """
         done = 0
         for address, length in self._pieces(gpa, len(data), writing=True):
             self._user.write(address, data[done : done + length])
             done += length
 
     def has_private(self, gpa: int, size: int) -> bool:
-        """Whether the whole range is in slots with a guest_memfd."""
+        """Whether all ``size`` bytes at ``gpa`` are in slots with a guest_memfd."""
         end = gpa + size
         while gpa < end:
             slot = self._slots.find(gpa)
@@ -272,7 +276,7 @@ class SlotMemory:
         return True
 
     def writable(self, gpa: int) -> bool:
-        """Whether the address is in a writable slot."""
+        """Whether ``gpa`` is in a writable slot."""
         slot = self._slots.find(gpa)
         return slot is not None and not slot.readonly
 
@@ -280,7 +284,7 @@ class SlotMemory:
         while size:
             slot = self._slots.find(gpa)
             if slot is None or (writing and slot.readonly):
-                raise OSError(errno.EFAULT, f"guest address {gpa:#x} is not mapped")
+                raise OSError(errno.EFAULT, f"guest address {gpa:#x} cannot be accessed")
             length = min(size, slot.end - gpa, _CHUNK)
             yield slot.address + gpa - slot.gpa, length
             gpa += length

@@ -37,7 +37,9 @@ Changing = Generator[Event, int, bool]
 
 
 def change_early(gpa: int, operation: PageStateOperation) -> Changing:
-    """Change one page with the GHCB MSR protocol; return whether the host made the change."""
+    """Change the state of one page with the GHCB MSR protocol; return whether the host changed
+    it.
+    """
     answer = yield Vmgexit(operation << 52 | gpa | MsrCode.PSC_REQ)
     return answer == MsrCode.PSC_RSP
 
@@ -45,7 +47,8 @@ def change_early(gpa: int, operation: PageStateOperation) -> Changing:
 def change(
     cpu: GuestCpu, ghcb: int, gpa: int, pages: int, operation: PageStateOperation
 ) -> Changing:
-    """Change ``pages`` pages of 4 KiB, starting at ``gpa``; return whether the host has done so.
+    """Change the state of ``pages`` 4 KiB pages at ``gpa``; return whether the host changed them
+    all.
 
     The request is made in lists. An aligned range of 2 MiB becomes one entry.
     """
@@ -96,7 +99,7 @@ def _header(page: bytearray) -> tuple[int, int, int]:
 def leave(
     cpu: GuestCpu, ghcb: int, page: bytearray, code: int, info1: int, info2: int
 ) -> Generator[Event, int, int]:
-    """Store ``page`` and exit, as ``sev_es_ghcb_hv_call`` does.
+    """Write ``page`` to the GHCB and execute VMGEXIT, as ``sev_es_ghcb_hv_call`` does.
 
     Returns 0 or a positive ``es_result``.
     """

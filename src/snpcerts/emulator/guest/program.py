@@ -106,7 +106,7 @@ class GuestCpu:
                 yield self._missing(gpa, size)
 
     def write(self, gpa: int, data: bytes) -> Generator[Event, int, None]:
-        """Write shared memory (C-bit clear)."""
+        """Write ``data`` to shared memory (C-bit clear)."""
         while True:
             yield from self._reach(gpa, len(data), private=False)
             try:
@@ -123,7 +123,9 @@ class GuestCpu:
             yield MemoryFault(gpa & -PAGE_SIZE, private=True)
 
     def mismatch(self, gpa: int, size: int, *, private: bool) -> int | None:
-        """Return the first page of the range whose state on the host differs, or None."""
+        """Return the first page of the range whose state on the host is not ``private``, or
+        None.
+        """
         if self.is_private is not None:
             for page in range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE):
                 if self.is_private(page) != private:
@@ -135,7 +137,7 @@ class GuestCpu:
             yield MemoryFault(page, private)
 
     def _missing(self, gpa: int, size: int) -> MemoryFault:
-        """Return the first page of the range that cannot be accessed."""
+        """Return the fault at the first page of the range that cannot be accessed."""
         first = gpa & -PAGE_SIZE
         for page in range(first, gpa + size, PAGE_SIZE):
             try:
@@ -167,7 +169,7 @@ class LaunchedVm(Protocol):
 
     @property
     def slots(self) -> MemorySlots:
-        """The VM's memory."""
+        """The VM's memory slots."""
 
     @property
     def exits_for_page_state(self) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script of a VMM's guests, given by the command that starts the VMM."""
+"""What the guests of a VMM do, as chosen by the command that starts the VMM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS_MAX = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class GuestScript:
-    """Request ``requests`` extended reports on every vCPU, then end the vCPU.
+    """A script: request ``requests`` extended reports on every vCPU, then end the vCPU.
 
     With ``serve`` the guest instead stays up and serves programs that attach to it. ``pages`` is
     the size of the first request's buffer (None: four pages). ``pause`` and ``busy_delay`` are in
@@ -33,9 +33,11 @@ class GuestScript:
 
     @classmethod
     def from_json(cls, message: object) -> Self:
-        """Read what :meth:`to_json` wrote. Raises :class:`InputError` for anything else."""
+        """Return the script in ``message``, a result of :meth:`to_json`. Raises :class:`InputError`
+        for anything else.
+        """
         if not isinstance(message, dict):
-            raise InputError("guest script: expected an object")
+            raise InputError("guest script: expected a JSON object")
         known = {field.name for field in fields(cls)}
         if unknown := set(message) - known:
             raise InputError(f"guest script: unknown key {sorted(unknown)[0]!r}")
@@ -58,7 +60,7 @@ class GuestScript:
 def _check(name: str, value: object, kind: type, limit: float) -> None:
     right = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
     if not right or not 0 <= value <= limit:  # type: ignore[operator]  # a number by the line above
-        raise InputError(f"guest script: {name} is {value!r}, expected 0 to {limit}")
+        raise InputError(f"{name} of the guest script: expected 0 to {limit}, found {value!r}")
 
 
 def _is_absolute_path(value: object) -> bool:

@@ -77,7 +77,8 @@ def _ignore(_outcome: ReportOutcome) -> None:
 
 @dataclass(slots=True)
 class ScriptedGuest(LinuxGuest):
-    """Requests ``reports`` reports on every vCPU, ``pause`` seconds apart, then shuts down.
+    """A guest that requests ``reports`` reports on every vCPU, ``pause`` seconds apart, then shuts
+    down.
 
     A vCPU that has its reports waits for the others, because the first vCPU that ends shuts the
     machine down. If the VMM has never run a vCPU, the wait for it ends after :data:`START_LIMIT`.
@@ -106,7 +107,7 @@ class ScriptedGuest(LinuxGuest):
         raise OSError(errno.ENODEV, "a scripted guest has no programs")
 
     def program(self, cpu: GuestCpu) -> Program:
-        """Boot, request the reports, then end."""
+        """Boot, request this vCPU's reports, and wait for those of the other vCPUs."""
         if cpu.index == 0:
             yield StartProcessors()
         if self.when_done is not None and self._nothing_left():

@@ -61,7 +61,9 @@ def _without_empty_pages(table: bytes) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without blocking: a pipe without a reader is an error, and must not stop the machine."""
+    """Open ``path`` without blocking: a pipe without a reader is an error, and must not stop the
+    machine.
+    """
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 

@@ -65,7 +65,7 @@ class SevGuestDevice:
         """Do nothing: the driver keeps no state for a descriptor."""
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> SevGuestCall:
-        """Serve one of the three requests, with the checks in the driver's order."""
+        """Handle one of the driver's three ioctls, with the checks in the driver's order."""
         stored = caller.memory.read(argument, GuestRequestIoctl.SIZE)
         outer = GuestRequestIoctl.unpack(stored)
         if not outer.msg_version:
@@ -79,7 +79,7 @@ class SevGuestDevice:
 
 
 class SevGuestCall:
-    """A request in progress in the guest. As in the driver, signals cannot interrupt it."""
+    """One request in progress in the guest. As in the driver, signals cannot interrupt it."""
 
     def __init__(
         self,
@@ -108,7 +108,9 @@ class SevGuestCall:
 
     @property
     def blocked(self) -> int | None:
-        """All: a message that was sent must be answered, or its sequence number is lost."""
+        """Every signal: a message that was sent must be answered, or its sequence number is
+        lost.
+        """
         return EVERY_SIGNAL
 
     def poll(self) -> int | None:
@@ -124,7 +126,7 @@ class SevGuestCall:
         return None
 
     def cancel(self) -> None:
-        """Do nothing: the program has ended."""
+        """Withdraw the request, because the program has ended."""
         if self._guest is not None and self._call is not None:
             self._guest.withdraw(self._call)
 
@@ -177,7 +179,7 @@ def _prepared(
 ) -> tuple[DriverRequest, bytes | None]:
     """Return the message to send for an ioctl, and the extended request that the program made."""
     if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
-        raise OSError(errno.ENOTTY, "unknown ioctl")
+        raise OSError(errno.ENOTTY, f"unknown ioctl {request:#x}")
     if not outer.req_data or not outer.resp_data:
         raise OSError(errno.EINVAL, "req_data or resp_data is NULL")
     read = caller.memory.read
@@ -207,7 +209,7 @@ def _buffer_pages(extended: ExtReportReq) -> int:
     if not length or not address:
         return 0
     if length % PAGE_SIZE or length > CERTS_MAX_SIZE:
-        raise OSError(errno.EINVAL, f"certs_len {length} is not 1 to 4 whole pages")
+        raise OSError(errno.EINVAL, f"certs_len: expected 1 to 4 whole pages, found {length} bytes")
     if address + length > USER_LIMIT:
         raise OSError(errno.EFAULT, "certs_address is not a user address")
     return length // PAGE_SIZE

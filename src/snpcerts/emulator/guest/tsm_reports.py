@@ -42,21 +42,23 @@ def kstrtouint(text: bytes) -> int:
     """Return the number that a program wrote, parsed as ``kstrtouint(text, 0, ...)`` does."""
     found = _NUMBER.match(text.partition(b"\0")[0])
     if found is None:
-        raise OSError(errno.EINVAL, "not a number")
+        raise OSError(errno.EINVAL, "the text is not a number")
     hexadecimal, octal, decimal = found.groups()
     digits, base = (hexadecimal, 16) if hexadecimal else (octal, 8) if octal else (decimal, 10)
     value = int(digits, base)
     if value >= _U64:  # checked before any text after the digits
-        raise OSError(errno.ERANGE, "more than 64 bits")
+        raise OSError(errno.ERANGE, "the number has more than 64 bits")
     if found.string[found.end() :] not in (b"", b"\n"):
-        raise OSError(errno.EINVAL, "not a number")
+        raise OSError(errno.EINVAL, "the text is not a number")
     if value >= _U32:
-        raise OSError(errno.ERANGE, "more than 32 bits")
+        raise OSError(errno.ERANGE, "the number has more than 32 bits")
     return value
 
 
 class _ReportItem:
-    """One directory. As in ``struct tsm_report``, a blob's length stays after the blob is gone."""
+    """One report's directory. As in ``struct tsm_report``, a blob's length remains after the blob
+    is freed.
+    """
 
     def __init__(self) -> None:
         self.write_generation = 0
@@ -71,7 +73,7 @@ class _ReportItem:
         self.lengths[name] = len(blob)
 
     def advance(self) -> None:
-        """``try_advance_write_generation``."""
+        """Advance the write generation, as ``try_advance_write_generation`` does."""
         if self.write_generation == (self.read_generation - 1) % _U64:
             raise OSError(errno.EBUSY, "too many writes without a read in between")
         self.write_generation = (self.write_generation + 1) % _U64
@@ -82,7 +84,7 @@ class _ReportItem:
 
 
 class TsmReports:
-    """The reports of the guest of ``vm``. ``root`` is the directory mounted on
+    """The configfs-tsm reports of the guest in ``vm``. ``root`` is the directory mounted on
     :data:`MOUNT_POINT`.
     """
 
@@ -100,7 +102,7 @@ class TsmReports:
         """Return the guest whose driver has registered itself; ENXIO if there is none."""
         guest = self.vm.guest
         if not isinstance(guest, LinuxGuest) or not guest.vmpcks:
-            raise OSError(errno.ENXIO, "no provider")
+            raise OSError(errno.ENXIO, "no driver provides reports")
         return guest
 
     def _make_item(self) -> Operation[Mapping[str, TextAttribute | BinaryAttribute]]:
@@ -149,7 +151,7 @@ class TsmReports:
         report.inblob = data
 
     def _report_read(self, report: _ReportItem, name: str, full: bool) -> Operation[bytes]:
-        """``tsm_report_read``; without ``full`` it returns as many zeros."""
+        """Return a blob, as ``tsm_report_read`` does. Without ``full``, return as many zeros."""
         yield from self._lock()
         if not report.inblob:
             raise OSError(errno.EINVAL, "inblob is empty")
@@ -172,9 +174,11 @@ class TsmReports:
         return blob or b""
 
     def _report_new(self, report: _ReportItem) -> Operation[None]:
-        """``sev_report_new``."""
+        """Request a new report from the guest's driver, as ``sev_report_new`` does."""
         if len(report.inblob) != _REPORT_DATA:
-            raise OSError(errno.EINVAL, "inblob must have 64 bytes")
+            raise OSError(
+                errno.EINVAL, f"inblob: expected {_REPORT_DATA} bytes, found {len(report.inblob)}"
+            )
         request = ReportReq(user_data=report.inblob, vmpl=report.privlevel).pack()
         response = yield from self._ask(request)
         if response.result < 0:
@@ -184,9 +188,9 @@ class TsmReports:
         buffer = response.payload.ljust(_REPORT_BUFFER, b"\0")
         header = ReportResponse.unpack(buffer)
         if header.status in (ResponseStatus.INVALID_PARAM, ResponseStatus.INVALID_KEY):
-            raise OSError(errno.EINVAL, "the firmware refused")
+            raise OSError(errno.EINVAL, "the firmware refused the report request")
         if header.status:
-            raise OSError(errno.ENXIO, "the firmware refused")
+            raise OSError(errno.ENXIO, "the firmware refused the report request")
         end = ReportResponse.SIZE + header.report_size
         if end > _REPORT_BUFFER:
             raise OSError(errno.ENOMEM, "the report has an impossible size")

@@ -22,8 +22,8 @@ def leave_parent() -> None:
 
 
 def end_with(process: int) -> None:
-    """End this process when another one ends. Takes ownership of ``process``, a pidfd of the
-    other.
+    """End this process when another process ends. Takes ownership of ``process``, a pidfd of that
+    process.
     """
 
     def wait() -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns this process into a program on an emulated machine, and starts its server if needed."""
+"""Turns this process into a program on an emulated machine, and starts the machine's server if
+needed.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,8 @@ def throw_away(
 ) -> Iterator[PlatformHome]:
     """Yield a temporary platform for one command.
 
-    Its server removes the directory. On success this process becomes the program and never leaves
-    the block. If the block is left after all, this function removes the directory.
+    The platform's server removes its directory. On success this process becomes the program and
+    never leaves the block. If the block is left after all, this function removes the directory.
     """
     temporary = TemporaryDirectory.make("platform")
     try:
@@ -65,7 +67,8 @@ def _ask(home: PlatformHome, peer: socket.socket, message: Mapping[str, object])
     received = control.receive(peer)
     if received is None:
         raise RefusedError(
-            f"the server of {home.path} closed the connection", hint=f"see {home.log}"
+            f"the server of the platform in {home.path} closed the connection",
+            hint=f"read the server's log: {home.log}",
         )
     answer, _ = received
     if "error" in answer:
@@ -124,7 +127,7 @@ def host_program(
 
 
 def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.series) -> str:
-    """Start the built-in VMM on a host with Linux ``series``, serving the file ``certs``.
+    """Start the built-in VMM, which serves the file ``certs``, on a host with Linux ``series``.
 
     Returns the name of its VM. The VMM is a separate process, not a child of the calling one, and
     ends when that one ends.
@@ -160,7 +163,7 @@ def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.seri
         try:
             vmm = os.pidfd_open(pid)
         except ProcessLookupError:
-            raise RefusedError("the built-in VMM ended") from None
+            raise RefusedError("the built-in VMM ended before it created a VM") from None
         stack.callback(os.close, vmm)
         limit = time.monotonic() + PATIENCE
         while time.monotonic() < limit:
@@ -168,10 +171,11 @@ def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.seri
                 if vm["pid"] == pid and vm["serves"]:
                     return str(vm["name"])
             if select.select([vmm], [], [], _PAUSE)[0]:
-                raise RefusedError("the built-in VMM ended")
+                raise RefusedError("the built-in VMM ended before it created a VM")
         signal.pidfd_send_signal(vmm, signal.SIGKILL)
     raise RetryLaterError(
-        f"the built-in VMM has not created a VM after {PATIENCE:g} s", hint="try again"
+        f"the built-in VMM did not create a VM within {PATIENCE:g} s",
+        hint="try again: the machine may be overloaded",
     )
 
 
@@ -183,7 +187,7 @@ def _become(
 
 
 def connect(home: PlatformHome) -> socket.socket:
-    """Return a connection to the platform's server, started if needed.
+    """Return a connection to the platform's server, which is started if needed.
 
     The server stays up while the connection is open.
     """
@@ -195,7 +199,9 @@ def connect(home: PlatformHome) -> socket.socket:
 
 
 def _connect_to_server(home: PlatformHome) -> socket.socket:
-    """Return a connection that the server has accepted. The server stays up while it is open."""
+    """Return a connection that the server has accepted. The server stays up while the connection is
+    open.
+    """
     peer = control.connect(home.control)
     try:
         control.send(peer, {"ask": "here"})
@@ -252,7 +258,7 @@ def start_server(
 
 
 def control_is_up(home: PlatformHome) -> bool:
-    """Whether a server listens. Another command may have just started it."""
+    """Whether the platform's server listens. Another command may have just started it."""
     try:
         _connect_to_server(home).close()
     except SnpCertsError:

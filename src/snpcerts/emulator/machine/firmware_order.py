@@ -44,7 +44,9 @@ def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, obje
     elif do == "verify-mitigation":
         firmware.snp_verify_mitigation(_number(order, "vector") or 0)
     else:
-        raise InputError(f"unknown firmware order {do!r}")
+        raise InputError(
+            f"firmware order: expected reload, reboot, update or verify-mitigation, found {do!r}"
+        )
     return {"ok": True}
 
 
@@ -60,7 +62,7 @@ def _version(order: Mapping[str, Any], now: ApiVersion) -> tuple[int, int, int]:
     if parts is None:
         return now.major, now.minor, now.build
     if not isinstance(parts, list) or [type(part) for part in parts] != [int, int, int]:
-        raise InputError(f"{parts!r} is not a firmware version; expected three numbers")
+        raise InputError(f"firmware version: expected three numbers, found {parts!r}")
     major, minor, build = parts
     return major, minor, build
 
@@ -68,12 +70,12 @@ def _version(order: Mapping[str, Any], now: ApiVersion) -> tuple[int, int, int]:
 def _numbers(order: Mapping[str, Any], name: str) -> Mapping[str, int]:
     found = order.get(name, {})
     if not isinstance(found, dict) or not all(type(value) is int for value in found.values()):
-        raise InputError(f"{name} is {found!r}, expected an object of names and numbers")
+        raise InputError(f"{name}: expected an object of names and numbers, found {found!r}")
     return found
 
 
 def _number(order: Mapping[str, Any], name: str) -> int | None:
     found = order.get(name)
     if found is not None and (type(found) is not int or not 0 <= found < 1 << 64):
-        raise InputError(f"{name} is {found!r}, expected a 64-bit number")
+        raise InputError(f"{name}: expected an unsigned 64-bit integer, found {found!r}")
     return found

@@ -47,12 +47,12 @@ class PlatformHome:
 
     @property
     def control(self) -> Path:
-        """The server's socket."""
+        """The path of the server's control socket."""
         return self.path / "control.sock"
 
     @property
     def log(self) -> Path:
-        """The server's log."""
+        """The path of the server's log."""
         return self.path / "server.log"
 
     def prepare(self, product: Product | None, choices: FirmwareChoices | None = None) -> None:
@@ -66,12 +66,12 @@ class PlatformHome:
         if product is not None and (found := self.firmware().product) is not product:
             raise UsageError(
                 f"{self.path} is a {found.value} platform, not {product.value}",
-                hint="omit --product, or give another directory",
+                hint="omit --product, or name another directory",
             )
         if choices is not None and (played := self.firmware().state.choices) is not choices:
             raise UsageError(
                 f"{self.path} has firmware {played}, not {choices}",
-                hint="omit --firmware, or give another directory",
+                hint="omit --firmware, or name another directory",
             )
 
     def _create(self, product: Product | None, choices: FirmwareChoices | None) -> None:
@@ -93,14 +93,14 @@ class PlatformHome:
             raise InputError(f"{self._state}: {error.strerror}") from None
         try:
             if len(data) > STATE_LIMIT:
-                raise ValueError(f"more than {STATE_LIMIT} bytes")
+                raise ValueError(f"the file has more than {STATE_LIMIT} bytes")
             saved = json.loads(data)
             if not isinstance(saved, dict):
-                raise TypeError("not an object")
+                raise TypeError("the file does not contain a JSON object")
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self._state} is not a saved platform: {error}",
-                hint="delete the directory to start with a new platform",
+                hint="delete the file's directory to start with a new platform",
             ) from None
         return Firmware.from_state(saved)
 
@@ -116,9 +116,10 @@ class PlatformHome:
             raise RefusedError(f"cannot save {self._state}: {error.strerror}") from None
 
     def authority(self) -> EmulatedAuthority:
-        """Return the emulated AMD that endorses this platform's keys.
+        """Return the emulated AMD that certifies this platform's keys.
 
-        The first call makes it. That takes a second, which few programs on a machine need.
+        The first call creates its keys. That takes a second, and few programs on a machine need
+        them.
         """
         from snpcerts.emulator.amd.authority import EmulatedAuthority
 
@@ -135,7 +136,7 @@ class PlatformHome:
         return EmulatedAuthority.load(folder)
 
     def provider(self, csp_id: str) -> CloudProvider:
-        """Return the cloud provider with this name. The same name always gives the same
+        """Return the cloud provider called ``csp_id``. The same name always returns the same
         provider.
         """
         from snpcerts.emulator.psp.chip import CloudProvider

@@ -77,7 +77,9 @@ class Machine:
             self._paths[path] = opened
 
     def open(self, path: str, flags: int = os.O_RDWR) -> int:
-        """Return a new descriptor for a device; ENOENT if the path is not a device."""
+        """Open the device at ``path`` and return a new descriptor; ENOENT if the path is not a
+        device.
+        """
         with self._changed:
             opened = self._paths.get(path)
             if opened is None:
@@ -104,7 +106,9 @@ class Machine:
             self._changed.notify_all()
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
-        """Map a vCPU's kvm_run, 12288 bytes shared with the kernel; ENODEV if it is not a vCPU."""
+        """Map a vCPU's kvm_run, 12288 bytes shared with the kernel; ENODEV for any other
+        descriptor.
+        """
         with self._changed:
             shared = self._find_open(vcpu_fd).shared
             if shared is None:
@@ -112,7 +116,7 @@ class Machine:
             return mmap.mmap(shared, VCPU_MMAP_SIZE)
 
     def kick(self, vcpu_fd: int) -> bool:
-        """Interrupt the thread that is in KVM_RUN on this vCPU; False if there is none."""
+        """Interrupt the thread that is in KVM_RUN on this vCPU; return False if there is none."""
         with self._changed:
             running = [c for c in self._find_open(vcpu_fd).calls if c.request == Ioctl.RUN]
             for call in running[:1]:  # the others wait for the vCPU's mutex
@@ -121,7 +125,7 @@ class Machine:
             return bool(running)
 
     def wake(self) -> None:
-        """Poll the waiting calls again after a change that was not made by a call."""
+        """Poll the waiting calls again after a change that no call made."""
         with self._changed:
             self._changed.notify_all()
 

@@ -72,7 +72,7 @@ _DROP: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class ProductLine:
-    """One product on the server: its authority and its chips."""
+    """One product of a key server: its authority and its chips."""
 
     authority: EmulatedAuthority
     chips: tuple[Chip, ...]
@@ -88,7 +88,7 @@ class _Response:
 
 
 class KeyServer:
-    """One server on 127.0.0.1; it listens until :meth:`close`.
+    """One key server on 127.0.0.1, which listens until :meth:`close`.
 
     ``throttle`` applies to VCEKs, the only resource that AMD's server is known to throttle. Without
     it there is no limit. ``delay`` is the duration of a slow answer in seconds. Port 0 selects a
@@ -126,7 +126,9 @@ class KeyServer:
 
     @classmethod
     def of_homes(cls, homes: Sequence[PlatformHome], **options: object) -> Self:
-        """Return the key server of the emulated AMD that certifies these platforms' keys."""
+        """Return a key server for the platforms in ``homes``, with the emulated AMD that certifies
+        their keys.
+        """
         lines = [ProductLine(home.authority(), (home.firmware().chip,)) for home in homes]
         return cls(lines, **options)  # type: ignore[arg-type]  # names are checked at run time
 
@@ -137,13 +139,13 @@ class KeyServer:
 
     @property
     def requests(self) -> Mapping[str, int]:
-        """Request counts by normalised path; ``other`` for unknown paths."""
+        """Counts of requests by normalised path. Requests with unknown paths count as ``other``."""
         with self._lock:
             return dict(self._requests)
 
     @property
     def statuses(self) -> Mapping[int, int]:
-        """Answer counts by HTTP status."""
+        """Counts of answers by HTTP status."""
         with self._lock:
             return dict(self._statuses)
 
@@ -163,7 +165,7 @@ class KeyServer:
         self.close()
 
     def start(self) -> None:
-        """Serve in a thread."""
+        """Serve in a new thread until :meth:`close`."""
         self._thread = threading.Thread(target=self.serve, name="key server", daemon=True)
         self._thread.start()
 
@@ -190,11 +192,11 @@ class KeyServer:
         self._woken.close()
 
     def pause(self, seconds: float) -> None:
-        """Wait for ``seconds`` or until the server ends."""
+        """Wait for ``seconds``, or until the server ends."""
         self._closing.wait(seconds)
 
     def stats(self) -> bytes:
-        """Return the response of ``/stats``."""
+        """Return the body of the answer to ``/stats``."""
         with self._lock:
             counts = {
                 "total": self._requests.total(),
@@ -291,7 +293,7 @@ def _now() -> datetime:
 
 @functools.cache
 def _stranger(product: Product) -> EmulatedAuthority:
-    """Return an authority with the right names but another key."""
+    """Return an emulated authority for ``product`` with the usual names but other keys."""
     return EmulatedAuthority.create(product, one_key=True)
 
 
@@ -310,7 +312,7 @@ def _without_faults(target: str) -> tuple[str, frozenset[Fault]]:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=32)
     except ValueError as error:
-        raise UsageError(f"query: {error}") from None
+        raise UsageError(f"the query of the URL is not valid: {error}") from None
     rest = [pair for pair in pairs if pair[0] != "fault"]
     names = [value for name, value in pairs if name == "fault"]
     query = urlencode(rest)
@@ -329,7 +331,7 @@ class _HttpServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection of a client."""
+    """One client's connection."""
 
     protocol_version = "HTTP/1.1"
     server_version = ORGANIZATION.replace(" ", "-").replace(",", "")

@@ -41,13 +41,13 @@ class KernelCalls(Protocol):
     """The system calls that a VMM makes. Each raises ``OSError`` if it fails."""
 
     def open(self, path: str) -> int:
-        """Return a descriptor of a device."""
+        """Open a device and return a descriptor for it."""
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
-        """ioctl(2); a bytearray receives the result."""
+        """Call ioctl(2). If ``argument`` is a bytearray, the kernel writes its result into it."""
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
-        """Return a vCPU's kvm_run."""
+        """Map a vCPU's kvm_run."""
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""
@@ -66,10 +66,10 @@ class ReferenceVm:
     runs: tuple[RunView, ...]
 
     def run(self, vcpu: int = 0) -> None:
-        """Call KVM_RUN on the vCPU with that index. The exit is in ``runs[vcpu]``.
+        """Call KVM_RUN on the vCPU with index ``vcpu``. The exit is then in ``runs[vcpu]``.
 
-        It serves page state changes itself and then runs the guest again. Raises ``OSError`` if
-        KVM_RUN fails.
+        This method serves page state changes itself and then runs the guest again. Raises
+        ``OSError`` if KVM_RUN fails.
         """
         self.run_once(vcpu)
         while self.runs[vcpu].exit_reason == ExitReason.HYPERCALL:
@@ -94,17 +94,17 @@ class ReferenceVm:
         run.answer_hypercall(0)
 
     def set_private(self, gpa: int, size: int, *, private: bool) -> None:
-        """Call KVM_SET_MEMORY_ATTRIBUTES."""
+        """Make guest memory private or shared with KVM_SET_MEMORY_ATTRIBUTES."""
         attributes = MEMORY_ATTRIBUTE_PRIVATE if private else 0
         wanted = MemoryAttributes(address=gpa, size=size, attributes=attributes)
         self.machine.ioctl(self.fd, Ioctl.SET_MEMORY_ATTRIBUTES, bytearray(wanted.pack()))
 
     def guest_bytes(self, gpa: int, size: int) -> bytes:
-        """Return bytes of shared guest memory."""
+        """Return ``size`` bytes of shared guest memory at ``gpa``."""
         return self.memory[gpa - self.base : gpa - self.base + size]
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write shared guest memory, as a VMM writes certificates."""
+        """Write ``data`` to shared guest memory at ``gpa``, as a VMM writes certificates."""
         self.memory[gpa - self.base : gpa - self.base + len(data)] = data
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class ReferenceVm:
 def sev_command(
     machine: KernelCalls, vm_fd: int, command: int, data: bytearray | None = None, sev_fd: int = 0
 ) -> SevCmd:
-    """Issue KVM_MEMORY_ENCRYPT_OP; return the command structure after the call."""
+    """Issue a KVM_MEMORY_ENCRYPT_OP command; return the command structure after the call."""
     view = None if data is None else (ctypes.c_char * len(data)).from_buffer(data)
     pointer = 0 if view is None else ctypes.addressof(view)
     issued = bytearray(SevCmd(id=command, data=pointer, sev_fd=sev_fd).pack())
@@ -134,7 +134,7 @@ def build_vm(
     policy: int = POLICY,
     host_data: bytes = bytes(32),
 ) -> ReferenceVm:
-    """Launch a VM up to its first KVM_RUN.
+    """Create and launch a VM, which is then ready for its first KVM_RUN.
 
     ``certs`` says whether to enable the exit for certificates. ``memory_size`` (at least two pages)
     and ``base`` are multiples of 4096, in bytes.

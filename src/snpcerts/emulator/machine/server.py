@@ -81,7 +81,7 @@ class PlatformServer:
         self._control.attach(self._supervisor)
 
     def run(self) -> None:
-        """Serve. Return after some time without clients, or after :meth:`end`."""
+        """Serve until there have been no clients for some time, or until :meth:`end` is called."""
         busy = time.monotonic()
         try:
             while time.monotonic() - busy < IDLE_SECONDS and not self._asked_to_end:
@@ -126,7 +126,7 @@ class PlatformServer:
             ask = hello.message.get("ask")
             wants_layout = bool(hello.message.get("layout"))
             if descriptors and (wants_layout or ask not in ("host", "guest")):
-                raise InputError(f"control message requests {ask!r}, but has a descriptor")
+                raise InputError(f"control message: the request {ask!r} must not carry descriptors")
             if ask == "status":
                 return self._status()
             if ask == "firmware":
@@ -138,14 +138,14 @@ class PlatformServer:
                 if wants_layout:
                     return {"ok": True, "layout": door.layout().to_json()}
                 return self._let_in(hello, descriptors, door)
-            raise InputError(f"control message requests {ask!r}")
+            raise InputError(f"control message: unknown request {ask!r}")
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
 
     def _carry_out(self, message: Mapping[str, Any]) -> Mapping[str, object]:
-        """Make an operator's change to the firmware for which Linux has no ioctl."""
+        """Carry out an operator's change to the firmware, for which Linux has no ioctl."""
         try:
             return carry_out(self._platform, message)
         finally:
@@ -160,12 +160,12 @@ class PlatformServer:
         expected = 1 if places is None else 1 + places.descriptors
         if len(descriptors) != expected:
             raise InputError(
-                f"control message has {len(descriptors)} descriptors, expected {expected}"
+                f"control message: expected {expected} descriptors, found {len(descriptors)}"
             )
         if not seccomp.is_listener(descriptors[0]):
-            raise InputError("control message: its descriptor is not a seccomp listener")
+            raise InputError("control message: the first descriptor is not a seccomp listener")
         if self._supervisor.serves(descriptors[0]):
-            raise InputError("control message: its seccomp listener is already in use")
+            raise InputError("control message: the seccomp listener is already in use")
         listener, *namespace = descriptors
         descriptors.clear()
         self._supervisor.add_listener(
@@ -221,8 +221,8 @@ class PlatformServer:
         )
 
     def _guest_on_host(self) -> Device:
-        """Open the guest's device for a program of the host; ENODEV unless exactly one VM
-        serves.
+        """Open ``/dev/sev-guest`` for a program on the host; ENODEV unless exactly one VM serves
+        programs.
         """
         serving = [vm for vm in self._platform.vms.values() if _serves(vm.guest)]
         if len(serving) != 1:
@@ -239,15 +239,18 @@ class PlatformServer:
                 raise RefusedError(
                     f"expected exactly one VM that serves programs, found: {running}",
                     hint=(
-                        "give --vm NAME, or start a VM with 'host --serve' or 'guest --certs FILE'"
+                        "name the VM with --vm, or start a VM with 'snpcerts emulate host --serve' "
+                        "or 'snpcerts emulate guest --certs FILE'"
                     ),
                 )
             name = serving[0]
         if not isinstance(name, str):
-            raise InputError("control message: vm must be a name")
+            raise InputError("control message: vm is not a string")
         vm = vms.get(name)
         if vm is None:
-            raise RefusedError(f"no VM {name!r}", hint="'snpcerts emulate status' lists them")
+            raise RefusedError(
+                f"there is no VM {name!r}", hint="'snpcerts emulate status' lists the VMs"
+            )
         reports = self._reports.get(name)
         if reports is None or reports.vm is not vm:
             reports = TsmReports(vm)
@@ -283,14 +286,16 @@ class _SavedSevDevice(SevDevice):
 def _kernel(message: Mapping[str, Any]) -> KernelRelease:
     series = message.get("kernel", NEWEST.series)
     if series not in SERIES:
-        raise InputError(f"control message: kernel is {series!r}, expected {' or '.join(SERIES)}")
+        raise InputError(
+            f"kernel in the control message: expected {' or '.join(SERIES)}, found {series!r}"
+        )
     return KernelRelease(series, _exit_number(message))
 
 
 def _exit_number(message: Mapping[str, Any]) -> int:
     number = message.get("exit_number", ExitReason.SNP_REQ_CERTS)
     if not isinstance(number, int) or number not in SNP_REQ_CERTS_EXITS:
-        raise InputError(f"control message: exit_number is {number!r}, expected 43 or 42")
+        raise InputError(f"exit_number in the control message: expected 43 or 42, found {number!r}")
     return int(number)
 
 
@@ -300,7 +305,9 @@ def _serves(guest: object) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the platform in the given directory; report on standard output when ready."""
+    """Serve the platform in the directory that ``arguments`` names; print ``ready`` when the server
+    listens.
+    """
     directory, *options = arguments
     home = PlatformHome(Path(directory))
     parent = next((int(each[9:]) for each in options if each.startswith("--parent=")), None)

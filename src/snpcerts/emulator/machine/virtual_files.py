@@ -33,7 +33,7 @@ _FIRST_INODE = 1 << 10
 
 
 def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
-    """Return the files of an SNP host with that firmware and this machine's number of
+    """Return the files of an SNP host that has ``firmware`` and this machine's number of
     processors.
     """
     processor = firmware.processor
@@ -68,10 +68,10 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
 
 
 def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
-    """Return inode numbers of directories.
+    """Return the inode numbers of those directories whose number changes.
 
-    sysfs gives ``kvm_amd`` a new one each time it is loaded. Linux initialises SNP when it loads
-    that module and at no other time.
+    sysfs gives ``kvm_amd`` a new number each time the module is loaded. Linux initialises SNP when
+    it loads this module and at no other time.
     """
     return {"/sys/module/kvm_amd": lambda: _FIRST_INODE + firmware.state.initialisations}
 
@@ -86,7 +86,7 @@ def guest_files() -> dict[str, Callable[[], Content]]:
 
 
 def _boot_id(firmware: Firmware) -> bytes:
-    """Return a UUID for each boot of this machine. Linux makes a random one (random(4))."""
+    """Return the UUID of this machine's current boot. Linux uses a random one (random(4))."""
     name = f"{firmware.chip.chip_id.hex()} {firmware.state.boots}"
     return f"{uuid.uuid5(uuid.NAMESPACE_OID, name)}\n".encode()
 
@@ -96,7 +96,9 @@ def _smt_control(firmware: Firmware) -> bytes:
 
 
 def _cpuinfo(text: str, processor: CpuId) -> bytes:
-    """Return ``/proc/cpuinfo`` with another processor's names and numbers (proc_cpuinfo(5))."""
+    """Return ``text``, a ``/proc/cpuinfo``, with the names and numbers of ``processor``
+    (proc_cpuinfo(5)).
+    """
     for name, value in (
         ("vendor_id", "AuthenticAMD"),
         ("cpu family", processor.family),

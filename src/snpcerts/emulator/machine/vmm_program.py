@@ -26,14 +26,14 @@ from snpcerts.vmm.preload import EXIT_TOLD, TELL_EXIT
 
 
 class SystemCalls:
-    """The real system calls."""
+    """The real system calls of this process."""
 
     def open(self, path: str, flags: int = os.O_RDWR) -> int:
-        """open(2)."""
+        """Call open(2)."""
         return os.open(path, flags | os.O_CLOEXEC)
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
-        """ioctl(2); a bytearray receives the result."""
+        """Call ioctl(2). If ``argument`` is a bytearray, the kernel writes its result into it."""
         return ioctl(fd, request, argument)
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
@@ -41,7 +41,7 @@ class SystemCalls:
         return mmap.mmap(vcpu_fd, VCPU_MMAP_SIZE)
 
     def close(self, fd: int) -> None:
-        """close(2)."""
+        """Call close(2)."""
         os.close(fd)
 
 
@@ -77,7 +77,7 @@ def run_vm(
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the given certificate file, and end when the given process ends."""
+    """Run a VM with the given certificate file, and end when the given process ends."""
     path, *process = arguments
     if process:
         end_with(int(process[0]))
