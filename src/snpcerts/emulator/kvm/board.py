@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores the board that a VMM sets up: interrupt controllers, timers, clock.
+"""Stores the board that a VMM sets up: interrupt controllers, timers and the clock.
 
 No interrupts occur in an emulated VM. But a VMM that was not written for the emulator sets the
 board up, and saves its state at the end.
@@ -48,7 +48,7 @@ IGNORED: Final = frozenset(
 
 
 class Board:
-    """The board of one VM. ``clock`` returns seconds."""
+    """The board of one VM. ``clock`` returns the time in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -58,9 +58,10 @@ class Board:
     def ioctl(
         self, memory: UserMemory, request: int, argument: int, *, chips: bool, vcpus: bool
     ) -> bool:
-        """Serve an ioctl about the board; return whether it was one.
+        """Handle the ioctl if it is one of the board's; return whether it was.
 
-        ``chips``: KVM has all interrupt controllers of the VM. ``vcpus``: it has vCPUs already.
+        ``chips`` says whether KVM has all interrupt controllers of the VM, and ``vcpus`` whether
+        the VM already has vCPUs.
         """
         if request in IGNORED:
             return True
@@ -105,30 +106,34 @@ class Board:
 
     def _made_pit(self) -> bytes:
         if self._pit is None:
-            raise OSError(errno.ENXIO, "no timer was created")
+            raise OSError(errno.ENXIO, "the VM has no timer")
         return self._pit
 
     @staticmethod
     def _chip(memory: UserMemory, argument: int, *, chips: bool) -> tuple[int, int, bytes]:
-        """Read ``struct kvm_irqchip``: which controller, padding, state."""
+        """Read ``struct kvm_irqchip`` at ``argument``: the controller's number, padding and
+        state.
+        """
         chip, padding, state = _IRQCHIP.unpack(memory.read(argument, _IRQCHIP.size))
         if not chips:
             raise OSError(errno.ENXIO, "the VM has no interrupt controllers in the kernel")
         if chip >= _CHIPS:
-            raise OSError(errno.EINVAL, "unknown interrupt controller")
+            raise OSError(errno.EINVAL, f"unknown interrupt controller {chip}")
         return chip, padding, state
 
 
 def _judge_msr_filter(memory: UserMemory, argument: int) -> None:
-    """Check the argument of KVM_X86_SET_MSR_FILTER. Emulated guests use no MSR to filter."""
+    """Check the argument of KVM_X86_SET_MSR_FILTER. The filter has no effect here."""
     data = memory.read(argument, MSR_FILTER_SIZE)
     flags = int.from_bytes(data[:4], "little")
     ranges = list(_FILTER_RANGE.iter_unpack(data[_FILTER_HEADER:]))[:MSR_FILTER_MAX_RANGES]
     used = [each for each in ranges if each[1]]
     if flags & ~MSR_FILTER_DEFAULT_DENY or (flags and not used):
-        raise OSError(errno.EINVAL, "unknown flags of the MSR filter")
+        raise OSError(
+            errno.EINVAL, f"MSR filter flags {flags:#x} are unknown, or the filter has no range"
+        )
     for kind, count, _, bitmap in used:
         size = (count + 63) // 64 * 8
         if kind & ~(MSR_FILTER_READ | MSR_FILTER_WRITE) or size > MSR_FILTER_MAX_BITMAP_SIZE:
-            raise OSError(errno.EINVAL, "invalid range in the MSR filter")
+            raise OSError(errno.EINVAL, "the MSR filter has an invalid range")
         memory.read(bitmap, size)

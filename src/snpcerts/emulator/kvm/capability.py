@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers of KVM_CHECK_EXTENSION for ``/dev/kvm`` and for a VM, and what can be enabled.
+"""The answers to KVM_CHECK_EXTENSION on ``/dev/kvm`` and on a VM, and what a VMM can enable.
 
 Source: ``kvm_vm_ioctl_check_extension_generic`` in Linux 7.3 ``virt/kvm/kvm_main.c``,
 ``kvm_vm_ioctl_check_extension`` and ``kvm_vm_ioctl_enable_cap`` in ``arch/x86/kvm/x86.c``. A
@@ -131,7 +131,7 @@ _FIXED: Final[dict[int, int]] = {
 
 
 def vm_types(platform: Platform) -> int:
-    """Return KVM_CAP_VM_TYPES: one bit for each type that can be created."""
+    """Return the value of KVM_CAP_VM_TYPES: one bit for each VM type that can be created."""
     types = 1 << VmType.DEFAULT
     if platform.sev and platform.snp:
         types |= 1 << VmType.SNP
@@ -141,10 +141,10 @@ def vm_types(platform: Platform) -> int:
 def capability(
     platform: Platform, number: int, kind: VmType | None = None, *, split_irqchip: bool = False
 ) -> int:
-    """Return the value of a capability; 0 if it is not supported.
+    """Return the value of the capability ``number``, or 0 if it is not supported.
 
-    ``kind`` is the type of the VM that was asked, None on ``/dev/kvm``;
-    ``split_irqchip`` whether it has enabled KVM_CAP_SPLIT_IRQCHIP.
+    ``kind`` is the type of the VM that was asked, or None for ``/dev/kvm``. ``split_irqchip`` says
+    whether that VM has enabled KVM_CAP_SPLIT_IRQCHIP.
     """
     has_private = kind == VmType.SNP or (kind is None and platform.sev and platform.snp)
     match number:

@@ -31,7 +31,7 @@ _SVM_EXIT_ERR = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def plain(run: memoryview, reason: int) -> None:
-    """Write an exit that has no data."""
+    """Write an exit that has a reason and no data."""
     struct.pack_into("<I", run, RUN_EXIT_REASON, reason)
 
 
@@ -46,7 +46,7 @@ def map_gpa_range(run: memoryview, gpa: int, pages: int, attributes: int) -> Non
 
 
 def long_mode(run: memoryview) -> None:
-    """Whether the hypercall came from VMMCALL in a 64-bit guest."""
+    """Mark the hypercall as a VMMCALL from a 64-bit guest."""
     struct.pack_into("<Q", run, _HYPERCALL_FLAGS, _HYPERCALL_LONG_MODE)
 
 
@@ -56,12 +56,12 @@ def hypercall_result(run: memoryview) -> int:
 
 
 def set_hypercall_result(run: memoryview, value: int) -> None:
-    """Set the result of a hypercall, which userspace may change."""
+    """Set the result of a hypercall. Userspace may replace it."""
     struct.pack_into("<Q", run, RUN_HYPERCALL_RET, value)
 
 
 def port_io(run: memoryview, *, inward: bool, size: int, port: int, count: int) -> None:
-    """Write the exit for ``count`` port accesses of ``size`` bytes.
+    """Write the port I/O exit for ``count`` accesses of ``size`` bytes each.
 
     The data is in the second page of the mapping.
     """
@@ -71,14 +71,14 @@ def port_io(run: memoryview, *, inward: bool, size: int, port: int, count: int) 
 
 
 def mmio_read(run: memoryview, gpa: int, size: int) -> None:
-    """Write the exit for a guest that reads outside its memory; userspace must fill in the data."""
+    """Write the MMIO exit for a guest's read. Userspace must fill in the data."""
     struct.pack_into("<Q", run, RUN_EXIT, gpa)
     struct.pack_into("<IB", run, _MMIO_DATA + 8, size, 0)
     plain(run, ExitReason.MMIO)
 
 
 def mmio_write(run: memoryview, gpa: int, data: bytes) -> None:
-    """Write the exit for a guest that writes at most eight bytes outside its memory."""
+    """Write the MMIO exit for a guest's write of at most eight bytes."""
     struct.pack_into("<Q", run, RUN_EXIT, gpa)
     run[_MMIO_DATA : _MMIO_DATA + len(data)] = data
     struct.pack_into("<IB", run, _MMIO_DATA + 8, len(data), 1)
@@ -86,36 +86,42 @@ def mmio_write(run: memoryview, gpa: int, data: bytes) -> None:
 
 
 def mmio_data(run: memoryview, size: int) -> bytes:
-    """Return the data that userspace filled in."""
+    """Return the data that userspace filled in for an MMIO read."""
     return bytes(run[_MMIO_DATA : _MMIO_DATA + size])
 
 
 def unexpected(run: memoryview, code: int) -> None:
-    """Write the exit for a processor exit that KVM does not handle."""
+    """Write the internal-error exit for a processor exit that KVM does not handle."""
     struct.pack_into("<II2Q", run, RUN_EXIT, INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, 2, code, 0)
     plain(run, ExitReason.INTERNAL_ERROR)
 
 
 def guest_terminated(run: memoryview, ghcb_msr: int) -> None:
-    """Write the exit for a guest that asks to be terminated; ``ghcb_msr`` has the reason."""
+    """Write the exit for a guest that has requested its own termination. ``ghcb_msr`` has the
+    reason.
+    """
     struct.pack_into("<IIQ", run, RUN_EXIT, SYSTEM_EVENT_SEV_TERM, 1, ghcb_msr)
     plain(run, ExitReason.SYSTEM_EVENT)
 
 
 def entry_failed(run: memoryview) -> None:
-    """Write the exit for vCPU state that the processor refuses, as before SNP_LAUNCH_FINISH."""
+    """Write the exit for a failed entry: the processor refuses the vCPU's state, as it does before
+    SNP_LAUNCH_FINISH.
+    """
     struct.pack_into("<QI", run, RUN_EXIT, _SVM_EXIT_ERR, 0)
     plain(run, ExitReason.FAIL_ENTRY)
 
 
 def not_emulated(run: memoryview) -> None:
-    """Write the exit for a vCPU that would have to execute an instruction. The emulator cannot."""
+    """Write the internal-error exit for a vCPU that would have to execute an instruction, which the
+    emulator cannot do.
+    """
     struct.pack_into("<II", run, RUN_EXIT, INTERNAL_ERROR_EMULATION, 0)
     plain(run, ExitReason.INTERNAL_ERROR)
 
 
 def memory_fault(run: memoryview, gpa: int, *, private: bool) -> None:
-    """Write the exit for an access to a page that is missing or in the wrong state."""
+    """Write the memory-fault exit for an access to a page that is missing or in the wrong state."""
     flags = MEMORY_EXIT_FLAG_PRIVATE if private else 0
     struct.pack_into("<QQQ", run, RUN_EXIT, flags, gpa, PAGE_SIZE)
     plain(run, ExitReason.MEMORY_FAULT)

@@ -87,11 +87,11 @@ class RequestingVm(InstructionVm, Protocol):
 
     @property
     def snp(self) -> bool:
-        """Whether this is an initialised SNP guest."""
+        """Whether the VM is an initialised SNP guest."""
 
     @property
     def certs_enabled(self) -> bool:
-        """Whether SNP_ENABLE_REQ_CERTS was issued."""
+        """Whether the VMM has issued SNP_ENABLE_REQ_CERTS."""
 
     @property
     def kernel(self) -> KernelRelease:
@@ -99,7 +99,7 @@ class RequestingVm(InstructionVm, Protocol):
 
     @property
     def ghcb_version(self) -> int:
-        """The highest GHCB version that is offered to the guest."""
+        """The highest GHCB version that KVM offers to the guest."""
 
     @property
     def irqchip(self) -> bool:
@@ -107,20 +107,20 @@ class RequestingVm(InstructionVm, Protocol):
 
     @property
     def sev_features(self) -> int:
-        """SEV_FEATURES of the guest's VMSAs."""
+        """The field SEV_FEATURES of the guest's VMSAs."""
 
     jump_table: int
     request_page: bytes  # a bounce page; both are allocated once and never cleared
     response_page: bytes
 
     def has_processor(self, apic_id: int) -> bool:
-        """Whether a vCPU with that number exists."""
+        """Whether the VM has a vCPU with this APIC ID."""
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
         """Handle the guest's request to start a vCPU from the guest's own VMSA, or to stop one."""
 
     def issue_guest_request(self, caller: Caller) -> int:
-        """Let the firmware serve ``request_page`` and write ``response_page``.
+        """Pass ``request_page`` to the firmware and store its response in ``response_page``.
 
         Returns the firmware's status. Raises ``OSError`` if the command did not reach the firmware.
         """
@@ -159,12 +159,14 @@ class GhcbRequests:
         return self._dispatch(snapshot, memory, caller)
 
     def complete(self, memory: SlotMemory, caller: Caller) -> int:
-        """Complete the last exit to userspace; a second call does nothing."""
+        """Complete the last exit to userspace. If that is already complete, do nothing."""
         completion, self._completion = self._completion, None
         return RESUME if completion is None else completion(memory, caller)
 
     def enter_guest(self, memory: SlotMemory) -> None:
-        """Before an entry, write the four registers to the page and unmap it, as KVM does."""
+        """Write the guest's four registers to the GHCB page and unmap the page, as KVM does before
+        an entry.
+        """
         self._ghcb.let_go(memory)
 
     # GHCB pages.
@@ -229,7 +231,7 @@ class GhcbRequests:
                 return self._bad(memory, InputErrorCode.INVALID_EVENT)
 
     def _unless_exited(self, left: Completion | None) -> int:
-        """Return RESUME, or EXIT if the next KVM_RUN must complete something."""
+        """Return RESUME, or EXIT if the next KVM_RUN must complete ``left``."""
         if left is None:
             return RESUME
 
@@ -333,7 +335,7 @@ class GhcbRequests:
     def _guest_request(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
         vm = self._vm
         if not vm.snp:
-            raise _failed(errno.EINVAL, "not an SNP guest")
+            raise _failed(errno.EINVAL, "the VM is not an SNP guest")
         # KVM serialises the vCPUs of a VM here. So do the callers of this method.
         try:
             vm.request_page = memory.read(snapshot.info1, PAGE_SIZE)
@@ -396,8 +398,8 @@ class GhcbRequests:
 
 
 def _has_input(snapshot: GhcbSnapshot) -> bool:
-    """Whether the fields that this exit needs are valid. The caller checks the three that all
-    need.
+    """Whether the fields that this exit needs are valid. The caller checks the three fields that
+    every exit needs.
     """
     valid, registers, info1 = snapshot.valid, snapshot.registers, snapshot.info1
     match snapshot.code:

@@ -35,7 +35,7 @@ _EVENT_VALID, _EVENT_EXCEPTION = (1 << 64) - (1 << 31), 3 << 8  # an int, which 
 
 @dataclass(frozen=True, slots=True)
 class GhcbSnapshot:
-    """The request at the time of VMGEXIT. Later changes of the page have no effect on it.
+    """A GHCB request as it was at VMGEXIT. Later changes to the page do not affect it.
 
     Registers, scratch address and CPL are 0 if the guest has not marked them valid.
     """
@@ -53,7 +53,7 @@ class GhcbSnapshot:
 
 
 class MappedGhcb:
-    """The page as KVM reads and writes it, and the registers that KVM will write to it."""
+    """The GHCB page as KVM reads and writes it, and the registers that KVM will write to it."""
 
     def __init__(self) -> None:
         self.registers: dict[Field, int] = {}
@@ -64,7 +64,9 @@ class MappedGhcb:
         self._copy = bytearray(PAGE_SIZE)
 
     def take(self, memory: SlotMemory, gpa: int) -> GhcbSnapshot | None:
-        """Map the page and clear its valid bits; return None if it cannot be mapped."""
+        """Map the page at ``gpa`` and clear its valid bits; return None if the page cannot be
+        mapped.
+        """
         if not memory.writable(gpa):
             return None
         try:
@@ -94,7 +96,9 @@ class MappedGhcb:
         )
 
     def let_go(self, memory: SlotMemory) -> None:
-        """Before an entry, write the four registers that the guest gets back, as KVM does."""
+        """Write the four registers that the guest gets back and unmap the page, as KVM does before
+        an entry.
+        """
         if not self._mapped:
             return
         for register in _SYNCED:
@@ -104,13 +108,13 @@ class MappedGhcb:
     # Answers. After each, the guest resumes.
 
     def put(self, memory: SlotMemory, field: Field, value: int) -> None:
-        """Store a field and set its valid bit."""
+        """Write a field of the page and set the field's valid bit."""
         self.write(memory, field, value.to_bytes(8, "little"))
         bitmap = self.read(memory, field.valid_byte, 1)[0]
         self.write(memory, field.valid_byte, bytes([bitmap | field.valid_mask]))
 
     def ok(self, memory: SlotMemory, value: int) -> None:
-        """Report success; ``value`` is the result."""
+        """Report success to the guest, with ``value`` as the result."""
         self._answer(memory, ResponseCode.NO_ACTION, value)
 
     def bad(self, memory: SlotMemory, why: InputErrorCode) -> None:
@@ -118,7 +122,7 @@ class MappedGhcb:
         self._answer(memory, ResponseCode.MALFORMED_INPUT, why)
 
     def inject(self, memory: SlotMemory, vector: int) -> None:
-        """Report an exception that the guest must take."""
+        """Report to the guest an exception that it must take."""
         event = _EVENT_VALID | _EVENT_EXCEPTION | vector
         self._answer(memory, ResponseCode.ISSUE_EXCEPTION, event)
 
@@ -141,14 +145,14 @@ class MappedGhcb:
         return offset
 
     def read(self, memory: SlotMemory, offset: int, size: int) -> bytes:
-        """Read bytes of the page as it is now."""
+        """Return ``size`` bytes of the page at ``offset``, as they are now."""
         try:
             return memory.read(self._gpa + offset, size)
         except OSError:
             return bytes(self._copy[offset : offset + size])
 
     def write(self, memory: SlotMemory, offset: int, data: bytes) -> None:
-        """Write bytes to the page; do nothing if the VMM has removed the page."""
+        """Write ``data`` to the page at ``offset``; do nothing if the VMM has removed the page."""
         self._copy[offset : offset + len(data)] = data
         try:
             memory.write(self._gpa + offset, data)

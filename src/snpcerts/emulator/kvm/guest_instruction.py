@@ -36,28 +36,29 @@ Completion = Callable[[SlotMemory], None]
 
 
 class InstructionVm(Protocol):
-    """What the instructions need from the VM."""
+    """What the instructions of a vCPU need from its VM."""
 
     @property
     def exits_for_page_state(self) -> bool:
         """Whether the VMM handles KVM_HC_MAP_GPA_RANGE."""
 
     def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
-        """Return EAX, EBX, ECX and EDX as the VMM has set them."""
+        """Return EAX, EBX, ECX and EDX of a CPUID function, as the VMM has set them."""
 
 
 class Msrs(Protocol):
-    """What the instructions need from the vCPU."""
+    """What the instructions need from the vCPU: its MSRs."""
 
     def read_msr(self, index: int) -> int | None:
-        """Return an MSR's value; None if it does not exist."""
+        """Return the value of the MSR ``index``, or None if it does not exist."""
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Set an MSR; return whether it exists."""
+        """Set the MSR ``index`` if it exists; return whether it does."""
 
 
 class Instructions:
-    """Performs one vCPU's instructions. Each method returns what to do after an exit, or None.
+    """Performs instructions for one vCPU. A method that causes an exit returns the function that
+    completes the exit; any other returns None.
 
     Raises the ``OSError`` of KVM_RUN.
     """
@@ -71,7 +72,7 @@ class Instructions:
         self._run = run
 
     def carry_out(self, snapshot: GhcbSnapshot, memory: SlotMemory) -> Completion | None:
-        """Perform the instruction.
+        """Perform the instruction that the guest requests in ``snapshot``.
 
         Returns None also for an instruction without a visible effect, such as INVD or MWAIT.
         """
@@ -92,7 +93,7 @@ class Instructions:
     def mmio(
         self, snapshot: GhcbSnapshot, memory: SlotMemory, *, writing: bool
     ) -> Completion | None:
-        """Read or write ``info2`` bytes of a device's memory at ``info1``."""
+        """Perform an MMIO access of ``snapshot.info2`` bytes at the address ``snapshot.info1``."""
         size = snapshot.info2
         if not size:
             return None
@@ -144,7 +145,7 @@ class Instructions:
             return self._register_io(size, port, inward=inward)
         count = snapshot.info2
         if count * size > _INT_MAX or count > _INT_MAX:
-            raise OSError(errno.EINVAL, "string I/O of too many bytes")
+            raise OSError(errno.EINVAL, "the string I/O has too many bytes")
         if not count:
             return None
         at = self._scratch(snapshot, memory, count * size)

@@ -23,7 +23,9 @@ _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """One connection. ``eventfd`` is a duplicate, which keeps its kernel number in use."""
+    """One eventfd and its interrupt. ``eventfd`` is a duplicate, which keeps the eventfd's kernel
+    number in use.
+    """
 
     vm: object
     gsi: int
@@ -31,7 +33,7 @@ class _Tie:
 
 
 class Irqfds:
-    """All connections of one host."""
+    """All eventfds that are connected to interrupts on one host."""
 
     def __init__(self) -> None:
         self._ties: dict[int, _Tie] = {}  # by the number that the kernel gives the eventfd
@@ -44,10 +46,10 @@ class Irqfds:
     ) -> None:
         """Serve KVM_IRQFD. ``in_kernel`` and ``full`` say which interrupt controllers KVM has."""
         if wanted.flags & ~(IRQFD_FLAG_DEASSIGN | IRQFD_FLAG_RESAMPLE):
-            raise OSError(errno.EINVAL, "unknown flags of KVM_IRQFD")
+            raise OSError(errno.EINVAL, f"unknown KVM_IRQFD flags: {wanted.flags:#x}")
         assigns = not wanted.flags & IRQFD_FLAG_DEASSIGN
         if assigns and not (full if wanted.flags & IRQFD_FLAG_RESAMPLE else in_kernel):
-            raise OSError(errno.EINVAL, "the kernel has no interrupt controller for this")
+            raise OSError(errno.EINVAL, "KVM has no interrupt controller for this eventfd")
         taken = _take(caller, wanted.fd)
         kept = False
         try:
@@ -56,7 +58,7 @@ class Irqfds:
                 if wanted.flags & IRQFD_FLAG_RESAMPLE:
                     _judge(caller, wanted.resamplefd)
                 if number in self._ties:
-                    raise OSError(errno.EBUSY, "the eventfd belongs to another interrupt")
+                    raise OSError(errno.EBUSY, "the eventfd is already connected to an interrupt")
                 self._ties[number] = _Tie(vm, wanted.gsi, taken)
                 kept = True
             elif (tie := self._ties.get(number)) and (tie.vm, tie.gsi) == (vm, wanted.gsi):
@@ -81,17 +83,17 @@ def _judge(caller: Caller, descriptor: int) -> None:
 
 def _take(caller: Caller, descriptor: int) -> int:
     if descriptor > _DESCRIPTOR_MAX:  # negative in the kernel's type
-        raise OSError(errno.EBADF, "no descriptor")
+        raise OSError(errno.EBADF, f"{descriptor:#x} is not a descriptor")
     return caller.take(descriptor)
 
 
 def _number(descriptor: int) -> int:
-    """Return the kernel's number for an eventfd of this process.
+    """Return the kernel's number for ``descriptor``, an eventfd of this process.
 
-    Raises EINVAL if the descriptor is another kind of file.
+    Raises EINVAL if it is another kind of file.
     """
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii", errors="replace")
     found = re.search(r"^eventfd-id:\s*(\d+)$", about, re.M)
     if found is None:
-        raise OSError(errno.EINVAL, "not an eventfd")
+        raise OSError(errno.EINVAL, "the descriptor is not an eventfd")
     return int(found[1])

@@ -114,11 +114,11 @@ class KvmDevice:
             case _:
                 if type_of(request) == KVMIO:
                     log.info("/dev/kvm ioctl %#x is not emulated", request)
-                raise OSError(errno.EINVAL, "unknown system ioctl")
+                raise OSError(errno.EINVAL, f"unknown system ioctl {request:#x}")
 
     def _create_vm(self, caller: Caller, argument: int) -> NewDescriptor:
         if argument >= 64 or not vm_types(self._platform) >> argument & 1:
-            raise OSError(errno.EINVAL, f"VM type {argument}")
+            raise OSError(errno.EINVAL, f"VM type {argument} cannot be created")
         vm = Vm(
             self._platform,
             VmType(argument),
@@ -140,18 +140,21 @@ class KvmDevice:
                 return platform.policy_bits if platform.snp else 0
             if wanted.attr == ATTR_SNP_REQ_CERTS and platform.certs_supported:
                 return int(platform.snp)
-        raise OSError(errno.ENXIO, f"no attribute {wanted.attr} in group {wanted.group}")
+        raise OSError(
+            errno.ENXIO, f"/dev/kvm has no attribute {wanted.attr} in group {wanted.group}"
+        )
 
 
 def _no_argument(argument: int) -> None:
     if argument:
-        raise OSError(errno.EINVAL, "takes no argument")
+        raise OSError(errno.EINVAL, "this ioctl takes no argument")
 
 
 def _supported_cpuid(caller: Caller, argument: int) -> int:
-    """Write ``struct kvm_cpuid2``: a count, and as many entries of 40 bytes.
+    """Write the supported CPUID functions into the caller's ``struct kvm_cpuid2``.
 
-    The caller's count says how many fit.
+    The structure has a count, and as many entries of 40 bytes. The caller's count says how many
+    entries fit.
     """
     room = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
     if room < len(_CPUID):
@@ -164,13 +167,13 @@ def _supported_cpuid(caller: Caller, argument: int) -> int:
 
 
 def _msr_list(caller: Caller, argument: int, known: tuple[int, ...]) -> int:
-    """Write ``struct kvm_msr_list``: a count, and as many numbers.
+    """Write the numbers of the ``known`` MSRs into the caller's ``struct kvm_msr_list``.
 
-    The count is written even if they do not fit.
+    The count is written even if the numbers do not fit.
     """
     room = int.from_bytes(caller.memory.read(argument, 4), "little")
     caller.memory.write(argument, len(known).to_bytes(4, "little"))
     if room < len(known):
-        raise OSError(errno.E2BIG, "the buffer is too small for the MSRs")
+        raise OSError(errno.E2BIG, "the buffer is too small for the list of MSRs")
     caller.memory.write(argument + 4, struct.pack(f"<{len(known)}I", *known))
     return 0

@@ -46,7 +46,7 @@ def ask_userspace(run: memoryview, gpa: int, pages: int, operation: int, *, huge
 
 
 def known_operation(operation: int) -> bool:
-    """Whether KVM supports the operation."""
+    """Whether KVM supports this page state operation."""
     return operation in _OPERATIONS
 
 
@@ -55,12 +55,12 @@ def userspace_agrees(run: memoryview) -> bool:
     answer = kvm_exit.hypercall_result(run)
     if answer not in (0, errno.EINVAL, errno.EAGAIN):
         log.warning("KVM_RUN fails: %d is not an answer to KVM_HC_MAP_GPA_RANGE", answer)
-        raise OSError(errno.EINVAL, "not an answer to KVM_HC_MAP_GPA_RANGE")
+        raise OSError(errno.EINVAL, f"{answer} is not an answer to KVM_HC_MAP_GPA_RANGE")
     return not answer
 
 
 class _Entry:
-    """``struct psc_entry``."""
+    """One entry in a list of page state changes: ``struct psc_entry``."""
 
     def __init__(self, raw: int) -> None:
         self.done = raw & 0xFFF
@@ -75,7 +75,7 @@ class _Entry:
 
 
 class PageStateList:
-    """A page state change in progress. Its list stays in the GHCB, where the guest can change
+    """A list of page state changes in progress. It stays in the GHCB, where the guest can change
     it.
     """
 
@@ -127,8 +127,8 @@ class PageStateList:
             self._complete(memory)
 
     def _next(self, memory: SlotMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
-        """Return the next unfinished entry: the entry, first page, number of pages, whether 2
-        MiB.
+        """Return the next unfinished entry with its first page, its number of pages and whether it
+        is a 2 MiB page; None at the end.
         """
         index = self._index
         while index <= self._last:
@@ -144,7 +144,7 @@ class PageStateList:
         return None
 
     def _gather(self, memory: SlotMemory, first: _Entry, pages: int, *, huge: bool) -> int:
-        """Count the pages of the following entries that are adjacent and of the same kind."""
+        """Count the pages of the entries after ``first`` that are adjacent and of the same kind."""
         more = 0
         for index in range(self._index + 1, self._last + 1):
             entry = self._entry(memory, index)

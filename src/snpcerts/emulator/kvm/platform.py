@@ -16,7 +16,7 @@ from snpcerts.emulator.psp.guest_context import GuestContext
 
 
 class HostedVm(GuestHolder, Protocol):
-    """A VM in the list of its host."""
+    """A VM as the list of its host shows it."""
 
     @property
     def name(self) -> str:
@@ -24,11 +24,11 @@ class HostedVm(GuestHolder, Protocol):
 
     @property
     def owner(self) -> int:
-        """The ID of the process that created it."""
+        """The ID of the process that created the VM."""
 
     @property
     def kernel(self) -> KernelRelease:
-        """The Linux release that it runs on."""
+        """The Linux release that the VM runs on."""
 
     @property
     def initialised(self) -> bool:
@@ -36,7 +36,7 @@ class HostedVm(GuestHolder, Protocol):
 
     @property
     def context(self) -> GuestContext | None:
-        """The firmware's context of its guest."""
+        """The firmware's context of the VM's guest, or None before the launch."""
 
 
 # SNP_POLICY_MASK_* that KVM accepts: ABI version, SMT, the bit that must be one,

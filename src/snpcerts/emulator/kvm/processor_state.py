@@ -68,8 +68,8 @@ IGNORED: Final = frozenset(
 
 
 class ProcessorState:
-    """The state of one vCPU. ``protected`` says whether the firmware has taken its registers
-    over. ``tsc_khz`` is the frequency of its TSC; only if it is not ``tsc_fixed`` it can be set.
+    """The state of one vCPU. ``protected`` returns whether its registers belong to the firmware.
+    ``tsc_khz`` is the frequency of its TSC, which the VMM can change unless ``tsc_fixed`` is set.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ProcessorState:
 
     @property
     def cpuid(self) -> dict[tuple[int, int | None], tuple[int, int, int, int]]:
-        """Return EAX to EDX by CPUID function and subleaf. None as subleaf means all subleaves."""
+        """EAX to EDX by CPUID function and subleaf. Subleaf None stands for all subleaves."""
         return {
             (function, index if flags & CPUID_SIGNIFICANT_INDEX else None): (a, b, c, d)
             for function, index, flags, a, b, c, d in _CPUID_ENTRY.iter_unpack(self._cpuid)
@@ -109,16 +109,18 @@ class ProcessorState:
 
     @property
     def debugged(self) -> bool:
-        """Whether a debug register prevents the vCPU's launch."""
+        """Whether the debug registers prevent the vCPU's launch."""
         return vmsa.debugged(self._states)
 
     def vmsa(self, features: int) -> bytes:
-        """Return the page from which the firmware reads the registers; see :func:`vmsa.build`."""
+        """Return the vCPU's VMSA, from which the firmware reads the registers; see
+        :func:`vmsa.build`.
+        """
         return vmsa.build(self._states, self._msrs, features)
 
     @property
     def mp_state(self) -> int:
-        """The vCPU's KVM_MP_STATE_*."""
+        """The vCPU's multiprocessing state, one of KVM_MP_STATE_*."""
         return int.from_bytes(self._states.get("mp_state", bytes(4)), "little")
 
     @mp_state.setter
@@ -126,7 +128,7 @@ class ProcessorState:
         self._states["mp_state"] = value.to_bytes(4, "little")
 
     def ioctl(self, memory: UserMemory, request: int, argument: int) -> int | None:
-        """Serve an ioctl about the processor's state; return None for another ioctl."""
+        """Handle the ioctl if it is about the processor's state; return None if it is not."""
         if request in GETS:
             name = GETS[request]
             self._refuse_protected(name)
@@ -166,10 +168,12 @@ class ProcessorState:
 
 
 def checked_tsc_khz(argument: int) -> int:
-    """Return the frequency that KVM_SET_TSC_KHZ asks for; raise EINVAL if it is too high."""
+    """Return the TSC frequency that KVM_SET_TSC_KHZ requests; raise EINVAL if it is too high."""
     wanted = argument & 0xFFFF_FFFF
     if wanted >= TSC_KHZ_END:
-        raise OSError(errno.EINVAL, "no processor scales its TSC so much")
+        raise OSError(
+            errno.EINVAL, f"TSC frequency: expected less than {TSC_KHZ_END} kHz, found {wanted}"
+        )
     return wanted or TSC_KHZ
 
 
@@ -177,7 +181,10 @@ def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
     """Read ``struct kvm_msrs``: a count, then index and value of each MSR."""
     count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     if count >= MSR_ENTRIES_MAX:
-        raise OSError(errno.E2BIG, "too many MSRs")
+        raise OSError(
+            errno.E2BIG,
+            f"list of MSRs: expected less than {MSR_ENTRIES_MAX} entries, found {count}",
+        )
     data = memory.read(argument + _LIST_HEADER, count * _MSR_ENTRY.size)
     return list(_MSR_ENTRY.iter_unpack(data))
 
@@ -186,12 +193,15 @@ def _cpuid_entries(memory: UserMemory, argument: int) -> bytes:
     """Read ``struct kvm_cpuid2``: a count, then the entries."""
     count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     if count > CPUID_ENTRIES_MAX:
-        raise OSError(errno.E2BIG, "too many CPUID entries")
+        raise OSError(
+            errno.E2BIG,
+            f"list of CPUID functions: expected at most {CPUID_ENTRIES_MAX} entries, found {count}",
+        )
     return memory.read(argument + _LIST_HEADER, _CPUID_ENTRY.size * count)
 
 
 def _give_cpuid(memory: UserMemory, argument: int, entries: bytes) -> None:
-    """Write the entries to the caller's structure, if they fit."""
+    """Write ``entries`` to the caller's ``struct kvm_cpuid2``; raise E2BIG if they do not fit."""
     room = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     count = len(entries) // _CPUID_ENTRY.size
     if room < count:

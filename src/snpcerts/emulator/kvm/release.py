@@ -13,10 +13,10 @@ SERIES: Final = ("7.2", "7.3")
 
 @dataclass(frozen=True, slots=True)
 class KernelRelease:
-    """A series of releases; the default is the newest.
+    """A series of Linux releases, by default the newest.
 
-    ``req_certs_exit`` is its number for KVM_EXIT_SNP_REQ_CERTS. It is 42 in kernels with the series
-    as it was posted.
+    ``req_certs_exit`` is the number of KVM_EXIT_SNP_REQ_CERTS in that kernel: 42 in kernels with
+    the patches as first posted, 43 otherwise.
     """
 
     series: str = SERIES[-1]
@@ -26,7 +26,7 @@ class KernelRelease:
     def refuses_launch_update_without_source(self) -> bool:
         """Whether SNP_LAUNCH_UPDATE with uaddr 0 fails with EINVAL at once.
 
-        Linux 7.2 fails at the first page.
+        On Linux 7.2 the command fails at the first page.
         """
         return self.series != "7.2"
 
@@ -34,7 +34,8 @@ class KernelRelease:
     def binds_guest_memfd_first(self) -> bool:
         """Whether a slot's range of a guest_memfd is bound before the slot's end is checked.
 
-        If both are wrong, Linux 7.2 answers EEXIST, and later releases EINVAL.
+        If the range and the end are both wrong, Linux 7.2 answers EEXIST, and later releases
+        EINVAL.
         """
         return self.series == "7.2"
 

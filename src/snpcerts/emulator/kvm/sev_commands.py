@@ -54,7 +54,7 @@ _S = TypeVar("_S", bound=CStruct)
 
 
 class LaunchUpdateError(OSError):
-    """KVM itself refuses a launch update, with EIO and firmware status 0."""
+    """KVM itself has refused a launch update: EIO with firmware status 0."""
 
     def __init__(self) -> None:
         super().__init__(errno.EIO, "no page could be populated")
@@ -82,7 +82,7 @@ class SevVm(Protocol):
 
     @property
     def snp(self) -> bool:
-        """Whether this is an initialised SNP guest."""
+        """Whether the VM is an initialised SNP guest."""
 
     @property
     def secure_tsc(self) -> bool:
@@ -106,15 +106,17 @@ class SevCommands:
             self._handlers[SevCommand.SNP_ENABLE_REQ_CERTS] = self._enable_req_certs
 
     def command(self, caller: Caller, argument: int) -> None:
-        """Serve the ``kvm_sev_cmd`` at ``argument`` and copy it back, even after an error."""
+        """Handle the ``struct kvm_sev_cmd`` at ``argument`` and copy it back, even after an
+        error.
+        """
         if not self._vm.platform.sev:
-            raise OSError(errno.ENOTTY, "SEV is off")
+            raise OSError(errno.ENOTTY, "the processor or its kernel does not support SEV")
         if argument == 0:
             return
         stored = caller.memory.read(argument, SevCmd.SIZE)
         given = SevCmd.unpack(stored)
         if self._vm.snp and given.id < SEV_COMMAND_SNP_FIRST:
-            raise OSError(errno.EPERM, "not a command for SNP guests")
+            raise OSError(errno.EPERM, f"SEV command {given.id} is not for SNP guests")
         handler = self._handlers.get(given.id)
         if handler is None and given.id not in _OLDER:
             raise OSError(errno.EINVAL, f"unknown SEV command {given.id}")
@@ -148,7 +150,9 @@ class SevCommands:
         return SevStatus.SUCCESS
 
     def _reach_firmware(self, caller: Caller, descriptor: int | None) -> None:
-        """Raise an error if no command can reach the firmware: EBADF, or the PSP's errno."""
+        """Raise ``OSError`` if no command can reach the firmware: EBADF if ``descriptor`` is not a
+        ``/dev/sev``, or the PSP's errno.
+        """
         device = None if descriptor is None else caller.find(descriptor)
         if not isinstance(device, SevDevice):
             raise OSError(errno.EBADF, "sev_fd is not an open /dev/sev")
@@ -161,7 +165,7 @@ class SevCommands:
         if given.id in _INIT_COMMANDS and self._vm.kind != VmType.DEFAULT:
             raise OSError(errno.EINVAL, "this VM type needs INIT2")
         log.info("SEV command %d is not emulated", given.id)
-        raise OSError(errno.ENOTTY, "not an SEV guest")
+        raise OSError(errno.ENOTTY, "the VM is not an SEV guest")
 
     def _init2(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
@@ -177,9 +181,9 @@ class SevCommands:
         ):
             raise OSError(errno.EINVAL, "invalid INIT2 parameters, or INIT2 came too late")
         if vm.platform.asids == 0:
-            raise OSError(errno.ENOTTY, "no ASIDs for this kind of guest")
+            raise OSError(errno.ENOTTY, "the host has no ASIDs for this kind of guest")
         if vm.platform.asids_in_use >= vm.platform.asids:
-            raise OSError(errno.EBUSY, "no ASID left")
+            raise OSError(errno.EBUSY, "the host has no ASID left")
         vm.ghcb_version = init.ghcb_version or GHCB_VERSION_MAX
         vm.vmsa_features = init.vmsa_features
         vm.initialised = True
@@ -190,7 +194,9 @@ class SevCommands:
     def _enable_req_certs(self, _: Caller, given: SevCmd) -> int:
         if self._vm.vcpus or not self._vm.snp:
             raise OSError(
-                errno.EINVAL, "only allowed after INIT2 of an SNP guest and before its first vCPU"
+                errno.EINVAL,
+                "SNP_ENABLE_REQ_CERTS is only allowed after INIT2 of an SNP guest and before "
+                "its first vCPU",
             )
         self._vm.certs_enabled = True
         return given.error
@@ -198,7 +204,7 @@ class SevCommands:
     def _launch_start(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if not vm.snp:
-            raise OSError(errno.ENOTTY, "not an SNP guest")
+            raise OSError(errno.ENOTTY, "the VM is not an SNP guest")
         start = _copied(SnpLaunchStart, caller, given.data)
         if (
             vm.context is not None
@@ -206,7 +212,10 @@ class SevCommands:
             or start.policy & ~vm.platform.policy_bits
             or not start.policy & POLICY_RESERVED_ONE
         ):
-            raise OSError(errno.EINVAL, "already started, or KVM does not accept the policy")
+            raise OSError(
+                errno.EINVAL,
+                "the launch has already started, or KVM does not accept the flags or the policy",
+            )
         try:
             self._reach_firmware(caller, given.sev_fd)
         except OSError:
@@ -222,7 +231,7 @@ class SevCommands:
     def _launch_update(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if not vm.snp or vm.context is None:
-            raise OSError(errno.EINVAL, "the launch was not started")
+            raise OSError(errno.EINVAL, "the launch has not started")
         update = _copied(SnpLaunchUpdate, caller, given.data)
         slot = vm.slots.find(update.gfn_start * PAGE_SIZE)
         if (
@@ -234,7 +243,7 @@ class SevCommands:
             or slot is None
             or slot.memfd is None
         ):
-            raise OSError(errno.EINVAL, "SNP_LAUNCH_UPDATE parameters")
+            raise OSError(errno.EINVAL, "SNP_LAUNCH_UPDATE has invalid parameters")
         pages, error = self._populate(caller, given.sev_fd, vm.context, slot, update)
         if pages == 0:
             raise error or LaunchUpdateError
@@ -260,7 +269,7 @@ class SevCommands:
         slot: MemorySlot,
         update: SnpLaunchUpdate,
     ) -> tuple[int, FirmwareError | None]:
-        """Pass pages to the firmware.
+        """Pass the pages of ``update`` to the firmware.
 
         Returns how many it accepted, and the error if it refused one. Stops at the end of the slot,
         and at a page that is not private, was accepted before or cannot be read.
@@ -294,12 +303,12 @@ class SevCommands:
     def _launch_finish(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if not vm.snp:
-            raise OSError(errno.ENOTTY, "not an SNP guest")
+            raise OSError(errno.ENOTTY, "the VM is not an SNP guest")
         if vm.context is None:
-            raise OSError(errno.EINVAL, "the launch was not started")
+            raise OSError(errno.EINVAL, "the launch has not started")
         finish = _copied(SnpLaunchFinish, caller, given.data)
         if finish.flags:
-            raise OSError(errno.EINVAL, "flags")
+            raise OSError(errno.EINVAL, f"unknown SNP_LAUNCH_FINISH flags: {finish.flags:#x}")
         self._launch_vmsas(caller, given.sev_fd, vm.context)
         block = None
         if finish.id_block_en:
@@ -324,7 +333,7 @@ class SevCommands:
         vm = self._vm
         for vcpu in vm.vcpus.values():
             if vcpu.protected or vcpu.state.debugged:
-                raise OSError(errno.EINVAL, "already launched, or DR7 is set")
+                raise OSError(errno.EINVAL, "a vCPU has already been launched, or its DR7 is set")
             self._reach_firmware(caller, sev_fd)
             page = vcpu.state.vmsa(vm.vmsa_features)
             vm.platform.firmware.launch_update(context, INITIAL_VMSA_GPA, PAGE_TYPE_VMSA, page)
@@ -337,12 +346,14 @@ def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
 
 
 def _blob(caller: Caller, address: int, size: int) -> bytes:
-    """Copy a structure for the firmware.
+    """Return a copy of the caller's structure for the firmware.
 
     Raises EINVAL for address 0, as ``psp_copy_user_blob`` does.
     """
     if not address:
-        raise OSError(errno.EINVAL, "no address is given")
+        raise OSError(
+            errno.EINVAL, "the address of the ID block or of its authentication page is 0"
+        )
     return caller.memory.read(address, size)
 
 

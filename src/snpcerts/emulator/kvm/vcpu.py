@@ -60,7 +60,7 @@ MP_RUNNABLE, MP_UNINITIALIZED = 0, 1
 
 
 class RunningVm(RequestingVm, Protocol):
-    """What a vCPU needs from the VM."""
+    """What a vCPU needs from its VM."""
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def tsc_khz(self) -> int:
-        """The frequency of the TSC of new vCPUs."""
+        """The TSC frequency of new vCPUs, in kHz."""
 
     @property
     def secure_tsc(self) -> bool:
@@ -84,33 +84,33 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def awaits_init(self) -> bool:
-        """Whether the VM still needs INIT2."""
+        """Whether the VM still needs the command INIT2."""
 
     @property
     def clock(self) -> Callable[[], float]:
         """The platform's clock."""
 
     def memory(self, caller: Caller) -> SlotMemory:
-        """Guest memory through the caller's address space."""
+        """Return guest memory, accessed through the caller's address space."""
 
     def is_private(self, gpa: int) -> bool:
-        """Whether the VMM has made the page private."""
+        """Whether the VMM has made the page at ``gpa`` private."""
 
     def program(self, cpu: GuestCpu) -> Program:
-        """The guest's program for a vCPU."""
+        """Return the guest's program for a vCPU."""
 
     def start_processors(self) -> None:
         """Make every vCPU runnable."""
 
     def set_cpuid(self, entries: dict[tuple[int, int | None], tuple[int, int, int, int]]) -> None:
-        """Store the CPUID values that the VMM sets, by function."""
+        """Store the CPUID values that the VMM sets, by function and subleaf."""
 
     def release(self, vcpu: Vcpu) -> None:
         """Handle the close of the vCPU's last descriptor."""
 
 
 class Vcpu:
-    """One open vCPU.
+    """One vCPU and its descriptor.
 
     ``run_memfd`` is the shared memory behind the descriptor: 12288 bytes, whose first page is
     ``struct kvm_run``. This object owns it until :meth:`close`.
@@ -152,7 +152,7 @@ class Vcpu:
         if caller.pid != self.vm.owner:
             raise OSError(errno.EIO, "the VM belongs to another process")
         if type_of(request) != KVMIO:
-            raise OSError(errno.EINVAL, "not a KVM ioctl")
+            raise OSError(errno.EINVAL, f"ioctl {request:#x} is not one of KVM's")
         if request == Ioctl.RUN:
             run = KvmRun(self, caller, argument)
             self.runs.append(run)
@@ -182,7 +182,7 @@ class Vcpu:
                 self.requests.enter_guest(memory)
             if caller.interrupted(self.signal_mask):
                 self.run.exit_reason = ExitReason.INTR
-                raise OSError(errno.EINTR, "interrupted by a signal")
+                raise OSError(errno.EINTR, "KVM_RUN was interrupted by a signal")
             if self._ended:
                 self.run.exit_reason = ExitReason.SHUTDOWN
                 return EXIT
@@ -199,7 +199,7 @@ class Vcpu:
         return self._wake_at
 
     def hold(self) -> None:
-        """Do not run the guest until :meth:`start` is called."""
+        """Hold the vCPU: do not run the guest until :meth:`start` is called."""
         self._held = True
 
     def start(self) -> None:
@@ -277,19 +277,21 @@ class Vcpu:
         result = self.state.ioctl(caller.memory, request, argument)
         if result is None:
             log.info("%s: vCPU ioctl %#x is not emulated", self.vm.name, request)
-            raise OSError(errno.EINVAL, "unknown vCPU ioctl")
+            raise OSError(errno.EINVAL, f"unknown vCPU ioctl {request:#x}")
         if request == Ioctl.SET_CPUID2:
             self.vm.set_cpuid(self.state.cpuid)
         return result
 
 
 def _signal_mask(memory: UserMemory, argument: int) -> int | None:
-    """Return ``struct kvm_signal_mask``: its size, then a sigset_t. NULL removes the mask."""
+    """Return the mask in ``struct kvm_signal_mask`` (a size, then a sigset_t), or None for NULL,
+    which removes the mask.
+    """
     if argument == 0:
         return None
     (size,) = struct.unpack("<I", memory.read(argument, 4))
     if size != _SIGSET_SIZE:
-        raise OSError(errno.EINVAL, f"a sigset_t has {_SIGSET_SIZE} bytes, not {size}")
+        raise OSError(errno.EINVAL, f"sigset_t: expected {_SIGSET_SIZE} bytes, found {size}")
     mask = int.from_bytes(memory.read(argument + 4, _SIGSET_SIZE), "little")
     return mask & ~(1 << (signal.SIGKILL - 1) | 1 << (signal.SIGSTOP - 1))
 
@@ -313,7 +315,9 @@ class KvmRun:
 
     @property
     def blocked(self) -> int | None:
-        """What KVM_SET_SIGNAL_MASK has set; VMMs use signals to interrupt their vCPU threads."""
+        """The signal mask of KVM_SET_SIGNAL_MASK. VMMs use signals to interrupt their vCPU
+        threads.
+        """
         return self._vcpu.signal_mask
 
     def poll(self) -> int | None:
@@ -378,7 +382,7 @@ class KvmRun:
         if self._immediate_exit:
             raise OSError(errno.EINTR, "immediate_exit is set")
         if vm.awaits_init:
-            raise OSError(errno.EINVAL, "the VM has not had INIT2")
+            raise OSError(errno.EINVAL, "the VM has not been initialised with INIT2")
         self._entered = True
         run.exit_reason = ExitReason.UNKNOWN
         if not vm.protected:
@@ -395,7 +399,7 @@ class KvmRun:
             raise OSError(errno.EAGAIN, "the vCPU was just started")
         if self._caller.interrupted(self._vcpu.signal_mask):
             self._vcpu.run.exit_reason = ExitReason.INTR
-            raise OSError(errno.EINTR, "interrupted by a signal")
+            raise OSError(errno.EINTR, "KVM_RUN was interrupted by a signal")
 
     def _take_cr8(self) -> None:
         """Take the task priority from userspace if userspace has the local APIC."""
@@ -404,11 +408,11 @@ class KvmRun:
             return
         cr8 = int.from_bytes(vcpu.page[RUN_CR8 : RUN_CR8 + 8], "little")
         if cr8 > CR8_MAX:
-            raise OSError(errno.EINVAL, f"cr8 is {cr8:#x}")
+            raise OSError(errno.EINVAL, f"cr8: expected at most {CR8_MAX:#x}, found {cr8:#x}")
         vcpu.cr8 = cr8
 
     def _check_sync_regs(self) -> None:
         known = 0 if self._vcpu.vm.protected else SYNC_X86_VALID_FIELDS
         for offset in (RUN_VALID_REGS, RUN_DIRTY_REGS):
             if int.from_bytes(self._vcpu.page[offset : offset + 8], "little") & ~known:
-                raise OSError(errno.EINVAL, "unknown bits in kvm_valid_regs or kvm_dirty_regs")
+                raise OSError(errno.EINVAL, "kvm_valid_regs or kvm_dirty_regs has unknown bits")

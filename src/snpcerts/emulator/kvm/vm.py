@@ -115,12 +115,12 @@ class Vm:
 
     @property
     def snp(self) -> bool:
-        """Whether this is an initialised SNP guest."""
+        """Whether the VM is an initialised SNP guest."""
         return self.kind == VmType.SNP and self.initialised
 
     @property
     def processors(self) -> int:
-        """How many vCPUs have been created."""
+        """The number of vCPUs that have been created."""
         return len(self.vcpus)
 
     @property
@@ -135,7 +135,7 @@ class Vm:
 
     @property
     def awaits_init(self) -> bool:
-        """Whether INIT2 has not been called yet."""
+        """Whether this is an SNP VM that has not been initialised with INIT2 yet."""
         return self.kind == VmType.SNP and not self.initialised
 
     @property
@@ -145,12 +145,12 @@ class Vm:
 
     @property
     def alive(self) -> bool:
-        """Whether any of its descriptors is still open."""
+        """Whether a descriptor of the VM or of one of its vCPUs is open."""
         return self._open > 0
 
     @property
     def secrets_page(self) -> bytes | None:
-        """The secrets page that the firmware has written."""
+        """The secrets page that the firmware has written, or None."""
         return self.secrets[1] if self.secrets is not None else None
 
     @property
@@ -159,20 +159,22 @@ class Vm:
         return self.platform.clock
 
     def memory(self, caller: Caller) -> SlotMemory:
-        """Guest memory through the caller's address space."""
+        """Return guest memory, accessed through the caller's address space."""
         return SlotMemory(self.slots, caller.memory)
 
     def is_private(self, gpa: int) -> bool:
-        """Whether the VMM has made the page private."""
+        """Whether the VMM has made the page at ``gpa`` private."""
         return self.private.holds(gpa)
 
     def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
-        """Return EAX, EBX, ECX and EDX of a CPUID function; zeros if the VMM has not set it."""
+        """Return EAX, EBX, ECX and EDX of a CPUID function; zeros if the VMM has not set that
+        function.
+        """
         found = self._cpuid.get((function, None)) or self._cpuid.get((function, index))
         return found or (0, 0, 0, 0)
 
     def set_cpuid(self, entries: dict[tuple[int, int | None], tuple[int, int, int, int]]) -> None:
-        """Serve KVM_SET_CPUID2; all vCPUs share one table."""
+        """Store the CPUID table of KVM_SET_CPUID2, which all vCPUs share."""
         self._cpuid = entries
 
     def program(self, cpu: GuestCpu) -> Program:
@@ -188,7 +190,9 @@ class Vm:
 
     @property
     def sev_features(self) -> int:
-        """SEV_FEATURES of the guest's VMSAs: the features of INIT2, and SNP."""
+        """The field SEV_FEATURES of the guest's VMSAs: the features that INIT2 requested, and
+        SNP.
+        """
         return self.vmsa_features | SEV_FEATURES_SNP
 
     def has_processor(self, apic_id: int) -> bool:
@@ -208,14 +212,16 @@ class Vm:
             vcpu.hold()
 
     def issue_guest_request(self, caller: Caller) -> int:
-        """Issue SNP_GUEST_REQUEST on the bounce pages.
+        """Issue SNP_GUEST_REQUEST with the bounce pages.
 
         Returns the firmware's status. Raises ``OSError`` if the command did not reach the firmware.
         """
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
-        """Handle the close of a descriptor; the VM ends with the last one."""
+        """Handle the close of the VM's descriptor (None) or of a vCPU's. The VM ends with the last
+        one.
+        """
         if vcpu is not None:
             vcpu.launched = False
         self._open -= 1
@@ -233,7 +239,7 @@ class Vm:
         self.release(None)
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Serve a VM ioctl."""
+        """Serve an ioctl on the VM's descriptor."""
         if caller.pid != self.owner:
             raise OSError(errno.EIO, "the VM belongs to another process")
         match request:
@@ -261,7 +267,11 @@ class Vm:
                 self.tsc_khz = wanted_khz
             case Ioctl.SET_NR_MMU_PAGES:
                 if argument < MMU_PAGES_MIN:
-                    raise OSError(errno.EINVAL, "too few pages for page tables")
+                    raise OSError(
+                        errno.EINVAL,
+                        f"pages for page tables: expected at least {MMU_PAGES_MIN}, found "
+                        f"{argument}",
+                    )
             case Ioctl.SET_BOOT_CPU_ID:
                 self._set_boot_cpu(argument)
             case Ioctl.ENABLE_CAP:
@@ -288,7 +298,7 @@ class Vm:
                     caller.memory, request, argument, chips=full, vcpus=bool(self.vcpus)
                 ):
                     log.info("%s: VM ioctl %#x is not emulated", self.name, request)
-                    raise OSError(errno.ENOTTY, "unknown VM ioctl")
+                    raise OSError(errno.ENOTTY, f"unknown VM ioctl {request:#x}")
         return 0
 
     # Memory.
@@ -296,7 +306,7 @@ class Vm:
     def _set_region(self, caller: Caller, argument: int) -> None:
         region = _copied(UserspaceMemoryRegion, caller, argument)
         if region.flags & ~(MEM_LOG_DIRTY_PAGES | MEM_READONLY):
-            raise OSError(errno.EINVAL, "unknown flags")
+            raise OSError(errno.EINVAL, f"unknown memory region flags: {region.flags:#x}")
         self.slots.set(
             UserspaceMemoryRegion2(
                 region.slot,
@@ -313,9 +323,9 @@ class Vm:
         def find_memfd() -> GuestMemfd:
             device = caller.find(region.guest_memfd)
             if device is None:
-                raise OSError(errno.EBADF, "guest_memfd is not open")
+                raise OSError(errno.EBADF, "the guest_memfd is not open")
             if not isinstance(device, GuestMemfd) or device.owner is not self:
-                raise OSError(errno.EINVAL, "not a guest_memfd of this VM")
+                raise OSError(errno.EINVAL, "the descriptor is not a guest_memfd of this VM")
             return device
 
         self.slots.set(region, find_memfd)
@@ -323,7 +333,7 @@ class Vm:
     def _create_memfd(self, caller: Caller, argument: int) -> GuestMemfd:
         wanted = _copied(CreateGuestMemfd, caller, argument)
         if wanted.flags or not 0 < wanted.size < 1 << 63 or wanted.size % PAGE_SIZE:
-            raise OSError(errno.EINVAL, "invalid size or flags of guest_memfd")
+            raise OSError(errno.EINVAL, "the size or the flags of the guest_memfd are invalid")
         return GuestMemfd(self, wanted.size)
 
     def _set_attributes(self, caller: Caller, argument: int) -> None:
@@ -337,11 +347,11 @@ class Vm:
             or end >= _U64
             or (wanted.address | wanted.size) % PAGE_SIZE
         ):
-            raise OSError(errno.EINVAL, "memory attributes")
+            raise OSError(errno.EINVAL, "the memory attributes or their range are invalid")
         if not wanted.attributes:
             self.private.remove(wanted.address, end)
         elif len(self.private) >= PRIVATE_RANGES_MAX:
-            raise OSError(errno.ENOMEM, "too many separate private ranges")
+            raise OSError(errno.ENOMEM, "the VM has too many separate private ranges")
         else:
             self.private.add(wanted.address, end)
 
@@ -349,9 +359,9 @@ class Vm:
         region = _copied(EncRegion, caller, argument)
         self._need_sev()
         if region.size == 0 or region.addr + region.size >= _U64:
-            raise OSError(errno.EINVAL, "the region is empty or wraps")
+            raise OSError(errno.EINVAL, "the region is empty or wraps around")
         if len(self._encrypted) >= ENCRYPTED_REGIONS_MAX:
-            raise OSError(errno.ENOMEM, "too many regions")
+            raise OSError(errno.ENOMEM, "the VM has too many encrypted regions")
         self._encrypted.append((region.addr, region.size))
 
     def _unregister_region(self, caller: Caller, argument: int) -> None:
@@ -363,18 +373,18 @@ class Vm:
 
     def _need_sev(self) -> None:
         if not self.snp:
-            raise OSError(errno.ENOTTY, "not an SEV guest")
+            raise OSError(errno.ENOTTY, "the VM is not an SEV guest")
 
     # Processors.
 
     def _create_vcpu(self, number: int) -> Vcpu:
         if number >= VCPU_IDS_MAX or len(self.vcpus) >= VCPUS_MAX:
-            raise OSError(errno.EINVAL, "the vCPU id or the number of vCPUs is too large")
+            raise OSError(errno.EINVAL, "the vCPU ID or the number of vCPUs is too large")
         if number in self.vcpus:
             raise OSError(errno.EEXIST, f"vCPU {number} already exists")
         self._max_vcpu_id = self._max_vcpu_id or VCPU_IDS_MAX
         if number >= self._max_vcpu_id:
-            raise OSError(errno.EINVAL, "the vCPU id is above the limit that the VMM has set")
+            raise OSError(errno.EINVAL, "the vCPU ID is above the limit that the VMM has set")
         runnable = number == self._boot_cpu or not self.irqchip
         vcpu = Vcpu(self, number, len(self.vcpus), runnable=runnable)
         self.vcpus[number] = vcpu
@@ -392,10 +402,10 @@ class Vm:
         data = caller.memory.read(argument, ENABLE_CAP_SIZE)
         cap, flags, value = struct.unpack_from("<IIQ", data)
         if flags:
-            raise OSError(errno.EINVAL, "flags")
+            raise OSError(errno.EINVAL, f"unknown KVM_ENABLE_CAP flags: {flags:#x}")
         if cap == Cap.EXIT_HYPERCALL:
             if value & ~HYPERCALLS:
-                raise OSError(errno.EINVAL, "unknown hypercalls")
+                raise OSError(errno.EINVAL, f"unknown hypercalls: {value:#x}")
             self.hypercalls = value
         elif cap == Cap.SPLIT_IRQCHIP:
             self._split_irqchip(value)
@@ -407,13 +417,15 @@ class Vm:
             self._set_apic_bus(value)
         elif cap not in WITHOUT_EFFECT:
             log.info("%s: capability %d cannot be enabled", self.name, cap)
-            raise OSError(errno.EINVAL, "capability")
+            raise OSError(errno.EINVAL, f"capability {cap} cannot be enabled")
         elif value & ~WITHOUT_EFFECT[cap]:
-            raise OSError(errno.EINVAL, f"unknown bits for capability {cap}")
+            raise OSError(errno.EINVAL, f"capability {cap} has no such bits: {value:#x}")
 
     def _split_irqchip(self, reserved_pins: int) -> None:
         if reserved_pins > IRQ_ROUTES_MAX:
-            raise OSError(errno.EINVAL, "more pins than routes")
+            raise OSError(
+                errno.EINVAL, "the interrupt controller would have more pins than KVM has routes"
+            )
         if self.irqchip or self.vcpus:
             raise OSError(errno.EEXIST, "an interrupt controller or vCPUs already exist")
         self.irqchip = self.split_irqchip = True
@@ -424,14 +436,14 @@ class Vm:
         """
         too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
         if too_much or self._max_vcpu_id not in (0, limit):
-            raise OSError(errno.EINVAL, "the limit of vCPU ids is out of range, or already set")
+            raise OSError(errno.EINVAL, "the limit of vCPU IDs is out of range, or already set")
         self._max_vcpu_id = limit
 
     def _set_boot_cpu(self, number: int) -> None:
         if self.vcpus:
             raise OSError(errno.EBUSY, "vCPUs already exist")
         if number > (self._max_vcpu_id or VCPU_IDS_MAX):
-            raise OSError(errno.EINVAL, "the vCPU id is too large")
+            raise OSError(errno.EINVAL, "the vCPU ID is too large")
         self._boot_cpu = number
 
     def _set_apic_bus(self, cycle_ns: int) -> None:
@@ -447,7 +459,10 @@ class Vm:
         enable = flags & X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
         disable = flags & X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
         if flags & ~X2APIC_FLAGS or (enable and (disable or not self.split_irqchip)):
-            raise OSError(errno.EINVAL, "unknown flags of KVM_CAP_X2APIC_API")
+            raise OSError(
+                errno.EINVAL,
+                f"KVM_CAP_X2APIC_API flags {flags:#x} are unknown or exclude each other",
+            )
 
 
 def _copied(kind: type[_S], caller: Caller, address: int) -> _S:
