@@ -91,5 +91,5 @@ def test_sizes_are_bounded() -> None:
         seal(KEY[:16], header, b"")
     page = bytearray(seal(KEY, header, bytes(MAX_PAYLOAD)))
     page[0x36:0x38] = (MAX_PAYLOAD + 1).to_bytes(2, "little")
-    with pytest.raises(SealError, match="msg_sz is 4001"):
+    with pytest.raises(SealError, match="msg_sz: expected at most 4000 bytes, found 4001"):
         open_sealed(KEY, bytes(page))
