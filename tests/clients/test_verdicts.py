@@ -21,7 +21,9 @@ from .verdicts import Verifiers, cases, genuine
 
 PAGE = Path(__file__).parents[2] / "docs" / "relying-parties.md"
 SECTION = (
-    PAGE.read_text(encoding="utf-8").partition("## Beside other verifiers")[2].partition("##")[0]
+    PAGE.read_text(encoding="utf-8")
+    .partition("## Comparison with other verifiers")[2]
+    .partition("##")[0]
 )
 
 # Where tools differ, the words that show they do so for the reason the table gives.
