@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells open file descriptions of another process apart, whichever descriptors refer to them.
+"""Distinguishes another process's open file descriptions, whichever descriptors refer to them.
 
 A lock belongs to the description. A VMM may lock through one descriptor and keep another: a
 duplicate, or one that a helper process sent over a socket. So each locked description gets a mark:
-the signal number of F_SETSIG (fcntl(2)). It belongs to the description, and has no meaning for a
-regular file. Every descriptor of the description then shows the mark.
+the signal number of F_SETSIG (fcntl(2)). The number belongs to the description, and has no meaning
+for a regular file. Every descriptor of the description then shows the mark.
 
 Numbers: Linux ``include/uapi/asm-generic/fcntl.h`` and ``asm/unistd_64.h``.
 """
@@ -29,7 +29,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def borrowed(process: int, number: int) -> Iterator[int]:
-    """Yield a descriptor of this process for the same description, and close it afterwards.
+    """Yield a duplicate in this process of the descriptor ``number`` of ``process``; close it
+    afterwards.
 
     Raises ``OSError`` if the process has ended or may not be inspected.
     """
@@ -48,7 +49,7 @@ def borrowed(process: int, number: int) -> Iterator[int]:
 
 
 class Marks:
-    """Marks open file descriptions, and finds the marked ones that hold a lock.
+    """Marks open file descriptions, so that :func:`holding` can tell them apart.
 
     After 64 descriptions the numbers repeat, so old descriptions must be closed by then.
     """
@@ -57,9 +58,10 @@ class Marks:
         self._last = 0
 
     def of(self, process: int, number: int) -> int | None:
-        """Return the mark of a descriptor's description, and mark it if needed.
+        """Return the mark of the open file description behind a descriptor, after marking it if
+        needed.
 
-        None if that fails.
+        Returns None if that fails.
         """
         try:
             with borrowed(process, number) as descriptor:

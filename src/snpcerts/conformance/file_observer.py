@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observes the VMM's reads, locks and closes of the file, each before it happens.
+"""Observes the VMM's reads, locks and closes of the certificate file, each before it happens.
 
 A scenario may interfere at that moment (``meddle``). For example, it replaces the file between open
 and lock, sends a signal between lock and read, or shortens a read.
@@ -63,7 +63,7 @@ def takes_lock(call: FileCall) -> bool:
 
 
 class FileObserver:
-    """Observes the file in one run of the VMM.
+    """Observes the VMM's calls on the certificate file in one run.
 
     Scenarios interfere with calls on the open file (``meddle``) and with opens of
     its path (``meddle_open``).
@@ -82,7 +82,7 @@ class FileObserver:
         return self._served.knows(found)
 
     def opening(self, call: OpenCall) -> int | None:
-        """Record that the path is opened, then let the scenario interfere."""
+        """Record an open of the file's path, then let the scenario interfere."""
         if os.path.basename(call.path) != os.fsencode(self._served.path.name):
             return None
         self.calls += 1
@@ -137,7 +137,7 @@ def _what(call: FileCall, locks: bool) -> str:
 
 
 class HeldUntil:
-    """Delays a call until ``ready``, for at most ``seconds``."""
+    """Delays a system call until ``ready`` returns true, for at most ``seconds``."""
 
     blocked: int | None = EVERY_SIGNAL
 
@@ -147,11 +147,15 @@ class HeldUntil:
 
     @property
     def deadline(self) -> float | None:
-        """When to poll again. Soon, because the event happens in another process."""
+        """The time to poll again. It is near, because the awaited event happens in another
+        process.
+        """
         return min(self._until, time.monotonic() + 0.002)
 
     def poll(self) -> int | None:
-        """Let the kernel perform the call once it may proceed."""
+        """Return :data:`PROCEED` (the kernel performs the call) once the call may proceed,
+        otherwise None.
+        """
         return PROCEED if self._ready() or time.monotonic() >= self._until else None
 
     def cancel(self) -> None:
@@ -159,7 +163,7 @@ class HeldUntil:
 
 
 def read_short(call: FileCall) -> int | None:
-    """Read at most half of the requested bytes and half of the file, as a kernel may do.
+    """Perform a read for at most half of the requested bytes and half of the file, as a kernel may.
 
     Returns the number of bytes read. For a call that cannot be shortened (a mapping, or a read of
     one byte), does nothing and returns None.

@@ -22,7 +22,7 @@ VERDICT: Final = "verdict"
 
 @dataclass(frozen=True, slots=True)
 class SeenEvent:
-    """One event. Events are in order of time. ``until`` is the end of an event that lasts."""
+    """One observed event. ``until`` is the end of an event that lasts."""
 
     at: float
     track: str
@@ -32,10 +32,10 @@ class SeenEvent:
 
 @dataclass(frozen=True, slots=True)
 class FileRead:
-    """The VMM was about to read the file. ``lock`` is the lock on the file at that time.
+    """A read that the VMM was about to make. ``lock`` is the lock on the file at that time.
 
-    If ``maps`` is set it maps the file, so the time of reading is unknown. ``size`` is the number
-    of bytes requested.
+    If ``maps`` is set, the call maps the file, so the time of reading is unknown. ``size`` is the
+    number of bytes requested.
     """
 
     file: Identity
@@ -84,13 +84,13 @@ class CertsRequest:
 
     @property
     def file(self) -> Identity | None:
-        """The last file that was read."""
+        """The file that the VMM read last in this request."""
         return self.reads[-1].file if self.reads else None
 
 
 @dataclass(slots=True)
 class Attribute:
-    """Whether and how the VMM read the device attribute."""
+    """Whether and how the VMM read the device attribute KVM_X86_SEV_SNP_REQ_CERTS."""
 
     has: bool = False  # by KVM_HAS_DEVICE_ATTR
     got: bool = False  # by KVM_GET_DEVICE_ATTR
@@ -108,7 +108,7 @@ class Enabling:
 
 @dataclass(slots=True)
 class Journal:
-    """One run of the VMM.
+    """What was observed in one run of the VMM.
 
     ``spins`` counts consecutive KVM_RUN calls of a vCPU that returned because ``immediate_exit``
     was set although no exit was waiting for completion. ``runner`` is the process that called
@@ -146,12 +146,14 @@ class Journal:
 
 
 def firmware_track(vcpu: int) -> str:
-    """Return the track of the firmware's commands for a vCPU. Each is observed from the VMM's
-    answer to KVM_RUN's return, so those of two vCPUs may overlap.
+    """Return the name of the timeline track for the firmware's commands for a vCPU.
+
+    A command is observed from the VMM's answer to KVM_RUN's return, so those of two vCPUs may
+    overlap.
     """
     return f"firmware, for vCPU {vcpu}"
 
 
 def vcpu_track(number: int | None) -> str:
-    """Return the track of a vCPU's thread, or that of the VMM's other threads."""
+    """Return the name of the timeline track for a vCPU's thread, or for the VMM's other threads."""
     return VMM if number is None else f"vCPU {number}"

@@ -17,7 +17,8 @@ WORTH_KEEPING: Final = (ResultState.FAILED, ResultState.ADVICE)
 
 
 def write(directory: Path, result: Result, output: bytes, seen: TrialSeen, trace: bool) -> None:
-    """Write ``CHECK.log`` and ``CHECK.txt``; with ``trace``, also ``CHECK.trace.json``.
+    """Write ``CHECK.log`` (output) and ``CHECK.txt`` (events); with ``trace``, also
+    ``CHECK.trace.json``.
 
     If several runs fail the same check, the later ones get a number. Raises ``OSError``.
     """

@@ -49,17 +49,19 @@ class Observer(Protocol):
         """Whether the firmware may have this answered request now."""
 
     def attribute_value(self) -> int | None:
-        """Return the value of KVM_X86_SEV_SNP_REQ_CERTS, or None for the emulator's own value."""
+        """Return the value to show for KVM_X86_SEV_SNP_REQ_CERTS, or None for the emulator's own
+        value.
+        """
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno of this request's re-entry; 0 if it should not fail."""
+        """Return the errno with which this request's re-entry fails, or 0 if it should not fail."""
 
     def note_answer(self, request: CertsRequest) -> None:
         """Handle the VMM's answer to this request."""
 
 
 class ObservedKvm:
-    """``/dev/kvm``."""
+    """An emulated ``/dev/kvm`` whose calls are recorded."""
 
     def __init__(self, device: KvmDevice, observer: Observer) -> None:
         self._device = device

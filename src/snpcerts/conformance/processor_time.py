@@ -14,18 +14,20 @@ from pathlib import Path
 
 
 def cpu_time(processes: list[int]) -> float:
-    """Return the processor time of all threads of some processes, in seconds."""
+    """Return the processor time that all threads of ``processes`` have used, in seconds."""
     return sum(_schedstat(task)[0] for task in _tasks(processes)) / 1e9
 
 
 def delay_time(processes: list[int]) -> float:
-    """Return how many seconds processes waited for a processor or for this process."""
+    """Return how many seconds ``processes`` waited for a processor, or for this process to serve
+    them.
+    """
     own = _schedstat(Path("/proc/self/task", str(threading.get_native_id())))
     return (sum(own) + sum(_schedstat(task)[1] for task in _tasks(processes))) / 1e9
 
 
 def sleeps(processes: list[int]) -> int:
-    """Return how often all threads of some processes have slept (voluntary context switches)."""
+    """Return how often all threads of ``processes`` have slept (voluntary context switches)."""
     total = 0
     for task in _tasks(processes):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -35,7 +37,7 @@ def sleeps(processes: list[int]) -> int:
 
 
 def _tasks(processes: list[int]) -> Iterator[Path]:
-    """Return the directories of all threads in /proc."""
+    """Yield the /proc directories of all threads of ``processes``."""
     for process in processes:
         folder = f"/proc/{process}/task"
         with contextlib.suppress(OSError):

@@ -50,7 +50,7 @@ class Result:
 
     @property
     def found(self) -> str:
-        """What was found instead."""
+        """What the check found instead, if ``detail`` compares two values."""
         return self._compared()[1]
 
     def _compared(self) -> tuple[str, str]:
@@ -58,7 +58,7 @@ class Result:
         return ("", "") if matched is None else (matched[1], matched[2])
 
     def to_json(self) -> dict[str, object]:
-        """Return JSON values, including the check's requirement and rule."""
+        """Return this result as JSON values, with the check's requirement and rule."""
         check = BY_ID[self.id]
         return {
             "id": self.id,

@@ -63,12 +63,12 @@ class LockSeen:
 
     @property
     def whole(self) -> bool:
-        """Whether the lock covers the whole file, also when it grows."""
+        """Whether the lock covers the whole file, even if the file grows."""
         return (self.start, self.size) == (0, 0)
 
     @property
     def range(self) -> str:
-        """The bytes that the lock covers."""
+        """The bytes that the lock covers, in words."""
         end = f"to byte {self.start + self.size - 1}" if self.size else "on"
         return f"the file from byte {self.start} {end}"
 
@@ -76,7 +76,7 @@ class LockSeen:
 def table_of(size: int, seed: int) -> bytes:
     """Return a well-formed certificate table of exactly ``size`` bytes.
 
-    Each ``seed`` gives a different table.
+    Different seeds give different tables.
     """
     guids = (VCEK_GUID, ASK_GUID, ARK_GUID, _FILLER)
     room = size - ENTRY_SIZE * (len(guids) + 1)
@@ -122,18 +122,18 @@ class ServedFile:
         return self._present()
 
     def close(self) -> None:
-        """Close every file, which also releases the locks."""
+        """Close every file that was at the path, which also releases this process's locks."""
         for descriptor in self._made.values():
             os.close(descriptor)
         self._made.clear()
         self._current = None
 
     def knows(self, found: os.stat_result) -> bool:
-        """Whether this file is or was at the path."""
+        """Whether ``found`` is the stat result of a file that is or was at the path."""
         return (found.st_dev, found.st_ino) in self._made
 
     def table(self, size: int) -> bytes:
-        """Return a table that was never served before."""
+        """Return a table of ``size`` bytes that was never served before."""
         self._seeds += 1
         return table_of(size, self._seeds)
 
@@ -211,7 +211,7 @@ class ServedFile:
         self.on_change("puts a symbolic link in place of the file")
 
     def point_elsewhere(self, content: bytes) -> None:
-        """Atomically point the symbolic link to another file."""
+        """Atomically make the path a symbolic link to a new file with ``content``."""
         path, descriptor = self.prepare(self._directory, content)
         target = self._directory / f"{_NAME}.{len(self._made)}"
         path.rename(target)
@@ -295,7 +295,7 @@ class ServedFile:
 
     def _present(self) -> int:
         if self._current is None:
-            raise RefusedError(f"{self.path} does not exist")
+            raise RefusedError(f"the certificate file {self.path} does not exist")
         return self._current
 
     @staticmethod

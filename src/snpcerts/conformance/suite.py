@@ -87,7 +87,7 @@ class Keeping:
 
 
 def default_jobs() -> int:
-    """Return how many VMMs to run at a time. They spend most of the time waiting."""
+    """Return how many VMMs to run at a time by default. They spend most of their time waiting."""
     return min(JOBS_MAX, 2 * len(os.sched_getaffinity(0)))
 
 
@@ -103,7 +103,8 @@ def run(
     kernel: KernelRelease = NEWEST,
     firmware: str | None = None,
 ) -> list[Result]:
-    """Judge the VMM that ``argv`` starts. ``{certs}`` in it is replaced by the certificate file.
+    """Judge the VMM that ``argv`` starts. ``{certs}`` in ``argv`` stands for the path of the
+    certificate file.
 
     ``only`` names the checks to judge, by default all. ``on_progress`` is called with a check's id
     before each scenario. Each run of the VMM is added to ``timeline``. ``jobs`` is how many VMMs
@@ -134,7 +135,7 @@ def checked(argv: Sequence[str], only: Iterable[str]) -> frozenset[str]:
     if not any(CERTS in word for word in argv):
         raise UsageError(
             f"the VMM's command line does not contain {CERTS}",
-            hint=f"put {CERTS} where the VMM takes its certificate file",
+            hint=f"put {CERTS} where the VMM expects the path of its certificate file",
         )
     wanted = frozenset(only)
     unknown = sorted(wanted - BY_ID.keys())
@@ -167,7 +168,7 @@ class _SuiteRun:
         self._tried: list[_Tried] = []
 
     def results(self, jobs: int, keeping: Keeping | None) -> list[Result]:
-        """Run the scenarios of the chosen checks."""
+        """Run the scenarios of the chosen checks, and return a result for each check."""
         self._find_exit_number()
         broken = next((id for id in VITAL if self._state(id) is not ResultState.PASSED), None)
         if broken is None:
@@ -223,7 +224,7 @@ class _SuiteRun:
             self._note(Result("exit-number", ResultState.FAILED, detail))
         else:
             self._found, self._kernel = found, released
-            self._note(_skipped("exit-number", "the VMM serves neither number"))
+            self._note(_skipped("exit-number", "the VMM serves neither exit number"))
 
     def _first(self, name: str) -> _Tried:
         self._on_progress(starting.FIRST.checks[0])
@@ -268,7 +269,7 @@ class _SuiteRun:
         self._found[result.id] = Result(result.id, result.state, result.detail, total, result.cause)
 
     def _two_devices(self) -> _Tried:
-        """Run the scenario in a process with its own mount namespace."""
+        """Run the scenario of the check same-device in a mount namespace of this process."""
         directory = self._directory / "devices"
         directory.mkdir()
         with _two_file_systems(directory) as mounted:
@@ -281,8 +282,8 @@ class _SuiteRun:
             return self._try_in(link, locking.same_device(first, second, link))
 
     def add_to(self, timeline: Timeline) -> None:
-        """Add each run of the VMM, as a group named after its check, or after the first check that
-        it fails.
+        """Add each run of the VMM to ``timeline``, as a group named after the run's check or the
+        first check that failed.
         """
         for number, tried in enumerate(self._tried, 1):
             if tried.seen.events:

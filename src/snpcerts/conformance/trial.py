@@ -133,8 +133,8 @@ class TrialVcpu:
     ) -> Asking:
         """Make a request with :meth:`TrialGuest.ask`, and record it to be judged later.
 
-        On a busy machine, a VMM may give up a lock that no update has: then ask again, as a Linux
-        guest does.
+        On a busy machine, a VMM may give up waiting for a lock that no update holds. The request is
+        then repeated, as by a Linux guest.
         """
         served = self.trial.served
         for _ in range(BUSY_TRIES):
@@ -147,7 +147,7 @@ class TrialVcpu:
 
 
 class Trial:
-    """One run. Scripts call :meth:`judge` and :meth:`skip`."""
+    """One run of the VMM. Scripts call :meth:`judge` and :meth:`skip`."""
 
     def __init__(
         self,
@@ -215,7 +215,9 @@ class Trial:
         self._note(check, ResultState.SKIPPED, why)
 
     def note(self, answer: Answer, contents: list[bytes]) -> None:
-        """Record an answer and the file's content at that time. :meth:`run` judges them all."""
+        """Record an answer and the contents that the file had meanwhile. :meth:`run` judges all
+        answers.
+        """
         self.answers.append((answer, contents))
 
     # Called by the observed devices.
@@ -225,11 +227,13 @@ class Trial:
         return self.gate(request)
 
     def attribute_value(self) -> int | None:
-        """Return the value of the attribute, or None for the emulator's own value."""
+        """Return the value to show for KVM_X86_SEV_SNP_REQ_CERTS, or None for the emulator's own
+        value.
+        """
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno of this request's re-entry; 0 if it should not fail."""
+        """Return the errno with which this request's re-entry fails, or 0 if it should not fail."""
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:
@@ -441,7 +445,10 @@ class Trial:
         bad = [each.ret for each in answered if each.ret not in RETS]
         if answered:
             shown = [ret - (1 << 64) if ret >> 63 else ret for ret in bad[:1]]
-            self.judge("ret-supported", f"ret was {shown[0]}" if shown else None)
+            self.judge(
+                "ret-supported",
+                f"expected ret 0, ENOSPC, EAGAIN or EIO, found {shown[0]}" if shown else None,
+            )
         return bad
 
     def _judge_writes(self, answer: Answer) -> None:
@@ -547,7 +554,7 @@ class Trial:
         return self.guest
 
     def _program(self, guest: TrialGuest, cpu: GuestCpu) -> GuestProgram:
-        """The program of a vCPU: boot, run the script, then halt."""
+        """Boot the vCPU, run its script, then halt."""
         script = self.scenario.script if cpu.index == 0 else self.scenario.second
         if cpu.index == 0:
             yield StartProcessors()
@@ -603,10 +610,16 @@ def lock_until_signed(request: CertsRequest) -> str | None:
 
 
 def lock_kind(request: CertsRequest) -> str | None:
-    """Return the problem with the kind of lock. None if it is right or there was no lock."""
+    """Return what is wrong with the kind of the lock, or None if it is right or there was no
+    lock.
+    """
     seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
     classic = [lock for lock in seen if not lock.is_ofd]
-    return f"a classic lock of process {classic[0].pid}" if classic else None
+    return (
+        f"expected an open-file-description lock, found a classic lock of process {classic[0].pid}"
+        if classic
+        else None
+    )
 
 
 class _RefusedCalls(logging.Handler):
@@ -646,7 +659,7 @@ class _Limit:
         self._delayed = delay_time(trial.processes())
 
     def over(self) -> bool:
-        """Whether the VMM has had its time."""
+        """Whether the VMM has used up its time."""
         passed = time.monotonic() - self._began
         if passed < self._seconds:
             return False
@@ -669,7 +682,9 @@ def above_memory(trial: Trial) -> int:
 
 
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:
-    """Return (GPA, bytes): the memory to check around a buffer outside the vCPU's pages."""
+    """Return the GPA and the size of the memory to check around a buffer outside the vCPU's
+    pages.
+    """
     return gpa - before * PAGE_SIZE, (before + npages + after) * PAGE_SIZE
 
 

@@ -52,7 +52,7 @@ _NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer that the guest got.
+    """The answer to one request, as the guest got it.
 
     ``exitinfo2`` is SW_EXITINFO2; ``pages`` is RBX. ``signed`` says whether the firmware returned a
     report. ``before`` and ``after`` are the contents of the field, which starts at GPA ``field``;
@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was written anywhere in the vCPU's pages."""
+        """Whether no byte of the field was changed."""
         return self.before == self.after
 
     def got(self, size: int) -> bytes:
@@ -117,7 +117,7 @@ class Answer:
         return None
 
     def delivers(self, table: bytes) -> str | None:
-        """Return why the buffer does not contain ``table``; None if it does.
+        """Return why the buffer does not contain ``table``, or None if it does.
 
         The VMM may leave or zero the rest of the buffer.
         """
@@ -174,7 +174,7 @@ class TrialGuest(LinuxGuest):
     def set_page_state_early(
         self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """Do as Linux does, and record what the VMM ignored."""
+        """Change the page's state as Linux does, and record what the VMM ignored."""
         if cpu.is_private is not None:
             yield from super().set_page_state_early(cpu, gpa, operation)
             self._note_page_state(cpu, gpa, 1, operation)
@@ -187,7 +187,7 @@ class TrialGuest(LinuxGuest):
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """Do as Linux does, and record what the VMM ignored."""
+        """Change the pages' state as Linux does, and record what the VMM ignored."""
         if cpu.is_private is not None:
             yield from super().set_page_state(cpu, shared, gpa, pages, operation)
             self._note_page_state(cpu, gpa, pages, operation)
@@ -195,7 +195,7 @@ class TrialGuest(LinuxGuest):
     def page_state_refused(
         self, cpu: GuestCpu, gpa: int, pages: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """Record the reason and continue."""
+        """Record why the page state did not change, and continue."""
         if not self.vm.exits_for_page_state:
             why = (
                 "KVM_CAP_EXIT_HYPERCALL is not enabled for KVM_HC_MAP_GPA_RANGE, so KVM refuses "

@@ -20,7 +20,7 @@ class Level(enum.Enum):
     MUST = "must"
     """The VMM breaks a kernel rule, or the guest is harmed."""
     ADVICE = "advice"
-    """It may work, but this project advises against it."""
+    """The VMM may work, but this project advises against it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,17 +52,19 @@ class VmmOutput:
             self.writer = -1
 
     def close(self) -> None:
-        """Close the pipe. What was read stays."""
+        """Close the pipe. The output that was read remains."""
         self.close_writer()
         os.close(self.reader)
 
     def kept(self) -> bytes:
-        """Return the beginning, the number of bytes left out, and the end."""
+        """Return the beginning of the output, the number of bytes left out, and the end."""
         missing = self.size - len(self._head) - len(self._tail)
         note = f"\n[{missing} bytes left out]\n".encode() if missing > 0 else b""
         return self._head + note + self._tail
 
     def last_words(self) -> str:
-        """Return the last 300 characters, printable; empty if the VMM wrote nothing."""
+        """Return the last 300 characters of the output, made printable; empty if the VMM wrote
+        nothing.
+        """
         text = (self._head + self._tail)[-4096:].decode(errors="replace").strip()
         return printable(text[-_SHOWN:]) if text else ""

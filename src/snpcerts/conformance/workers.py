@@ -128,7 +128,7 @@ def _result(worker: _Worker[Outcome]) -> Outcome:
     except EOFError:
         raise RefusedError(
             "a process of the conformance suite was killed",
-            hint="the machine may be short of memory",
+            hint="try again with fewer --jobs: the machine may be short of memory",
         ) from None
     if not good:
         raise value

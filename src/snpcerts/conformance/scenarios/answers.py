@@ -13,9 +13,9 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:
-    """Return the problem with an answer that should ask for ``pages`` pages.
+    """Return what is wrong with an answer that should be ENOSPC with npages ``pages``.
 
-    None if it is correct.
+    Returns None if the answer is correct.
     """
     request = answer.request
     if request is None:
@@ -29,7 +29,7 @@ def asks_for(answer: Answer, pages: int) -> str | None:
 
 
 def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
-    """Make the check of :func:`asks_for`, and check that the guest's memory is unchanged."""
+    """Check an answer like :func:`asks_for`, and check that the guest's memory is unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
         problem = "the VMM answered ENOSPC, but wrote to the guest's memory"
@@ -150,8 +150,8 @@ def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.skip(
             "short-read",
             (
-                "the VMM does not read the file with a call that can return fewer "
-                "bytes than asked for"
+                "the VMM does not read the file with a call that can return fewer bytes than "
+                "requested"
             ),
         )
         return
@@ -164,7 +164,7 @@ def _short(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def unharmed(answer: Answer, complete: bytes) -> str | None:
-    """Return the problem with an answer given while the file was unreadable, or None.
+    """Return what is wrong with an answer that was given while the file was unreadable, or None.
 
     The whole table is correct too, because the VMM may have tried again. So is any refusal.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file changes between two requests, is missing, or is a directory."""
+"""Scenarios in which the file changes between two requests, is missing, or is a directory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _shrink(trial: Trial) -> None:
 
 
 def _empty(answer: Answer) -> str | None:
-    """Return the problem with an answer given without a file; None if it is correct."""
+    """Return what is wrong with an answer that was given without a file, or None."""
     request = answer.request
     if request is not None and request.ret == errno.EIO:
         return "ret 5 (EIO): a Linux guest then destroys its VMPCK"
@@ -115,7 +115,7 @@ def _removed_at_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
     if removed and (request is None or request.ret != errno.EAGAIN):
         wrong = _empty(answer)
         if answer.delivers(table) is None:
-            wrong = "the guest got the table of a file that is no longer there"
+            wrong = "the guest got the table of a file that no longer exists"
     trial.judge("missing-file", wrong and f"removed between open and lock: {wrong}")
     served.replace(served.table(TABLE_SIZE))
 
@@ -215,7 +215,7 @@ def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Hold the lock as an update does when the VMM first tries, then rewrite and unlock the
+    """Hold the lock like an update when the VMM first tries to take it, then rewrite and unlock the
     file.
     """
     served = trial.served

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM is stopped or killed during a request. What does it leave behind?"""
+"""Scenarios in which the VMM is stopped or killed during a request. What does it leave behind?"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Moment = Callable[["Trial", Callable[[], None]], None]
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process handles a signal or one of its threads blocks it.
+    """Whether the process handles the signal, or one of its threads blocks the signal.
 
     A thread in sigwait(3) does not show the signal as blocked; its siblings do.
     """
@@ -93,7 +93,7 @@ def _stopped_when(moment: Moment) -> Scenario:
 
 
 class _Kick:
-    """Detects whether the signal that follows a stop has reached a vCPU that is being held.
+    """Detects whether the VMM, asked to stop, has kicked a vCPU that the suite holds.
 
     A kick is a signal for the vCPU's thread, or a newly set immediate_exit. A VMM that has ended
     needs no kick.
@@ -267,7 +267,7 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _private_bytes(processes: list[int]) -> int:
-    """Return the bytes of private (not file-backed) memory of some processes."""
+    """Return the bytes of private (not file-backed) memory of ``processes``."""
     total = 0
     for process in processes:
         with contextlib.suppress(OSError):

@@ -201,7 +201,7 @@ def _after_handshake(trial: Trial) -> None:
 
 
 def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Replace the file after the VMM has locked it, when it opens the path again."""
+    """After the VMM has locked the file, replace the file when the VMM opens the path again."""
     check, served = "replaced-after-lock", trial.served
     served.replace(served.table(TABLE_SIZE))
     locked: list[FileCall] = []
@@ -284,9 +284,9 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
-    """Let ``link`` point to ``first``, then to ``second``.
+    """Return a scenario in which ``link`` points to ``first``, then to ``second``.
 
-    Their files have the same inode numbers.
+    The files in both directories have the same inode number.
     """
 
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -296,7 +296,9 @@ def same_device(first: Path, second: Path, link: Path) -> Scenario:
         other.rename(second / served.path.name)
         one, two = os.fstat(descriptor), os.fstat(other_descriptor)
         if one.st_ino != two.st_ino or one.st_dev == two.st_dev:
-            trial.skip("same-device", "could not create two files with the same inode number")
+            trial.skip(
+                "same-device", "the suite could not create two files with the same inode number"
+            )
             return
 
         def swap() -> bytes:
@@ -378,7 +380,7 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _pauses(trial: Trial) -> int:
-    """Return how often the VMM's threads have slept, apart from calls that were observed."""
+    """Return how often the VMM's threads have slept, not counting the sleeps of observed calls."""
     return sleeps(trial.processes()) - trial.observer.calls
 
 
@@ -441,7 +443,7 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from ask_often("no file", 2, REPEATED)
     talks = {kind: each for kind, each in lines.items() if each >= TALKS}
     found = ", ".join(
-        (f"expected no output for each request, found {each:.0f} lines for each ({kind})")
+        (f"{each:.0f} lines for each request with the result {kind}")
         for kind, each in talks.items()
     )
     if not talks:
@@ -455,11 +457,11 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
             ),
         )
     else:
-        trial.judge(check, f"expected output when something changes, found {found}")
+        trial.judge(check, f"expected output only when something changes, found {found}")
 
 
 def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
-    """Return the problem with an answer given while the lock is held, or None.
+    """Return what is wrong with an answer that was given while an update held the lock, or None.
 
     ``delay`` is the number of seconds for which the VMM could not run. They do not count, up to the
     limit.

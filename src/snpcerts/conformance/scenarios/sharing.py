@@ -52,7 +52,9 @@ def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Change 2 MiB as one entry, a buffer within it, then one of its pages alone."""
+    """Change the state of 2 MiB in one entry, use a buffer inside, then change one of its pages
+    alone.
+    """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     slot = guest.vm.slots.largest()
     gpa = 0 if slot is None else (pages.ghcb - LARGE_PAGE) & -LARGE_PAGE
@@ -72,7 +74,9 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Let a guest name a private page. It must not see the answer, and its VM must continue."""
+    """Let the guest name private pages as its buffer. It must not see the answer, and its VM must
+    continue.
+    """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     private = pages.data + 2 * PAGE_SIZE
     yield from guest.make_private(cpu, pages, private, 2)
@@ -92,7 +96,7 @@ def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _after(trial: Trial) -> None:
-    """Judge a VMM that has ended by the page state changes that it ignored."""
+    """If the VMM has ended, still record a page state change that it ignored."""
     _ignored(trial)
 
 

@@ -41,7 +41,7 @@ def _judge_enabling(trial: Trial) -> None:
     first = tries[0]
     problem: str | None = None
     if all(each.errno for each in tries):
-        problem = f"KVM answered errno {first.errno}"
+        problem = f"KVM refused to enable the exit (errno {first.errno})"
         if first.vcpus:
             problem += f": the VM already had {first.vcpus} vCPUs"
     trial.judge("enabled", problem)

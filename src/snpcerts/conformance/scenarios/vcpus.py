@@ -26,7 +26,7 @@ ROUNDS = ((0, 1), (0, 0), (1, 0), (1, 1))
 
 
 class _Rounds:
-    """A gate that holds the last vCPU's firmware command while the first finishes.
+    """A gate that holds one vCPU's firmware command while the other vCPU finishes its request.
 
     ``free`` are the vCPUs whose requests proceed immediately. ``held`` has the requests that wait
     for the firmware, by vCPU. ``done`` counts rounds, by vCPU.
@@ -55,7 +55,7 @@ class _Rounds:
         return request.vcpu in self.free
 
     def prepare(self, number: int) -> None:
-        """Begin a round, unless the other vCPU has already begun it."""
+        """Begin the round ``number``, unless the other vCPU has already begun it."""
         if self._number < number < len(ROUNDS):
             self._number = number
             self.held.clear()
@@ -172,7 +172,9 @@ class _Interleaved:
 
 
 def _interleaved_scenario() -> Scenario:
-    """Two vCPUs must not share the buffer that they read the file into."""
+    """Return a scenario that fails if two vCPUs share the buffer into which the VMM reads the
+    file.
+    """
     meeting: list[_Interleaved] = []
 
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -193,7 +195,7 @@ def _interleaved_scenario() -> Scenario:
         if not between.half_read or answer.delivers(old) is None:
             wrong = None
         between.ended = True
-        problem = f"vCPU 0, while vCPU 1 is served, too: {wrong}"
+        problem = f"vCPU 0, while vCPU 1 is served too: {wrong}"
         trial.judge("vcpus-served", wrong and problem)
 
     def second(_: Trial, vcpu: TrialVcpu) -> Script:
