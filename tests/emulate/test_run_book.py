@@ -45,7 +45,7 @@ class Laptop:
         """Run ``snpcerts emulate ...``."""
         made = self.emulated.run(*words)
         assert made.returncode == code, f"{words}: {made.returncode}\n{made.stdout}{made.stderr}"
-        return made.stderr
+        return made.stdout + made.stderr
 
     def verified_guest(self) -> None:
         """A guest's report verifies with the certificates that came with it."""
@@ -84,7 +84,9 @@ def laptop(emulated: Emulated, tmp_path: Path) -> Iterator[Laptop]:
 def test_an_update_from_load_to_commit_and_the_rollback_that_is_refused(laptop: Laptop) -> None:
     laptop.host("sync")
     before = laptop.status()
-    laptop.machine("firmware", "update", "--current", UPDATED)
+    told = laptop.machine("firmware", "update", "--current", UPDATED)
+    assert "current TCB   bootloader=4 tee=0 snp=25 microcode=220\n" in told
+    assert "committed TCB bootloader=4 tee=0 snp=24 microcode=219\n" in told
     loaded = laptop.status()
     assert loaded["reported_tcb"] == before["reported_tcb"]
     assert (loaded["current_tcb"]["snp"], loaded["current_tcb"]["microcode"]) == (25, 220)

@@ -36,6 +36,24 @@ def test_the_kernels_release(release: str, outcome: Severity) -> None:
     assert host_check.kernel(release).outcome is outcome
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ((Severity.PASS,), "no check failed: this host can serve certificates"),
+        (
+            (Severity.WARN, Severity.PASS),
+            "no check failed, 1 warning: this host can serve certificates",
+        ),
+        (
+            (Severity.WARN, Severity.FAIL, Severity.WARN, Severity.FAIL),
+            "2 checks failed, 2 warnings: this host cannot serve certificates",
+        ),
+    ],
+)
+def test_the_last_line_is_the_answer(outcomes: tuple[Severity, ...], said: str) -> None:
+    assert host_check.summary([Finding("x", each, "found") for each in outcomes]) == said
+
+
 def _fails(fd: int) -> bool:
     raise OSError(25, os.strerror(25))
 

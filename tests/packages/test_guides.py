@@ -61,7 +61,7 @@ CHOICES = {
 }
 # What the reader has done before the command with this text.
 BEFORE = {
-    "apt-get install ./": "cp /run/packages/snpcerts_0.1.0_amd64.deb .",
+    "apt-get install ./": "mkdir dist; cp /run/packages/snpcerts_0.1.0_amd64.deb dist",
     "python3 -m venv": "apt-get -qq purge -y snpcerts; rm -rf /opt/snpcerts; cd /run/source",
     "certs/ark.der is the root to trust": "cd ~",
     "host check --online": """

@@ -6,9 +6,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -391,7 +391,6 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
     The command also shows the TCBs of the VCEK and the VLEK in use, which no interface of real
     firmware reports.
     """
-    from snpcerts.abi.tcb import TcbVersion
     from snpcerts.emulator.machine.enter import ask
 
     home = options.lasting_home()
@@ -402,13 +401,7 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
     say_line(f"{home.path}: emulated {answer['product']} platform")
     say_line(f"  firmware      {answer['version']}, behaves as {answer['firmware']}")
     say_line(f"  chip ID       {answer['chip_id']}")
-    layout = Product(answer["product"]).tcb_layout
-    for name in ("current_tcb", "committed_tcb", "reported_tcb", "vcek_tcb", "vlek_tcb"):
-        of_key = name.startswith("v")
-        shown = f"{name[:4].upper()}'s TCB" if of_key else f"{name.removesuffix('_tcb')} TCB"
-        packed = answer[name]
-        tcb = TcbVersion.unpack(bytes.fromhex(packed), layout) if packed else "no VLEK is loaded"
-        say_line(f"  {shown:<13} {tcb}")
+    _say_tcbs(answer)
     for vm in answer["vms"]:
         serves = "serves programs" if vm["serves"] else "busy with its own requests"
         say_line(f"  VM {vm['name']}, pid {vm['pid']}, on Linux {vm['kernel']}, {serves}")
@@ -540,9 +533,26 @@ def rows(as_json: bool) -> None:
 
 
 def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
+    """Have the machine do it, and print its TCBs afterwards."""
     from snpcerts.emulator.machine.enter import ask
 
-    ask(options.lasting_home(), {"ask": "firmware", **order})
+    home = options.lasting_home()
+    answer = ask(home, {"ask": "firmware", **order})
+    say_line(f"{home.path}: done")
+    _say_tcbs(answer)
+
+
+def _say_tcbs(answer: Mapping[str, Any]) -> None:
+    """Print the TCBs of a machine's status."""
+    from snpcerts.abi.tcb import TcbVersion
+
+    layout = Product(answer["product"]).tcb_layout
+    for name in ("current_tcb", "committed_tcb", "reported_tcb", "vcek_tcb", "vlek_tcb"):
+        of_key = name.startswith("v")
+        shown = f"{name[:4].upper()}'s TCB" if of_key else f"{name.removesuffix('_tcb')} TCB"
+        packed = answer[name]
+        tcb = TcbVersion.unpack(bytes.fromhex(packed), layout) if packed else "no VLEK is loaded"
+        say_line(f"  {shown:<13} {tcb}")
 
 
 def _changed_levels(options: _PlatformOptions, option: str, text: str) -> dict[str, int]:

@@ -359,7 +359,7 @@ def in_update() -> bool:
 
 def _why_empty(each: FileResult, done: UpdateResult) -> str:
     if each.missing is not None:
-        return f"the certificates of the {each.missing} are not available"
+        return f"the certificates of the {each.missing} are not available yet"
     if isinstance(each.expected, NoKey):
         return each.expected.reason
     return f"the firmware's status is unknown: {done.refused}"

@@ -184,6 +184,16 @@ def passed(lines: Sequence[Finding]) -> bool:
     return all(line.outcome is not Severity.FAIL for line in lines)
 
 
+def summary(lines: Sequence[Finding]) -> str:
+    """Return one line for people: whether this host can serve certificates."""
+    failed = sum(line.outcome is Severity.FAIL for line in lines)
+    warnings = sum(line.outcome is Severity.WARN for line in lines)
+    counted = f"{failed or 'no'} check{'s' * (failed > 1)} failed"
+    if warnings:
+        counted += f", {warnings} warning{'s' * (warnings > 1)}"
+    return f"{counted}: this host {'cannot' if failed else 'can'} serve certificates"
+
+
 def _directory(folder: str) -> Iterator[Finding]:
     if not os.path.isdir(folder):
         yield Finding(

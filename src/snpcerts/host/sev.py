@@ -63,7 +63,8 @@ class Sev(DeviceFile):
         """Open the device. Raises :class:`RefusedError` if it is missing or cannot be opened."""
         super().__init__(
             path,
-            hint="run this on an SEV-SNP host, with its ccp driver loaded",
+            hint="run this on an SEV-SNP host, with its ccp driver loaded; elsewhere, "
+            "'snpcerts emulate host -- COMMAND' runs a command on an emulated host",
             forbidden_hint="run this as root",
         )
 

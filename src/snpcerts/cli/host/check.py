@@ -45,6 +45,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
     else:
         for line in lines:
             present(str(line))
+        present(checks.summary(lines))
     if not checks.passed(lines):
         click.get_current_context().exit(1)
 

@@ -145,9 +145,12 @@ class PlatformServer:
             raise
 
     def _carry_out(self, message: Mapping[str, Any]) -> Mapping[str, object]:
-        """Carry out an operator's change to the firmware, for which Linux has no ioctl."""
+        """Carry out an operator's change to the firmware, for which Linux has no ioctl.
+
+        Returns the status after the change.
+        """
         try:
-            return carry_out(self._platform, message)
+            return {**carry_out(self._platform, message), **self._status()}
         finally:
             self._supervisor.refresh()
             self._home.save(self._platform.firmware)
