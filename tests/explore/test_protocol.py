@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,15 +24,33 @@ from snpcerts.certfile import step
 from ..sizes import sized
 from ..timelines import assert_perfetto_draws_all
 
+# Each of these takes half a second or more, and smaller ones have the same readers and writers.
+LARGE = {
+    "R2 R3 | swap x2 | 1 killed",
+    "R1 R4 | there-and-back x1 | 1 killed, 1 power failure",
+    "R1 | there-and-back x1 there-and-back x1 | 1 killed",
+    "R1 | swap x1 swap x1 | 1 killed",
+    "R3 R3 | there-and-back x1 | no crash",
+}
 
-@pytest.mark.parametrize("scenario", SMALL, ids=lambda each: each.name)
+
+def within_reach(scenarios: Sequence[Scenario]) -> list[Scenario]:
+    """Return those for this run."""
+    return [each for each in scenarios if each.name not in sized(LARGE, set())]
+
+
+def test_the_large_scenarios_are_among_all() -> None:
+    assert {each.name for each in (*SMALL, *PROGRESS)} >= LARGE
+
+
+@pytest.mark.parametrize("scenario", within_reach(SMALL), ids=lambda each: each.name)
 def test_every_interleaving_and_crash_keeps_the_invariants(scenario: Scenario) -> None:
     result = explore(scenario.world(), scenario.settings)
     assert result.violation is None, "\n".join(result.schedule)
     assert result.states > 500
 
 
-@pytest.mark.parametrize("scenario", PROGRESS, ids=lambda each: each.name)
+@pytest.mark.parametrize("scenario", within_reach(PROGRESS), ids=lambda each: each.name)
 def test_readers_of_a_kind_starve_a_writer_or_cannot(scenario: Scenario) -> None:
     """Who opens for each request cannot keep a writer out that replaces the file; others can."""
     result = explore_progress(scenario.world())
@@ -71,6 +89,7 @@ def test_what_readers_of_a_kind_get_after_an_update(
 # Whole explorations of these take seconds. Without all sizes full, wrong ones are explored reduced.
 LONG = (
     "vcpus-one-description",
+    "writer-throws-leftover-away-there-and-back",
     "vcpu-unlocks-wrong-descriptor",
     "reader-no-comparison-alone",
     "writer-old-file-not-emptied-alone",
