@@ -24,6 +24,8 @@ from snpcerts.emulator.guest.scripted import ReportOutcome, ScriptedGuest
 from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.machine.in_process import Machine
 from snpcerts.emulator.machine.reference_vmm import ReferenceVm, build_vm
+from snpcerts.emulator.psp.chip import Chip
+from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.errors import RefusedError
 from snpcerts.verify.collateral import Collateral
 from snpcerts.verify.judging import verify
@@ -32,10 +34,13 @@ from snpcerts.vmm.enable import enable_req_certs, supports_req_certs
 from snpcerts.vmm.exit_service import ExitService, Outcome, Served
 from snpcerts.vmm.guest_memory import MappedMemory
 
+from .keys import authority_of
+
 
 @pytest.fixture(scope="module")
 def host() -> EmulatedHost:
-    return EmulatedHost.create(Product.MILAN, tcbs=2)
+    firmware = Firmware(Chip.create(Product.MILAN))
+    return EmulatedHost.of(firmware, authority_of(Product.MILAN), tcbs=2)
 
 
 def report_as(host: EmulatedHost, tcb: TcbVersion) -> CertTable:

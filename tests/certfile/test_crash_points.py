@@ -20,8 +20,10 @@ from snpcerts.certfile.reader import Empty, Found, Table
 from snpcerts.certfile.writer import Strategy
 from snpcerts.demo.demo_host import EmulatedHost
 from snpcerts.emulator.machine.home import PlatformHome
+from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware
 
+from ..keys import authority_of
 from ..sizes import sized
 from .tracing import can_trace, killed_at
 
@@ -57,7 +59,8 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def host() -> EmulatedHost:
-    return EmulatedHost.create(Product.MILAN, tcbs=2)
+    firmware = Firmware(Chip.create(Product.MILAN))
+    return EmulatedHost.of(firmware, authority_of(Product.MILAN), tcbs=2)
 
 
 def served(path: Path) -> Found:

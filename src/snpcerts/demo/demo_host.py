@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from snpcerts.abi.cert_table import CertTable
-from snpcerts.abi.product import Product
 from snpcerts.abi.report import Report
 from snpcerts.abi.tcb import TcbVersion
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.amd.certificates import vcek_of
-from snpcerts.emulator.psp.chip import Chip
 from snpcerts.emulator.psp.firmware import Firmware
 from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
@@ -40,11 +38,6 @@ class EmulatedHost:
     tcbs: tuple[TcbVersion, ...]
     tables: dict[TcbVersion, CertTable]
     issued: tuple[IssueTime, ...] = ()
-
-    @classmethod
-    def create(cls, product: Product, tcbs: int = 4) -> Self:
-        """Return a new host that can report ``tcbs`` different TCBs."""
-        return cls.of(Firmware(Chip.create(product)), EmulatedAuthority.create(product), tcbs)
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
