@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import compileall
+import contextlib
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from snpcerts.errors import SnpCertsError
 from snpcerts.temporary_directory import TemporaryDirectory
 
 from .emulated import Emulated
+from .forked_commands import PLAIN, Commands
 from .keys import FOLDER, prepare_platform
 from .sizes import FULL
 
@@ -85,15 +87,23 @@ def vectors() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """A process that has imported the commands and from which they are forked."""
+    with contextlib.closing(Commands(tmp_path_factory.mktemp("forked"), PLAIN)) as commands:
+        commands.ready()
+        yield commands
+
+
 @pytest.fixture(scope="module")
-def unserved(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+def unserved(tmp_path_factory: pytest.TempPathFactory, forked: Commands) -> Emulated:
     """A platform for all tests of a module; its server ends with each command."""
     try:
         seccomp.check()
     except SnpCertsError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("platform")
-    platform = Emulated(folder / "platform", folder / "certs")
+    platform = Emulated(folder / "platform", folder / "certs", forked)
     prepare_platform(platform.directory)
     platform.issue_certificates()
     return platform

@@ -7,12 +7,14 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from snpcerts.emulator.machine.enter import connect
 from snpcerts.emulator.machine.home import PlatformHome
+
+from .forked_commands import Commands
 
 SNPCERTS = (sys.executable, "-m", "snpcerts")
 
@@ -23,13 +25,21 @@ class Emulated:
 
     directory: Path
     certs: Path
+    commands: Commands | None = None  # what is run is forked here; without it, each starts Python
+
+    def executed(self) -> Emulated:
+        """Return this platform with programs that start as a user's do."""
+        return replace(self, commands=None)
 
     def command(self, *arguments: str) -> list[str]:
         return [*SNPCERTS, "emulate", "--platform", str(self.directory), *arguments]
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        argv = self.command(*arguments)
+        if self.commands is not None and not options:
+            return self.commands.completed(*argv[len(SNPCERTS) :])
         made: subprocess.CompletedProcess[str] = subprocess.run(
-            self.command(*arguments),
+            argv,
             capture_output=True,
             text=True,
             timeout=120,

@@ -6,9 +6,10 @@ has imported them: it opens its own devices, takes its own locks, and can be kil
 standard input is a JSON object with the command's ``arguments`` and the files for ``out`` and
 ``err``; the answers are ``started PID`` and, in any order, ``ended PID STATUS``.
 
-A command that becomes another program in Python (``emulate host -- python -m MODULE``) calls what
-that program calls, with its arguments, where it would call execve(2). With ``in``, a FIFO, the
-command may be this program again: commands are then forked from a program behind a front door.
+A command that becomes another program in Python (``emulate host -- python -m MODULE``, or ``-c``)
+runs what that program runs, with its arguments, where it would call execve(2). With ``in``, a
+FIFO, the command may be this program again: commands are then forked from a program behind a front
+door.
 
 This process then imports what the first command of a kind imported, so that later commands need
 not.
@@ -64,6 +65,10 @@ def become(path: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
     if words[0] == __file__:
         telling.clear()
         serve(words[1:])
+        sys.exit(0)
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(words[1], {"__name__": "__main__"})  # noqa: S102 (as the interpreter would)
         sys.exit(0)
     if words[0] != "-m":
         execve(path, argv, environment)

@@ -11,10 +11,33 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Modules that commands import: those of a host, those in a guest, and all others.
+HOST = (
+    "snpcerts.cli.host.sync",
+    "snpcerts.cli.host.change",
+    "snpcerts.cli.host.status",
+    "snpcerts.cli.host.prove",
+    "snpcerts.host.agent",
+    "snpcerts.host.plan",
+    "snpcerts.host.proof",
+    "snpcerts.host.status",
+    "snpcerts.host.watch",
+    "snpcerts.kds.source",
+)
+GUEST = ("snpcerts.cli.guest", "snpcerts.guest.dev_sev_guest")
+PLAIN = (
+    "snpcerts.cli.verify",
+    "snpcerts.cli.verify_run",
+    "snpcerts.verify",
+    "snpcerts.cli.emulate",
+    "snpcerts.emulator.machine.vmm_program",
+    *GUEST,
+)
 SERVER = Path(__file__).with_name("fork_server.py")
 LIMIT = 180  # seconds that one command may take on a slow machine
 
@@ -52,7 +75,7 @@ class Running:
 
 
 class Commands:
-    """A process that commands are forked from.
+    """A process that commands are forked from. Threads may share it.
 
     It is started with the command line ``prefix``, or is a command of ``start`` itself, with
     ``prefix`` as its arguments.
@@ -66,6 +89,7 @@ class Commands:
         self._ended: dict[int, int] = {}
         self._numbers = itertools.count()
         self._unread = b""
+        self._lock = threading.Lock()
         orders, answers = folder / "orders", folder / "answers"
         for fifo in (orders, answers):
             if not fifo.exists():
@@ -100,6 +124,10 @@ class Commands:
 
     def start(self, *arguments: str, given: Path | None = None, out: Path | None = None) -> Running:
         """Start a command, with the FIFO ``given`` as its standard input."""
+        with self._lock:
+            return self._start(arguments, given, out)
+
+    def _start(self, arguments: Sequence[str], given: Path | None, out: Path | None) -> Running:
         number = next(self._numbers)
         place = self._folder / str(number % 8 if given is None and out is None else number)
         out = out or place.with_suffix(".out")
@@ -132,9 +160,10 @@ class Commands:
         return subprocess.CompletedProcess(arguments, code, out, err)
 
     def ended(self, pid: int) -> int:
-        while pid not in self._ended:
-            self._answer()
-        return self._ended.pop(pid)
+        with self._lock:
+            while pid not in self._ended:
+                self._answer()
+            return self._ended.pop(pid)
 
     def close(self) -> None:
         os.close(self._orders)

@@ -36,6 +36,12 @@ for step in sys.argv[1:]:
 """
 
 
+@pytest.fixture(scope="module")
+def emulated(emulated: Emulated) -> Emulated:
+    """The platform, with programs that start, and so end, as a user's do."""
+    return emulated.executed()
+
+
 @pytest.fixture(autouse=True)
 def _served() -> None:
     if reason := namespace.missing():

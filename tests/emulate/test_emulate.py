@@ -36,6 +36,12 @@ LOWER = (
 )
 
 
+@pytest.fixture(scope="module")
+def emulated(emulated: Emulated) -> Emulated:
+    """The platform, with programs that start as a user's do."""
+    return emulated.executed()
+
+
 def test_the_machine_outlives_the_command(emulated: Emulated) -> None:
     before = emulated.python(["host"], STATUS).stdout.split()
     lowered = emulated.python(["host"], LOWER).stdout.split()

@@ -13,10 +13,9 @@ from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 
 from ..emulated import Emulated
-from ..forked_commands import Commands
+from ..forked_commands import HOST, Commands
 from ..keys import authority_of
 from .rig import Rig
-from .scenario import HOST
 from .site import Site, key_server, reset_reported_tcb
 
 

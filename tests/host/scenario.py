@@ -26,29 +26,8 @@ from snpcerts.emulator.machine.enter import ask
 from snpcerts.emulator.machine.home import PlatformHome
 
 from ..emulated import Emulated
-from ..forked_commands import LIMIT, Commands, Running
+from ..forked_commands import GUEST, HOST, LIMIT, PLAIN, Commands, Running
 
-HOST = (
-    "snpcerts.cli.host.sync",
-    "snpcerts.cli.host.change",
-    "snpcerts.cli.host.status",
-    "snpcerts.cli.host.prove",
-    "snpcerts.host.agent",
-    "snpcerts.host.plan",
-    "snpcerts.host.proof",
-    "snpcerts.host.status",
-    "snpcerts.host.watch",
-    "snpcerts.kds.source",
-)
-GUEST = ("snpcerts.cli.guest", "snpcerts.guest.dev_sev_guest")
-PLAIN = (
-    "snpcerts.cli.verify",
-    "snpcerts.cli.verify_run",
-    "snpcerts.verify",
-    "snpcerts.cli.emulate",
-    "snpcerts.emulator.machine.vmm_program",
-    *GUEST,
-)
 VMM = (sys.executable, "-m", "snpcerts.emulator.machine.vmm_program")
 
 

@@ -18,7 +18,7 @@ from tests.documented_json import documented
 from tests.x509_library import by_the_library
 
 from ..emulated import SNPCERTS, Emulated
-from ..forked_commands import Commands
+from ..forked_commands import HOST, Commands
 
 PATIENCE = 60.0  # seconds that anything may take on a slow machine
 
@@ -71,9 +71,13 @@ class Site:
             return self.emulated.run(*arguments)
         return self.commands.completed(*arguments[len(_PYTHON) :])
 
-    def executed(self) -> Site:
-        """Return this site with commands that start Python, and so see what is mounted by then."""
-        return replace(self, commands=None)
+    @contextlib.contextmanager
+    def with_new_commands(self) -> Iterator[Site]:
+        """This site with commands that see what has been mounted by now."""
+        argv = self.emulated.command("host", "--")
+        with contextlib.closing(Commands(self.folder / "commands", HOST, *argv)) as commands:
+            commands.ready()
+            yield replace(self, commands=commands)
 
     def done(self, command: str, *arguments: str, **options: str) -> str:
         made = self.host(command, *arguments, **options)

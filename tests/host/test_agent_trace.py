@@ -17,14 +17,15 @@ from snpcerts.cli.main import main
 from snpcerts.trace import Timeline, TimelineStream
 
 from ..emulated import Emulated
+from ..forked_commands import Commands
 from ..keys import prepare_platform
 from ..timelines import assert_perfetto_draws_all
 from .site import LOWER, PATIENCE, Lines, Site, key_server, watching
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Site]:
-    emulated = Emulated(tmp_path / "platform", tmp_path / "certs")
+def host(tmp_path: Path, forked: Commands) -> Iterator[Site]:
+    emulated = Emulated(tmp_path / "platform", tmp_path / "certs", forked)
     prepare_platform(emulated.directory, Product.MILAN)
     emulated.issue_certificates()
     with key_server(emulated) as url:

@@ -288,40 +288,41 @@ def test_two_agents_at_once_end_in_step(site: Site) -> None:
 
 
 def test_a_full_disk_is_reported_and_leaves_no_wrong_file(site: Site, tmp_path: Path) -> None:
-    site = site.executed()
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=755", "tmpfs", str(small)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        site.done("sync", file=str(small / "certs.bin"))
-        with contextlib.suppress(OSError):
-            (small / "filler").write_bytes(bytes(1 << 16))
-        made = site.host(
-            "set-config", "--reported-tcb", site.lowered(), file=str(small / "certs.bin")
-        )
-        assert made.returncode == 1
-        assert "No space left on device" in made.stderr
-        site.change_firmware_without_lock(LOWER)
-        # The old table can be emptied in place; this may free enough room for a new one.
-        metrics = site.folder / "snpcerts.prom"
-        argv = ["sync", f"--metrics-file={metrics}"]
-        made = site.host(*argv, file=str(small / "certs.bin"))
-        assert "DRIFT" in made.stderr
-        in_step = 0.0 if made.returncode else 1.0
-        assert f'snpcerts_in_step{{file="{small / "certs.bin"}"}} {in_step}' in metrics.read_text()
-        assert "snpcerts_drift_total 1.0" in metrics.read_text()
-        status = documented(
-            "host status", site.host("status", "--json", file=str(small / "certs.bin")).stdout
-        )
-        assert status["files"][0]["standing"] == ("empty" if made.returncode else "right")
-        (small / "filler").unlink()
-        site.done("sync", file=str(small / "certs.bin"))
-        status = documented(
-            "host status", site.host("status", "--json", file=str(small / "certs.bin")).stdout
-        )
-        assert status["in_step"]
+        with site.with_new_commands() as site:
+            site.done("sync", file=str(small / "certs.bin"))
+            with contextlib.suppress(OSError):
+                (small / "filler").write_bytes(bytes(1 << 16))
+            made = site.host(
+                "set-config", "--reported-tcb", site.lowered(), file=str(small / "certs.bin")
+            )
+            assert made.returncode == 1
+            assert "No space left on device" in made.stderr
+            site.change_firmware_without_lock(LOWER)
+            # The old table can be emptied in place; this may free enough room for a new one.
+            metrics = site.folder / "snpcerts.prom"
+            argv = ["sync", f"--metrics-file={metrics}"]
+            made = site.host(*argv, file=str(small / "certs.bin"))
+            assert "DRIFT" in made.stderr
+            in_step = 0.0 if made.returncode else 1.0
+            written = metrics.read_text()
+            assert f'snpcerts_in_step{{file="{small / "certs.bin"}"}} {in_step}' in written
+            assert "snpcerts_drift_total 1.0" in written
+            status = documented(
+                "host status", site.host("status", "--json", file=str(small / "certs.bin")).stdout
+            )
+            assert status["files"][0]["standing"] == ("empty" if made.returncode else "right")
+            (small / "filler").unlink()
+            site.done("sync", file=str(small / "certs.bin"))
+            status = documented(
+                "host status", site.host("status", "--json", file=str(small / "certs.bin")).stdout
+            )
+            assert status["in_step"]
     finally:
         subprocess.run(["umount", str(small)], check=True)
 

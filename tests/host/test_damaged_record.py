@@ -32,7 +32,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def course(emulated: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Course]:
     folder = tmp_path_factory.mktemp("record")
-    emulated = Emulated(folder / "platform", folder / "certs")  # the fixture skips for us
+    # The fixture skips for us.
+    emulated = Emulated(folder / "platform", folder / "certs", emulated.commands)
     prepare_platform(emulated.directory, Product.GENOA, choices_of(PUBLISHED))
     emulated.issue_certificates()
     (folder / "site").mkdir()
@@ -99,7 +100,7 @@ def of_another_chip(course: Course, tmp_path_factory: pytest.TempPathFactory) ->
     """The record of a host of the same product, as its agent wrote it."""
     folder = tmp_path_factory.mktemp("other")
     prepare_platform(folder / "platform", Product.GENOA, choices_of(PUBLISHED))
-    host = Emulated(folder / "platform", folder / "certs")
+    host = Emulated(folder / "platform", folder / "certs", course.emulated.commands)
     argv = ("status", f"--file={folder / 'certs.bin'}", f"--anchor={course.anchor}", "--offline")
     host.run("host", "--", *SNPCERTS, "host", *argv)
     return folder / "signing-key.json"

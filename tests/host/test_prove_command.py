@@ -20,6 +20,7 @@ from snpcerts.emulator.psp.choices import NAMES, PUBLISHED, choices_of
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
+from ..forked_commands import Commands
 from ..keys import prepare_platform
 from ..sizes import sized
 from .site import Lines, Site, key_server, watching
@@ -28,12 +29,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=sized((PUBLISHED,), NAMES))
-def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+def played(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forked: Commands
+) -> Iterator[Emulated]:
     folder = tmp_path_factory.mktemp("played")
-    emulated = Emulated(folder / "platform", folder / "certs")
+    emulated = Emulated(folder / "platform", folder / "certs", forked)
     prepare_platform(emulated.directory, Product.GENOA, choices_of(request.param))
     emulated.issue_certificates()
-    return emulated
+    with emulated.in_use():
+        yield emulated
 
 
 @pytest.fixture
@@ -53,21 +57,18 @@ def prove(
 ) -> subprocess.CompletedProcess[str]:
     """``host prove-key``, whose hand-over is a pair of FIFOs to a guest outside the host's door."""
     ask, answer = site.folder / "ask", site.folder / "answer"
+    report = site.folder / "report.bin"
+    report.unlink(missing_ok=True)
     for fifo in (ask, answer):
         if not fifo.exists():
             os.mkfifo(fifo)
 
     def guest() -> None:
         data, key_sel = ask.read_text().split()
-        argv = [*SNPCERTS, "guest", "report", "-o", "-", "--report-data", report_data or data]
-        made = subprocess.run(
-            site.emulated.command(
-                "guest", "--certs", str(site.file), "--", *argv, "--key-sel", key_sel
-            ),
-            capture_output=True,
-            timeout=120,
-        )
-        answer.write_bytes(made.stdout)
+        argv = [*SNPCERTS, "guest", "report", "-o", str(report), "--key-sel", key_sel]
+        role = ("guest", "--certs", str(site.file), "--")
+        site.emulated.run(*role, *argv, "--report-data", report_data or data)
+        answer.write_bytes(report.read_bytes() if report.exists() else b"")
 
     asked = threading.Thread(target=guest)
     asked.start()

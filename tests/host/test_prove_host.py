@@ -23,6 +23,7 @@ from snpcerts.vmm.preload import shim_library
 from tests.documented_json import documented
 
 from ..emulated import SNPCERTS, Emulated
+from ..forked_commands import Commands
 from ..keys import prepare_platform
 from ..shim.conftest import build
 from ..sizes import FULL
@@ -51,8 +52,8 @@ ASK = (
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Site]:
-    emulated = Emulated(tmp_path / "platform", tmp_path / "certs")
+def host(tmp_path: Path, forked: Commands) -> Iterator[Site]:
+    emulated = Emulated(tmp_path / "platform", tmp_path / "certs", forked)
     prepare_platform(emulated.directory, Product.GENOA, choices_of(PUBLISHED))
     emulated.issue_certificates()
     with key_server(emulated) as url:
