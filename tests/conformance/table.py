@@ -125,6 +125,8 @@ EXPECTED: dict[str, set[str]] = {
     "LEAKS_THREADS": {"nothing-left"},
     "LEAKS_CHILDREN": {"nothing-left"},
     "LEAKS_MEMORY": {"memory-bounded"},
+    "LEAKS_MEMORY_WHEN_BUSY": {"memory-bounded"},
+    "WAITS_ADD_UP": {"busy"},
     "LATE_LOCK_STAYS": {"lock-released"},
     "GPA_TRUNCATED": {"buffer-outside-memory"},
     "WAITS_TOO_LONG": {"busy"},

@@ -46,7 +46,7 @@ enum wrong {
 	LEAKS_WHEN_BUSY, LEAKS_WHEN_REPLACED, LEAKS_ON_ERROR, CREATES_FILE, OPENS_FOR_WRITING,
 	PEEKS_AND_COPIES, COPY_FOR_SECOND_VCPU, GIVES_UP_WHEN_BUSY, NEEDED_ONLY_GROWS,
 	OPEN_ERROR_IS_EIO, LEAKS_ON_EMPTY_FILE, LEAKS_MAPPINGS, LEAKS_THREADS, LEAKS_CHILDREN,
-	LEAKS_MEMORY, LATE_LOCK_STAYS, GPA_TRUNCATED, WAITS_TOO_LONG,
+	LEAKS_MEMORY, LEAKS_MEMORY_WHEN_BUSY, WAITS_ADD_UP, LATE_LOCK_STAYS, GPA_TRUNCATED, WAITS_TOO_LONG,
 	VALUE_IGNORED, LOGS_EACH_TRY, LOGS_EACH_BUSY, SPINS, ONE_DESCRIPTION, UNCOUNTED_ON_ENOSPC,
 	INODE_CHECKED_TWICE, REMOVED_IS_SAME, REMOVED_IS_EIO, LINK_RESOLVED_AT_START, SIZE_WITHOUT_LOCK,
 	SIZE_KEPT, ONE_BUFFER, SHARES_BUFFER, LOGS_EACH_EIO, LEAKS_TIMERS, LOCKS_FROM_END, LOCKS_FIRST_BYTE,
@@ -91,6 +91,8 @@ static int helper = -1;
 static uint64_t needed;
 static __thread uint64_t wanted; /* the guest's pages */
 static int refused; /* requests in a row */
+static void *volatile lost;
+static __thread long asked; /* ms, when the request came that this thread serves */
 
 static long must(long result, const char *what)
 {
@@ -296,9 +298,9 @@ static ssize_t contents(int fd, uint8_t *data)
 	return got < 0 && !is_wrong(READ_ERROR_IGNORED) ? -1 : size;
 }
 
-static void send_descriptor(int line, int fd)
+static void send_descriptor(int line, int fd, char one)
 {
-	char one = fd >= 0 ? 'y' : 'n', space[CMSG_SPACE(sizeof(int))] = { 0 };
+	char space[CMSG_SPACE(sizeof(int))] = { 0 };
 	struct iovec piece = { &one, 1 };
 	struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1 };
 
@@ -347,7 +349,7 @@ static void run_helper(int line)
 		bool busy = true;
 
 		receive_descriptor(line, &one);
-		for (long end = now_ms() + LOCK_WAIT; busy && now_ms() <= end;) {
+		for (long end = now_ms() + one; busy && now_ms() <= end;) {
 			fd = open(path, O_RDONLY | O_CLOEXEC);
 			busy = fd >= 0 && !(lock(fd, F_RDLCK) && same_file(fd));
 			if (busy) {
@@ -355,7 +357,7 @@ static void run_helper(int line)
 				usleep(1000);
 			}
 		}
-		send_descriptor(line, busy ? -1 : fd);
+		send_descriptor(line, busy ? -1 : fd, 0);
 		if (fd >= 0 && !busy)
 			close(fd);
 		write(line, busy ? "b" : "m", 1);
@@ -375,7 +377,7 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 {
 	ssize_t size = -1;
 
-	for (long end = now_ms() + LOCK_WAIT; now_ms() <= end;) {
+	for (long end = asked + LOCK_WAIT; now_ms() <= end;) {
 		pthread_mutex_lock(&one_at_a_time);
 		if (!users && shared_fd >= 0 && !same_file(shared_fd)) {
 			close(shared_fd);
@@ -416,15 +418,15 @@ static void *wait_on(void *argument)
 static ssize_t locked_contents(int *fd, uint8_t *data)
 {
 	struct timespec pause = { .tv_nsec = is_wrong(SPINS) ? 0 : 1000000 };
-	struct timespec start, now;
+	long start = is_wrong(WAITS_ADD_UP) ? now_ms() : asked;
 
 	if (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED))
 		return shared_contents(fd, data);
 	if (is_wrong(RIGHT_HELPER)) {
-		char one = 'a';
+		char one;
 
 		pthread_mutex_lock(&one_at_a_time);
-		send_descriptor(helper, -1);
+		send_descriptor(helper, -1, asked + LOCK_WAIT > now_ms() ? asked + LOCK_WAIT - now_ms() : 0);
 		*fd = receive_descriptor(helper, &one);
 		must(read(helper, &one, 1), "helper");
 		pthread_mutex_unlock(&one_at_a_time);
@@ -433,13 +435,11 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 	}
 	first_try = true;
 	checked = 0;
-	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (int tries = 0; tries < LOCK_WAIT || is_wrong(SPINS); tries++) {
 		ssize_t size = 0;
 		struct stat before;
 
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		if ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 > LOCK_WAIT) {
+		if (tries && now_ms() - start > LOCK_WAIT) {
 			if (!is_wrong(LATE_LOCK_STAYS))
 				break;
 			tries = LOCK_WAIT - 1; /* the last */
@@ -543,6 +543,8 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		if (!is_wrong(SPINS))
 			nanosleep(&pause, NULL);
 	}
+	if (is_wrong(LEAKS_MEMORY_WHEN_BUSY))
+		lost = malloc(SIZE_MAX_SERVED); /* never touched */
 	if (is_wrong(LOGS_EACH_BUSY))
 		fprintf(stderr, "vmm: the certificate file is locked\n");
 	errno = EAGAIN;
@@ -613,7 +615,11 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		run->snp_req_certs.npages = needed;
 		return ENOSPC;
 	}
+	if (is_wrong(WAITS_ADD_UP))
+		pthread_mutex_lock(&one_at_a_time);
 	size = locked_contents(fd, is_wrong(ONE_BUFFER) ? copy : data);
+	if (is_wrong(WAITS_ADD_UP))
+		pthread_mutex_unlock(&one_at_a_time);
 	if (is_wrong(ONE_BUFFER))
 		data = copy;
 	if (is_wrong(SIZE_KEPT) && size > 0 && !needed)
@@ -632,8 +638,6 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 	if (is_wrong(LEAKS_ON_EMPTY_FILE) && size == 0)
 		fcntl(*fd, F_DUPFD_CLOEXEC, 0);
 	if (is_wrong(LEAKS_MEMORY) && size > 0) {
-		static void *volatile lost;
-
 		lost = malloc(size);
 		memcpy(lost, data, size);
 	}
@@ -786,6 +790,7 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 static pthread_mutex_t loop = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t turned = PTHREAD_COND_INITIALIZER;
 static int asking = -1;
+static long asked_by; /* ms, the asking vCPU */
 static bool stops;
 
 static void *main_loop(void *data)
@@ -794,6 +799,7 @@ static void *main_loop(void *data)
 	for (;;) {
 		while (asking < 0)
 			pthread_cond_wait(&turned, &loop);
+		asked = asked_by;
 		stops = serve(fds[asking], runs[asking], data);
 		asking = -2; /* the vCPU shall see the result before another asks */
 		pthread_cond_broadcast(&turned);
@@ -809,6 +815,7 @@ static bool serve_in_loop(int number)
 	while (asking != -1)
 		pthread_cond_wait(&turned, &loop);
 	asking = number;
+	asked_by = asked;
 	pthread_cond_broadcast(&turned);
 	while (asking != -2)
 		pthread_cond_wait(&turned, &loop);
@@ -878,6 +885,7 @@ static void *vcpu_thread(void *argument)
 		if (run->exit_reason == KVM_EXIT_SHUTDOWN)
 			break;
 		if (asks_for_certs(run)) {
+			asked = now_ms(); /* waits for another vCPU count, too */
 			if (is_wrong(RIGHT_ONE_AT_A_TIME))
 				pthread_mutex_lock(&one_at_a_time);
 			bool stop = is_wrong(RIGHT_MAIN_LOOP) ? serve_in_loop(number) : serve(vcpu, run, data);

@@ -108,20 +108,25 @@ class FileObserver:
         last = None if vcpu is None else self._journal.last_of(vcpu)
         if last is not None and last.errno is not None and not asking:
             last.file_used_after_end = True
-        lock = self._served.locked(identity)
+        lock, now = self._served.locked(identity), time.monotonic()
         # A VMM may use a thread other than the vCPU's. The call then counts for all vCPUs.
         for request in [each for each in asking if each.vcpu == vcpu] or asking:
             if locks:
-                self._note_lock(request, call, identity, lock)
+                self._note_lock(request, call, identity, lock, now)
             else:
                 request.relocked = False
                 maps = call.call is Syscall.MMAP
                 request.reads.append(FileRead(identity, lock, maps, _asked_bytes(call)))
 
     def _note_lock(
-        self, request: CertsRequest, call: FileCall, identity: Identity, lock: LockSeen | None
+        self,
+        request: CertsRequest,
+        call: FileCall,
+        identity: Identity,
+        lock: LockSeen | None,
+        now: float,
     ) -> None:
-        request.lock_tries.append(time.monotonic())
+        request.lock_tries.append(now)
         mark = self._marks.of(call.process, call.descriptor)
         if mark is not None:
             request.marks.add(mark)

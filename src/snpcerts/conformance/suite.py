@@ -26,6 +26,7 @@ from snpcerts.conformance.scenarios import (
     sharing,
     starting,
     vcpus,
+    waiting,
 )
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import CERTS, Limits, Scenario, Trial
@@ -57,6 +58,7 @@ _SCENARIOS: Final = (
     *locking.SCENARIOS,
     *changes.SCENARIOS,
     *vcpus.SCENARIOS,
+    *waiting.SCENARIOS,
     *ending.SCENARIOS,
 )
 

@@ -343,7 +343,7 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.at_answer = at_answer
     answer = yield from vcpu.ask(2)
     trial.at_answer = lambda _: None
-    wrong = _busy_answer(trial, answer, delay[0])
+    wrong = busy_answer(trial, answer, delay[0])
     trial.judge("busy", wrong)
     _judge_waiting(trial, answer.request, spent[0], pauses[0])
     for number in range(2, BUSY_IN_A_ROW + 1 if wrong is None else 0):
@@ -460,7 +460,7 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.judge(check, f"expected output only when something changes, found {found}")
 
 
-def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
+def busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
     ``delay`` is the number of seconds for which the VMM could not run. They do not count, up to the
