@@ -26,7 +26,7 @@ from snpcerts.conformance.scenarios import (
     sharing,
     starting,
     vcpus,
-    waiting,
+    vcpus_waiting,
 )
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import CERTS, Limits, Scenario, Trial
@@ -58,7 +58,7 @@ _SCENARIOS: Final = (
     *locking.SCENARIOS,
     *changes.SCENARIOS,
     *vcpus.SCENARIOS,
-    *waiting.SCENARIOS,
+    *vcpus_waiting.SCENARIOS,
     *ending.SCENARIOS,
 )
 

@@ -129,7 +129,13 @@ class TrialVcpu:
     trial: Trial
 
     def ask(
-        self, npages: int, *, gpa: int | None = None, field: tuple[int, int] | None = None
+        self,
+        npages: int,
+        *,
+        gpa: int | None = None,
+        field: tuple[int, int] | None = None,
+        when: Callable[[], bool] | None = None,
+        until: Callable[[], bool] | None = None,
     ) -> Asking:
         """Make a request with :meth:`TrialGuest.ask`, and record it to be judged later.
 
@@ -139,7 +145,9 @@ class TrialVcpu:
         served = self.trial.served
         for _ in range(BUSY_TRIES):
             start = len(served.contents) - 1
-            answer = yield from self.guest.ask(self.cpu, self.pages, npages, gpa=gpa, field=field)
+            answer = yield from self.guest.ask(
+                self.cpu, self.pages, npages, gpa=gpa, field=field, when=when, until=until
+            )
             self.trial.note(answer, served.contents[max(0, start) :])
             if served.updating or not _gave_up(answer.request):
                 break

@@ -32,7 +32,7 @@ from snpcerts.abi.guest_message import (
 from snpcerts.conformance.journal import CertsRequest, Journal
 from snpcerts.emulator.guest import page_state_calls
 from snpcerts.emulator.guest.linux import LinuxGuest, SharedPages
-from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program
+from snpcerts.emulator.guest.program import Event, GuestCpu, LaunchedVm, Program, WaitUntil
 from snpcerts.emulator.psp.message_seal import SealError, header_for, open_sealed, seal
 
 FIELD_PAGES: Final = 12
@@ -229,12 +229,15 @@ class TrialGuest(LinuxGuest):
         *,
         gpa: int | None = None,
         field: tuple[int, int] | None = None,
+        when: Callable[[], bool] | None = None,
+        until: Callable[[], bool] | None = None,
     ) -> Asking:
         """Make one extended guest request without the driver's retries.
 
         The buffer is ``npages`` pages at ``gpa``, by default the second page of the vCPU's field.
         ``field`` is the range to check, as GPA and size in bytes, by default the vCPU's field. Its
-        content is restored afterwards.
+        content is restored afterwards. The vCPU exits ``when`` that returns true, and then halts
+        ``until`` that does, so that other vCPUs go on first.
         """
         start, size = field or (pages.data, FIELD_PAGES * PAGE_SIZE)
         gpa = pages.data + PAGE_SIZE if gpa is None else gpa
@@ -250,8 +253,12 @@ class TrialGuest(LinuxGuest):
         payload = ReportRequest(report_data=before[:64], vmpl=vmpck.number).pack()
         yield from cpu.write(pages.response, bytes(MESSAGE_SIZE))
         yield from cpu.write(pages.request, seal(vmpck.key, header, payload))
+        if when is not None:
+            yield WaitUntil(when)
         known = len(self._journal.requests)
         exitinfo2, rbx = yield from _exit(cpu, pages, gpa, npages)
+        if until is not None:
+            yield WaitUntil(until)
         response = yield from cpu.read(pages.response, MESSAGE_SIZE)
         try:
             open_sealed(vmpck.key, response)
