@@ -16,9 +16,11 @@ from snpcerts.emulator.guest.program import WaitUntil
 
 CHECK = "busy"
 FIELD = 4 * PAGE_SIZE  # bytes around a buffer: checking more would cost time between two requests
-ROUNDS = 3  # that say the same
-ROUNDS_MAX = 16  # on a busy machine, many rounds say nothing
-APART_MAX = 0.06  # of a wait: the second request came so much later at most
+ADDED = 3  # rounds in which the waits add up, before that counts
+NOT_ADDED = 8  # rounds in which they do not; a busy machine hides it in some
+ROUNDS_MAX = 20
+APART_MAX = 0.2  # of a wait: the second request came so much later at most
+LATER = 1.5  # times the tries that a vCPU has left for asking later; tries are not regular
 TRIES_FEW = 3  # a VMM with so few tries waits in the kernel
 AGAIN = 0.6  # of the first vCPU's wait; for a VMM that waits in the kernel
 
@@ -107,7 +109,7 @@ def _judge_round(trial: Trial, meeting: _Meeting) -> None:
     if added is None:
         return
     meeting.seen.append(added)
-    meeting.over = meeting.seen.count(added) == ROUNDS
+    meeting.over = meeting.seen.count(added) == (ADDED if added else NOT_ADDED)
     if meeting.over and added:
         once, twice = sorted(1000 * (each.waited or 0.0) for each in (first, second))
         trial.advise(
@@ -144,13 +146,14 @@ def _adds_up(first: CertsRequest, second: CertsRequest, delay: float) -> bool | 
     if apart > APART_MAX:
         return None
     began, ended = first.lock_tries[0], first.lock_tries[-1]
-    if len(first.lock_tries) <= TRIES_FEW:
+    after = sum(at > ended for at in second.lock_tries)
+    if max(len(first.lock_tries), after) <= TRIES_FEW:
         if delay > waited:
             return None
         again = answered - second.lock_tries[0] - delay
         return min(second.lock_tries[0] - began, again) >= AGAIN * waited
-    after = sum(at > ended for at in second.lock_tries)
-    return after > 1 + 3 * apart * len(first.lock_tries) and answered - ended >= ended - began
+    expected = 1 + LATER * apart * len(first.lock_tries)  # if its time began with its request
+    return after > 1 + expected and answered - ended >= ended - began
 
 
 SCENARIOS = (_scenario(),)
