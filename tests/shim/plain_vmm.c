@@ -6,11 +6,15 @@
  * until then and for that long at most, and waits each time until the vCPU has
  * noticed; it ends with 3 where one does not within 30 s. With -DREQUEST_TYPE=int it
  * passes the requests as QEMU did up to 9.1: sign-extended, which the kernel ignores.
+ * With -DFEW_CALLS the kernel kills it for a system call of a vCPU that
+ * cloud-hypervisor 53 forbids its vCPUs.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -19,6 +23,8 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -74,6 +80,35 @@ static void set_private(uint64_t gpa, uint64_t size, uint64_t private)
 		must(errno == EINTR ? 0 : -1, "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
+#ifdef FEW_CALLS
+/* vcpu_thread_rules in cloud-hypervisor's vmm/src/seccomp_filters.rs; it looks at some arguments, too */
+static const int allowed[] = {
+	SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_dup, SYS_epoll_ctl, SYS_exit,
+	SYS_fallocate, SYS_fcntl, SYS_fstat, SYS_fsync, SYS_futex, SYS_getcwd, SYS_getpid, SYS_getrandom,
+	SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep,
+	SYS_newfstatat, SYS_open, SYS_openat, SYS_pread64, SYS_pwrite64, SYS_read, SYS_readlink,
+	SYS_recvfrom, SYS_recvmsg, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield,
+	SYS_sendmsg, SYS_sendto, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_tgkill, SYS_tkill,
+	SYS_unlink, SYS_writev,
+};
+
+static void restrict_calls(void)
+{
+	const size_t count = sizeof(allowed) / sizeof(*allowed);
+	struct sock_filter steps[2 * count + 2];
+	struct sock_fprog program = { 2 * count + 2, steps };
+
+	steps[0] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0);
+	for (size_t i = 0; i < count; i++) {
+		steps[2 * i + 1] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[i], 0, 1);
+		steps[2 * i + 2] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	}
+	steps[2 * count + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS");
+	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), "PR_SET_SECCOMP");
+}
+#endif
+
 static __thread struct vcpu *mine;
 
 static void on_kick(int number)
@@ -91,6 +126,9 @@ static void *vcpu_thread(void *argument)
 	must(vcpu->run == MAP_FAILED ? -1 : 0, "mmap of kvm_run");
 	mine = vcpu;
 	vcpu->ready = 1;
+#ifdef FEW_CALLS
+	restrict_calls();
+#endif
 	for (;;) {
 		int failed = call(vcpu->fd, KVM_RUN, 0) < 0;
 

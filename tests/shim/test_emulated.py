@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,31 @@ def test_a_missing_file_costs_no_guest_its_report(
     warning, once = said.splitlines()
     assert warning.startswith("snpcerts: warning: ")
     assert once.startswith("snpcerts shim: ")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file", "socket"])
+def test_a_vmm_that_allows_its_vcpus_few_calls_is_not_killed(
+    emulated: Emulated, tmp_path: Path, kind: str
+) -> None:
+    """The shim has to report that the file is missing, but may not call poll or write."""
+    source = Path(__file__).with_name("plain_vmm.c")
+    vmm = build(tmp_path / "cloud-hypervisor", source, "-pthread", "-DFEW_CALLS")
+    argv = ["host", "--", *SNPCERTS, "run", "--certs-filename", str(tmp_path / "missing"), "--"]
+    argv = emulated.command(*argv, str(vmm), "1", "--seccomp", "false")
+    said = tmp_path / "said"
+    ours, theirs = socket.socketpair() if kind == "socket" else (None, None)
+    with said.open("wb") as file, contextlib.ExitStack() as stack:
+        for end in (ours, theirs):
+            if end is not None:
+                stack.enter_context(end)
+        where = {"pipe": subprocess.PIPE, "file": file, "socket": theirs}[kind]
+        made = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=where, timeout=60)
+        text = made.stderr or (
+            ours.recv(1 << 16, socket.MSG_DONTWAIT) if ours else said.read_bytes()
+        )
+    assert made.returncode == 0, text
+    assert b"\nsnpcerts shim: " in text
+    assert b"missing: guests get no certificates: No such file or directory\n" in text
 
 
 def test_under_load_with_updates_and_kicks(

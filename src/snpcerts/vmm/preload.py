@@ -9,7 +9,9 @@ examines the binary to detect that.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import stat
@@ -35,6 +37,8 @@ EXIT_TOLD: Final = "KVM asks for certificates by exit {}"
 _SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
 _LOADER_LIMIT = 30.0  # time limit for the loader to list what it would load, in seconds
 _INTERPRETERS = 4  # nested interpreters; the same limit as in Linux
+_VERSION_TIME: Final = 10.0  # time limit for a VMM to print its version, in seconds
+_FCNTL_SINCE: Final = 52  # the first cloud-hypervisor whose vCPU threads may call fcntl
 _LINE = 256  # bytes of a script's first line that Linux reads
 
 
@@ -85,20 +89,14 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
     Raises :class:`RefusedError` for a sandbox whose filter would kill the VMM at its guest's first
     request. cloud-hypervisor's filter for vCPU threads (``vmm/src/seccomp_filters.rs``,
     ``vcpu_thread_rules``) has no ``fcntl`` before version 52, so no file can be locked there. Later
-    ones have no ``poll`` and no ``write``, with which the shim reports a problem.
+    ones have no ``poll`` and no ``write``; the shim then prints with other calls.
     """
     name, options = os.path.basename(argv[0]), list(argv[1:])
     if name.startswith("cloud-hypervisor"):
         values = [value for option, value in pairwise(options) if option == "--seccomp"]
         values += [each.partition("=")[2] for each in options if each.startswith("--seccomp=")]
         if values[-1:] not in (["false"], ["log"]):
-            raise RefusedError(
-                (
-                    f"{name} does not allow its vCPU threads each system call that the shim makes: "
-                    "the kernel would kill it while it serves a guest"
-                ),
-                hint="run it with --seccomp false",
-            )
+            _refuse_without_fcntl(argv[0])
     root = ""
     for option, value in pairwise(options):
         if option in ("-chroot", "--chroot"):
@@ -116,6 +114,25 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
             )
         ]
     return []
+
+
+def _refuse_without_fcntl(program: str) -> None:
+    """Raise :class:`RefusedError` if cloud-hypervisor's filter may not allow ``fcntl``."""
+    said = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        argv = [program, "--version"]
+        made = subprocess.run(argv, check=False, capture_output=True, timeout=_VERSION_TIME)
+        said = made.stdout.decode("ascii", "replace").partition("\n")[0]
+    found = re.match(r"cloud-hypervisor v(\d+)\.", said)
+    if found is None or int(found[1]) < _FCNTL_SINCE:
+        raise RefusedError(
+            (
+                f"{os.path.basename(program)} is not version {_FCNTL_SINCE} or later, as its "
+                "--version shows, so it does not allow its vCPU threads to lock a file: the "
+                "kernel would kill it while it serves a guest"
+            ),
+            hint="run it with --seccomp false",
+        )
 
 
 def certificate_warnings(certs: str) -> list[str]:
