@@ -76,7 +76,8 @@ class Marks:
 
 
 def holding(processes: Iterable[int], identity: tuple[int, int]) -> set[int]:
-    """Return the marks of the descriptions in these processes that own a lock on the file.
+    """Return the marks of those open file descriptions in ``processes`` that hold a lock on the
+    file.
 
     ``identity`` is the file's device and inode. A description without a mark counts as 0.
     """

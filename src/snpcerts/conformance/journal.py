@@ -46,7 +46,7 @@ class FileRead:
 
 @dataclass(slots=True)
 class CertsRequest:
-    """One exit for certificates, from KVM_RUN's return to the end of the next one.
+    """One exit for certificates, from the KVM_RUN that returned it to the end of the next KVM_RUN.
 
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and ``immediate_exit`` are
     the values in kvm_run when the VMM re-entered. ``marks`` identify the open file descriptions

@@ -22,7 +22,7 @@ _NOT_IN_XML: Final = dict.fromkeys(
 
 
 class ResultState(enum.Enum):
-    """The state of one check."""
+    """How one check ended."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -74,7 +74,8 @@ class Result:
 
 
 def common_causes(results: Iterable[Result]) -> list[tuple[str, list[str]]]:
-    """Return the causes that more than two failed checks share, with these checks.
+    """Return the causes that more than two failed checks share, with the identifiers of these
+    checks.
 
     The largest group comes first.
     """

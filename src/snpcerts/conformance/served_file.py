@@ -133,7 +133,7 @@ class ServedFile:
         return (found.st_dev, found.st_ino) in self._made
 
     def table(self, size: int) -> bytes:
-        """Return a table of ``size`` bytes that was never served before."""
+        """Return a table of ``size`` bytes that has not been served before."""
         self._seeds += 1
         return table_of(size, self._seeds)
 
@@ -162,7 +162,7 @@ class ServedFile:
         self.serves(descriptor)
 
     def serves(self, descriptor: int) -> None:
-        """Record that this prepared file is at the path now."""
+        """Record that the prepared file behind ``descriptor`` is now at the path."""
         self._current = descriptor
         self.contents.append(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
         self.on_change(f"puts inode {os.fstat(descriptor).st_ino} in place")
@@ -267,7 +267,9 @@ class ServedFile:
         )
 
     def descriptors_of(self, pids: list[int]) -> int:
-        """Return the number of descriptors that the processes have open for these files."""
+        """Return how many descriptors the processes have open for files that are or were at the
+        path.
+        """
         return sum(self._open_in(pid) for pid in pids)
 
     def _open_in(self, pid: int) -> int:
@@ -279,11 +281,11 @@ class ServedFile:
         return total
 
     def mapped_in(self, pids: list[int]) -> bool:
-        """Whether one of the processes has mapped one of these files."""
+        """Whether one of the processes has mapped a file that is or was at the path."""
         return self.mappings_in(pids) > 0
 
     def mappings_in(self, pids: list[int]) -> int:
-        """Return the number of mappings of these files in the processes."""
+        """Return how many mappings of files that are or were at the path the processes have."""
         total = 0
         inodes = {str(inode) for _, inode in self._made}
         for pid in pids:

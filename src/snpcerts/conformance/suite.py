@@ -65,7 +65,7 @@ _SCENARIOS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """One run of the VMM, as reported by its process.
+    """One run of the VMM, as its worker process reports it.
 
     ``exits_served`` is :attr:`Trial.exits_served`.
     """
@@ -203,7 +203,7 @@ class _SuiteRun:
         return None if found is None else found.state
 
     def _find_exit_number(self) -> None:
-        """Use exit number 43, or 42 if the VMM serves only that."""
+        """Decide which exit number to use: 43, or 42 if the VMM serves only that."""
         first = self._first("first")
         self._add(first)
         if first.exits_served is not False:
@@ -271,7 +271,7 @@ class _SuiteRun:
         self._found[result.id] = Result(result.id, result.state, result.detail, total, result.cause)
 
     def _two_devices(self) -> _Tried:
-        """Run the scenario of the check same-device in a mount namespace of this process."""
+        """Run the scenario of the check ``same-device`` in a private mount namespace."""
         directory = self._directory / "devices"
         directory.mkdir()
         with _two_file_systems(directory) as mounted:
@@ -308,7 +308,8 @@ def _skipped(check: str, why: str) -> Result:
 
 @contextlib.contextmanager
 def _two_file_systems(directory: Path) -> Iterator[tuple[Path, Path] | None]:
-    """Mount two new file systems in a private namespace. Yield None without the right to mount.
+    """Mount two new file systems in a private namespace and yield their paths, or None without the
+    right to mount.
 
     Both are an empty tmpfs, which numbers its inodes from 1. So files made in the same order have
     the same inode numbers.

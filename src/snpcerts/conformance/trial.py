@@ -93,7 +93,7 @@ def _first_table(served: ServedFile) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A sequence of events that judges some checks.
+    """A sequence of events by which some checks are judged.
 
     ``script`` runs on the guest's first vCPU, ``second`` on its second, if there is one. ``after``
     runs when the scripts are done or the VMM has ended; processes that the VMM started may still
@@ -121,7 +121,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class TrialVcpu:
-    """A vCPU, with the actions that a script may take."""
+    """A vCPU of the guest, with the actions that a scenario's script may take."""
 
     cpu: GuestCpu
     pages: SharedPages
@@ -215,7 +215,7 @@ class Trial:
         self._note(check, state, problem or "")
 
     def advise(self, check: str, advice: str) -> None:
-        """Record advice: the VMM breaks no rule of the kernel."""
+        """Record advice instead of a failure, because the VMM breaks no rule of the kernel."""
         self._note(check, ResultState.ADVICE, advice)
 
     def skip(self, check: str, why: str) -> None:
@@ -360,7 +360,7 @@ class Trial:
         return [self._with_cause(result) for result in self._results.values()]
 
     def _with_cause(self, result: Result) -> Result:
-        """Add the cause that other checks may share."""
+        """Return ``result`` with the cause that other checks may share."""
         if result.state is not ResultState.FAILED:
             return result
         answered = [each for each in self.journal.requests if each.reads]
@@ -658,7 +658,9 @@ def _refusals(into: list[str]) -> Iterator[None]:
 
 
 class _Limit:
-    """A time limit for the VMM. Time for which the machine did not let it run does not count."""
+    """A time limit for the VMM. Time for which the machine did not let the VMM run does not
+    count.
+    """
 
     def __init__(self, trial: Trial, seconds: float) -> None:
         self._trial = trial

@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def untouched(self) -> bool:
-        """Whether no byte of the field was changed."""
+        """Whether no byte of the observed memory was changed."""
         return self.before == self.after
 
     def got(self, size: int) -> bytes:
@@ -165,7 +165,7 @@ class TrialGuest(LinuxGuest):
         return self._programs(self, cpu)
 
     def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
-        """Boot as Linux does, then share the vCPU's pages."""
+        """Boot as Linux does, then make the vCPU's data pages shared."""
         pages = yield from super().boot(cpu)
         if pages is not None:
             yield from self.make_shared(cpu, pages, pages.data, pages.data_pages)

@@ -27,7 +27,7 @@ _PATIENCE: Final = 10.0  # time limit for a process to end its own processes, in
 
 
 class StopWorkerError(BaseException):
-    """The parent asked this process to end. ``except Exception`` does not catch it."""
+    """The parent asked this process to end. ``except Exception`` does not catch this error."""
 
 
 _asked_to_stop = False

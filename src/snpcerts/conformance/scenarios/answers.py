@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers: the table, a buffer that is too small, absurd sizes, a short read."""
+"""Scenarios about the answer: the table, a buffer that is too small, absurd sizes, a short read."""
 
 from __future__ import annotations
 

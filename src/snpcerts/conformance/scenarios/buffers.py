@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers at the end of memory, across slots, and outside memory."""
+"""Scenarios with buffers at the end of memory, across slots, and outside memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenarios in which the VMM is stopped or killed during a request. What does it leave behind?"""
+"""Scenarios in which the VMM is stopped or killed during a request, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def _timers(process: int) -> int:
 
 
 def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Serve a large table often, and check whether the VMM's memory grows as with a leak."""
+    """Serve a large table often, and check that the VMM's memory does not keep growing."""
     check, guest, pages = "memory-bounded", vcpu.guest, vcpu.pages
     slot = guest.vm.slots.largest()
     # Between what the VM starts from and the pages of its vCPUs.

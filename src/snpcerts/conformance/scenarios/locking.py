@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock: its kind, its duration, its file, and the answer while a writer holds it."""
+"""Scenarios about the lock: its kind, its duration, its file, and the answer while a writer holds
+it.
+"""
 
 from __future__ import annotations
 
@@ -366,7 +368,7 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Ask for the size while the update has written half of the file."""
+    """Ask for the table's size while an update has written only half of the file."""
     served = trial.served
     served.rewrite(served.table(TABLE_SIZE)[:2000])
     answer = yield from vcpu.ask(0)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest makes pages shared for a request and private again, as Linux's driver does."""
+"""Scenarios in which the guest shares pages for a request and takes them back, as Linux's driver
+does.
+"""
 
 from __future__ import annotations
 

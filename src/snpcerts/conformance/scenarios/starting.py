@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the VMM's start to its first answer."""
+"""Scenarios from the VMM's start to its first answer."""
 
 from __future__ import annotations
 

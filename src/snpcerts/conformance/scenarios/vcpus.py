@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two vCPUs request certificates at the same time, in an order that the suite forces."""
+"""Scenarios in which two vCPUs request certificates at the same time, in an order that the suite
+forces.
+"""
 
 from __future__ import annotations
 

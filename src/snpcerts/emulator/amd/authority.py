@@ -61,7 +61,7 @@ class Signer:
 
 @dataclass(frozen=True, slots=True)
 class EmulatedAuthority:
-    """The key hierarchy of one product line: ARK, ASK for VCEKs, ASVK for VLEKs."""
+    """The key hierarchy of one product: ARK, ASK (for VCEKs) and ASVK (for VLEKs)."""
 
     product: Product
     ark_signer: Signer

@@ -57,7 +57,9 @@ def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
     found: set[Fault] = set()
     for name in names:
         if name not in known:
-            raise UsageError(f"unknown fault {name!r}", hint=f"known faults: {', '.join(known)}")
+            raise UsageError(
+                f"unknown fault {name!r}", hint=f"choose from these faults: {', '.join(known)}"
+            )
         found.add(known[name])
     return frozenset(found)
 

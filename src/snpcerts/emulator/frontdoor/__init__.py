@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front door: gives unmodified programs an emulated ``/dev/sev``, ``sev-guest`` and ``kvm``.
+"""The front door, which gives unmodified programs an emulated ``/dev/sev``, ``/dev/sev-guest`` and
+``/dev/kvm``.
 
 A seccomp filter passes a program's device ioctls to a supervisor in another process, which answers
 them with emulated devices (:mod:`snpcerts.emulator.syscall.device`). The program needs no change,

@@ -260,10 +260,10 @@ def _enter() -> None:
     """
     if _libc.unshare(CLONE_NEWNS):
         if ctypes.get_errno() != errno.EPERM:
-            raise _failed("unshare")
+            raise _failed("cannot create a namespace with unshare")
         user, group = os.geteuid(), os.getegid()
         if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
-            raise _failed("unshare")
+            raise _failed("cannot create a namespace with unshare")
         for name, text in (
             ("setgroups", "deny"),
             ("uid_map", f"{user} {user} 1"),

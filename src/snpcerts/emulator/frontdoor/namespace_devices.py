@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises the devices of mount namespaces, and detects when each open ends.
+"""Recognises the devices of mount namespaces, and detects when programs close them.
 
 Each device of a namespace is the ``ptmx`` of a devpts instance
 (:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number identifies the device

@@ -181,7 +181,7 @@ def _walk(root: bytes, walk: _Walk, tid: int, follow: bool) -> ResolvedPath | No
 
 
 def _link(root: bytes, name: bytes, tid: int) -> bytes:
-    """Return the target of the link ``name``, or nothing if ``name`` is not a link or does not
+    """Return the target of the link ``name``, or empty bytes if ``name`` is not a link or does not
     exist.
     """
     # The target of these links depends on the process that follows them.

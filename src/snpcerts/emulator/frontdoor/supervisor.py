@@ -98,7 +98,7 @@ class _Waiting:
 
 
 class _SignalPending:
-    """When called, returns whether a signal is pending for a thread. It caches the answer
+    """A function that returns whether a signal is pending for a thread. It caches the answer
     briefly.
     """
 
@@ -512,8 +512,8 @@ class Supervisor:
         return errno.ENOTTY
 
     def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
-        """Return the thread's process ID, and the stat result of its descriptor ``number`` or None
-        if that is closed.
+        """Return the thread's process ID, and the stat result of its descriptor ``number``, which
+        is None if the descriptor is closed.
         """
         process = self._processes.get(tid, 0)
         for _ in range(2):

@@ -76,7 +76,9 @@ class ConfigFile:
 
     @property
     def size(self) -> int:
-        """One page for a text attribute, 0 for a binary one, whatever the content."""
+        """The size that stat(2) shows: one page for a text attribute, 0 for a binary one, whatever
+        the content.
+        """
         return TEXT_MAX if isinstance(self._attribute, TextAttribute) else 0
 
     def open(self, flags: int) -> _OpenText | _OpenBinary:
@@ -163,7 +165,7 @@ class _OpenBinary(_OpenConfigFile):
     def read(self, offset: int, size: int) -> Operation[bytes]:
         yield from self._alone()
         if self._written is not None:
-            raise OSError(errno.ETXTBSY, "this open file has already been written")
+            raise OSError(errno.ETXTBSY, "this open file has already been written to")
         if self._content is None:
             self._busy = True
             try:
@@ -237,7 +239,7 @@ class ConfigDirectory:
 
     @property
     def size(self) -> int:
-        """0, as for every directory of configfs."""
+        """The size that stat(2) shows: 0, as for every directory of configfs."""
         return 0
 
     @property
@@ -279,7 +281,7 @@ class ConfigDirectory:
         if found is None:
             raise OSError(errno.ENOENT, "there is no such directory")
         if not isinstance(found, ConfigDirectory):
-            raise OSError(errno.ENOTDIR, "this name is not a directory's")
+            raise OSError(errno.ENOTDIR, "this name does not belong to a directory")
         if not found.removable:
             raise OSError(errno.EPERM, "the directory belongs to the kernel")
         found._fragment.dead = True

@@ -109,7 +109,7 @@ class DriverRequest:
 
 @dataclass(frozen=True, slots=True)
 class DriverResponse:
-    """The driver's result of a request.
+    """What the driver returns for a request.
 
     ``result`` is 0, a negative errno, or positive: the ``es_result`` of a VMGEXIT whose
     SW_EXITINFO1 was not 0. ``exitinfo2`` is None if the driver did not set it. ``pages`` is the
@@ -134,7 +134,7 @@ class DriverCall:
 
 @dataclass(slots=True)
 class _Sending:
-    """A message being sent, with its retries."""
+    """The state of a guest message that is being sent, with its retries."""
 
     request: DriverRequest
     code: ExitCode

@@ -60,7 +60,7 @@ class GuestMemfd:
         raise OSError(errno.ENOTTY, "guest_memfd takes no ioctl")
 
     def close(self) -> None:
-        """Close the file. Slots keep their memory."""
+        """Close the memfd. Slots keep their memory."""
         os.close(self.memfd)
 
     def bind(self, slot: int, offset: int, size: int) -> None:

@@ -184,7 +184,7 @@ class Guest(Protocol):
     """The software in one VM."""
 
     def program(self, cpu: GuestCpu) -> Program:
-        """Return the program of one vCPU. Called when the vCPU first runs."""
+        """Return the program of one vCPU. This is called when the vCPU first runs."""
 
 
 GuestFactory = Callable[[LaunchedVm], Guest]

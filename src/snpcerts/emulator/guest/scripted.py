@@ -72,7 +72,7 @@ def _random_report_data(_vcpu: int, _number: int) -> bytes:
 
 
 def _ignore(_outcome: ReportOutcome) -> None:
-    """Do nothing. The default for ``on_report``."""
+    """Do nothing; this is the default for ``on_report``."""
 
 
 @dataclass(slots=True)

@@ -141,7 +141,10 @@ class TsmReports:
         yield from self._lock()
         self._provider()
         if not PRIVLEVEL_FLOOR <= value <= PRIVLEVEL_MAX:
-            raise OSError(errno.EINVAL, "the guest does not have this VMPL")
+            raise OSError(
+                errno.EINVAL,
+                f"privlevel: expected {PRIVLEVEL_FLOOR} to {PRIVLEVEL_MAX}, found {value}",
+            )
         report.advance()
         report.privlevel = value
 

@@ -183,7 +183,7 @@ def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
     if count >= MSR_ENTRIES_MAX:
         raise OSError(
             errno.E2BIG,
-            f"list of MSRs: expected less than {MSR_ENTRIES_MAX} entries, found {count}",
+            f"list of MSRs: expected fewer than {MSR_ENTRIES_MAX} entries, found {count}",
         )
     data = memory.read(argument + _LIST_HEADER, count * _MSR_ENTRY.size)
     return list(_MSR_ENTRY.iter_unpack(data))

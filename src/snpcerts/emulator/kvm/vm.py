@@ -219,8 +219,8 @@ class Vm:
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
-        """Handle the close of the VM's descriptor (None) or of a vCPU's. The VM ends with the last
-        one.
+        """Handle the close of the VM's descriptor (None) or of a vCPU's. The VM ends with its last
+        descriptor.
         """
         if vcpu is not None:
             vcpu.launched = False

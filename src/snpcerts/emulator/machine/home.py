@@ -136,7 +136,7 @@ class PlatformHome:
         return EmulatedAuthority.load(folder)
 
     def provider(self, csp_id: str) -> CloudProvider:
-        """Return the cloud provider called ``csp_id``. The same name always returns the same
+        """Return the cloud provider called ``csp_id``. Calls with the same name return the same
         provider.
         """
         from snpcerts.emulator.psp.chip import CloudProvider

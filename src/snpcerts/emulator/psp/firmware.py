@@ -542,7 +542,7 @@ class Firmware:
         if context.state is not expected:
             raise FirmwareError(
                 SevStatus.INVALID_GUEST_STATE,
-                f"the guest is in state {context.state.value}, expected {expected.value}",
+                f"state of the guest: expected {expected.value}, found {context.state.value}",
             )
 
     def _known_policy(self) -> int:

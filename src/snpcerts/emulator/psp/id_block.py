@@ -88,7 +88,7 @@ def check_id_block(
 
 
 def check_author_key(auth: bytes) -> bytes:
-    """Check that the author key in ``auth`` has signed its ID key; return the author key's digest.
+    """Check that the author key in ``auth`` has signed the ID key; return the author key's digest.
 
     Raises :class:`FirmwareError` with BAD_SIGNATURE.
     """

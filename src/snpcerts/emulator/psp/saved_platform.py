@@ -157,7 +157,7 @@ def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 def _integers(value: Any, count: int, size: int) -> list[int]:
     numbers = list(value)
     if len(numbers) != count:
-        raise ValueError(f"expected {count} numbers, found {len(numbers)}")
+        raise ValueError(f"list of numbers: expected {count} numbers, found {len(numbers)}")
     for number in numbers:
         _checked(number, int).to_bytes(size, "little")
     return numbers
@@ -165,5 +165,5 @@ def _integers(value: Any, count: int, size: int) -> list[int]:
 
 def _checked(value: Any, kind: type[_T]) -> _T:
     if type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+        raise TypeError(f"value: expected {kind.__name__}, found {value!r}")
     return value
