@@ -3,7 +3,7 @@
 
 It prints one line for each exploration: states, transitions, depth (the number of steps to the
 farthest state), seconds. For a violation it prints the shortest schedule, one line for each step.
-The exit code is 1 if an invariant does not hold, or a wrong variant was not detected.
+The exit code is 1 if an invariant does not hold, or if a wrong variant was not detected.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m explore", description=__doc__)
     parser.add_argument("--bound", choices=("small", "full"), default="full")
     parser.add_argument(
-        "--strategy", choices=tuple(STRATEGIES), help="only explorations with this strategy"
+        "--strategy",
+        choices=tuple(STRATEGIES),
+        help="Run only the explorations with this strategy.",
     )
     parser.add_argument(
         "--mutants",
         nargs="*",
         metavar="NAME",
-        help="explore wrong variants (all, or the named ones) and print their schedules",
+        help="Explore wrong variants of the protocol (all, or those named); print their schedules.",
     )
     parser.add_argument(
         "--trace",
         metavar="FILE",
-        help="draw what is found as a timeline for ui.perfetto.dev: each step is one millisecond",
+        help="Draw the counterexamples as a timeline for ui.perfetto.dev; a step lasts 1 ms.",
     )
     chosen = parser.parse_args(arguments)
     timeline = Timeline("python -m explore")

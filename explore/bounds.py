@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The explorations: a small set for every day, and a full set that takes minutes."""
+"""The explorations: a small set that runs with the tests, and a full set that takes minutes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def _scenario(
     missing: bool = False,
     wrong: bool = False,
 ) -> Scenario:
-    """Make a scenario. ``readers`` is like "R1 R2", ``writers`` like "swap:2 in-place:1"."""
+    """Make a scenario. ``readers`` is a text such as "R1 R2"; ``writers`` has strategies and
+    numbers of updates, such as "swap:2 in-place:1".
+    """
     pairs = (each.split(":") for each in writers.split())
     return Scenario(
         tuple(readers.split()),
@@ -122,7 +124,7 @@ FULL = (
     _scenario("R5", "several-swap:1 several-swap:1", _KILL),
     _scenario("R1 R5", "several-in-place:1", _KILL, _UNREDUCED),
 )
-# A writer that neither waits for its turn nor compares inodes conflicts with these.
+# A writer that neither waits for its turn nor compares inodes conflicts with these strategies.
 UNSAFE = tuple(
     _scenario("R1", f"{strategy}:1 stranger:1", settings=_STRANGER)
     for strategy in ("there-and-back", "swap")
@@ -134,7 +136,7 @@ PROGRESS = tuple(
     for strategy in ("there-and-back", "swap", "in-place")
     for kind in ("R1", "R2", "R3", "R4")
 )
-# Explorations in which it cannot.
+# The (strategy, reader) pairs for which it cannot.
 LIVELY = {(strategy, kind) for strategy in ("there-and-back", "swap") for kind in ("R1", "R2")}
 PROGRESS_OF_THREE = tuple(
     _scenario(readers, f"{strategy}:1")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws a counterexample as a timeline for Perfetto: the steps of each process, and its locks.
 
-One step lasts one millisecond, because the model has an order of steps but no clock.
+Each step lasts one millisecond, because the model has only an order of steps, and no clock.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def add_counterexample(
 def _add_states(
     timeline: Timeline, group: str, names: Sequence[str], worlds: Sequence[World]
 ) -> None:
-    """Draw what lasts longer than one step: locks, and the signing key."""
+    """Draw what lasts longer than one step: the locks, and the signing key."""
     since: dict[tuple[Track, str], int] = {}
     for number in range(len(worlds) + 1):
         now = _lasting(timeline, group, names, worlds[number]) if number < len(worlds) else set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold in every state, or when a request or an update ends."""
+"""The invariants: what must hold in every state, or when a request or an update ends."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def check_handshake(world: World, delivered: bytes | None) -> None:
 
 
 def check_state(world: World, *, others: bool = True) -> None:
-    """No file without an exclusive lock may be wrong.
+    """Check that no file without an exclusive lock contains a wrong table.
 
-    ``others``: check every file that a process can reach, not only the one at the path.
+    If ``others`` is set, check every file that a process can reach, not only those at the paths.
     """
     exclusive = {each.file for each in world.descriptions.values() if each.lock == EXCLUSIVE}
     paths = {world.names.get(path): path for path in (PATH, SECOND)}
@@ -81,7 +81,7 @@ def check_state(world: World, *, others: bool = True) -> None:
             continue
         if data == world.wrong:
             continue  # the update did not cause this, and has not ended yet
-        # Reachable only from the disk. That matters after a power failure.
+        # This file is reachable only from the disk, so it matters only after a power failure.
         if number not in world.names.values() and not any(
             each.file == number for each in world.descriptions.values()
         ):
@@ -102,7 +102,9 @@ def check_access(world: World, description: int, *, write: bool) -> None:
         if number == description or other.file != mine.file or not other.lock:
             continue
         if write or other.lock == EXCLUSIVE:
-            raise ViolationError(DISCIPLINE, "a file is used against another's lock")
+            raise ViolationError(
+                DISCIPLINE, "a process reads or writes a file against another's lock"
+            )
 
 
 def found_at_turn(world: World, path: str) -> tuple[Any, ...]:
@@ -171,7 +173,9 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
 
 
 def _check_end_of_several(world: World, process: Process, end: Position) -> None:
-    """Do the same for an update of two files. Each must contain what the result says."""
+    """Check the same for an update of two files. Each must contain what the update's result
+    says.
+    """
     before = dict(process.before)
     for path in _PATHS:
         file = world.names.get(path)
@@ -231,7 +235,9 @@ def _lasting(world: World, path: str) -> frozenset[bytes | None]:
 
 
 def unbounded_retries(positions: list[Position]) -> list[Position]:
-    """Return a loop that never reads the clock or ignores "too late"; empty if there is none."""
+    """Return a loop that never reads the clock, or ignores "too late"; an empty list if there is
+    none.
+    """
     done: set[Position] = set()
     for start in positions:
         trail: list[Position] = []

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that steps act on: names, files, open file descriptions, locks, disk, firmware.
+"""The model on which the steps act: names, files, open file descriptions, locks, disk and firmware.
 
-Rules of open-file-description locks: each description is one owner. Shared locks are compatible;
-all others conflict. An owner's next lock replaces its last one. Closing the last descriptor of a
-description drops the lock. Other kinds of locks (``flock``) do not conflict.
+Rules of open-file-description locks: each description is one owner. Shared locks are compatible
+with each other; all others conflict. A new lock of an owner replaces its previous one. Closing the
+last descriptor of a description drops the lock. Other kinds of locks (``flock``) do not conflict.
 
 Rules of the disk: a write is in the page cache immediately, but is certain to be on disk only after
-a sync of its file. Before that, each piece of it may or may not survive a power failure,
+a sync of its file. Before that, each piece of the write may or may not survive a power failure,
 independently of other pieces. A piece is within one sector: the first 24 bytes are one piece, the
 rest of a table is one or two. A change of a name is certain only after a sync of the directory. If
 a sync fails, Linux considers the pages written: no later sync writes them, and the page cache may
@@ -31,15 +31,15 @@ PATH = f"{FOLDER}/certs"
 TURN = f"{FOLDER}/.certs.turn"
 NEW = f"{FOLDER}/.certs.new"
 OLD = f"{FOLDER}/.certs.old"
-# Another file, for other guests of the same host.
+# A second certificate file, for other guests of the same host.
 SECOND = f"{FOLDER}/second"
 SECOND_TURN = f"{FOLDER}/.second.turn"
 SECOND_NEW = f"{FOLDER}/.second.new"
 SECOND_OLD = f"{FOLDER}/.second.old"
-# The file whose lock is the turn to change a name.
+# For each name, the file whose lock gives a writer the turn to change it.
 TURN_FOR = {PATH: TURN, NEW: TURN, OLD: TURN}
 TURN_FOR |= {SECOND: SECOND_TURN, SECOND_NEW: SECOND_TURN, SECOND_OLD: SECOND_TURN}
-# A bind mount of the file itself: the file that PATH named when the mount was made.
+# A bind mount of the file that PATH named when the mount was made.
 MOUNT = "/guest/certs"
 
 NONE, SHARED, EXCLUSIVE = 0, 1, 2
@@ -65,7 +65,7 @@ class Description(NamedTuple):
 
 
 class File(NamedTuple):
-    """Content in the page cache, and what is certain or possible on disk."""
+    """A file: its content in the page cache, and what is certain or possible on disk."""
 
     data: bytes
     disk: bytes
@@ -76,7 +76,7 @@ NamesChange = tuple[tuple[str, int | None], ...]
 
 
 class Budget(NamedTuple):
-    """The number of failures that may still happen."""
+    """How many failures of each kind may still happen."""
 
     kills: int = 0  # of one process, between any two steps
     power: int = 0  # power failures
@@ -84,7 +84,9 @@ class Budget(NamedTuple):
 
 
 class World:
-    """One state. Parts are replaced and never modified, so a shallow copy is enough."""
+    """One state of the model. Its parts are replaced and never modified, so a shallow copy is
+    enough.
+    """
 
     __slots__ = (
         "budget",
@@ -142,7 +144,7 @@ class World:
             self.drop_unreachable()
 
     def new_file(self) -> int:
-        """Create an empty file without a name. It gets the lowest free number.
+        """Create an empty file without a name. The file gets the lowest free number.
 
         Numbers start at 101 on the first device and at 201 on the second.
         """
@@ -153,7 +155,7 @@ class World:
         return number
 
     def drop_unreachable(self) -> None:
-        """Drop files that neither a name, a description nor the disk refers to."""
+        """Drop the files to which no name, no description and nothing on the disk refers."""
         kept = set(self.names.values()) | {each.file for each in self.descriptions.values()}
         if self.budget.power:
             kept |= set(self.disk.values())
@@ -185,16 +187,16 @@ class World:
             self.files[number] = File(file.data, patched(file.disk, file.pending), ())
 
     def lose_writes(self, number: int, *, at_once: bool) -> None:
-        """Record that a sync has failed: what was not on disk counts as written, and will never be
-        written.
+        """Record that a sync has failed: data that was not on disk counts as written, and will
+        never be written.
 
-        The page cache keeps it, or loses it ``at_once``.
+        The page cache keeps that data, or loses it if ``at_once`` is set.
         """
         file = self.files[number]
         self.files[number] = File(file.disk if at_once else file.data, file.disk, ())
 
     def spend_fault(self) -> None:
-        """Record that one step fails."""
+        """Take one failing step from the budget."""
         self.budget = self.budget._replace(faults=self.budget.faults - 1)
         if not self.keeps_content:
             self.files = {each: File(file.data, b"", ()) for each, file in self.files.items()}
@@ -207,7 +209,9 @@ class World:
     # Descriptions and locks
 
     def open(self, number: int, vmm: str = "") -> int:
-        """Return a new description. It gets the lowest free number."""
+        """Open the file ``number``. Return the number of the new description, which is the lowest
+        free one.
+        """
         found = 0
         while found in self.descriptions:
             found += 1
@@ -227,11 +231,11 @@ class World:
         self.descriptions[number] = self.descriptions[number]._replace(lock=lock)
 
     def locked(self, file: int) -> int:
-        """Return the strongest lock on a file."""
+        """Return the strongest lock on a file: NONE, SHARED or EXCLUSIVE."""
         return max((d.lock for d in self.descriptions.values() if d.file == file), default=NONE)
 
     def close(self, number: int) -> None:
-        """Drop a description, unless a process still has it."""
+        """Drop a description, unless a process still has a descriptor for it."""
         if any(number == each for process in self.processes for _, each in process.fds):
             return
         del self.descriptions[number]
@@ -240,7 +244,7 @@ class World:
     # Power
 
     def after_power_loss(self) -> Iterable[World]:
-        """Return every world that a power failure may leave, without its processes."""
+        """Return every state that a power failure may leave, without the processes."""
         seen = set()
         for names in directories(tuple(sorted(self.disk.items())), self.changes):
             numbers = sorted({file for _, file in names})
@@ -272,7 +276,7 @@ def _pieces(data: bytes, offset: int) -> Iterable[tuple[int, bytes]]:
 
 
 def patched(data: bytes, pieces: Iterable[tuple[int, bytes | None]]) -> bytes:
-    """Return content after some writes (offset, bytes) and changes of size (size, None)."""
+    """Return ``data`` after writes (offset, bytes) and changes of size (size, None)."""
     for at, piece in pieces:
         if piece is None:
             data = data[:at].ljust(at, b"\0")

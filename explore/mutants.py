@@ -36,7 +36,9 @@ Through = Callable[[Any, Memory], Steps[Any]]
 
 
 def altered(protocol: Steps[Any], through: Through) -> Steps[Any]:
-    """Return the protocol with each step sent through ``through``, which has its own memory."""
+    """Return the protocol with each step passed through ``through``, which gets a memory of its
+    own.
+    """
     memory: Memory = {}
     return relayed(protocol, lambda action: through(action, memory))
 
@@ -199,8 +201,8 @@ def lock_wrong_descriptor(action: Any, memory: Memory) -> Steps[Any]:
 
 
 def flock_instead(action: Any, memory: Memory) -> Steps[Any]:
-    """A flock never conflicts with an OFD lock: it is granted immediately and excludes no
-    reader.
+    """Take flock(2) locks, which never conflict with OFD locks: they are granted at once, and
+    exclude no reader.
     """
     if isinstance(action, step.LockExclusive) and memory.get("turn") not in (None, action.fd):
         return True

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The position of a process in its protocol.
 
-A generator cannot be copied. But a protocol is deterministic given the results of its steps, so a
+A generator cannot be copied. But the results of its steps determine what a protocol does, so a
 process consists of its program and these results. To try several results, the explorer makes a new
-generator and sends it the same results again. Each sequence is run once, and its :class:`Position`
-is cached.
+generator and sends it the same results again. Each sequence of results is run once, and its
+:class:`Position` is cached.
 
 Two sequences lead to the same position if the suspended frames agree in everything that can decide
-the next step: the place in each frame, its local variables, and active exceptions. Times are left
-out, because the model chooses freely whether the clock says "in time" or "too late", so their
-values decide nothing. So a loop of retries has a finite number of states.
+the next step: the place in each frame, its local variables, and active exceptions. The model
+chooses freely whether the clock says "in time" or "too late", so times decide nothing and are left
+out. Thus a loop of retries has a finite number of states.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOO_LATE = 1e9
 
 
 class Fails(NamedTuple):
-    """The result of a step that raises."""
+    """The result of a step that fails: its errno, or 0 for a firmware command."""
 
     errno: int
 
@@ -52,7 +52,7 @@ _ListIterator: type[Iterator[object]] = type(iter([]))
 
 
 class Position:
-    """A place in a program: the next step, or how the program ended."""
+    """A position in a program: the next step, or how the program ended."""
 
     __slots__ = ("_next", "action", "error", "history", "number", "program", "timed", "value")
 
@@ -67,7 +67,7 @@ class Position:
         self._next: dict[tuple[type, object], Position] = {}
 
     def after(self, result: object) -> Position:
-        """The program's position after this result."""
+        """Return the program's position after this result."""
         key = (type(result), result)
         found = self._next.get(key)
         if found is None:
@@ -75,7 +75,7 @@ class Position:
         return found
 
     def known(self) -> list[tuple[object, Position]]:
-        """The results so far, and the positions that they led to."""
+        """Return the results tried so far, and the positions that they led to."""
         return [(result, position) for (_, result), position in self._next.items()]
 
 
@@ -93,7 +93,7 @@ class Program:
         return list(self._known.values())
 
     def position(self, history: tuple[Any, ...]) -> Position:
-        """Run from the start with these results. Equal places give the same object."""
+        """Run the program from the start with these results. Equal positions are one object."""
         steps = self._start()
         action: Any = None
         value: object = None
@@ -126,7 +126,7 @@ class Program:
 
 
 class Process(NamedTuple):
-    """One instance of a program."""
+    """One process that runs a program."""
 
     name: str
     position: Position
@@ -140,11 +140,11 @@ class Process(NamedTuple):
 
 
 class _AbandonedError(BaseException):
-    """The rest of the program is not needed."""
+    """Raised in a generator that is not needed any longer, to end it."""
 
 
 def _abandon(steps: Steps[Any]) -> None:
-    """End a suspended generator. It may yield a few more steps while it cleans up."""
+    """End a suspended generator, which may yield a few more steps while it cleans up."""
     try:
         while True:
             steps.throw(_AbandonedError())

@@ -4,9 +4,9 @@
 Consider infinite runs in which no process gives up and every process that can move does so again
 and again (weak fairness). In the finite graph of all states, such a run ends in a cycle. A
 violation is a cycle in which the writer, in its turn, waits for a lock in every state, and every
-process that is not done moves. Its schedule leads to the cycle and once around it. Without such a
-cycle, the writer gets the lock in every such run; it only waits for readers that opened the old
-file before it was replaced.
+process that is not done moves. The violation's schedule leads to the cycle and once around it.
+Without such a cycle, the writer gets the lock in every such run; it only waits for readers that
+opened the old file before it was replaced.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _in_words(world: World, way: list[int]) -> list[str]:
 
 
 def _lap(graph: Graph, start: int, inside: set[int], movers: list[int]) -> list[int]:
-    """Return choices that lead once around the cycle, with a move of each process."""
+    """Return choices that lead once around the cycle, with at least one move of each process."""
     lap: list[int] = []
     at = start
     for wanted in movers:
@@ -94,7 +94,7 @@ def _towards(
     mover: int | None = None,
     state: int | None = None,
 ) -> tuple[list[int], int]:
-    """Return the shortest path in the component to a move of this mover, or to this state."""
+    """Return the shortest path in the component to a move of ``mover``, or to ``state``."""
     seen = {start}
     frontier: deque[tuple[int, list[int]]] = deque([(start, [])])
     while frontier:
@@ -107,7 +107,7 @@ def _towards(
             if to not in seen:
                 seen.add(to)
                 frontier.append((to, [*way, choice]))
-    raise LookupError("not strongly connected")
+    raise LookupError("the component is not strongly connected")
 
 
 def _components(graph: Graph) -> list[list[int]]:

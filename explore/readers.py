@@ -18,20 +18,20 @@ from snpcerts.certfile.step import Steps
 
 
 def deliver(_found: Found) -> None:
-    """Fill the guest's buffer. The model records what was found."""
+    """Stand for filling the guest's buffer. The model records what was found."""
 
 
 def handshake() -> None:
-    """Let the firmware sign. The model checks its key."""
+    """Stand for the firmware's signature. The model checks the key."""
 
 
 def r1() -> Steps[None]:
-    """Opens for each request and compares device and inode: the shipped reader."""
+    """The shipped reader: opens the file for each request, and compares device and inode."""
     return reader.serve(PATH, deliver=deliver, handshake=handshake)
 
 
 def r2() -> Steps[None]:
-    """Opens for each request, does not compare."""
+    """A reader that opens the file for each request, but does not compare device and inode."""
     try:
         fd: int = yield step.OpenRead(PATH)
     except OSError:
@@ -45,7 +45,9 @@ def r2() -> Steps[None]:
 
 
 def r3() -> Steps[None]:
-    """Opens once and keeps the descriptor; locks and unlocks for each request."""
+    """A reader that opens the file once and keeps the descriptor; it locks and unlocks for each
+    request.
+    """
     try:
         fd: int = yield step.OpenRead(PATH)
     except OSError:
@@ -61,12 +63,12 @@ def r4() -> Steps[None]:
 
 
 def r5() -> Steps[None]:
-    """The shipped reader, of the second file."""
+    """The shipped reader, serving the second file."""
     return reader.serve(SECOND, deliver=deliver, handshake=handshake)
 
 
 def holder() -> Steps[None]:
-    """Takes a reader's lock, reads, and never releases it: a VMM that hangs or is malicious."""
+    """A VMM that hangs or is malicious: takes a shared lock and never releases it."""
     try:
         fd: int = yield step.OpenRead(PATH)
     except OSError:

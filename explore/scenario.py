@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The readers and writers of an exploration, and what may go wrong in it."""
+"""The readers and writers of an exploration, and what may go wrong during it."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Scenario:
     ) -> World:
         """Return the initial state.
 
-        ``reader`` and ``writer`` may alter the steps of programs. ``readers`` and ``writers``
-        replace programs.
+        ``reader`` and ``writer`` may alter the steps of the programs. ``readers`` and ``writers``
+        replace programs, by name.
         """
         world = World()
         world.budget = self.budget

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Visits every state, breadth first, so that a violation has a shortest schedule.
+"""Visits every state, breadth first, so that a violation is found with its shortest schedule.
 
 States are compared in full, not by a digest: each new part gets a number, and a state is the tuple
 of its parts' numbers. Processes that run the same program are interchangeable, so their order does
@@ -38,7 +38,7 @@ class Exploration:
 
 @dataclass(slots=True)
 class Graph:
-    """All states and moves, to study runs that never end."""
+    """The graph of all states and moves, to study runs that never end."""
 
     edges: list[list[tuple[int, int]]] = field(default_factory=list)  # (mover, state)
     waiting: list[bool] = field(default_factory=list)  # whether a writer waits for a lock
@@ -55,7 +55,7 @@ class _Numbers(dict[object, int]):
 
 
 class _Names:
-    """Numbers for states and their parts."""
+    """Assigns numbers to states and their parts."""
 
     def __init__(self, *, interchangeable: bool) -> None:
         self._processes = _Numbers()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two certificate files around one firmware command: the shipped update of several files."""
+"""The shipped update of several files: two certificate files around one firmware command."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from snpcerts.certfile.step import Steps, relayed
 
 
 class Wanted(NamedTuple):
-    """A table that the model must choose, for the firmware's next or current key."""
+    """A request to the model to choose the table of ``path``, for the firmware's next or current
+    key.
+    """
 
     path: str
     changes: bool
 
 
 def tables_for(key: int, wanted: Sequence[Any]) -> tuple[bytes, ...]:
-    """Return the tables for a key, in the order in which the agent wants them."""
+    """Return the tables for a key, in the order in which the agent wants the tables."""
     return tuple(table(key, each.path) for each in wanted)
 
 
 def update(strategy: writer.Strategy) -> Steps[Any]:
-    """Update both files. The agent names them in another order than the locking order."""
+    """Update both files. The agent lists them in an order other than the locking order."""
     targets = [several.Target(path, strategy) for path in (SECOND, PATH)]
     return timed(several.update(targets, change, unchanged))  # type: ignore[arg-type]  # Wanted
 
 
 def change() -> Sequence[Wanted]:
-    """Change the firmware and choose the tables. The model does both."""
+    """Stand for changing the firmware and choosing the tables. The model does both."""
     return [Wanted(SECOND, True), Wanted(PATH, True)]
 
 
 def unchanged() -> Sequence[Wanted]:
-    """Choose the tables for the firmware's actual state."""
+    """Stand for choosing the tables for the firmware's actual state."""
     return [Wanted(SECOND, False), Wanted(PATH, False)]
 
 

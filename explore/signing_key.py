@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks what the agent believes about the signing key under every firmware that sources describe.
 
-It combines a small model of the firmware with the shipped code:
+The check combines a small model of the firmware with the shipped code:
 :class:`snpcerts.host.key_memory.Memory` with its rules, and
 :func:`snpcerts.host.expected_content.expected_content`. The model's signing key changes in all the
 ways in which sources disagree; some of these changes are not visible in ``/dev/sev``. The
@@ -10,7 +10,7 @@ and kills, up to a depth. After each check by the agent, the expected content of
 the signing key. The agent makes a check between any two changes by other programs: two changes that
 undo each other between two checks leave no trace, and only a report can show them.
 
-The chip has two TCBs, which is enough for a reported TCB below the current one.
+The model's chip has two TCBs, which is enough for a reported TCB below the current one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Psp:
     loads: int = 0  # number of loads of kvm_amd
 
     def state(self) -> FirmwareState:
-        """SNP_PLATFORM_STATUS."""
+        """Return the result of SNP_PLATFORM_STATUS."""
         return FirmwareState(
             current=HIGH,
             reported=self.reported,
@@ -108,7 +108,9 @@ class Psp:
         )
 
     def signs(self, select: KeySel) -> Key | None:
-        """Return the key that signs a report; None for no report or an unsigned one."""
+        """Return the key that signs a report; None if the firmware makes none, or an unsigned
+        one.
+        """
         if expected_kind(self.state(), select) is VekKind.VCEK:
             return None if self.masked else Key(VekKind.VCEK, self.vcek)
         if self.vlek is None or (self.masked and not self.choices.vlek_signs_masked):
@@ -117,12 +119,12 @@ class Psp:
 
 
 class KilledError(BaseException):
-    """SIGKILL: the agent does nothing afterwards."""
+    """The agent was killed with SIGKILL, and does nothing afterwards."""
 
 
 @dataclass
 class Host:
-    """The firmware, and the agent's memory on disk."""
+    """The firmware, and the agent's record on disk."""
 
     psp: Psp
     kept: Remembered | None = None
@@ -130,7 +132,7 @@ class Host:
     acts: int = 0
 
     def memory(self, kind: type[Memory] = Memory) -> Memory:
-        """Return the memory of an agent that starts now."""
+        """Return the key memory of an agent that starts now."""
         self.acts = 0
         return kind(
             self,
@@ -151,7 +153,7 @@ class Host:
 
     def load(self) -> Remembered:
         if self.kept is None:
-            raise UnusableError("nothing is remembered of this host")
+            raise UnusableError("there is no record of this host's keys")
         return self.kept
 
     def save(self, what: Remembered) -> None:
@@ -159,7 +161,7 @@ class Host:
         self.kept = what
 
     def act(self) -> None:
-        """Note that the agent is about to change something lasting."""
+        """Count an act: the agent is about to change the record or the firmware."""
         self.acts += 1
         if self.acts == self.kill_at:
             raise KilledError
@@ -175,7 +177,7 @@ Decide = Callable[[FirmwareState, FileConfig], ExpectedContent]
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The shipped agent or a wrong one: its memory, and what it decides."""
+    """The shipped agent or a wrong one: its key memory, and what it decides."""
 
     name: str = "shipped"
     wrong: str = ""
@@ -186,7 +188,9 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """One thing that may happen. ``kills`` are the acts at which the agent may be killed."""
+    """One event that may happen. ``kills`` is the number of acts at which the agent may be
+    killed.
+    """
 
     name: str
     do: Callable[[Host, Memory], None]
@@ -261,7 +265,9 @@ HAPPENINGS: Final = (
 
 @dataclass(slots=True)
 class Explored:
-    """What was visited. ``schedule`` leads to the problem, if there is one."""
+    """The result of an exploration. ``schedule`` leads to the problem ``wrong``, if there is
+    one.
+    """
 
     states: int = 0
     transitions: int = 0
@@ -272,8 +278,8 @@ class Explored:
 
 
 def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Explored:
-    """Visit every sequence of ``depth`` events, breadth first. The agent makes a check after
-    each.
+    """Visit every sequence of up to ``depth`` events, breadth first. The agent makes a check after
+    each event.
     """
     result = Explored()
     first = Host(Psp(choices))
@@ -313,7 +319,9 @@ def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Expl
 
 
 def _look(host: Host, agent: Agent, result: Explored) -> str:
-    """Let a restarted agent make a check. Return the problem with its conclusion, if any."""
+    """Let a restarted agent make a check. Return what is wrong with its conclusion; empty if
+    nothing is.
+    """
     state = agent.see(host.memory(agent.memory).observe(host.read_firmware))
     for file in FILES:
         want = agent.decide(state, file)
@@ -332,7 +340,7 @@ def _look(host: Host, agent: Agent, result: Explored) -> str:
     return ""
 
 
-# Wrong agents. Each one lacks a rule.
+# Wrong agents. Each lacks one rule.
 
 
 def _without(**fields: object) -> Callable[[FirmwareState], FirmwareState]:
@@ -347,8 +355,8 @@ def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> ExpectedConten
 
 
 class _ForgetsNothingFirst(Memory):
-    """After an interrupted load, continues from the old VLEK, because it records the new one
-    first.
+    """A memory that records a VLEK before it is loaded, so that an interrupted load is not
+    noticed.
     """
 
     def load_vlek(
@@ -363,7 +371,7 @@ class _ForgetsNothingFirst(Memory):
 
 
 class _BlindToReloads(Memory):
-    """Assumes that every initialisation of SNP is the first one."""
+    """A memory that assumes that every initialisation of SNP is the first one."""
 
     def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         self._which = lambda: Initialisation("boot", "1")
@@ -375,7 +383,7 @@ class _BlindToReloads(Memory):
 
 
 class _KeepsProofs(Memory):
-    """Keeps a proof whatever changes."""
+    """A memory that keeps a proof, whatever changes."""
 
     def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         try:
@@ -387,7 +395,7 @@ class _KeepsProofs(Memory):
 
 
 class _TrustsWhatIsLoaded(Memory):
-    """Assumes that every loaded VLEK is for the reported TCB."""
+    """A memory that assumes that every loaded VLEK is for the reported TCB."""
 
     def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         state = super().observe(read)

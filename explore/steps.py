@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 
 class Unlock(NamedTuple):
-    """Drop the lock and keep the descriptor -> None."""
+    """Drop the lock, but keep the descriptor."""
 
     fd: int
 
 
 class OpenOnce(NamedTuple):
-    """Open, or reuse the description that this VMM already has -> descriptor."""
+    """Open the file, or reuse the description that this VMM already has. The result is a
+    descriptor.
+    """
 
     path: str
 
@@ -23,28 +25,30 @@ class HoldForEver(NamedTuple):
 
 
 class UnlockNeighbour(NamedTuple):
-    """Drop the locks of all other descriptions of this VMM -> None."""
+    """Drop the locks of all other descriptions of this VMM."""
 
     fd: int
 
 
 class CloseClassic(NamedTuple):
-    """Close with classic POSIX locks, which drops all the VMM's locks on the file -> None."""
+    """Close a descriptor as with classic POSIX locks, which drops all the VMM's locks on the
+    file.
+    """
 
     fd: int
 
 
 class Foretell(NamedTuple):
-    """The table that the next firmware change will need at a path -> bytes."""
+    """Foretell the next firmware change. The result is the table that ``path`` will then need."""
 
     path: str
 
 
 class Outdated(NamedTuple):
-    """The table for the firmware's current key -> bytes."""
+    """Choose the table too early. The result is the table for the firmware's current key."""
 
 
 class Mount(NamedTuple):
-    """Make the path refer to a file on another device, with the same inode number -> None."""
+    """Make the path refer to a file on another device, with the same inode number."""
 
     path: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writers: the shipped strategies, and a program of another project."""
+"""The writers: the shipped strategies, and a program of another project."""
 
 from __future__ import annotations
 
@@ -12,59 +12,61 @@ from snpcerts.certfile.step import Steps
 
 
 def change() -> bytes:
-    """Change the firmware. The model does it."""
+    """Stand for the firmware command. The model changes the key."""
     return b""
 
 
 def swap() -> Steps[writer.Update]:
-    """Shipped: the new file stays at the path."""
+    """The shipped swap strategy: the new file stays at the path."""
     return writer.update(PATH, change, strategy=writer.Strategy.SWAP)
 
 
 def swap_wrong() -> Steps[writer.Update]:
-    """Swap, by an agent that knows that the table of key 0 is wrong."""
+    """The swap strategy, used by an agent that knows that the table of key 0 is wrong."""
     return writer.update(PATH, change, strategy=writer.Strategy.SWAP, wrong_table=table(0))
 
 
 def in_place_wrong() -> Steps[writer.Update]:
-    """In-place, by an agent that knows that the table of key 0 is wrong."""
+    """The in-place strategy, used by an agent that knows that the table of key 0 is wrong."""
     return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE, wrong_table=table(0))
 
 
 def in_place() -> Steps[writer.Update]:
-    """Shipped, for files that are seen through bind mounts."""
+    """The shipped in-place strategy, for files that are mount points."""
     return writer.update(PATH, change, strategy=writer.Strategy.IN_PLACE)
 
 
 def there_and_back() -> Steps[writer.Update]:
-    """The shipped default."""
+    """The shipped there-and-back strategy, which is the default."""
     return writer.update(PATH, change, strategy=writer.Strategy.THERE_AND_BACK)
 
 
 def there_and_back_wrong() -> Steps[writer.Update]:
-    """There and back, by an agent that knows that the table of key 0 is wrong."""
+    """The default strategy, used by an agent that knows that the table of key 0 is wrong."""
     return writer.update(
         PATH, change, strategy=writer.Strategy.THERE_AND_BACK, wrong_table=table(0)
     )
 
 
 def several_there_and_back() -> Steps[object]:
-    """Two files, both there and back."""
+    """An update of two files, both with the default strategy."""
     return several.update(writer.Strategy.THERE_AND_BACK)
 
 
 def several_swap() -> Steps[object]:
-    """Two files, both by swap."""
+    """An update of two files, both with the swap strategy."""
     return several.update(writer.Strategy.SWAP)
 
 
 def several_in_place() -> Steps[object]:
-    """Two files, both in place."""
+    """An update of two files, both with the in-place strategy."""
     return several.update(writer.Strategy.IN_PLACE)
 
 
 def stranger() -> Steps[int]:
-    """Another project's writer: takes the kernel's recommended lock, no turn, compares nothing."""
+    """Another project's writer: takes the lock that the kernel recommends, but no turn, and
+    compares nothing.
+    """
     fd: int = yield step.OpenWrite(PATH)
     try:
         yield from _locked(fd)

@@ -11,8 +11,8 @@ Two rules reduce the number of states without losing an outcome:
   checks that in every visited state, so an exploration without a violation was right to
   rely on it.
 
-Crashes and failing steps are tried at every step, except at steps of the first kind, where they
-would make no difference.
+Crashes and failures are tried at every step, except at those that other processes cannot observe,
+where they would make no difference.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _FAULTY = (
 )
 POWER = -1
 _EIO = Fails(errno.EIO)
-# A failed sync. The page cache then keeps or loses what is not on disk.
+# A failed sync. The page cache then keeps or loses the data that is not on disk.
 _NEVER_WRITTEN = Fails(errno.EIO)
 _LOST = Fails(errno.EIO)
 
@@ -98,7 +98,7 @@ class Settings(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One thing that can happen."""
+    """One thing that can happen in a state, and the state after it."""
 
     mover: int  # index of the process, or POWER
     text: str
@@ -107,7 +107,7 @@ class Move(NamedTuple):
 
 
 def moves(world: World, settings: Settings) -> Iterator[Move]:
-    """Return everything that can happen next, with the violation if there is one."""
+    """Yield everything that can happen next, each with the violation that it causes, if any."""
     first = _goes_first(world) if settings.reduce else None
     for index in range(len(world.processes)) if first is None else (first,):
         process = world.processes[index]
@@ -223,7 +223,9 @@ def _file(world: World, process: Process, fd: int) -> int:
 
 
 def _advance(world: World, index: int, result: object, settings: Settings) -> None:
-    """Give a process its result, and take the steps that no other process can observe."""
+    """Give a process the result of its step, and take the following steps that no other process can
+    observe.
+    """
     process = world.processes[index]
     world.processes[index] = process._replace(position=process.position.after(result))
     _settle(world, index, settings)
@@ -281,7 +283,9 @@ def _one_time(process: Process, settings: Settings) -> bool:
 
 
 def _goes_first(world: World) -> int | None:
-    """Return a process whose next step cannot affect any other process, or None."""
+    """Return the index of a process whose next step cannot affect any other process; None if there
+    is none.
+    """
     for index, process in enumerate(world.processes):
         action = process.position.action
         if action is not None and _private(world, process, action):
@@ -374,7 +378,7 @@ def _killed(world: World, index: int, settings: Settings) -> Move:
 
 
 def start(world: World, settings: Settings) -> None:
-    """Take the first steps of every process that no other process can observe."""
+    """Take the first steps of every process, as far as no other process can observe them."""
     for index in range(len(world.processes)):
         _settle(world, index, settings)
 

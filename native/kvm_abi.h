@@ -62,9 +62,9 @@
 /* include/uapi/linux/psp-sev.h */
 #define SEV_ISSUE_CMD 0xC0105300u
 
-struct kvm_run { /* its beginning */
+struct kvm_run { /* only the beginning of the kernel's structure */
 	uint8_t request_interrupt_window;
-	_Atomic uint8_t immediate_exit; /* another thread writes it to kick the vCPU */
+	_Atomic uint8_t immediate_exit; /* another thread sets this byte to kick the vCPU */
 	uint8_t padding1[6];
 	uint32_t exit_reason;
 	uint8_t padding2[20];
@@ -81,7 +81,7 @@ struct kvm_run { /* its beginning */
 	};
 };
 
-struct kvm_userspace_memory_region { /* and the beginning of ..._region2 */
+struct kvm_userspace_memory_region { /* also the beginning of kvm_userspace_memory_region2 */
 	uint32_t slot, flags;
 	uint64_t guest_phys_addr, memory_size, userspace_addr;
 };

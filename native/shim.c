@@ -4,19 +4,21 @@
  * library intercepts the VMM's ioctl(2) calls. It enables KVM_EXIT_SNP_REQ_CERTS for
  * an SNP VM, and answers the exit before the VMM sees it.
  *
- *	LD_PRELOAD		this file
+ *	LD_PRELOAD		the path of this library
  *	SNPCERTS_CERTS_FILENAME	the certificate file, an absolute path
- *	SNPCERTS_CERTS_TIMEOUT	ms to wait for its lock, then BUSY; default 100
- *	SNPCERTS_TELL_EXIT	if set: print the number of the first exit with which KVM asked
+ *	SNPCERTS_CERTS_TIMEOUT	ms to wait for the file's lock before the guest gets BUSY;
+ *				default 100
+ *	SNPCERTS_TELL_EXIT	if set, print the number of the exit with which KVM first asked
+ *				for certificates
  *
- * It does nothing for a VM that is not SNP, on a kernel without the exit, or if the
- * VMM enables the exit itself.
+ * The library does nothing for a VM that is not SNP, on a kernel without the exit, or if
+ * the VMM enables the exit itself.
  *
  * snpcerts.c, which is linked into this library, serves the requests. This file
  * tracks the VMM's VMs, vCPUs, descriptors and memory slots. KVM's numbers: Linux
  * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst; see kvm_abi.h.
  *
- * Each KVM_RUN takes two more loads. A request takes no lock inside the shim and
+ * Each KVM_RUN costs two more loads from memory. A request takes no lock inside the shim and
  * allocates no memory. All state is in tables of fixed size.
  */
 #define _GNU_SOURCE
@@ -76,15 +78,15 @@ static struct vm {
 
 static struct vcpu {
 	struct vm *_Atomic vm; /* set only if the shim answers */
-	struct kvm_run *_Atomic run; /* where the VMM has mapped it */
-	struct kvm_run *_Atomic second; /* a second mapping of it */
+	struct kvm_run *_Atomic run; /* where the VMM has mapped kvm_run */
+	struct kvm_run *_Atomic second; /* a second mapping of kvm_run */
 } vcpus[MAX_FDS];
-static _Atomic int vcpus_end; /* no vCPU has this number or a higher one */
+static _Atomic int vcpus_end; /* no vCPU has this descriptor or a higher one */
 
 static struct vm *_Atomic vm_of[MAX_FDS];
 static uint64_t kind_of[MAX_FDS]; /* hash of the descriptor's name in /proc */
 static pid_t owner; /* the process that owns this memory */
-/* Serialises changes of vcpus, vm_of and kind_of. A request never takes it. */
+/* Serialises changes to vcpus, vm_of and kind_of. A request never takes this lock. */
 static pthread_mutex_t changing = PTHREAD_MUTEX_INITIALIZER;
 
 static int (*_Atomic next_ioctl)(int, unsigned long, ...);
@@ -108,7 +110,7 @@ static const char *unusable = ""; /* why the settings are unusable; NULL if they
  * cloud-hypervisor's filter allows them openat, sendto and writev. */
 static bool few_calls;
 
-/* Print a line on standard error, unless that would block or raise SIGPIPE. */
+/* Print a line to standard error, unless that would block or raise SIGPIPE. */
 static void print(struct iovec *line)
 {
 	struct pollfd out = { .fd = STDERR_FILENO, .events = POLLOUT };
@@ -158,7 +160,7 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 			say(__VA_ARGS__);                \
 	} while (0)
 
-/* Print a line when the file becomes unusable or usable, not for each request. */
+/* Print a line when the file becomes unusable or usable again, not for each request. */
 static void note_file_state(int problem)
 {
 	static _Atomic int last;
@@ -195,12 +197,12 @@ static uint64_t now(void)
 	return time.tv_sec * 1000000000ull + time.tv_nsec;
 }
 
-/* Return the errno for a guest whose buffer is in no known slot. EIO means that it is not
- * the guest's memory, and destroys the VMPCK of a Linux guest. If it may be the guest's
- * memory, use another errno: EAGAIN while a slot that is being replaced may come back, and
- * ENOSPC if another process may have set slots. A Linux guest survives both: its driver
- * repeats the request without certificates and keeps the key (drivers/virt/coco/sev-guest,
- * arch/x86/coco/sev/core.c of Linux 7.3). */
+/* Return the errno for a guest whose buffer is in no known slot. EIO means that the
+ * buffer is not the guest's memory, and makes a Linux guest destroy its VMPCK. If the
+ * buffer may be the guest's memory, use another errno: EAGAIN while a slot that is being
+ * replaced may come back, and ENOSPC if another process may have set slots. A Linux
+ * guest survives both: its driver repeats the request without certificates and keeps the
+ * key (drivers/virt/coco/sev-guest, arch/x86/coco/sev/core.c of Linux 7.3). */
 static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t missing = gpa, left = size, time = now();
@@ -221,12 +223,12 @@ static int not_found(struct vm *vm, uint64_t gpa, uint64_t size)
 			return EAGAIN;
 	if (!vm->shared)
 		return EIO;
-	SAY_ONCE("memory may be added through a descriptor of the VM that is not known here: "
-		 "it gets no certificates");
+	SAY_ONCE("the VMM may add memory through a descriptor that the shim does not know: "
+		 "buffers in that memory get no certificates");
 	return ENOSPC;
 }
 
-/* Record a removed slot. VMMs may add it again with another size. */
+/* Record a removed slot. The VMM may add the slot again with another size. */
 static void note_gone(struct vm *vm, uint64_t gpa, uint64_t size)
 {
 	unsigned i = vm->gone_next++ % MAX_GONE;
@@ -237,7 +239,7 @@ static void note_gone(struct vm *vm, uint64_t gpa, uint64_t size)
 	vm->gone[i].size = size;
 }
 
-/* Record a region that KVM has accepted. From then on, requests do not use the old memory. */
+/* Record a region that KVM has accepted. Later requests do not use the slot's old memory. */
 static void note_region(struct vm *vm, const struct kvm_userspace_memory_region *region)
 {
 	uint32_t id = region->slot;
@@ -262,8 +264,8 @@ static void note_region(struct vm *vm, const struct kvm_userspace_memory_region 
 	if (vm->slots <= id)
 		vm->slots = id + 1;
 	vm->sequence++;
-	/* The VMM may unmap the memory when its call returns, so wait for copies. Wait at
-	 * most a second: a copy may wait for a page that this thread must provide
+	/* The VMM may unmap the memory when its call returns, so wait until no copy uses it.
+	 * Wait at most a second: a copy may wait for a page that this thread must provide
 	 * (userfaultfd). */
 	for (int i = 0; was_memory && vm->copying && i < 10000; i++)
 		pause_for(100000);
@@ -279,7 +281,7 @@ static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec 
 		uint64_t at = gpa, left = length;
 		int count = 0;
 
-		if (before & 1) { /* sleep, because the thread that changes it may have a lower priority */
+		if (before & 1) { /* sleep: the thread that changes it may have a lower priority */
 			pause_for(100000);
 			continue;
 		}
@@ -351,7 +353,7 @@ static bool in_table(int fd)
 	return fd >= 0 && fd < MAX_FDS;
 }
 
-/* A new descriptor has this number, so the previous one is closed. */
+/* Forget a closed descriptor, whose number another one now has. */
 static void forget(int fd)
 {
 	struct vm *vm = vm_of[fd], *of_vcpu = vcpus[fd].vm;
@@ -385,7 +387,8 @@ static bool is_closed(int fd)
 
 	if (next_fcntl && next_fcntl(fd, F_GETFD) < 0)
 		return true;
-	/* Does another file have the number? 0: there is no /proc, as in a chroot. */
+	/* Does another file have the number now? A kind of 0 means that there is no /proc, as in
+	 * a chroot. */
 	return now_is && kind_of[fd] && now_is != kind_of[fd];
 }
 
@@ -440,8 +443,8 @@ static void note_vm(int kvm, int fd, unsigned long type)
 	if (unusable)
 		SAY_ONCE("guests get no certificates: %s", unusable);
 	else if (!vm)
-		SAY_ONCE("guests of some VMs get no certificates: more than %d VMs or %d files",
-			 MAX_VMS, MAX_FDS);
+		SAY_ONCE("guests of some VMs get no certificates: "
+			 "the VMM has more than %d VMs or %d open files", MAX_VMS, MAX_FDS);
 	else if (!vm->offered)
 		SAY_ONCE("guests get no certificates: this kernel's KVM does not request them "
 			 "(Linux 7.0 does), or SNP is off");
@@ -460,7 +463,8 @@ static void note_sev_command(struct vm *vm, int fd, const struct kvm_sev_cmd *co
 		say("guests get no certificates: KVM_SEV_SNP_ENABLE_REQ_CERTS failed, errno %d", errno);
 }
 
-/* Return the descriptor, or -1 for a number with which the VM could not be served. */
+/* Record a new vCPU. Return its descriptor, or -1 if the shim could not serve the vCPU with
+ * that number. */
 static int note_vcpu(struct vm *vm, int fd)
 {
 	bool served = vm && vm->ours && !vm->theirs;
@@ -468,7 +472,7 @@ static int note_vcpu(struct vm *vm, int fd)
 	if (!in_table(fd)) {
 		if (!served)
 			return fd;
-		say("a vCPU cannot be created: its descriptor is not below %d", MAX_FDS);
+		say("cannot create a vCPU: expected a file descriptor below %d", MAX_FDS);
 		close(fd);
 		errno = EMFILE;
 		return -1;
@@ -528,7 +532,7 @@ static void note_unmapped(const void *where, size_t length)
 	}
 }
 
-/* A slot was set through an unknown descriptor, for example from a raw dup(2). It may
+/* A slot was set through an unknown descriptor, for example from a raw dup(2). The slot may
  * belong to any VM, so the slots of every VM are uncertain. */
 static void note_region_of_unknown(void)
 {
@@ -609,7 +613,7 @@ __attribute__((constructor)) static void start(void)
 	if (limit && *limit >= '0' && *limit <= '9')
 		milliseconds = strtoul(limit, &end, 10);
 	if (limit && (!end || *end || milliseconds >= 60000))
-		unusable = "SNPCERTS_CERTS_TIMEOUT is not a number of ms below 60000";
+		unusable = "SNPCERTS_CERTS_TIMEOUT is not a number of milliseconds below 60000";
 	else if (!file || !*file)
 		unusable = "SNPCERTS_CERTS_FILENAME is not set";
 	else if (*file != '/' || strlen(file) >= sizeof path)
@@ -650,14 +654,16 @@ EXPORT int ioctl(int fd, unsigned long passed, ...)
 			SAY_ONCE("KVM asks for certificates by exit %u", run->exit_reason);
 		if (run)
 			return serve(fd, vcpus[fd].vm, run, saved);
-		SAY_ONCE("a vCPU gets no certificates: the mapping of its kvm_run was not seen");
+		SAY_ONCE("a vCPU gets no certificates: "
+			 "the shim did not see where its kvm_run was mapped");
 	}
 	if (result >= 0)
 		errno = saved;
 	return result;
 }
 
-/* Learn where the VMM maps a vCPU's kvm_run. Our own mapping would keep the VM alive. */
+/* Record where the VMM maps a vCPU's kvm_run. A mapping of the shim's own would keep the VM
+ * alive. */
 EXPORT void *mmap(void *where, size_t length, int protection, int flags, int fd, off_t offset)
 {
 	void *made;

@@ -3,8 +3,9 @@
  * Serves a request for certificates, from the exit to the hand-shake. See
  * include/snpcerts.h.
  *
- * It takes the same steps on the certificate file as src/snpcerts/certfile/reader.py, which
- * the explorer examines. tests/native compares the two, call by call.
+ * The library takes the same steps on the certificate file as
+ * src/snpcerts/certfile/reader.py, which the explorer examines. tests/native compares the
+ * two, call by call.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -46,16 +47,16 @@ static int lock(int fd, short type)
 
 static void let_go(int fd)
 {
-	/* A child that was forked meanwhile has this description too. Closing alone would
-	 * leave it the lock. */
+	/* A child that was forked meanwhile shares this open file description, so close(2) alone
+	 * would not drop the lock. */
 	lock(fd, F_UNLCK);
 	close(fd);
 }
 
 /* ---- the file ---- */
 
-/* Open, lock and compare the file. Return the descriptor, with the shared lock, or -1;
- * then file_problem 0 means that an update has the lock. */
+/* Open and lock the file, and compare it with the path. Return the descriptor, with the
+ * shared lock, or -1. In that case, file_problem is 0 if an update has the lock. */
 static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 		       struct snpcerts_served *served)
 {
@@ -63,8 +64,8 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 
 	for (;;) {
 		bool again = false;
-		/* With its own open file description, no other unlock can drop its lock.
-		 * O_NONBLOCK, because opening a FIFO must not wait for its other end. */
+		/* Each request has its own open file description, so no other unlock can drop its
+		 * lock. O_NONBLOCK, because opening a FIFO must not wait for its other end. */
 		int fd = open(vm->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 		int error = 0;
 		struct stat there;
@@ -180,8 +181,8 @@ static void done(const struct snpcerts_vm *vm)
 		vm->done(vm->context);
 }
 
-/* Whether memset may write there: it would crash where this call fails. The kernel writes
- * the thread's signal mask, 8 bytes; filters of system calls allow this call anyway. */
+/* Whether memset may write to the piece: where this call fails, memset would crash. The
+ * kernel writes the thread's signal mask, 8 bytes; seccomp filters allow this call anyway. */
 static bool is_writable(const struct iovec *piece)
 {
 	return piece->iov_len < 8 || pthread_sigmask(SIG_SETMASK, NULL, piece->iov_base) != EFAULT;
@@ -224,7 +225,7 @@ static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npag
 	done(vm);
 }
 
-/* There is no table to deliver: give the empty one, or EIO if the VMM asks for it. */
+/* There is no table to deliver: deliver the empty one, or EIO if the VMM chose that. */
 static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 			 struct snpcerts_served *served)
 {
@@ -237,7 +238,7 @@ static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t np
 }
 
 /* Read the file directly into the guest's memory. Return the number of bytes read. If
- * some are missing, ret, file_problem and guest_problem say why. */
+ * bytes are missing, ret, file_problem and guest_problem say why. */
 static uint64_t copy_table(const struct snpcerts_vm *vm, uint64_t gpa, int fd,
 			   struct snpcerts_served *served)
 {
@@ -377,8 +378,8 @@ int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
 	return error;
 }
 
-/* 43 in released kernels. Kernels with the series as it was posted use 42. In released
- * kernels only arm64 uses 42. */
+/* Released kernels use 43. Kernels with the series as it was posted use 42, which in released
+ * kernels only arm64 uses. */
 bool snpcerts_asks(const struct kvm_run *run)
 {
 	return run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ||

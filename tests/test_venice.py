@@ -99,7 +99,7 @@ def test_no_tcb_lacks_other_components(names: tuple[str, ...]) -> None:
 def test_its_tcbs_are_compared_with_each_other_alone() -> None:
     assert TCB.covers(TCB)
     assert not TCB.covers(replace(TCB, tee=7))
-    with pytest.raises(FormatError, match="different products"):
+    with pytest.raises(FormatError, match="different layouts"):
         TCB.covers(TcbVersion(0, 0, 0, 0, fmc=0))
 
 

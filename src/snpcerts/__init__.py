@@ -8,11 +8,11 @@ serves a VMM's exit; ``guest`` requests reports; ``emulator`` is a software SNP 
 ``conformance`` judges VMMs; ``demo`` shows all of them together; ``cli`` is the command line.
 ``schemas`` describes the commands' JSON.
 
-All packages use the files here. ``exports`` offers a package's public names. ``errors`` is the tree
-of errors. ``device_file`` opens a device, and ``device_ioctl`` calls ioctl(2) on it. ``printable``
-escapes untrusted text. ``trace`` writes timelines. ``temporary_directory`` makes directories that
-are always removed. ``file_date`` returns when a file was written. ``toml_file`` reads TOML with
-line numbers. ``fidelity`` lists what the emulator claims about real hosts.
+All packages use the files here. ``exports`` offers a package's public names. ``errors`` has the
+tree of errors. ``device_file`` opens a device, and ``device_ioctl`` calls ioctl(2) on it.
+``printable`` escapes untrusted text. ``trace`` writes timelines. ``temporary_directory`` makes
+directories that are always removed. ``file_date`` returns when a file was written. ``toml_file``
+reads TOML with line numbers. ``fidelity`` lists what the emulator claims about real hosts.
 """
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m snpcerts``, and the console script."""
+"""The entry point of ``python -m snpcerts`` and of the console script."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ _FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
 
 
 class DeviceFile:
-    """A device opened for reading and writing. It is a context manager that closes the device.
+    """A device opened for reading and writing. As a context manager, it closes the device.
 
-    ``path`` is its path. ``fd`` is the descriptor, or -1 once it is closed.
+    ``path`` is the device's path. ``fd`` is its file descriptor, or -1 once the device is closed.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class DeviceFile:
     ) -> None:
         """Open the device.
 
-        Raises ``missing`` if it does not exist or has no driver. Raises :class:`RefusedError` for
-        any other failure, with ``forbidden_hint`` if this user may not open it, otherwise with
-        ``hint``.
+        Raises ``missing`` if the device does not exist or has no driver. Raises
+        :class:`RefusedError` for any other failure, with ``forbidden_hint`` if this user may not
+        open it, otherwise with ``hint``.
         """
         self.path = path
         try:

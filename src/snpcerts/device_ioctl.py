@@ -17,7 +17,7 @@ _LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 
 def ioctl(fd: int, request: int, argument: int | bytearray = 0) -> int:
-    """Make the call once and return its result. Other threads run meanwhile.
+    """Call ioctl(2) once and return its result. Other threads can run meanwhile.
 
     ``argument`` is a number, or a buffer that the kernel reads and writes in place, even if the
     call fails. Raises ``OSError`` with the errno of the call; for EINTR this is

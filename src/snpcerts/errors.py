@@ -17,10 +17,10 @@ from snpcerts.printable import printable
 
 
 class SnpCertsError(Exception):
-    """The root of all errors of snpcerts.
+    """The root of all snpcerts errors.
 
     ``code`` is for programs and stable across releases. The message and the hint are for people and
-    may change. Both are escaped into one printable line, because they quote untrusted text.
+    may change. Each is escaped into one printable line, because it may quote untrusted text.
     """
 
     exit_code: ClassVar[int] = 1

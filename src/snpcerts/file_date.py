@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Returns when a file was written, if its date is credible.
 
-A clock that is ahead gives files dates in the future, and they would look new until then. An
-example is a revocation list fetched by a host that booted with a wrong clock.
+A host whose clock is ahead gives its files dates in the future. Until those dates, the files would
+look new: for example, a revocation list that the host fetched.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Escapes untrusted text for printing. Every other module uses this one to do so.
+"""Escapes untrusted text for printing. All other modules use this one for that.
 
 Untrusted text is, for example, a command line, a name in a certificate, a key server's answer, a
 guest's evidence, or a VMM's output. It must not move a terminal's cursor, begin a new line in a
@@ -30,7 +30,9 @@ def printable(text: str, limit: int = LINE_LIMIT) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return each line of ``text`` made safe to print. Line breaks and full length stay."""
+    """Return ``text`` with each line made safe to print. Line breaks stay, and no line is
+    shortened.
+    """
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Temporary directories that are removed even if their owner is killed.
 
-A directory has a lease, which is a lock (flock(2)) on the directory itself. The kernel releases it
-when the last process that holds it ends. Before a directory is made, this user's directories of the
-same kind without a lease are removed.
+Each directory has a lease, which is a flock(2) lock on the directory itself. The kernel releases
+the lock when the last process that holds it ends. Before a new directory is made, this user's
+directories of the same kind that have no lease are removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class TemporaryDirectory:
-    """A directory of mode 0700, empty at first. ``lease`` is the descriptor that holds its lock.
+    """A directory of mode 0700, empty at first. ``lease`` is the file descriptor that holds the
+    directory's lock.
 
     A process that inherits ``lease`` keeps the directory alive too.
     """
@@ -39,7 +40,9 @@ class TemporaryDirectory:
 
     @classmethod
     def make(cls, kind: str) -> Self:
-        """Make ``snpcerts-KIND-...`` in the temporary directory. First remove abandoned ones."""
+        """Remove abandoned directories of this kind, then make ``snpcerts-KIND-...`` in the
+        system's directory for temporary files.
+        """
         prefix = f"snpcerts-{kind}-"
         remove_abandoned(prefix)
         for _ in range(_TRIES):
@@ -74,7 +77,9 @@ def temporary_directory(kind: str) -> Iterator[Path]:
 
 
 def remove_abandoned(prefix: str) -> None:
-    """Remove this user's directories with that prefix and no lease. Never raises OSError."""
+    """Remove this user's temporary directories that have that prefix and no lease. Never raises
+    OSError.
+    """
     with contextlib.suppress(OSError), _opened(_place(), None) as parent:
         for name in os.listdir(parent):
             if name.startswith(prefix) and _SUFFIX.fullmatch(name[len(prefix) :]):
@@ -83,7 +88,9 @@ def remove_abandoned(prefix: str) -> None:
 
 
 def _place() -> str:
-    """Return the temporary directory. The first call writes a file there, and removes it."""
+    """Return the directory for temporary files. The first call tests it by writing and removing a
+    file.
+    """
     with _undisturbed():
         return tempfile.gettempdir()
 
@@ -100,7 +107,7 @@ def _remove_if_abandoned(parent: int, name: str) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Delay signals that end a command until the block is done."""
+    """Until the block ends, delay the signals that would end the command."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise

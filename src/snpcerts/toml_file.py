@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads TOML files, and finds the line of a value for messages.
+"""Reads TOML files, and finds the line of a value for error messages.
 
-Its callers report every mistake in such a file with its line. They decide which values are valid:
-:mod:`snpcerts.host.config`, :mod:`snpcerts.verify.policy_file`.
+The callers, :mod:`snpcerts.host.config` and :mod:`snpcerts.verify.policy_file`, decide which values
+are valid, and report every mistake with its line.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import tomllib
 from typing import Any, Final
 
 Path = tuple[str | int, ...]
-"""Where a value is: keys, and indices of arrays of tables, from the top."""
+"""Where a value is in a file: its keys, and its indices in arrays of tables, outermost first."""
 
 _NAME: Final = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
 _DOTTED: Final = rf"(?P<path>{_NAME}(?:\s*\.\s*{_NAME})*)"
 _HEADER: Final = re.compile(rf"\s*\[\s*{_DOTTED}\s*\]\s*(?:#.*)?")
 _ARRAY_HEADER: Final = re.compile(rf"\s*\[\[\s*{_DOTTED}\s*\]\]\s*(?:#.*)?")
 _KEY: Final = re.compile(rf"\s*{_DOTTED}\s*=")
-# What must be distinguished to find multi-line strings, which are group 1.
+# Finds multi-line strings, which are group 1. The other alternatives match text that could be
+# mistaken for the start of one.
 _STRINGS: Final = re.compile(
     r"""(\"{3}(?:\\.|[^\\])*?\"{3,5}|'{3}.*?'{3,5})"""
     r"""|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*""",
@@ -28,9 +29,10 @@ _STRINGS: Final = re.compile(
 
 
 class TomlFileError(ValueError):
-    """The file is not TOML.
+    """The file cannot be read as TOML.
 
-    ``line`` counts from 1. It is None if the message already contains it or there is none.
+    ``line`` counts from 1. It is None if the message already names the line, or if no line is
+    known.
     """
 
     def __init__(self, problem: str, line: int | None = None) -> None:
@@ -40,12 +42,12 @@ class TomlFileError(ValueError):
 
 
 def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
-    """Return the values and the text of a TOML file of at most ``limit`` bytes.
+    """Parse ``data``, a TOML file of at most ``limit`` bytes, and return its values and its text.
 
-    Raises :class:`TomlFileError` for a larger file, or one that is not UTF-8 or not TOML.
+    Raises :class:`TomlFileError` if the file is larger, not UTF-8 or not TOML.
     """
     if len(data) > limit:
-        raise TomlFileError(f"larger than {limit} bytes")
+        raise TomlFileError(f"the file is larger than {limit} bytes")
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -54,16 +56,17 @@ def read_toml(data: bytes | str, limit: int) -> tuple[dict[str, Any], str]:
     try:
         return tomllib.loads(text), text
     except RecursionError:
-        raise TomlFileError("nested too deeply") from None
+        raise TomlFileError("the values are nested too deeply") from None
     # Numbers with thousands of digits do not raise TOMLDecodeError.
     except ValueError as error:
-        raise TomlFileError(f"not valid TOML: {error}") from None
+        raise TomlFileError(f"the file is not valid TOML: {error}") from None
 
 
 def line_of(text: str, path: Path) -> int | None:
-    """Return the line that sets ``path`` or its nearest parent; None if there is none.
+    """Return the number of the line that sets ``path`` or, failing that, its nearest parent; None
+    if no line does.
 
-    ``text`` is TOML that :func:`read_toml` returned. Takes time in proportion to its size.
+    ``text`` is TOML that :func:`read_toml` returned. The time is proportional to its size.
     """
     best: tuple[int, int] = (0, 0)
     table: Path = ()

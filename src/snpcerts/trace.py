@@ -3,13 +3,13 @@
 
 Format: the JSON of the "Trace Event Format": complete events (``X``), instants (``i``), flow arrows
 (``s``, ``t`` and ``f``) and names of groups and tracks (``M``). In that format a group is a
-process, and a track is a thread. Times given here are seconds on any one clock. The file counts
-microseconds from the earliest time, with three decimals.
+process, and a track is a thread. Callers pass times in seconds, all on the same clock. The file
+counts microseconds from the earliest time, with three decimals.
 
-Perfetto 52 orders groups by their number of slices, and the tracks of a group by the track's
-number, which it also shows after the name. A track with the same number as its group comes first.
-If two slices of a track overlap and neither contains the other, Perfetto drops one. It draws an
-arrow from the end of one slice to the start of the next.
+Perfetto 52 orders groups by their number of slices, and orders the tracks of a group by their track
+numbers, which it also shows after their names. A track with the same number as its group comes
+first. If two slices of a track overlap and neither contains the other, Perfetto drops one. It draws
+an arrow from the end of one slice to the start of the next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Values = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One row of the timeline: a vCPU, a process, the firmware."""
+    """One row of the timeline, such as a vCPU, a process or the firmware."""
 
     group: int
     number: int
@@ -52,7 +52,9 @@ class Timeline:
     _last: int = 0  # number of the last track
 
     def track(self, name: str, group: str | None = None) -> Track:
-        """Return the track with this name in ``group``. The default group is named by the title."""
+        """Return the track with this name in ``group``. Add the track if it is new. The default
+        group is named after the timeline's title.
+        """
         group = self.title if group is None else group
         number = self._groups.setdefault(group, len(self._groups) + 1)
         if (number, name) not in self._tracks:
@@ -75,8 +77,9 @@ class Timeline:
         self._add({"ph": "i", "s": "t", **where, "args": dict(values or {})})
 
     def arrow(self, name: str, *points: tuple[Track, float]) -> None:
-        """Add an arrow from a slice to later ones. Each point is a track and a time in the slice,
-        which must have been added before. If several start at that time, the last one is used.
+        """Add an arrow from one slice to later ones. Each point is a track and a time within a
+        slice that was added before. If several slices start at that time, the arrow touches the
+        last one added.
         """
         self._arrows += 1
         same: dict[str, object] = {"cat": "flow", "id": self._arrows}
@@ -87,14 +90,14 @@ class Timeline:
             self._add({"ph": phase, **binding, **self._at(track, name, at), **same})
 
     def to_json(self) -> str:
-        """Return the text of the file."""
+        """Return the whole timeline as the JSON text of a file."""
         times = [each["ts"] for each in self._events]
         begin = min((at for at in times if isinstance(at, float)), default=0.0)
         events = [_since(begin, each) for each in self._events]
         return json.dumps({"traceEvents": [*self.names(), *events], "displayTimeUnit": "ms"})
 
     def names(self) -> list[dict[str, object]]:
-        """Return the events that name the groups and tracks and put them in order."""
+        """Return the events that set the names and the order of the groups and tracks."""
         names: list[dict[str, object]] = []
         for name, number in self._groups.items() or {self.title: 1}.items():
             where = {"ph": "M", "pid": number}
@@ -111,7 +114,9 @@ class Timeline:
         return names
 
     def take(self) -> Sequence[Mapping[str, object]]:
-        """Return the events so far, with their times as given in microseconds, and forget them."""
+        """Return the events added so far, and forget them. Their times are the callers', in
+        microseconds.
+        """
         events = self._events[:]
         del self._events[: len(events)]  # another thread may have added one meanwhile
         return [_since(0.0, each) for each in events]
@@ -127,8 +132,8 @@ class Timeline:
 
 
 def _since(begin: float, event: dict[str, object]) -> dict[str, object]:
-    """Return the event with its times relative to ``begin``, rounded to nanoseconds, in
-    microseconds.
+    """Return the event with its times relative to ``begin``, in microseconds, rounded to
+    nanoseconds.
 
     A slice's end is rounded before its length is computed, so that adjacent slices stay adjacent.
     """
@@ -146,10 +151,10 @@ def _nanoseconds(at: object, begin: float) -> int:
 
 @dataclass(slots=True)
 class TimelineStream:
-    """Writes a timeline while it grows, in the format's array form.
+    """Writes a timeline to a file as it grows, in the array form of the format.
 
-    Readers accept it as complete even if the end is missing because the writer was killed. Times
-    are written as they were given. After 200,000 events it writes nothing more.
+    Readers accept the file even if its end is missing because the writer was killed. Times are not
+    made relative to the earliest one. After 200,000 events, nothing more is written.
     """
 
     timeline: Timeline
@@ -161,13 +166,15 @@ class TimelineStream:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def flush(self) -> None:
-        """Write new events. Any thread may call it. After :meth:`close` it does nothing."""
+        """Write the new events. Any thread may call this method. After :meth:`close`, it does
+        nothing.
+        """
         with self._lock:
             if not self._closed:
                 self._flush()
 
     def close(self) -> None:
-        """Write new events and the end."""
+        """Write the new events and the end of the file."""
         with self._lock:
             self._flush()
             self.write("\n]\n" if self._begun else "[]\n")

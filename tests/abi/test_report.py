@@ -154,7 +154,7 @@ def test_tcbs_compare_component_by_component() -> None:
     mixed = TcbVersion(bootloader=2, tee=0, snp=9, microcode=200)
     assert not mixed.covers(low)
     assert not low.covers(mixed)
-    with pytest.raises(FormatError, match="different products"):
+    with pytest.raises(FormatError, match="different layouts"):
         low.covers(TcbVersion(fmc=1, bootloader=3, tee=0, snp=8, microcode=115))
 
 

@@ -208,7 +208,7 @@ def test_a_missing_loader_is_reported(
 ) -> None:
     nowhere = "-Wl,--dynamic-linker=/nowhere/ld.so"
     code, said = refusal(capsys, certs, compile_c(tmp_path / "vmm", SHOWS, nowhere))
-    assert (code, "cannot run its loader /nowhere/ld.so" in said) == (2, True)
+    assert (code, "cannot run the program's loader, /nowhere/ld.so" in said) == (2, True)
 
 
 def test_a_missing_library_is_reported(

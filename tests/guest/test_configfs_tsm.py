@@ -215,7 +215,7 @@ def test_an_outblob_of_another_size_is_refused(size: int) -> None:
 
 
 def test_blobs_are_bounded() -> None:
-    with pytest.raises(FormatError, match="more than"):
+    with pytest.raises(FormatError, match="expected at most"):
         client(Kernel(table=bytes(20000))).report(DATA)
 
 

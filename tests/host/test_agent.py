@@ -355,7 +355,7 @@ def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig, known_be
     assert done.problem is None
     assert vlek.read_bytes() == EMPTY
     (wanted,) = (each.expected for each in rig.agent().read_files() if each.file.path == str(vlek))
-    assert "'host load-vlek' did not load it" in str(wanted)
+    assert "was not loaded by 'host load-vlek'" in str(wanted)
 
 
 def test_other_entries_are_carried_and_kept_up(rig: Rig, tmp_path: Path) -> None:

@@ -257,9 +257,9 @@ def test_the_mirror_is_the_key_server_too_unless_another_is_named() -> None:
         ("[mirror]\n", "needs the key 'url'"),
         ('[mirror]\nurl = "ftp://x"\n', "line 2"),
         ('[mirror]\nurl = "http://x"\ntoken_file = "/t"\n', "https://"),
-        ('[mirror]\nurl = "https://x"\ncertificate = "/c"\n', "must be given together"),
+        ('[mirror]\nurl = "https://x"\ncertificate = "/c"\n', "must be set together"),
         ('[mirror]\nurl = "https://x"\nname = "a\\nb"\n', "printable"),
-        ('[mirror]\nurl = "https://x"\ntoken = "abc"\n', "unknown key"),
+        ('[mirror]\nurl = "https://x"\ntoken = "abc"\n', "this key is unknown"),
     ],
 )
 def test_a_mistake_in_the_mirrors_section_is_named(text: str, says: str) -> None:

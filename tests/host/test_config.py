@@ -95,13 +95,17 @@ def edited(old: str, new: str) -> str:
     ("text", "line", "message"),
     [
         (edited('product = "genoa"', 'product = "rome"'), 2, '"milan"'),
-        (edited("cache =", "cash ="), 6, "cash: unknown key; the keys are anchors, cache"),
+        (
+            edited("cache =", "cash ="),
+            6,
+            "cash: this key is unknown; the known keys are anchors, cache",
+        ),
         (edited('"/etc/snpcerts/ark.pem",', '"ark.pem",'), 7, "absolute path"),
         (edited("interval = 10", "interval = 0"), 14, "1 to 86400"),
         (edited("interval = 10", "interval = inf"), 14, "1 to 86400"),
         (edited("wait = 0.5", "wait = true"), 16, "seconds"),
         (edited("port = 9469", "port = 0"), 19, "1 to 65535"),
-        (edited('mode = "0640"', "mode = 640"), 24, "text"),
+        (edited('mode = "0640"', "mode = 640"), 24, "octal digits in quotes"),
         (edited('mode = "0640"', 'mode = "0240"'), 24, "does not allow the owner"),
         (edited('"/srv/vlek.bin"', '"/srv/vcek.bin"'), 28, "listed twice"),
         (
@@ -112,10 +116,10 @@ def edited(old: str, new: str) -> str:
         (edited('strategy = "in-place"', 'strategy = "hope"'), 31, '"swap"'),
         (edited('guid = "crl"', 'guid = "what"'), 34, "expected a GUID"),
         (edited('guid = "crl"', 'guid = "vcek"'), 34, "the agent itself"),
-        (edited('path = "/srv/crl.der"', ""), 33, "needs the key path"),
-        (edited('path = "/srv/vcek.bin"', ""), 21, "needs the key path"),
+        (edited('path = "/srv/crl.der"', ""), 33, "needs the key 'path'"),
+        (edited('path = "/srv/vcek.bin"', ""), 21, "needs the key 'path'"),
         (edited("[watch]", "[[watch]]"), 13, "expected a table"),
-        (edited("[lock]", "[locks]"), 15, "unknown key"),
+        (edited("[lock]", "[locks]"), 15, "this key is unknown"),
         (edited("url = ", "url = 'ftp://x' #"), 5, "https://"),
     ],
 )

@@ -109,10 +109,10 @@ def of_another_chip(course: Course, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     sized(
-        [(tear, "damaged or changed by hand")],
+        [(tear, "damaged or was changed by hand")],
         [
             (remove, "there is no record"),
-            (tear, "damaged or changed by hand"),
+            (tear, "damaged or was changed by hand"),
             (take_anothers, "the record is of another chip"),
             (write_a_later_version, "written by another version of snpcerts"),
         ],

@@ -133,7 +133,7 @@ def test_an_upgrade_replaces_units_and_keeps_the_configuration(
     assert install(root) == 0
     out = capsys.readouterr().out
     assert f"/{UNIT}: replaced" in out
-    assert "/etc/snpcerts.toml: kept (its files have the group 'vmms')" in out
+    assert "/etc/snpcerts.toml: kept (the configured files have the group 'vmms')" in out
     assert "RestartSec=5" in unit.read_text()
     assert config.read_bytes() == kept
 

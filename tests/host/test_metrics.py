@@ -75,12 +75,12 @@ def test_idle_connections_do_not_pile_up_nor_keep_others_out(metrics: Metrics) -
 def test_a_mistyped_path_destroys_nothing(metrics: Metrics, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    with pytest.raises(RefusedError, match="does not hold metrics"):
+    with pytest.raises(RefusedError, match="does not contain metrics"):
         metrics.write(str(path))
     assert path.read_bytes() == content
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(RefusedError, match="does not hold metrics"):
+    with pytest.raises(RefusedError, match="does not contain metrics"):
         metrics.write(str(pipe))
     assert pipe.is_fifo()
     assert len(list(tmp_path.iterdir())) == 2

@@ -263,7 +263,7 @@ def test_a_hashstick_the_chip_refuses_puts_everything_back(rig: Rig, agent: Agen
 
 
 def test_a_tcb_above_the_current_one_is_refused(rig: Rig, agent: Agent) -> None:
-    with pytest.raises(RefusedError, match="above the current one"):
+    with pytest.raises(RefusedError, match="above the current TCB"):
         lower(rig, agent, microcode=-1)
     with pytest.raises(RefusedError, match="--reset"):
         plans.set_config(agent, tcb=lambda _: TcbVersion(0, 0, 0, 0))

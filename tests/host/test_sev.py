@@ -75,7 +75,7 @@ except SnpCertsError as error:
     print(error)
 """
     lines = run(emulated, program).splitlines()
-    assert lines == ["1", "SevError", "a wrapped VLEK hashstick has 432 bytes, not 431"]
+    assert lines == ["1", "SevError", "wrapped VLEK hashstick: expected 432 bytes, found 431"]
 
 
 def test_no_device_says_where_it_would_be(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "a_writer_makes_it_busy": {"SNPCERTS_CERTS_TIMEOUT": "0"},
     "a_writer_that_ends_in_time_is_waited_for": {"SNPCERTS_CERTS_TIMEOUT": "59999"},
 }
-_UNKNOWN = "memory may be added through a descriptor of the VM that is not known"
+_UNKNOWN = "the VMM may add memory through a descriptor that the shim does not know"
 SAID: dict[str, list[str]] = {
     "a_file_that_cannot_be_served_is_an_empty_table": [
         "guests get no certificates: No such file or directory",

@@ -2,13 +2,13 @@
 """The certificate table of an extended guest request.
 
 Source: GHCB (56421) section "SNP Extended Guest Request". The table starts with 24-byte entries
-{GUID 16, offset u32, length u32}, little-endian. 24 zero bytes end them. Offsets count from byte 0
-of the table. GUIDs are written in RFC 4122 byte order (AMD confirms this in google/go-sev-guest
-issue 157).
+{GUID 16, offset u32, length u32}, little-endian. An entry of 24 zero bytes ends them. Offsets count
+from byte 0 of the table. GUIDs are written in RFC 4122 byte order (AMD confirms this in
+google/go-sev-guest issue 157).
 
-A guest does not trust the host that supplies a table, so decoding is bounded. It accepts at most
-:data:`MAX_ENTRIES` entries, and no blob that is inside the header, ends past the table, or overlaps
-another blob. So it never copies more bytes than the input has.
+A guest does not trust the host that supplies a table, so decoding is bounded. The decoder accepts
+at most :data:`MAX_ENTRIES` entries, and no blob that is inside the header, ends past the table, or
+overlaps another blob. So it never copies more bytes than the input has.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GUID_NAMES: dict[uuid.UUID, str] = {
     ARK_GUID: "ark",
     CRL_GUID: "crl",
 }
-# These are not certificates. They are named so that people can tell them apart.
+# Tables may also contain these blobs, which are not certificates. The names are for people.
 OTHER_NAMES: dict[uuid.UUID, str] = {
     uuid.UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6"): "platform-info (go-sev-guest)",
     uuid.UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2"): "firmware endorsement (Google)",
@@ -65,14 +65,14 @@ def pages_of(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TableEntry:
-    """One blob and its GUID."""
+    """One entry of a table: a blob and its GUID."""
 
     guid: uuid.UUID
     data: bytes
 
     @property
     def name(self) -> str:
-        """``vcek``, ``ask``..., or the GUID in its text form."""
+        """The entry's short name, such as ``vcek``; for other GUIDs, the text form of the GUID."""
         return GUID_NAMES.get(self.guid, str(self.guid))
 
 
@@ -92,7 +92,8 @@ class TableProblem:
 class CertTable:
     """A certificate table: its entries in order, including those with unknown GUIDs.
 
-    ``warnings`` lists defects that decoding tolerated. They are neither compared nor encoded.
+    ``warnings`` lists defects that decoding tolerated. Comparison and :meth:`encode` ignore
+    ``warnings``.
     """
 
     entries: tuple[TableEntry, ...] = ()
@@ -105,7 +106,7 @@ class CertTable:
         return len(self.entries)
 
     def get(self, guid: uuid.UUID) -> bytes | None:
-        """Return the blob with ``guid``, or None."""
+        """Return the blob with ``guid``; None if there is none."""
         return next((entry.data for entry in self.entries if entry.guid == guid), None)
 
     @property
@@ -167,7 +168,7 @@ class CertTable:
 
     @classmethod
     def decode_lenient(cls, data: Buffer) -> tuple[Self, tuple[TableProblem, ...]]:
-        """Parse what can be parsed, and list the defects of the rest. Never raises."""
+        """Parse the sound entries, and list the defects of the others. Never raises."""
         view = memoryview(data)
         headers, problems = _read_header(view)
         sound, unsound = _sound_headers(headers, len(view))
@@ -198,7 +199,7 @@ class _Header:
 
 
 def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
-    """Return the GUID in 16 stored bytes, and whether it is a known one in mixed-endian form."""
+    """Return the GUID stored in 16 bytes, and whether it is a known GUID in mixed-endian order."""
     guid = uuid.UUID(bytes=stored)
     swapped = uuid.UUID(bytes_le=stored)
     if guid not in _KNOWN and swapped in _KNOWN:
@@ -226,10 +227,7 @@ def _read_header(view: memoryview) -> tuple[list[_Header], list[TableProblem]]:
 
 
 def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], list[TableProblem]]:
-    """Separate the entries that may be copied from the defective ones.
-
-    Returns both, with the defects.
-    """
+    """Return the entries that may be copied, and the defects of the others."""
     header_end = ENTRY_SIZE * (len(headers) + 1)
     in_range: list[_Header] = []
     problems: list[TableProblem] = []

@@ -5,9 +5,16 @@ A structure is a frozen dataclass. Each field states its offset in the C structu
 computed from the order of fields, so a reader can compare the class with the specification line by
 line, and a test can compare it with a compiler.
 
->>> from dataclasses import dataclass >>> @dataclass(frozen=True, slots=True) ... class
-Pair(CStruct): ... SIZE = 12 ... a: int = u32(0) ... b: int = u64(4) >>> Pair(a=1, b=2).pack().hex()
-'010000000200000000000000' >>> Pair.unpack(bytes(12)) Pair(a=0, b=0)
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True, slots=True)
+... class Pair(CStruct):
+...     SIZE = 12
+...     a: int = u32(0)
+...     b: int = u64(4)
+>>> Pair(a=1, b=2).pack().hex()
+'010000000200000000000000'
+>>> Pair.unpack(bytes(12))
+Pair(a=0, b=0)
 """
 
 from __future__ import annotations
@@ -32,52 +39,52 @@ def _scalar(offset: int, code: str) -> Any:
 
 
 def u8(offset: int) -> Any:
-    """Return an unsigned byte at ``offset``."""
+    """Declare a field: an unsigned byte at ``offset``."""
     return _scalar(offset, "B")
 
 
 def u16(offset: int) -> Any:
-    """Return an unsigned 16-bit integer, little-endian, at ``offset``."""
+    """Declare a field: an unsigned 16-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "H")
 
 
 def s16(offset: int) -> Any:
-    """Return a signed 16-bit integer, little-endian, at ``offset``."""
+    """Declare a field: a signed 16-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "h")
 
 
 def u32(offset: int) -> Any:
-    """Return an unsigned 32-bit integer, little-endian, at ``offset``."""
+    """Declare a field: an unsigned 32-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "I")
 
 
 def s32(offset: int) -> Any:
-    """Return a signed 32-bit integer, little-endian, at ``offset``."""
+    """Declare a field: a signed 32-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "i")
 
 
 def u64(offset: int) -> Any:
-    """Return an unsigned 64-bit integer, little-endian, at ``offset``."""
+    """Declare a field: an unsigned 64-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "Q")
 
 
 def s64(offset: int) -> Any:
-    """Return a signed 64-bit integer, little-endian, at ``offset``."""
+    """Declare a field: a signed 64-bit integer, little-endian, at ``offset``."""
     return _scalar(offset, "q")
 
 
 def raw(offset: int, size: int) -> Any:
-    """Return a field of ``size`` bytes at ``offset``. It is zero unless set."""
+    """Declare a field of ``size`` bytes at ``offset``. The default is zero bytes."""
     return dataclasses.field(
         default=bytes(size), metadata={_OFFSET: offset, _CODEC: struct.Struct(f"{size}s")}
     )
 
 
 class CStruct:
-    """Base of every declared structure.
+    """The base class of all structures.
 
-    ``SIZE`` is the size of the C structure in bytes, including padding. ``C_NAME`` is its name in
-    its header, empty if it has none.
+    ``SIZE`` is the size of the C structure in bytes, including padding. ``C_NAME`` is the
+    structure's name in its C header, or empty if it has none.
     """
 
     __slots__ = ()
@@ -104,8 +111,8 @@ class CStruct:
     def pack(self, onto: bytes = b"") -> bytes:
         """Return the structure as ``SIZE`` bytes.
 
-        Bytes outside all fields are copied from ``onto``, or are zero. Raises :class:`FormatError`
-        if a value does not fit its field.
+        Bytes that belong to no field are copied from ``onto``, or are zero beyond its end. Raises
+        :class:`FormatError` if a value does not fit its field.
         """
         out = bytearray(onto[: self.SIZE].ljust(self.SIZE, b"\0"))
         for name, offset, codec in _members(type(self)):
@@ -139,10 +146,11 @@ def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
 
 
 def _reader(cls: type[CStruct]) -> _Read:
-    """Return the unpackers of the fields, in the order of the class.
+    """Return a function that reads all fields, in the order of the class.
 
-    This must be fast, because programs read millions of reports. One format reads all fields in
-    ascending order and skips the gaps between them. Unions are read field by field.
+    The function must be fast, because programs read millions of reports. If the offsets ascend, one
+    format reads all fields and skips the gaps between them. Otherwise, as in unions, each field is
+    read separately.
     """
     found = _readers.get(cls)
     if found is None:

@@ -22,7 +22,7 @@ VALID_BITMAP_SIZE = 16
 
 
 class Field(enum.IntEnum):
-    """Offsets of the eight-byte fields of the save area that a certificate request uses."""
+    """Offsets of the eight-byte save area fields that a certificate request uses."""
 
     RAX = 0x1F8
     RCX = 0x308
@@ -37,12 +37,12 @@ class Field(enum.IntEnum):
 
     @property
     def valid_byte(self) -> int:
-        """Offset in the page of the valid-bitmap byte for this field."""
+        """The page offset of the byte that holds this field's bit in the valid bitmap."""
         return VALID_BITMAP + self // 64
 
     @property
     def valid_mask(self) -> int:
-        """The field's bit in that byte."""
+        """This field's bit in the byte at :attr:`valid_byte`."""
         return 1 << (self // 8 % 8)
 
 
@@ -50,7 +50,7 @@ CPL = 0x0CB  # one byte; its valid bit belongs to the eight bytes around it
 
 
 class Instruction(enum.IntEnum):
-    """SW_EXITCODE of an instruction that the guest asks the hypervisor to emulate."""
+    """SW_EXITCODE values for instructions that the guest asks the hypervisor to emulate."""
 
     READ_DR7 = 0x27
     WRITE_DR7 = 0x37
@@ -68,7 +68,7 @@ class Instruction(enum.IntEnum):
 
 
 class ExitCode(enum.IntEnum):
-    """SW_EXITCODE of the non-automatic exits."""
+    """SW_EXITCODE values that the GHCB specification defines, all above 0x8000_0000."""
 
     MMIO_READ = 0x8000_0001
     MMIO_WRITE = 0x8000_0002
@@ -85,7 +85,7 @@ class ExitCode(enum.IntEnum):
 
 
 class ResponseCode(enum.IntEnum):
-    """Low half of SW_EXITINFO1 after the exit."""
+    """The hypervisor's response to an exit: the low half of SW_EXITINFO1."""
 
     NO_ACTION = 0
     ISSUE_EXCEPTION = 1
@@ -93,7 +93,7 @@ class ResponseCode(enum.IntEnum):
 
 
 class ProcessorRequest(enum.IntEnum):
-    """Low half of SW_EXITINFO1 of AP_CREATION; the high half is the APIC ID."""
+    """What AP_CREATION requests: the low half of SW_EXITINFO1. The high half is the APIC ID."""
 
     CREATE_ON_INIT = 0
     CREATE = 1
@@ -108,7 +108,7 @@ class PageStateOperation(enum.IntEnum):
 
 
 class PageStateError(enum.IntEnum):
-    """SW_EXITINFO2 after a page state change. 0 is success."""
+    """SW_EXITINFO2 values after a failed page state change. Success is 0."""
 
     GENERIC = 0x100 << 32
     INVALID_HDR = 1 << 32 | 1
@@ -120,7 +120,7 @@ PSC_ENTRY_SIZE = 8  # cur_page 12 bits, gfn 40, operation 4, pagesize 1, reserve
 
 
 class InputErrorCode(enum.IntEnum):
-    """SW_EXITINFO2 if SW_EXITINFO1 reports malformed input (GHCB_ERR_*)."""
+    """SW_EXITINFO2 values (GHCB_ERR_*) if SW_EXITINFO1 reports malformed input."""
 
     NOT_REGISTERED = 1
     INVALID_USAGE = 2
@@ -131,7 +131,7 @@ class InputErrorCode(enum.IntEnum):
 
 
 class VmmError(enum.IntEnum):
-    """High half of SW_EXITINFO2 after a guest request."""
+    """The VMM's error after a guest request: the high half of SW_EXITINFO2."""
 
     NONE = 0
     INVALID_LEN = 1
@@ -140,8 +140,8 @@ class VmmError(enum.IntEnum):
 
 
 def guest_err(vmm: int, firmware: int) -> int:
-    """Return SW_EXITINFO2 of a guest request: VMM error in the high half, firmware status in the
-    low.
+    """Return SW_EXITINFO2 for a guest request: the VMM error in the high half, the firmware status
+    in the low half.
     """
     return vmm << 32 | firmware & 0xFFFF_FFFF
 
@@ -172,7 +172,7 @@ class MsrCode(enum.IntEnum):
 
 
 class GhcbPage:
-    """A view of one GHCB page in writable memory of 4096 bytes.
+    """A view of one GHCB page: 4096 bytes of writable memory.
 
     Reads and writes access the memory directly, so two reads may return different values.
     """
@@ -201,7 +201,7 @@ class GhcbPage:
 
     @property
     def usage(self) -> int:
-        """GHCB_USAGE."""
+        """The page's GHCB_USAGE field."""
         return int.from_bytes(self._page[USAGE : USAGE + 4], "little")
 
     @usage.setter
@@ -210,7 +210,7 @@ class GhcbPage:
 
     @property
     def protocol_version(self) -> int:
-        """PROTOCOL_VERSION."""
+        """The page's PROTOCOL_VERSION field."""
         return int.from_bytes(self._page[PROTOCOL_VERSION : PROTOCOL_VERSION + 2], "little")
 
     @protocol_version.setter

@@ -33,7 +33,7 @@ MSG_TYPE_OFFSET = 0x34
 
 
 class MessageType(enum.IntEnum):
-    """MSG_TYPE. The type of a response is that of its request plus one."""
+    """MSG_TYPE values. The type of a response is the type of its request plus one."""
 
     INVALID = 0
     CPUID_REQ = 1
@@ -58,7 +58,7 @@ class MessageType(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MessageHeader(CStruct):
-    """struct snp_guest_msg_hdr without the payload."""
+    """The header of a guest message: struct snp_guest_msg_hdr without the payload."""
 
     SIZE: ClassVar[int] = HEADER_SIZE
     C_NAME: ClassVar[str] = "struct snp_guest_msg_hdr"
@@ -77,7 +77,7 @@ class MessageHeader(CStruct):
 
 
 def iv_of(seqno: int) -> bytes:
-    """Return the 12-byte GCM nonce of a sequence number: little-endian u64, then four zero
+    """Return the 12-byte GCM nonce for a sequence number: a little-endian u64, then four zero
     bytes.
     """
     return seqno.to_bytes(8, "little") + bytes(4)
@@ -92,7 +92,7 @@ class KeySelect(enum.IntEnum):
 
 
 class ResponseStatus(enum.IntEnum):
-    """STATUS, at the start of a response's payload."""
+    """STATUS values. The field is at the start of a response's payload."""
 
     SUCCESS = 0
     BAD_MEASUREMENT = 0x0B
@@ -103,7 +103,7 @@ class ResponseStatus(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReportRequest(CStruct):
-    """MSG_REPORT_REQ."""
+    """The payload of MSG_REPORT_REQ."""
 
     SIZE: ClassVar[int] = 0x60
     report_data: bytes = raw(0x00, 64)
@@ -114,7 +114,7 @@ class ReportRequest(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class ReportResponse(CStruct):
-    """MSG_REPORT_RSP up to the report, which starts at :data:`REPORT_AT`."""
+    """The payload of MSG_REPORT_RSP up to the report, which starts at :data:`REPORT_AT`."""
 
     SIZE: ClassVar[int] = 0x20
     status: int = u32(0x00)
@@ -127,7 +127,7 @@ REPORT_AT = ReportResponse.SIZE
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest(CStruct):
-    """MSG_KEY_REQ, version 1."""
+    """The payload of MSG_KEY_REQ, version 1."""
 
     SIZE: ClassVar[int] = 0x20
     root_key_select: int = u32(0x00)  # bit 0: 0 VCEK or VLEK, 1 VMRK; bits 2:1 KEY_SEL
@@ -146,7 +146,7 @@ GUEST_FIELD_SELECT_KNOWN = (1 << 6) - 1  # version 1
 
 @dataclass(frozen=True, slots=True)
 class KeyResponse(CStruct):
-    """MSG_KEY_RSP."""
+    """The payload of MSG_KEY_RSP."""
 
     SIZE: ClassVar[int] = 0x40
     status: int = u32(0x00)
@@ -156,7 +156,7 @@ class KeyResponse(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class TscInfoResponse(CStruct):
-    """MSG_TSC_INFO_RSP. The scale is in fixed point with 8.32 bits."""
+    """The payload of MSG_TSC_INFO_RSP. The scale is a fixed-point number with 32 fraction bits."""
 
     SIZE: ClassVar[int] = 0x80
     status: int = u32(0x00)

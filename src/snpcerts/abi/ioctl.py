@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How Linux builds ioctl request numbers on x86-64 (``asm-generic/ioctl.h``).
 
-The type bytes of KVM and of the SEV drivers are here too, because the filter of the emulator's
-front door needs them without the structures.
+The type bytes of KVM and of the SEV drivers are here too, because the seccomp filter of the
+emulator's front door needs them but not the structures.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ def _number(direction: int, kind: int, number: int, size: int) -> int:
 
 
 def io(kind: int, number: int) -> int:
-    """``_IO``: no argument structure."""
+    """Return the number of a request without an argument structure (``_IO``)."""
     return _number(_NONE, kind, number, 0)
 
 
 def iow(kind: int, number: int, size: int) -> int:
-    """``_IOW``: the kernel reads ``size`` bytes."""
+    """Return the number of a request for which the kernel reads ``size`` bytes (``_IOW``)."""
     return _number(_WRITE, kind, number, size)
 
 
 def ior(kind: int, number: int, size: int) -> int:
-    """``_IOR``: the kernel writes ``size`` bytes."""
+    """Return the number of a request for which the kernel writes ``size`` bytes (``_IOR``)."""
     return _number(_READ, kind, number, size)
 
 
 def iowr(kind: int, number: int, size: int) -> int:
-    """``_IOWR``: the kernel reads and writes ``size`` bytes."""
+    """Return the number of a request for which the kernel reads and writes ``size`` bytes
+    (``_IOWR``).
+    """
     return _number(_READ | _WRITE, kind, number, size)
 
 

@@ -2,8 +2,8 @@
 """The part of KVM's user interface that a certificate request uses.
 
 Source: ``linux/kvm.h`` and ``asm/kvm.h`` of released kernels, 7.0 and later. ``tests/kernel``
-compares every number here with those headers. There is no capability for certificate fetching. Only
-the device attribute shows whether KVM supports it.
+compares every number here with those headers. KVM has no capability number for certificate
+requests. Only the device attribute :data:`ATTR_SNP_REQ_CERTS` shows whether KVM supports them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ API_VERSION = 12
 
 
 class VmType(enum.IntEnum):
-    """KVM_CREATE_VM's argument on x86 (KVM_X86_*_VM)."""
+    """VM types on x86 (KVM_X86_*_VM), the argument of KVM_CREATE_VM."""
 
     DEFAULT = 0
     SW_PROTECTED = 1
@@ -32,7 +32,7 @@ class VmType(enum.IntEnum):
 
 
 class Cap(enum.IntEnum):
-    """KVM_CHECK_EXTENSION numbers (KVM_CAP_*)."""
+    """Capability numbers (KVM_CAP_*), the argument of KVM_CHECK_EXTENSION."""
 
     IRQCHIP = 0
     HLT = 1
@@ -120,7 +120,7 @@ class Cap(enum.IntEnum):
 
 
 class ExitReason(enum.IntEnum):
-    """kvm_run.exit_reason."""
+    """Values of kvm_run.exit_reason (KVM_EXIT_*)."""
 
     UNKNOWN = 0
     EXCEPTION = 1
@@ -162,7 +162,7 @@ HYPERCALL_ENOSYS = 1000  # KVM_ENOSYS, the result of a hypercall that KVM does n
 
 
 class SevCommand(enum.IntEnum):
-    """kvm_sev_cmd.id for KVM_MEMORY_ENCRYPT_OP."""
+    """Values of kvm_sev_cmd.id: the commands of KVM_MEMORY_ENCRYPT_OP."""
 
     INIT = 0
     ES_INIT = 1
@@ -209,7 +209,7 @@ IRQFD_FLAG_RESAMPLE = 1 << 1
 
 
 class PageType(enum.IntEnum):
-    """kvm_sev_snp_launch_update.type."""
+    """Values of kvm_sev_snp_launch_update.type."""
 
     NORMAL = 1
     ZERO = 3
@@ -232,7 +232,7 @@ class SevCmd(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SevInit(CStruct):
-    """Data of INIT2."""
+    """Data of KVM_SEV_INIT2."""
 
     SIZE: ClassVar[int] = 48
     C_NAME: ClassVar[str] = "struct kvm_sev_init"
@@ -243,7 +243,7 @@ class SevInit(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchStart(CStruct):
-    """Data of SNP_LAUNCH_START."""
+    """Data of KVM_SEV_SNP_LAUNCH_START."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_start"
@@ -254,7 +254,7 @@ class SnpLaunchStart(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchUpdate(CStruct):
-    """Data of SNP_LAUNCH_UPDATE. The kernel advances gfn_start, len and uaddr."""
+    """Data of KVM_SEV_SNP_LAUNCH_UPDATE. The kernel advances gfn_start, len and uaddr."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_update"
@@ -267,7 +267,7 @@ class SnpLaunchUpdate(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchFinish(CStruct):
-    """Data of SNP_LAUNCH_FINISH."""
+    """Data of KVM_SEV_SNP_LAUNCH_FINISH."""
 
     SIZE: ClassVar[int] = 88
     C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_finish"
@@ -356,7 +356,7 @@ class Irqfd(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class EncRegion(CStruct):
-    """Argument of KVM_MEMORY_ENCRYPT_REG_REGION and UNREG_REGION."""
+    """Argument of KVM_MEMORY_ENCRYPT_REG_REGION and KVM_MEMORY_ENCRYPT_UNREG_REGION."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct kvm_enc_region"
@@ -496,7 +496,7 @@ class RunView:
     """``struct kvm_run`` in shared memory, with the fields that a certificate request needs.
 
     ``memory`` is a writable buffer of at least :data:`RUN_SIZE` bytes, such as the mapping of a
-    vCPU's descriptor. Fields are read and written in place.
+    vCPU's file descriptor. Fields are read and written in place.
     """
 
     __slots__ = ("_memory", "_pointer")
@@ -508,7 +508,10 @@ class RunView:
     def __init__(self, memory: bytearray | memoryview) -> None:
         view = memoryview(memory)
         if view.readonly or view.nbytes < RUN_SIZE:
-            raise ValueError(f"kvm_run needs {RUN_SIZE} writable bytes")
+            raise ValueError(
+                f"kvm_run needs at least {RUN_SIZE} writable bytes; the memory is smaller or "
+                "read-only"
+            )
         self._memory = view.cast("B")
         here = ctypes.c_char.from_buffer(self._memory)  # prevents the memory from being moved
         self._pointer = ctypes.cast(ctypes.pointer(here), ctypes.c_void_p)
@@ -538,12 +541,12 @@ class RunView:
 
     @property
     def asks_for_certs(self) -> bool:
-        """Whether this exit asks for certificates. See :data:`SNP_REQ_CERTS_EXITS`."""
+        """Whether this exit asks for certificates: its reason is in :data:`SNP_REQ_CERTS_EXITS`."""
         return self.exit_reason in SNP_REQ_CERTS_EXITS
 
     @property
     def snp_req_certs(self) -> tuple[int, int, int]:
-        """(gpa, npages, ret) of KVM_EXIT_SNP_REQ_CERTS."""
+        """The fields of KVM_EXIT_SNP_REQ_CERTS: (gpa, npages, ret)."""
         gpa, npages, ret = self._CERTS.unpack_from(self._memory, RUN_SNP_GPA)
         return gpa, npages, ret
 
@@ -552,14 +555,18 @@ class RunView:
         self._CERTS.pack_into(self._memory, RUN_SNP_GPA, *value)
 
     def answer_req_certs(self, ret: int, npages: int | None = None) -> None:
-        """Set ``ret`` (a positive errno or 0) and, if given, ``npages``."""
+        """Answer KVM_EXIT_SNP_REQ_CERTS: set ``ret`` (0 or a positive errno) and, unless it is
+        None, ``npages``.
+        """
         if npages is not None:
             self._U64.pack_into(self._memory, RUN_SNP_NPAGES, npages)
         self._U64.pack_into(self._memory, RUN_SNP_RET, ret)
 
     @property
     def map_gpa_range(self) -> tuple[int, int, int]:
-        """(GPA, number of 4 KiB pages, attributes) of KVM_HC_MAP_GPA_RANGE (KVM_EXIT_HYPERCALL)."""
+        """The arguments of hypercall KVM_HC_MAP_GPA_RANGE: (GPA, number of 4 KiB pages,
+        attributes).
+        """
         gpa, pages, attributes = self._CERTS.unpack_from(self._memory, RUN_HYPERCALL_ARGS)
         return gpa, pages, attributes
 
@@ -568,5 +575,5 @@ class RunView:
         self._U64.pack_into(self._memory, RUN_HYPERCALL_RET, ret)
 
     def clear_exit(self) -> None:
-        """Zero the union, as KVM does for a new exit."""
+        """Zero the union of exit-specific data, as KVM does for a new exit."""
         self._memory[RUN_EXIT : RUN_EXIT + RUN_EXIT_SIZE] = bytes(RUN_EXIT_SIZE)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open-file-description locks: ``struct flock`` and the fcntl commands.
 
-Source: Linux ``include/uapi/asm-generic/fcntl.h``; fcntl_locking(2). A whole-file lock is start 0,
-length 0. ``l_pid`` must be 0 on input, otherwise the kernel returns EINVAL. Python's
+Source: Linux ``include/uapi/asm-generic/fcntl.h``; fcntl_locking(2). A lock on a whole file has
+start 0 and length 0. ``l_pid`` must be 0 on input, otherwise the kernel returns EINVAL. Python's
 ``fcntl.lockf`` and ``fcntl.flock`` take other kinds of lock.
 """
 

@@ -22,7 +22,8 @@ MAX_STEPPING: Final = 15
 
 @dataclass(frozen=True, slots=True)
 class CpuidRange:
-    """Processors of one family: first and last model, first and last stepping, all inclusive.
+    """A range of processors of one family. ``models`` and ``steppings`` are each (first, last),
+    inclusive.
 
     Family and model are the combined values of CPUID leaf 0x80000001, as reports of version 3 and
     later contain them.
@@ -33,7 +34,7 @@ class CpuidRange:
     steppings: tuple[int, int] = (0, MAX_STEPPING)
 
     def contains(self, family: int, model: int, stepping: int) -> bool:
-        """Whether that processor is in the range."""
+        """Whether the processor with these CPUID values is in the range."""
         return (
             family == self.family
             and self.models[0] <= model <= self.models[1]
@@ -73,9 +74,9 @@ PROCESSORS: Final = MappingProxyType(
 
 
 def processor_names(family: int, model: int, stepping: int) -> tuple[str, ...]:
-    """Return the market names of a processor.
+    """Return the market names of the processor with these CPUID values.
 
-    There are several if CPUID does not distinguish them.
+    A processor has several names if CPUID does not distinguish between them.
     """
     return tuple(
         name for name, each in PROCESSORS.items() if each.contains(family, model, stepping)

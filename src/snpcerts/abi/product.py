@@ -8,9 +8,9 @@ Everything that differs between products follows from the row here, from the
 Sources: family and model ranges as in virtee/sev and the AMD revision guides. Those of Venice are
 Linux's first ranges of Zen 6 (``bsp_init_amd``), which contain those of release 8.0.0 of the crate
 ``sev``. Key server names and hwID lengths come from KDS (57230) chapter 3 and the certificates
-themselves. Root keys come from the key server's certificate chains, which agree with the copies in
-virtee/sev and google/go-sev-guest. So do the digests of the root certificates, and
-confidential-containers/trustee has the same ones. No chain of Venice is public: until its root is
+themselves. Root keys and the digests of root certificates come from the key server's certificate
+chains. They agree with the copies in virtee/sev and google/go-sev-guest. The digests also agree
+with those in confidential-containers/trustee. No chain of Venice is public: until its root is
 pinned here, its reports and certificates are refused by name.
 """
 
@@ -27,7 +27,7 @@ CHIP_ID_SIZE = 64  # CHIP_ID in a report
 
 
 class Product(enum.Enum):
-    """A product line with its own root key. The value is the key server's name."""
+    """A product line with its own root key. The value is the product's name on the key server."""
 
     MILAN = "Milan"
     GENOA = "Genoa"
@@ -41,12 +41,12 @@ class Product(enum.Enum):
 
     @property
     def keyword(self) -> str:
-        """The product's name in options, policy files and file names: ``milan``."""
+        """The product's name in options, policy files and file names, such as ``milan``."""
         return self.name.lower()
 
     @property
     def models(self) -> tuple[tuple[int, int, int], ...]:
-        """The product's processors: (family, first model, last model)."""
+        """The CPUID ranges of the product's processors, each (family, first model, last model)."""
         return _FACTS[self].models
 
     @property
@@ -68,34 +68,34 @@ class Product(enum.Enum):
     def ark_spki_sha384(self) -> bytes | None:
         """The SHA-384 (48 bytes) of the root key's DER SubjectPublicKeyInfo.
 
-        None if the key is not public. Then nothing of the product can be verified.
+        None if the key is not public. Then no report or certificate of the product can be verified.
         """
         pinned = _FACTS[self].ark_spki_sha384
         return None if pinned is None else bytes.fromhex(pinned)
 
     @property
     def ark_certificate_sha384(self) -> bytes | None:
-        """48 bytes: the SHA-384 of the root certificate (DER) that AMD publishes; None if it is
-        not public.
+        """The SHA-384 (48 bytes) of the DER root certificate that AMD publishes; None if there is
+        none.
         """
         pinned = _FACTS[self].ark_certificate_sha384
         return None if pinned is None else bytes.fromhex(pinned)
 
     @property
     def is_pinned(self) -> bool:
-        """Whether its root key is pinned here."""
+        """Whether snpcerts has pinned the product's root key."""
         return _FACTS[self].ark_spki_sha384 is not None
 
     @property
     def unpinned_text(self) -> str:
-        """The message for a product that is not pinned."""
+        """The error message for a product whose root key is not pinned."""
         return (
             f"snpcerts has no pinned AMD root key for {self.value}, so it cannot verify "
             f"{self.value} reports or certificates"
         )
 
     def tcb_problem(self, tcb: TcbVersion) -> str | None:
-        """Return why ``tcb`` cannot belong to this product, or None."""
+        """Return why ``tcb`` cannot belong to this product; None if it can."""
         problem = self.tcb_layout.problem(tcb.components())
         return None if problem is None else f"a TCB of {self.value} {problem}; found {tcb}"
 
@@ -175,7 +175,7 @@ class Cpuid:
 
 @functools.lru_cache(maxsize=64)
 def product_of_cpuid(family: int, model: int) -> Product | None:
-    """Return the product of a combined CPUID family and model, or None if unknown."""
+    """Return the product with this combined CPUID family and model; None if unknown."""
     for product in Product:
         for known_family, first, last in product.models:
             if family == known_family and first <= model <= last:
@@ -193,7 +193,7 @@ def product_of_name(name: str) -> Product | None:
 
 
 def product_of_keyword(text: str) -> Product | None:
-    """Return the product that a person or a file names, in any case; None if unknown."""
+    """Return the product with this keyword, in upper or lower case; None if unknown."""
     return next((product for product in Product if product.keyword == text.lower()), None)
 
 
@@ -211,5 +211,5 @@ def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
 
 
 def hwid_of_chip_id(chip_id: bytes, product: Product) -> bytes:
-    """Return the significant bytes of a 64-byte chip ID in a report of ``product``."""
+    """Return the significant bytes of a 64-byte chip ID from a report of ``product``."""
     return chip_id[: product.hwid_size]

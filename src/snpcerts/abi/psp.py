@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/dev/sev``: the host's interface to the firmware.
 
-Source: psp-sev.h and ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0; bits of the SNP status that the
-header does not name have their names from virtee/sev.
+Source: psp-sev.h and ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0; the header does not name all
+bits of the SNP status; the other names are from virtee/sev.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from snpcerts.abi.ioctl import SEV_IOC_TYPE, iowr
 
 
 class Command(enum.IntEnum):
-    """sev_issue_cmd.cmd."""
+    """Values of sev_issue_cmd.cmd."""
 
     FACTORY_RESET = 0
     PLATFORM_STATUS = 1
@@ -82,7 +82,7 @@ NO_FW_CALL = 0xFFFF_FFFF  # the kernel's value for "the firmware was never calle
 
 @dataclass(frozen=True, slots=True)
 class IssueCmd(CStruct):
-    """Argument of SEV_ISSUE_CMD. It is packed, so ``data`` is unaligned."""
+    """Argument of SEV_ISSUE_CMD. The structure is packed, so ``data`` is unaligned."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct sev_issue_cmd"
@@ -96,7 +96,7 @@ SEV_ISSUE_CMD = iowr(SEV_IOC_TYPE, 0x00, IssueCmd.SIZE)
 
 @dataclass(frozen=True, slots=True)
 class PlatformStatus(CStruct):
-    """Data of PLATFORM_STATUS, which is SEV's command, not SNP's."""
+    """Data of PLATFORM_STATUS, which is a command of SEV, not of SNP."""
 
     SIZE: ClassVar[int] = 12
     C_NAME: ClassVar[str] = "struct sev_user_data_status"
@@ -144,7 +144,7 @@ STATUS_ALIAS_CHECK_COMPLETE = 1 << 1
 
 @dataclass(frozen=True, slots=True)
 class SnpPlatformStatus(CStruct):
-    """Data of SNP_PLATFORM_STATUS. It lacks the committed TCB, which only reports contain."""
+    """Data of SNP_PLATFORM_STATUS. It does not contain the committed TCB; only reports do."""
 
     SIZE: ClassVar[int] = 32
     C_NAME: ClassVar[str] = "struct sev_user_data_snp_status"
@@ -170,7 +170,9 @@ CONFIG_MASK_CHIP_KEY = 1 << 1
 
 @dataclass(frozen=True, slots=True)
 class SnpConfig(CStruct):
-    """Data of SNP_SET_CONFIG. A ``reported_tcb`` of zeros means reset, not "leave as is"."""
+    """Data of SNP_SET_CONFIG. If ``reported_tcb`` is all zeros, the command resets the reported
+    TCB; it does not keep it.
+    """
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct sev_user_data_snp_config"
@@ -193,7 +195,7 @@ class SnpVlekLoad(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class WrappedVlekHashstick(CStruct):
-    """What SNP_VLEK_LOAD points to.
+    """The wrapped hashstick at the address in :class:`SnpVlekLoad`.
 
     The inner layout follows virtee/sev's reading of the SNP ABI.
     """

@@ -42,7 +42,7 @@ FLAGS_KNOWN = (1 << 5) - 1
 
 
 class SigningKey(enum.IntEnum):
-    """SIGNING_KEY, bits 4:2 of the flags word at 0x48."""
+    """Values of SIGNING_KEY, which is bits 4:2 of the flags word at offset 0x48."""
 
     VCEK = 0
     VLEK = 1
@@ -110,7 +110,9 @@ _RESERVED = (
 
 
 def _reserved_reader(version: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
-    """Return a reader of the reserved bytes of that version, and its result if all are zero."""
+    """Return a struct that reads the bytes reserved in that version, and its result if all are
+    zero.
+    """
     form, at = "", 0
     for first, last, start, end in _RESERVED:
         if first <= version <= last:
@@ -157,7 +159,7 @@ class Report:
 
     @property
     def signature(self) -> tuple[int, int]:
-        """(R, S) as integers, each read from all of its 72 bytes."""
+        """The signature's (R, S) as integers, each read from all of its 72 bytes."""
         part = self.fields.signature
         split = SIGNATURE_PART_SIZE
         return (
@@ -167,7 +169,7 @@ class Report:
 
     @property
     def signing_key(self) -> SigningKey | None:
-        """The key that signed, or None for a reserved value."""
+        """The key that signed the report; None if the field has a reserved value."""
         return _SIGNING_KEYS.get(self.fields.flags >> 2 & 7)
 
     @property
@@ -201,7 +203,7 @@ class Report:
     def products(self) -> tuple[Product, ...]:
         """The products that the report may come from, most likely first.
 
-        At most one for version 3 and later.
+        A report of version 3 or later has at most one.
         """
         if self.product is not None:
             return (self.product,)
@@ -228,7 +230,7 @@ class Malformation:
 def malformations(report: Report) -> tuple[Malformation, ...]:
     """Return the defects that the layout alone shows, in order of offset.
 
-    If the version is unknown, that is the only defect, because the fields are then unknown too.
+    If the version is unknown, only that is returned, because the fields are then unknown too.
     """
     fields = report.fields
     if fields.version not in VERSIONS:
@@ -258,7 +260,7 @@ def malformations(report: Report) -> tuple[Malformation, ...]:
 
 
 def _set_bytes(report: Report) -> Iterator[Malformation]:
-    """Yield the first non-zero byte of each reserved range."""
+    """Yield a malformation for the first non-zero byte of each reserved range."""
     for first, last, start, end in _RESERVED:
         if first <= report.fields.version <= last and any(report.raw[start:end]):
             at = next(i for i in range(start, end) if report.raw[i])

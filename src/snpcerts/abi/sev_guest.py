@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/dev/sev-guest``: how programs in a guest request reports from its kernel.
+"""``/dev/sev-guest``: how programs in a guest request reports from the guest's kernel.
 
 Source: Linux ``include/uapi/linux/sev-guest.h`` and
 ``drivers/virt/coco/sev-guest/sev-guest.c``.
@@ -25,7 +25,7 @@ EXITINFO2_NOT_SENT = 0xFFFF_FFFF_FFFF_FFFF  # the VMGEXIT itself failed
 
 @dataclass(frozen=True, slots=True)
 class GuestRequestIoctl(CStruct):
-    """Argument of all three ioctls."""
+    """Argument of all three ioctls of ``/dev/sev-guest``."""
 
     SIZE: ClassVar[int] = 32
     C_NAME: ClassVar[str] = "struct snp_guest_request_ioctl"
@@ -37,7 +37,7 @@ class GuestRequestIoctl(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class ReportReq(CStruct):
-    """Request of SNP_GET_REPORT, passed to the firmware unchanged."""
+    """Request of SNP_GET_REPORT. The kernel passes it to the firmware unchanged."""
 
     SIZE: ClassVar[int] = 96
     C_NAME: ClassVar[str] = "struct snp_report_req"

@@ -25,8 +25,8 @@ TCB_SIZE = 8
 
 
 class TcbLayout(enum.Enum):
-    """The component in each byte of a TCB_VERSION. Named after the first product with that
-    layout.
+    """Which component is in which byte of a TCB_VERSION. A layout is named after the first product
+    that has it.
     """
 
     MILAN = "milan"
@@ -39,8 +39,8 @@ class TcbLayout(enum.Enum):
         return tuple(_BYTES[self])
 
     def problem(self, names: Collection[str]) -> str | None:
-        """Return how these components differ from the layout's: ``needs fmc``; None if they do
-        not.
+        """Return how the components ``names`` differ from the layout's, for example ``needs fmc``;
+        None if they do not differ.
         """
         missing = [name for name in self.components if name not in names]
         unknown = [name for name in names if name not in self.components]
@@ -87,7 +87,7 @@ class TcbVersion:
         components = self.components()
         for name, value in components.items():
             if not 0 <= value <= 255:
-                raise FormatError("TCB_VERSION", f"{value} is not between 0 and 255", field=name)
+                raise FormatError("TCB_VERSION", f"expected 0 to 255, found {value}", field=name)
         if frozenset(components) not in _LAYOUTS:
             _misfit(components)
 
@@ -104,13 +104,13 @@ class TcbVersion:
 
     @property
     def layout(self) -> TcbLayout:
-        """The layout of this value."""
+        """The layout that has these components."""
         if self.fmc is None:
             return TcbLayout.MILAN
         return TcbLayout.VENICE if self.bootloader is None else TcbLayout.TURIN
 
     def components(self) -> dict[str, int]:
-        """Return the names and values of the components that exist. ``fmc`` comes first."""
+        """Return the name and the value of each component that is not None, ``fmc`` first."""
         named = {
             "fmc": self.fmc,
             "bootloader": self.bootloader,
@@ -122,7 +122,7 @@ class TcbVersion:
 
     @classmethod
     def unpack(cls, data: bytes, layout: TcbLayout) -> Self:
-        """Parse eight bytes.
+        """Parse the eight bytes of a TCB in ``layout``.
 
         Raises :class:`FormatError` for another size or a non-zero reserved byte.
         """
@@ -135,7 +135,7 @@ class TcbVersion:
                     "TCB_VERSION",
                     f"the reserved byte is {value:#04x}; in the {layout.value} layout it must be 0",
                     offset=index,
-                    hint="the value may belong to another product",
+                    hint="check the product: another product may lay out its TCB differently",
                 )
         return cls.of({name: data[index] for name, index in places.items()})
 
@@ -154,7 +154,7 @@ class TcbVersion:
                 raise FormatError(
                     "TCB",
                     (
-                        "to read eight raw bytes, the product must be known, because it "
+                        "eight raw bytes can be read only if the product is known, because it "
                         "determines their order"
                     ),
                 )
@@ -167,7 +167,7 @@ class TcbVersion:
             if match is None or name is None or name in values:
                 raise FormatError(
                     "TCB",
-                    f"cannot read {part[:40]!r}",
+                    f"cannot read {part[:40]!r}: expected NAME=VALUE, and each name only once",
                     hint="write bl=4,tee=0,snp=24,ucode=219; on Turin, add fmc=1; "
                     "on Venice, write fmc=1,tee=0,snp=4",
                 )
@@ -186,13 +186,15 @@ class TcbVersion:
         return bytes(out)
 
     def covers(self, other: TcbVersion) -> bool:
-        """Whether every component is at least as high as the other's.
+        """Whether every component is at least as high as the same component of ``other``.
 
         Raises :class:`FormatError` if the two have different layouts, because such TCBs cannot be
         compared.
         """
         if self.layout is not other.layout:
-            raise FormatError("TCB_VERSION", "TCBs of different products cannot be compared")
+            raise FormatError(
+                "TCB_VERSION", "the two TCBs have different layouts, so they cannot be compared"
+            )
         mine, theirs = self.components(), other.components()
         return all(mine[name] >= theirs[name] for name in mine)
 
@@ -201,12 +203,14 @@ class TcbVersion:
 
 
 def _misfit(components: Collection[str]) -> NoReturn:
-    """Return what is missing or superfluous for the closest layout."""
+    """Raise an error that names the missing or superfluous component, compared with the closest
+    layout.
+    """
     places = min(_BYTES.values(), key=lambda each: len(each.keys() ^ set(components)))
     for name in places:
         if name not in components:
             raise FormatError(
-                "TCB", f"{SHORT_NAME_OF[name]} is missing; give a value for every component"
+                "TCB", f"{SHORT_NAME_OF[name]} is missing; every component needs a value"
             )
     extra = ", ".join(name for name in components if name not in places)
     raise FormatError("TCB", f"no product has a TCB with both {extra} and {', '.join(places)}")

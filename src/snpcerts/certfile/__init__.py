@@ -2,11 +2,11 @@
 """The certificate file: how VMMs serve it and how updates change it, under its locks.
 
 :class:`CertFile`, in ``file``, is the interface. ``reader`` and ``writer`` are the two sides of the
-protocol, made of the steps in ``step``; ``system`` performs the steps as system calls. ``several``
-updates several files around one firmware command. ``relay`` disturbs the steps, and ``span`` times
-them. ``hold`` only holds a lock; ``holders`` finds the processes that hold one; ``lock_check``
-tests whether locks work on a file system. ``recognise`` tells certificate files from others;
-``trusted_path`` refuses paths that another user can redirect. Imports ``abi``.
+protocol, made of the steps in ``step``; ``system`` runs the steps as real system calls. ``several``
+updates several files around one firmware command. ``relay`` lets a function watch or disturb the
+steps, and ``span`` times them. ``hold`` only holds a lock; ``holders`` finds the processes that
+hold one; ``lock_check`` tests whether locks work on a file system. ``recognise`` tells certificate
+files from others; ``trusted_path`` refuses paths that another user can redirect. Imports ``abi``.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class CertFile:
         lock_wait: float = writer.DEFAULT_LOCK_WAIT,
         force: bool = False,
     ) -> writer.Update:
-        """Change firmware and table together. See :func:`snpcerts.certfile.writer.update`.
+        """Change the firmware and the table together. See :func:`snpcerts.certfile.writer.update`.
 
         Raises :class:`~snpcerts.certfile.recognise.ForeignFileError` if the file at the path is not
         a certificate file, unless ``force`` is set.
@@ -74,7 +74,7 @@ class CertFile:
         """Write ``table`` to the file without changing the firmware.
 
         The table is encoded first, so a table that cannot be encoded changes nothing. ``force`` and
-        errors are as for :meth:`update`.
+        the errors are as in :meth:`update`.
         """
         data = table.encode()
         return self._update(lambda: data, strategy, lock_wait, force)

@@ -19,7 +19,7 @@ _PAUSE = 0.005  # seconds between two tries
 
 
 class HeldLock:
-    """A lock on an open file. It knows which file it is, and how long the lock has been held."""
+    """A lock that is held on an open file, with the file's identity and the time of the grant."""
 
     def __init__(self, status: os.stat_result) -> None:
         self._start = time.monotonic()
@@ -34,7 +34,9 @@ class HeldLock:
         return (there.st_dev, there.st_ino) == self._file
 
     def ticks(self, limit: float | None) -> Iterator[int]:
-        """Yield 1, 2, ... each second. End after ``limit`` seconds."""
+        """Yield 1, 2, ..., one number each second. End ``limit`` seconds after the lock was
+        granted, or never if ``limit`` is None.
+        """
         second = 0
         while True:
             second += 1
@@ -47,9 +49,10 @@ class HeldLock:
 
 @contextmanager
 def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
-    """Hold a lock on the whole file, without waiting for it.
+    """Hold a lock on the whole file at ``path`` during the block. Do not wait for the lock.
 
-    Raises :class:`LockHeldError`, which names the holders, or :class:`InputError`.
+    Raises :class:`LockHeldError`, which names the holders, if the lock is not free, and
+    :class:`InputError` if ``path`` is not a regular file that can be opened.
     """
     flags = os.O_RDONLY if shared else os.O_RDWR
     try:
@@ -61,7 +64,7 @@ def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(
-                f"{path}: not a regular file", hint="give the path of the certificate file"
+                f"{path}: not a regular file", hint="use the path of the certificate file"
             )
         try:
             fcntl.fcntl(fd, F_OFD_SETLK, SHARED if shared else EXCLUSIVE)
@@ -74,7 +77,8 @@ def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
 
 @contextmanager
 def hold_in_place(path: str, wait: float) -> Iterator[None]:
-    """Hold the shared lock of the file at ``path``. Wait up to ``wait`` seconds for it.
+    """Hold a shared lock on the file at ``path`` during the block. Wait up to ``wait`` seconds for
+    it.
 
     Unlike the lock of a request, this lock is kept even if the file is empty. While it is held, no
     program that follows the protocol changes the firmware's key. Raises :class:`LockHeldError`,

@@ -2,9 +2,9 @@
 """Finds the processes that hold a lock on a file, from ``/proc``.
 
 Source: proc_pid_fdinfo(5), proc_locks(5), proc_pid_stat(5). The kernel does not say which process
-owns an open-file-description lock, so this module inspects every process's descriptors. It cannot
-name the locks of a process that this user may not inspect. The kernel does not report how long a
-lock has been held, only how long its process has run.
+owns an open-file-description lock, so this module inspects the file descriptors of every process.
+It cannot name the locks of a process that this user may not inspect. The kernel does not report how
+long a lock has been held, only how long the process that holds it has run.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ KINDS: Final = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
 class Holder:
     """One process that holds a lock.
 
-    ``kind`` is ``OFDLCK``, ``POSIX`` or ``FLOCK``. ``vm`` is the VM's name on a VMM's command line.
-    ``since`` is when the process started.
+    ``kind`` is ``OFDLCK``, ``POSIX`` or ``FLOCK``. ``vm`` is the VM's name, if the process's
+    command line is that of a VMM. ``since`` is when the process started.
     """
 
     pid: int
@@ -44,7 +44,7 @@ class Holder:
 
     @property
     def blocks(self) -> bool:
-        """Whether the lock conflicts with OFD locks. A lock of flock(2) does not."""
+        """Whether the lock conflicts with OFD locks. An flock(2) lock does not."""
         return self.kind != "FLOCK"
 
     def __str__(self) -> str:
@@ -58,7 +58,9 @@ class Holder:
 
 
 def blockers_of(path: str) -> tuple[str, ...]:
-    """Return a text for each process whose lock on the file at ``path`` conflicts with ours."""
+    """Return a description of each process whose lock on the file at ``path`` conflicts with OFD
+    locks.
+    """
     return tuple(str(each) for each in holders_of(path) if each.blocks)
 
 
@@ -68,7 +70,7 @@ def holders_of(path: str) -> tuple[Holder, ...]:
 
 
 def holders_of_each(paths: Sequence[str]) -> list[tuple[Holder, ...]]:
-    """Return what :func:`holders_of` returns for each path, looking at every process once."""
+    """Return the result of :func:`holders_of` for each path, inspecting every process only once."""
     wanted = [_identity(path) for path in paths]
     found: dict[tuple[int, int], dict[tuple[int, str, bool], Holder]] = {
         identity: {} for identity in wanted if identity is not None
@@ -124,7 +126,8 @@ def _descriptors(pid: int) -> list[str]:
 def locks_through(
     pid: int, number: str | int, identity: tuple[int, int]
 ) -> Iterator[tuple[str, bool]]:
-    """Yield kind and exclusiveness of each lock that the descriptor's open file description owns.
+    """Yield the kind of each lock that descriptor ``number`` of process ``pid`` owns, and whether
+    the lock is exclusive.
 
     ``identity`` is the file's device and inode. Yields nothing if the descriptor is closed or
     refers to another file.
@@ -135,7 +138,9 @@ def locks_through(
 
 
 def _locks_of(pid: int, number: str | int) -> Iterator[tuple[tuple[int, int], str, bool]]:
-    """Yield the file's device and inode, with kind and exclusiveness of each lock."""
+    """Yield each lock that the descriptor owns: the file's device and inode, the lock's kind, and
+    whether it is exclusive.
+    """
     try:
         with open(f"/proc/{pid}/fdinfo/{number}", "rb", buffering=0) as file:
             data = file.read(_FDINFO_LIMIT)

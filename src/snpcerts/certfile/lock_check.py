@@ -19,7 +19,7 @@ _known_good: set[int] = set()
 
 
 def require_working_locks(directory: str) -> None:
-    """Raise :class:`InputError` unless OFD locks exclude other processes in ``directory``.
+    """Raise :class:`InputError` unless OFD locks on files in ``directory`` exclude other processes.
 
     The result for a file system is cached, so the second call costs one stat. A directory that
     cannot be written to passes, because the next write reports the error.
@@ -34,16 +34,16 @@ def require_working_locks(directory: str) -> None:
     if problem is not None:
         raise InputError(
             f"{directory}: open-file-description locks do not work here: {problem}",
-            hint="keep certificate files on a local file system such as ext4, xfs or tmpfs",
+            hint="put the certificate file on a local file system, such as ext4, xfs or tmpfs",
         )
     _known_good.add(device)
 
 
 def lock_problem(directory: str) -> str | None:
-    """Return why the locks of two open files do not exclude each other in ``directory``, or None.
+    """Return why locks on files in ``directory`` do not exclude each other; None if they do.
 
-    It tries both directions on a temporary file: a reader while a writer holds the lock, and a
-    writer while readers hold it. Raises ``OSError`` if no file can be created.
+    It tests both directions on a temporary file: a shared lock while an exclusive one is held, and
+    an exclusive lock while shared ones are held. Raises ``OSError`` if no file can be created.
     """
     with tempfile.NamedTemporaryFile(prefix=".snpcerts-lock-", dir=directory) as file:
         first = file.fileno()

@@ -5,10 +5,10 @@ Source: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst``, section
 KVM_SEV_SNP_ENABLE_REQ_CERTS. It requires a lock from before the file is read until the firmware has
 the request. In detail:
 
-1. open the path again for each request, so that it has its own open file
-   description and another vCPU's unlock cannot drop this lock;
-2. try for a shared OFD lock until the limit; then the answer is "busy";
-3. compare device and inode of the locked file with those of the path, and start
+1. open the path again for each request, so that each has its own open file
+   description and another vCPU's unlock cannot drop its lock;
+2. try to get a shared OFD lock; after the time limit, the answer is "busy";
+3. compare the locked file's device and inode with those of the path, and start
    again if they differ: a lock on a replaced file protects nothing;
 4. read, deliver, re-enter KVM_RUN with ``immediate_exit``;
 5. close the file after any outcome, which drops the lock.
@@ -38,20 +38,20 @@ SHRANK = "the file shrank during the read: another program writes to it without 
 
 
 def too_large(size: int, limit: int) -> str:
-    """Return the message that a file has more bytes than may be served."""
+    """Return the message for a file that is too large to serve."""
     return f"the file has {size} bytes; the limit is {limit}"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The file holds a table. The shared lock is held."""
+    """The file has a table, and the shared lock on it is held."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """The file holds the empty table, so there are no certificates to deliver."""
+    """The file has the empty table, so there are no certificates to deliver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def serve(
     lock_wait: float = DEFAULT_LOCK_WAIT,
     size_limit: int = MAX_SIZE,
 ) -> Steps[T]:
-    """Serve one request. Return what ``handshake`` returned.
+    """Serve one request, and return what ``handshake`` returned.
 
     Calls ``deliver`` once with the outcome. If that is a :class:`Table`, the lock is held from
     before the first byte is read until ``handshake`` returns or raises. ``lock_wait`` is in
@@ -96,7 +96,7 @@ def serve(
 
 
 def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | None, Found]]:
-    """Lock and read the file. The descriptor stays open only if there is a table."""
+    """Lock and read the file. Its descriptor stays open only if the file has a table."""
     start: float | None = None
     pause = _FIRST_PAUSE
     while True:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells a certificate file from another file at a mistyped path.
+"""Tells a certificate file from a foreign file, whose path was probably mistyped.
 
 A certificate file is empty, or begins with the empty table, or is a table. A file with other
-content is foreign, unless that path has been updated before. In that case the writers' turn file is
-beside it, because that file is never removed.
+content is foreign, unless that path has been updated before. In that case the writers' turn file,
+which is never removed, is beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from snpcerts.errors import FormatError, RefusedError
 
 
 class ForeignFileError(RefusedError):
-    """The file at the path is not a certificate table, and that path has never been updated."""
+    """The file at the path is not a certificate file, and no update has been made there before."""
 
     code = "foreign-file"
 
@@ -32,7 +32,7 @@ class ForeignFileError(RefusedError):
 
 
 def was_updated_before(path: str) -> bool:
-    """Whether this path has been updated before."""
+    """Whether the file at this path has been updated before."""
     try:
         return os.path.lexists(writer.turn_of(os.path.realpath(path)))
     except (OSError, ValueError):
@@ -51,10 +51,10 @@ def table_problem(data: bytes) -> str | None:
 
 
 def require_certificate_file(path: str, perform: Performer = perform_on_system) -> None:
-    """Raise :class:`ForeignFileError` if an update would destroy a file that is not ours.
+    """Raise :class:`ForeignFileError` if an update would destroy a foreign file.
 
     A file that cannot be read passes, because the update itself reports the error. A file under an
-    exclusive lock passes too: it is being updated, so it is ours.
+    exclusive lock passes too: it is being updated, so it is a certificate file.
     """
     found: list[reader.Found] = []
     with contextlib.suppress(OSError):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inserts a function between a protocol and its performer, to watch or disturb the steps."""
+"""Inserts a function between a protocol and its performer, to watch or disturb the protocol's
+steps.
+"""
 
 from __future__ import annotations
 

@@ -41,16 +41,16 @@ class Target:
 
     path: str
     strategy: writer.Strategy = writer.DEFAULT_STRATEGY
-    wrong_table: bytes | None = None  # its current table, if it is known to be wrong
+    wrong_table: bytes | None = None  # the file's current table, if that is known to be wrong
 
 
 @dataclass(frozen=True, slots=True)
 class SeveralUpdate:
     """The outcome of an update of several files. Times are in seconds.
 
-    ``waited`` is the time until all files were locked; ``held`` is the longest time for which one
-    was locked. ``sizes`` are the bytes of each new table, in the order of the targets. ``problems``
-    say why files stayed empty after the firmware had changed.
+    ``waited`` is the time until all files were locked; ``held`` is the longest time for which any
+    file was locked. ``sizes`` are the new tables' sizes in bytes, in the order of the targets.
+    ``problems`` say why files stayed empty after the firmware had changed.
     """
 
     waited: float
@@ -74,7 +74,7 @@ class LeftEmptyError(RefusedError):
         left = "; ".join(f"{path} stays empty: {error}" for path, error in problems)
         super().__init__(
             f"{refused}. The firmware was not changed, but {left}",
-            hint="update again when the file can be written",
+            hint="run the update again when the file can be written",
         )
         self.refused = refused
         self.problems = tuple(problems)
@@ -108,7 +108,8 @@ def update(
 
     ``change`` returns one table for each target, in the same order. ``unchanged`` returns the
     tables for unchanged firmware. It is called if a lock does not become free in time, so that the
-    files already emptied get the right tables back. If ``unchanged`` raises, they stay empty.
+    files already emptied get the right tables back. If ``unchanged`` raises, those files stay
+    empty.
 
     ``lock_wait`` (seconds) limits the total wait for all locks. Raises the errors of
     :func:`snpcerts.certfile.writer.update`; the firmware has then not changed. Raises
@@ -124,7 +125,9 @@ def update(
         paths.append(real)
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise UsageError(f"{twice}: listed twice", hint="list each certificate file once")
+        raise UsageError(
+            f"{twice}: the certificate file is listed twice", hint="list each certificate file once"
+        )
     order = sorted(range(len(targets)), key=paths.__getitem__)
 
     def in_order(choose: Callable[[], Sequence[bytes]]) -> Callable[[], Sequence[bytes]]:
@@ -160,7 +163,9 @@ def perform(
     lock_wait: float = writer.DEFAULT_LOCK_WAIT,
     performer: Performer = system.perform,
 ) -> SeveralUpdate:
-    """Run :func:`update` as system calls. A :class:`LockHeldError` then names the holders."""
+    """Run :func:`update` with real system calls. If it raises :class:`LockHeldError`, the error
+    names the lock's holders.
+    """
     try:
         result: SeveralUpdate = performer(update(targets, change, unchanged, lock_wait=lock_wait))
     except writer.LockHeldError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times the protocol: how long it waits for the lock, and what it does under the lock.
 
-A span is never longer than the event. The span of a lock begins after the lock was granted and ends
-before it is dropped. Times are those of ``time.monotonic``, one clock for all processes of a
-machine.
+A span is never longer than what it measures. The span of a lock begins after the lock was granted
+and ends before it is dropped. Times are those of ``time.monotonic``, one clock for all processes of
+a machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from snpcerts.certfile.step import Performer, Steps
 
 
 class SpanKind(enum.StrEnum):
-    """What the time of a span was spent on."""
+    """What a span's time was spent on."""
 
     LOCK_WAIT = "lock wait"
     LOCK_HELD = "lock held"
@@ -32,8 +32,8 @@ class SpanKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that lasted from ``start`` to ``end``, in seconds. ``path`` is the certificate
-    file.
+    """A part of a run of the protocol, from ``start`` to ``end``, in seconds. ``path`` is the
+    certificate file.
     """
 
     kind: SpanKind
@@ -47,7 +47,7 @@ class Span:
 
     @classmethod
     def from_json(cls, values: list[Any]) -> Self:
-        """Read what :meth:`to_json` wrote."""
+        """Return the span from the JSON values that :meth:`to_json` returned."""
         kind, start, end, path = values
         return cls(SpanKind(kind), start, end, path)
 
@@ -73,7 +73,7 @@ def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
 
 @dataclass(slots=True)
 class _StepTimer:
-    """The spans of one run of the protocol so far."""
+    """Measures the spans of one run of the protocol."""
 
     tell: Tell
     waits_since: float | None = None
@@ -133,7 +133,7 @@ class _StepTimer:
         self.waits_since, self.tried_in_vain = None, False
 
     def give_up(self) -> None:
-        """Report a wait that ended without the lock."""
+        """Report a wait for the lock that ended without it."""
         if self.tried_in_vain:
             self._end_wait(time.monotonic())
 

@@ -3,7 +3,7 @@
 
 The protocol is written once, as generators that yield steps and receive the results
 (:mod:`snpcerts.certfile.reader`, :mod:`snpcerts.certfile.writer`). :mod:`snpcerts.certfile.system`
-performs the steps as system calls; the explorer performs them on a model. A failing step throws
+runs the steps as real system calls; the explorer runs them on a model. A step that fails throws
 ``OSError`` into the generator.
 """
 
@@ -22,7 +22,7 @@ class FileStat(NamedTuple):
     inode: int
     size: int
     regular: bool
-    links: int = 1  # number of names in directories
+    links: int = 1  # number of hard links
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -31,86 +31,90 @@ class FileStat(NamedTuple):
 
 
 class Now(NamedTuple):
-    """Monotonic seconds -> float."""
+    """Read the monotonic clock. The result is seconds, as a float."""
 
 
 class Pause(NamedTuple):
-    """Wait a moment -> None."""
+    """Wait ``seconds``."""
 
     seconds: float
 
 
 class Resolve(NamedTuple):
-    """Follow every symbolic link of root or this user -> the real path, str."""
+    """Follow every symbolic link that root or this user owns. The result is the real path."""
 
     path: str
 
 
 class OpenRead(NamedTuple):
-    """Open for reading -> descriptor. Never blocks, whatever is at the path."""
+    """Open the file for reading. The result is its descriptor. Never blocks, even on a FIFO."""
 
     path: str
 
 
 class OpenWrite(NamedTuple):
-    """Open an existing file, not through a symbolic link, for reading and writing -> descriptor."""
+    """Open an existing file for reading and writing, but not through a symbolic link. The result is
+    its descriptor.
+    """
 
     path: str
 
 
 class Create(NamedTuple):
-    """Open for reading and writing a file that must not exist yet -> descriptor."""
+    """Create a file, which must not exist yet, and open it for reading and writing. The result is
+    its descriptor.
+    """
 
     path: str
     mode: int
 
 
 class OpenOrCreate(NamedTuple):
-    """Open for reading and writing, creating the file if needed -> descriptor."""
+    """Open the file for reading and writing. Create it if needed. The result is its descriptor."""
 
     path: str
     mode: int
 
 
 class Close(NamedTuple):
-    """Close -> None. Closing the last descriptor of an open file description drops its locks."""
+    """Close a descriptor. Closing the last one of an open file description drops its locks."""
 
     fd: int
 
 
 class LockShared(NamedTuple):
-    """Try for a shared OFD lock on the whole file -> whether it was granted."""
+    """Try to get a shared OFD lock on the whole file. The result is whether it was granted."""
 
     fd: int
 
 
 class LockExclusive(NamedTuple):
-    """Try for an exclusive OFD lock on the whole file -> whether it was granted."""
+    """Try to get an exclusive OFD lock on the whole file. The result is whether it was granted."""
 
     fd: int
 
 
 class Stat(NamedTuple):
-    """Stat the open file -> FileStat."""
+    """Stat the open file. The result is a :class:`FileStat`."""
 
     fd: int
 
 
 class StatPath(NamedTuple):
-    """Stat the file that the path names now -> FileStat."""
+    """Stat the file that is now at the path. The result is a :class:`FileStat`."""
 
     path: str
 
 
 class Read(NamedTuple):
-    """Read up to ``size`` bytes from offset 0 -> bytes; fewer only at the end of the file."""
+    """Read the file's first ``size`` bytes. The result is shorter only if the file is."""
 
     fd: int
     size: int
 
 
 class Write(NamedTuple):
-    """Write all of ``data`` at ``offset`` -> None."""
+    """Write all of ``data`` to the open file, from byte ``offset`` on."""
 
     fd: int
     data: bytes
@@ -118,66 +122,66 @@ class Write(NamedTuple):
 
 
 class Truncate(NamedTuple):
-    """Set the file's size -> None."""
+    """Set the size of the open file to ``size`` bytes."""
 
     fd: int
     size: int
 
 
 class Sync(NamedTuple):
-    """Make the file's content durable -> None."""
+    """Make the open file's content durable, as fsync(2) does."""
 
     fd: int
 
 
 class SyncDirectory(NamedTuple):
-    """Make the entries of the directory that contains ``path`` durable -> None."""
+    """Make the entries of the directory that contains ``path`` durable."""
 
     path: str
 
 
 class CopyAttributes(NamedTuple):
-    """Give one open file the owner, mode and extended attributes of another -> None."""
+    """Copy the owner, mode and extended attributes of one open file to another."""
 
     source: int
     target: int
 
 
 class Link(NamedTuple):
-    """Give the file at ``path`` another name -> None."""
+    """Give the file at ``path`` a second name (a hard link)."""
 
     path: str
     second: str
 
 
 class Rename(NamedTuple):
-    """Rename ``source`` to ``target``, replacing any file there -> None."""
+    """Rename ``source`` to ``target``, replacing any file at ``target``."""
 
     source: str
     target: str
 
 
 class Unlink(NamedTuple):
-    """Remove a name if it exists -> None."""
+    """Remove the name ``path`` if it exists."""
 
     path: str
 
 
 class Change(NamedTuple):
-    """Change the firmware, under the exclusive lock, and return the new table -> bytes."""
+    """Change the firmware under the exclusive lock. The result is the new table's bytes."""
 
     call: Callable[[], bytes]
 
 
 class Deliver(NamedTuple):
-    """Copy the outcome to the guest's buffer and set the answer -> None."""
+    """Copy the outcome to the guest's buffer and set the VMM's answer to KVM."""
 
     call: Callable[[Any], None]
     found: object
 
 
 class Handshake(NamedTuple):
-    """Re-enter KVM_RUN so that the firmware gets the request -> the result of ``call``."""
+    """Re-enter KVM_RUN so that the firmware gets the request. The result is that of ``call``."""
 
     call: Callable[[], Any]
     fd: int | None  # the descriptor whose lock is held meanwhile, if any
@@ -188,7 +192,7 @@ Performer = Callable[[Steps[Any]], Any]
 
 
 def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
-    """Return the protocol, with every step passed to ``through``, a generator.
+    """Return a protocol whose every step is first passed to ``through``, a generator function.
 
     Steps that ``through(action)`` yields are yielded in place of the action. Its return value
     becomes the action's result. An exception that it raises is thrown into the protocol. ``return
@@ -212,8 +216,8 @@ def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
 def closed(fd: int) -> Steps[None]:
     """Close a descriptor and ignore errors: Linux closes it in any case.
 
-    Data that must last has been synced. If this raised an error, other descriptors would stay open,
-    with their locks.
+    Data that must last has already been synced. If this step raised an error, other descriptors
+    would stay open, with their locks.
     """
     try:
         yield Close(fd)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Performs protocol steps as system calls."""
+"""Runs the protocol's steps as real system calls."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _CONFLICT = (errno.EAGAIN, errno.EACCES)  # POSIX allows both
 def perform(steps: step.Steps[T]) -> T:
     """Run a protocol with real system calls; return its result.
 
-    An exception that a step raises is thrown into the protocol, which cleans up
-    (closes, rolls back) before it raises it.
+    An exception that a step raises is thrown into the protocol, which cleans up (closes, rolls
+    back) and raises it again.
     """
     try:
         action = next(steps)

@@ -32,10 +32,11 @@ class Doubt:
 
 
 def resolve(path: str) -> str:
-    """Return the path with every symbolic link followed. Missing last components do not change.
+    """Return the path with every symbolic link followed. Components that do not exist stay as they
+    are.
 
     Raises :class:`RefusedError` for a link whose owner is neither root nor this process's user, and
-    :class:`InputError` for links in a circle.
+    :class:`InputError` for a circle of links.
     """
     real = "/"
     for place, status, real_now in _steps(path):
@@ -46,13 +47,13 @@ def resolve(path: str) -> str:
                     f"{path}: {place} is a symbolic link that belongs to user "
                     f"{status.st_uid}, who could redirect the update to another file"
                 ),
-                hint="give the path of the file itself, or recreate the link as root",
+                hint="pass the path of the file itself, or recreate the link as root",
             )
     return real
 
 
 def doubts(path: str) -> Iterator[Doubt]:
-    """Find the directories and links that other users control, on the path and along each link.
+    """Yield the directories and links that other users control, on the path and along each link.
 
     The directory that contains the file is not checked here. Raises the same errors as
     :func:`resolve`.

@@ -6,8 +6,8 @@ change the firmware; write and sync the new table, its first entry last; unlock.
 point leaves the empty table or the right one. The caller fetches the certificates for the new key
 beforehand, so the lock is held only as long as the firmware command takes.
 
-OFD locks are not fair: a writer that needs a moment when there is no reader may wait forever. There
-are three strategies to get the lock:
+OFD locks are not fair: a writer that waits for a moment without readers may wait forever. Three
+strategies get the lock:
 
 **there-and-back** puts a stand-in at the path: a new, empty, exclusively locked file. New readers
 wait for it; readers of the certificate file finish, so the writer gets its lock. Then the file
@@ -59,7 +59,7 @@ DEFAULT_STRATEGY: Final = Strategy.THERE_AND_BACK
 class Update:
     """The outcome of an update. Times are in seconds."""
 
-    waited: float  # time for the exclusive lock; readers are served meanwhile
+    waited: float  # until the exclusive lock was granted; readers are served meanwhile
     held: float  # from taking the lock to writing the last byte
     size: int  # bytes of the new table
 
@@ -145,17 +145,17 @@ def update(
 
 
 def turn_of(path: str) -> str:
-    """Return the file that writers of ``path``, a real path, lock to exclude each other.
+    """Return the path of the turn file, which writers of ``path`` lock to exclude each other.
 
-    It is never removed.
+    ``path`` is a real path. The turn file is never removed.
     """
     return _Names.of(path).turn
 
 
 def old_of(path: str) -> str:
-    """Return where an update keeps the old file of ``path``, a real path.
+    """Return the path at which an update of ``path`` keeps the old file until its readers are done.
 
-    It keeps it until its readers are done.
+    ``path`` is a real path.
     """
     return _Names.of(path).old
 
@@ -177,12 +177,13 @@ class _Names:
 def _finish_old(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[None]:
-    """Finish an interrupted update: wait for the readers of the file that it set aside, and empty
-    it.
+    """Finish an interrupted update: wait for the readers of the file that the update set aside,
+    then empty that file.
 
-    Requests with its table may be on their way, and readers may keep it open. The file returns to
-    the path, because some readers may see it through a bind mount, unless there is another table at
-    the path. Its table does not return, because the firmware may have changed since.
+    Requests with that file's table may be on their way to the firmware, and readers may keep it
+    open. The file returns to the path, because some readers may see it through a bind mount, unless
+    there is another table at the path. Its table does not return, because the firmware may have
+    changed since.
     """
     try:
         old: int = yield step.OpenWrite(names.old)
@@ -191,7 +192,9 @@ def _finish_old(
     try:
         mine: step.FileStat = yield step.Stat(old)
         if not mine.regular:
-            raise InputError(f"{names.old}: not a regular file", hint="remove it")
+            raise InputError(
+                f"{names.old}: not a regular file", hint="remove the file and run the update again"
+            )
         try:
             there: step.FileStat | None = yield step.StatPath(names.path)
         except FileNotFoundError:
@@ -213,7 +216,7 @@ def _finish_old(
 
 
 def _is_empty(path: str) -> Steps[bool]:
-    """Return whether the file at the path holds the empty table or is empty."""
+    """Return whether the file at the path is empty or begins with the empty table."""
     fd: int = yield step.OpenRead(path)
     try:
         data: bytes = yield step.Read(fd, EMPTY_SIZE)
@@ -225,7 +228,9 @@ def _is_empty(path: str) -> Steps[bool]:
 def _there_and_back(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[int]:
-    """Lock the existing file while a stand-in is at the path, and empty it."""
+    """Lock and empty the existing file while a stand-in is at the path. Then put the file back, and
+    return its descriptor.
+    """
     try:
         fd: int = yield step.OpenWrite(names.path)
     except FileNotFoundError:
@@ -282,7 +287,7 @@ def _set_aside(
     """Put a new, empty, locked file at the path, and lock ``old``, the previous one.
 
     Returns the new file's descriptor. The old file is then at ``names.old``. If a reader does not
-    release it, it is put back and :class:`LockHeldError` is raised.
+    release the old file in time, that file is put back and :class:`LockHeldError` is raised.
     """
     if old is not None:
         yield from _require_regular(names.path, old)
@@ -316,11 +321,13 @@ def _put_back(names: _Names) -> Steps[None]:
 
 
 def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
-    """Create the new file: empty, locked, with the old file's owner, mode and attributes."""
+    """Lock the new file, copy the old file's owner, mode and attributes to it, and write the empty
+    table.
+    """
     if not (yield step.LockExclusive(new)):
         raise InputError(
             f"{names.new}: another process locked a file that only this update should open",
-            hint="find out which other program is using this directory",
+            hint="find out which other program uses this directory, and stop it",
         )
     if old is not None:
         yield step.CopyAttributes(old, new)
@@ -331,7 +338,9 @@ def _prepare(names: _Names, new: int, old: int | None) -> Steps[None]:
 def _in_place(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[int]:
-    """Lock the existing file when no reader holds it, and empty it."""
+    """Lock the existing file as soon as no reader has it locked, empty it, and return its
+    descriptor.
+    """
     while True:
         try:
             fd: int = yield step.OpenWrite(names.path)
@@ -365,11 +374,12 @@ _ACQUIRE: Final = {
 
 
 def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
-    """Empty a file that contains the wrong table ``wrong_table``, even if readers hold locks.
+    """Empty a file that contains ``wrong_table``, even if readers hold locks. Return whether the
+    file was emptied.
 
-    The locks protect readers of a right table. This table is wrong, so a reader loses nothing: it
-    keeps what it has already read, and reads the empty table from now on. The size does not change,
-    so no reader reads past the end.
+    The locks protect readers of a right table. This table is wrong, so readers lose nothing: they
+    keep what they have already read, and read the empty table from now on. The file's size does not
+    change, so no reader reads past the end.
     """
     if wrong_table is None:
         return False
@@ -384,7 +394,7 @@ def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
 
 
 def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
-    """Do the same as :func:`_withdraw`, for the file at the path."""
+    """Empty the file at the path as :func:`_withdraw` does; False if there is no file."""
     if wrong_table is None:
         return False
     try:
@@ -398,40 +408,42 @@ def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
 
 
 def _refused(path: str, error: OSError) -> SnpCertsError:
-    """Return the error for a failed system call, with a hint if there is one."""
+    """Return the error for a system call of an update that failed, with a hint if one is known."""
     text = f"cannot update {path}: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
-        return InputError(text, hint="give a path in an existing directory")
+        return InputError(text, hint="pass the path of a file in an existing directory")
     if error.errno in (errno.EBUSY, errno.EXDEV):
-        return RefusedError(text, hint="a file that is a mount point needs the in-place strategy")
+        return RefusedError(text, hint="if the file is a mount point, use the in-place strategy")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RefusedError(text, hint="the file and its directory must be writable")
+        return RefusedError(text, hint="make the file and its directory writable for this user")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RefusedError(text, hint="free space on its file system and run the command again")
+        return RefusedError(
+            text, hint="free space on the file's file system, then run the update again"
+        )
     return RefusedError(text)
 
 
 def _require_regular(path: str, fd: int) -> Steps[None]:
     status: step.FileStat = yield step.Stat(fd)
     if not status.regular:
-        raise InputError(
-            f"{path}: not a regular file", hint="give the path of the certificate file"
-        )
+        raise InputError(f"{path}: not a regular file", hint="use the path of the certificate file")
     _require_one_name(path, status)
 
 
 def _require_one_name(path: str, status: step.FileStat) -> None:
-    """Refuse a file with a second name, because an update would change what both names show."""
+    """Refuse a file with other names (hard links), because an update would change it there too."""
     if status.links > 1:
         raise RefusedError(
             f"{path}: the file has {status.links} hard links, and an update would change it "
             "under all of these names",
-            hint="list them with 'find -samefile', and remove those that you do not need",
+            hint="list the links with 'find -samefile', and remove those that you do not need",
         )
 
 
 def _require_not_replaced(path: str, fd: int) -> Steps[None]:
-    """Detect that a program replaced the file without taking the lock. It cannot be prevented."""
+    """Raise :class:`RefusedError` if a program has replaced the file without taking its lock. An
+    update can detect this, but not prevent it.
+    """
     mine: step.FileStat = yield step.Stat(fd)
     try:
         there: step.FileStat = yield step.StatPath(path)
@@ -441,14 +453,14 @@ def _require_not_replaced(path: str, fd: int) -> Steps[None]:
         raise RefusedError(
             f"{path}: another program replaced the file during the update",
             hint=(
-                "find out which program it was, and update again: guests now get that "
-                "program's file"
+                "guests now get that program's file: find out which program it was, stop it, and "
+                "run the update again"
             ),
         )
 
 
 def _lock_until(fd: int, deadline: float) -> Steps[bool]:
-    """Try to take the exclusive lock until ``deadline``."""
+    """Try to get the exclusive lock until ``deadline``. Return whether it was granted."""
     while not (yield step.LockExclusive(fd)):
         now: float = yield step.Now()
         if now >= deadline:
@@ -475,7 +487,7 @@ def _fill(fd: int, table: bytes) -> Steps[None]:
 
 
 def _free_space(fd: int) -> Steps[None]:
-    """Empty a file whose table could not be written completely, to free space for the next one."""
+    """Free space for the next table: empty a file whose table could not be written completely."""
     try:
         yield from _empty(fd)
     except OSError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMMs that each make one mistake, to show its effect.
+"""Readers of broken VMMs, each with one mistake, to show its effect.
 
-The demo's first run uses ``no-lock``. Both show that the demo can fail. Each runs the steps of the
-shipped protocol and changes one of them; ``performer`` performs the steps.
+The demo's first run uses ``no-lock``. Both readers show that the demo can fail. Each takes the
+steps of the shipped protocol and changes one of them; ``performer`` runs the steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from snpcerts.certfile.step import Performer, Steps
 
 
 def no_lock(performer: Performer = system.perform) -> Performer:
-    """Skip taking the shared lock."""
+    """Return a performer for a reader that does not take the shared lock."""
 
     def through(action: Any) -> Steps[Any]:
         if isinstance(action, step.LockShared):
@@ -27,7 +27,7 @@ def no_lock(performer: Performer = system.perform) -> Performer:
 
 
 def no_handshake(performer: Performer = system.perform) -> Performer:
-    """Drop the lock before the firmware has the request."""
+    """Return a performer for a reader that drops the lock before the firmware has the request."""
     closed = threading.local()  # one performer serves many vCPUs at once
 
     def through(action: Any) -> Steps[Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of the demo's two runs, in sentences."""
+"""Describes the results of the demo's two runs in sentences."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The course of one demo run: which process waited, held a lock, answered or signed, and when.
 
-The events come from different processes. A guest's n-th report belongs to the n-th answer of its
-VMM that KVM passed on to the firmware. A firmware command belongs to the VMM's KVM_RUN during which
-it ran.
+The events come from different processes. The n-th report of a guest belongs to the n-th request
+that KVM passed on to the firmware after its VMM's answer. A firmware command belongs to the KVM_RUN
+during which it ran.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PASSED_ON: Final = (Outcome.SERVED.value, Outcome.EMPTY.value)  # passed on to 
 
 @dataclass(frozen=True, slots=True)
 class GuestReport:
-    """One report as the guest's program got it, and whether it verifies."""
+    """One report as the program in the guest got it, and whether the report verifies."""
 
     start: float
     end: float
@@ -41,7 +41,7 @@ class GuestReport:
 
 @dataclass(frozen=True, slots=True)
 class CourseRequest:
-    """One exit for certificates, and its result."""
+    """One KVM_EXIT_SNP_REQ_CERTS exit, and the result of the request."""
 
     guest: int
     exited: float
@@ -52,11 +52,11 @@ class CourseRequest:
 
     @property
     def end(self) -> float:
-        """The time when the VMM had finished it."""
+        """The time when the VMM had finished the request."""
         return max((each.end for each in self.spans), default=self.exited)
 
     def span(self, kind: SpanKind) -> Span | None:
-        """Return the last span of this kind."""
+        """Return the request's last span of this kind; None if there is none."""
         return next((each for each in reversed(self.spans) if each.kind is kind), None)
 
     @property
@@ -84,7 +84,7 @@ class Course:
     _reports: list[tuple[int, GuestReport]] = field(default_factory=list)
 
     def note(self, event: Event, result: RequestResult | None) -> None:
-        """Keep one event. ``result`` is what :meth:`Tally.count` returned for it."""
+        """Record one event. ``result`` is what :meth:`Tally.count` returned for the event."""
         match event:
             case AllUp(now=now):
                 self.begin = now
@@ -116,7 +116,7 @@ class Course:
         return sorted(found, key=lambda each: each.exited)
 
     def keys(self) -> list[tuple[float, str]]:
-        """Return each key's name and the time from which it signed."""
+        """Return (the time from which a key signed, the key's name) for each key."""
         changes = (each.end for each in self.commands if each.name == SETS_KEY)
         first, *_ = self.key_names.values()
         later = zip(changes, self.updates, strict=False)  # a stopped run has one more change

@@ -2,7 +2,7 @@
 """The events of a demo run.
 
 ``at`` is the time when the event became known, in seconds since all guests were running. All other
-times are those of ``time.monotonic``, measured by the process that they describe.
+times are those of ``time.monotonic``, measured by the process that the event is about.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class AttestedEvent:
-    """A guest got an answer to one report request; ``report`` is empty after an error."""
+    """A guest got the answer to one report request; ``report`` is empty if the request failed."""
 
     at: float
     guest: int
@@ -39,7 +39,7 @@ class AttestedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """The writer changed key and table; ``tcb`` is the new reported TCB, 8 bytes."""
+    """The writer changed the key and the table; ``tcb`` is the new reported TCB, 8 bytes."""
 
     at: float
     number: int
@@ -51,7 +51,9 @@ class Updated:
 
 @dataclass(frozen=True, slots=True)
 class FirmwareCommand:
-    """The firmware ran a command. ``guest`` is the guest that it served."""
+    """The firmware ran a command. ``guest`` is the number of the guest that it served; None if it
+    served none.
+    """
 
     at: float
     name: str
@@ -62,7 +64,7 @@ class FirmwareCommand:
 
 @dataclass(frozen=True, slots=True)
 class AllUp:
-    """Every guest has received an answer. The run's time starts at ``now``."""
+    """Every guest has received an answer. The time of the run starts at ``now``."""
 
     at: float
     now: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's emulated host: its firmware and a certificate table for each of its keys."""
+"""The demo's emulated host: its firmware, and a certificate table for each of its keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
 @dataclass(frozen=True, slots=True)
 class IssueTime:
-    """When the emulated AMD issued certificates. Times are those of ``time.monotonic``."""
+    """The time in which the emulated AMD issued one certificate, by ``time.monotonic``."""
 
     what: str
     start: float
@@ -29,8 +29,8 @@ class IssueTime:
 class EmulatedHost:
     """The firmware, the authority that certifies it, and a table for each TCB it may report.
 
-    Updates switch between the values in ``tcbs``. Their certificates are fetched beforehand, as an
-    operator would do, so that nothing is fetched under a lock.
+    Updates switch between the values in ``tcbs``. The certificates for all of them are fetched
+    beforehand, as an operator would do, so that nothing is fetched under a lock.
     """
 
     firmware: Firmware
@@ -41,7 +41,9 @@ class EmulatedHost:
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
-        """Return the host with that firmware. The newest of ``tcbs`` becomes the current TCB."""
+        """Return the host with that firmware. It has ``tcbs`` different TCBs; the newest is the
+        current one.
+        """
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
         levels = tuple(
@@ -56,20 +58,22 @@ class EmulatedHost:
 
     @property
     def anchor(self) -> Anchor:
-        """The emulated root as an anchor."""
+        """The root of the emulated AMD, as an anchor."""
         return anchor_from_certificate(self.authority.ark)
 
     def tcb_of(self, report: Report) -> TcbVersion:
-        """Return the reported TCB in a report of this host."""
+        """Return the reported TCB from one of this host's reports."""
         return TcbVersion.unpack(report.fields.reported_tcb, self.firmware.product.tcb_layout)
 
     def tcb_of_table(self, table: CertTable) -> TcbVersion | None:
-        """Return the TCB of the certificates in ``table``; None if it is not one of this host's."""
+        """Return the TCB of the certificates in ``table``; None if the table is not one of this
+        host's.
+        """
         return next((tcb for tcb, its in self.tables.items() if its == table), None)
 
     @property
     def key_names(self) -> dict[bytes, str]:
-        """The name of each key, by its TCB (8 bytes); the first one signs at the start."""
+        """The name of each key, by the key's TCB (8 bytes). The first key signs at the start."""
         return {tcb.pack(): key_name(tcb) for tcb in self.tcbs}
 
     def reported_tcb(self) -> TcbVersion:
@@ -83,5 +87,7 @@ class EmulatedHost:
 
 
 def key_name(tcb: TcbVersion) -> str:
-    """Return a readable name for a TCB's VCEK. In the demo, TCBs differ only in the microcode."""
+    """Return a name for the VCEK at ``tcb``, for people. The demo's TCBs differ only in the
+    microcode.
+    """
     return f"VCEK {tcb.microcode}"

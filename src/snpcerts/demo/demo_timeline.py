@@ -2,7 +2,7 @@
 """Writes the demo's runs as a timeline for Perfetto.
 
 Each run is a group, with a track for each vCPU, for each VMM, for the writer and for the firmware.
-The key server has its own group. An arrow leads from the guest's exit to the certificates that its
+The key server has its own group. An arrow leads from a guest's request to the certificates that its
 VMM reads, and on to the signature.
 """
 

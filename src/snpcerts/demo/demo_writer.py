@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's operator process: changes the reported TCB together with the table.
 
-It is started on an emulated host as ``python -m snpcerts.demo.demo_writer FILE TABLES UPDATES
-SECONDS SEED``. ``TABLES`` is a directory of certificate tables, each named after its TCB (16
-hexadecimal digits). It begins when it reads a line, and prints a JSON line for each update.
+The process is started on an emulated host as ``python -m snpcerts.demo.demo_writer FILE TABLES
+UPDATES SECONDS SEED``. ``TABLES`` is a directory of certificate tables, each named after its TCB
+(16 hexadecimal digits). The process begins when it reads a line, and prints a JSON line for each
+update.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from snpcerts.host.sev import Sev
 
 
 def main(arguments: list[str]) -> None:
-    """Make the updates, evenly distributed over the given time."""
+    """Make the updates, evenly distributed over ``SECONDS``."""
     path, folder, updates, seconds, seed = arguments
     tables = {
         bytes.fromhex(file.stem): CertTable.decode(file.read_bytes())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one second of the demo's two runs as an SVG, for light and dark pages.
+"""Draws one second of the demo's two runs as an SVG image, for light and dark pages.
 
 Each run is a panel with the signing key, the writer's lock, and each guest's requests. A request is
 a bar from reading the certificates to the signature, in the colour of the key that the certificates
-belong to.
+certify.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ _DARK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DemoRunShown:
-    """A run to draw: its course and its counts."""
+    """One run to draw: its course and its counts."""
 
     course: Course
     tally: Tally
 
 
 def picture_of(unlocked: DemoRunShown, locked: DemoRunShown, seconds: float) -> str:
-    """Return the SVG's text: the same second of both runs, ``seconds`` long each.
+    """Return the SVG text, which shows the same second of both runs. Each run took ``seconds``.
 
-    It is the second in the middle of the runs, or the nearest second in which the run without the
-    lock has a mismatch.
+    The second is in the middle of the runs, or is the nearest one in which the run without the lock
+    has a mismatch.
     """
     start = _window(unlocked.course, seconds)
     length = min(_SECOND, seconds)
@@ -90,7 +90,7 @@ def picture_of(unlocked: DemoRunShown, locked: DemoRunShown, seconds: float) -> 
 
 
 def _window(course: Course, seconds: float) -> float:
-    """Return the start of the window, in seconds after the start of the run."""
+    """Return where the second that is drawn starts, in seconds after the start of the run."""
     last = max(0.0, seconds - _SECOND)
     middle = last / 2
     bad = [_at_end(each) - course.begin for each in course.requests() if each.mismatched]
@@ -235,7 +235,7 @@ class _Panel:
     def _request(self, request: CourseRequest) -> list[str] | None:
         """Add the request's bar.
 
-        Returns the elements to draw over it, or None if the bar is not visible.
+        Returns the elements to draw over the bar, or None if the bar is not visible.
         """
         table = request.span(SpanKind.TABLE)
         start = request.exited if table is None else table.start
@@ -255,7 +255,9 @@ class _Panel:
         return [edge, _cross(x + width, y + _BAR / 2, 5)]
 
     def _across(self, start: float, end: float) -> tuple[float, float] | None:
-        """Return left edge and width of a time span on the page; None outside the window."""
+        """Return the left edge and the width of a time span in the image; None if it is outside the
+        window.
+        """
         first = max(0.0, start - self._begin)
         last = min(self._length, end - self._begin)
         if last < first or first > self._length:

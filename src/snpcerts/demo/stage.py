@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs guests, their VMMs and a writer as processes on one emulated platform.
 
-The demo uses the shipped code, which makes real system calls. The VMMs use the exit service. The
-writer uses ``/dev/sev`` and the update of the certificate file. Only what is below the system call
-is emulated.
+The demo uses the shipped code, which makes real system calls: the VMMs use the exit service, and
+the writer updates the certificate file and issues commands to ``/dev/sev``. Only what is below the
+system calls is emulated.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Script:
 
     ``seed`` determines the order of keys and the delays of VMM threads, but not how the machine
     schedules the processes. ``broken`` is a name in :data:`snpcerts.demo.broken.READERS`, which
-    says how the VMMs read the file.
+    says how the VMMs read the file; None means correctly.
     """
 
     guests: int = 4
@@ -63,15 +63,15 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class DemoMachine:
-    """The machine that each run starts from. Each run works on a copy."""
+    """The machine on which the runs take place. Each run works on a copy of its files."""
 
     home: PlatformHome
     host: EmulatedHost
 
     @classmethod
     def create(cls, folder: Path) -> Self:
-        """Return a new Milan machine in ``folder``, with certificates. Generates the emulated AMD's
-        keys.
+        """Create a Milan machine in ``folder``, with the emulated AMD's keys and the machine's
+        certificates.
         """
         home = PlatformHome(folder)
         home.prepare(Product.MILAN)
@@ -79,7 +79,7 @@ class DemoMachine:
 
 
 class DemoRun:
-    """One run, in ``folder``, which must not exist yet."""
+    """One run of the demo, whose files are in ``folder``, which must not exist yet."""
 
     def __init__(self, folder: Path, machine: DemoMachine, script: Script) -> None:
         folder.mkdir()
@@ -92,7 +92,7 @@ class DemoRun:
         self._commands = folder / "commands.jsonl"
         self._script = script
         self._start = 0.0
-        self._pids: dict[int, int] = {}  # of a VMM's process -> its guest's number
+        self._pids: dict[int, int] = {}  # process ID of a VMM -> number of its guest
 
     def play(self) -> Generator[Event]:
         """Publish the first table, run everything, and yield events as they happen."""
@@ -133,7 +133,7 @@ class DemoRun:
                 self._check(vmms)
             if writer.returncode:
                 raise RefusedError(f"the demo's writer ended with exit code {writer.returncode}")
-            # If a VMM was killed in the middle of a request, it has written nothing for it.
+            # A VMM that is killed in the middle of a request writes nothing for that request.
             for vmm in vmms:
                 vmm.kill()
                 vmm.wait()
@@ -165,7 +165,9 @@ class DemoRun:
     def _check(self, vmms: list[subprocess.Popen[bytes]]) -> None:
         for number, vmm in enumerate(vmms):
             if vmm.poll() is not None:
-                raise RefusedError(f"the VMM of guest {number} ended: exit code {vmm.returncode}")
+                raise RefusedError(
+                    f"the VMM of guest {number} ended with exit code {vmm.returncode}"
+                )
 
     def _vmm(self, number: int, stack: ExitStack) -> subprocess.Popen[bytes]:
         script = GuestScript(
@@ -188,7 +190,7 @@ class DemoRun:
     def _process(
         self, script: GuestScript, argv: list[str], stack: ExitStack
     ) -> subprocess.Popen[bytes]:
-        """Start a process that ends when the stack closes or when this process ends."""
+        """Start a process that ends when ``stack`` closes or when this process ends."""
         command = host_program(self._home, [sys.executable, "-P", "-m", *argv], script)
         process = subprocess.Popen(
             command,
@@ -231,7 +233,7 @@ def _spans(line: dict[str, Any]) -> tuple[Span, ...]:
 class _Lines:
     """Reads JSON lines from a pipe or a growing file.
 
-    Each iteration yields the lines that are available at that time.
+    An iteration yields the complete lines until no more data is available.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -244,7 +246,9 @@ class _Lines:
             yield from self._complete(data)
 
     def read_once(self) -> list[dict[str, Any]]:
-        """Return the lines of one read. Its size is bounded, however fast the writer is."""
+        """Return the complete lines after one read, whose size is bounded however fast the writer
+        is.
+        """
         return self._complete(self._read())
 
     def _complete(self, data: bytes) -> list[dict[str, Any]]:

@@ -19,10 +19,11 @@ from snpcerts.vmm.exit_service import Outcome
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """The result of one answered request: ``result`` is the name of a :class:`Tally` field.
+    """The result of one report request. ``result`` is the name of the :class:`Tally` field that
+    counts it.
 
     ``key`` names the key that signed the report. ``certified`` names the key that the certificates
-    belong to; it is empty if the table is not one of the host's.
+    certify; it is empty if the table is not one of the host's.
     """
 
     result: str
@@ -33,7 +34,7 @@ class RequestResult:
 
 @dataclass(slots=True)
 class Tally:
-    """The counts of one run. ``mismatched`` must be 0."""
+    """The counts of one run. With the lock, ``mismatched`` must be 0."""
 
     reports: int = 0  # reports that guests got
     verified: int = 0  # reports that verify with their table
@@ -46,7 +47,9 @@ class Tally:
     writer_hold_ms_max: float = 0.0
 
     def count(self, event: Event, host: EmulatedHost) -> RequestResult | None:
-        """Count one event. Return the result if the event is an answer to a guest."""
+        """Count one event. Return the result of the request if the event is the answer that a guest
+        got.
+        """
         match event:
             case Answered(outcome=outcome):
                 self.busy += outcome == Outcome.BUSY.value

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VMM process of the demo: one guest, with certificates served by the exit service.
 
-It is started on an emulated host as ``python -m snpcerts.demo.vmm FILE SEED [BREAK]``, and prints a
-JSON line for each request that it has answered.
+The process is started on an emulated host as ``python -m snpcerts.demo.vmm FILE SEED [BREAK]``, and
+prints a JSON line for each request that it has answered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from snpcerts.demo.broken import READERS
 from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 
-# A delay between the answer and KVM_RUN, in which a missing lock does harm.
+# Delays between the answer and KVM_RUN, during which a missing lock does harm.
 _DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report clients for programs inside an SNP guest.
+"""Clients that request reports, for programs inside an SNP guest.
 
-``attestation`` has :func:`attest`, which uses an interface that the kernel has. ``dev_sev_guest``
+``attestation`` has :func:`attest`, which uses whichever interface the kernel has. ``dev_sev_guest``
 is the client of ``/dev/sev-guest``; ``configfs_tsm`` is the client of
 ``/sys/kernel/config/tsm/report``. Imports ``abi``.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gets a report through one of the kernel's two interfaces.
+"""Gets a report through one of the kernel's two interfaces for reports.
 
-``/dev/sev-guest`` is preferred, because its errors say whether host or firmware refused, and it can
-request a report without certificates. If a kernel lacks the device, or a container has only
-configfs, configfs-tsm is used.
+``/dev/sev-guest`` is preferred, because its errors say whether the host or the firmware refused,
+and it can request a report without certificates. If a kernel lacks the device, or a container has
+only configfs, configfs-tsm is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VMPL_FILE: Final = "/sys/devices/system/cpu/sev/vmpl"
 
 
 class Interface(enum.StrEnum):
-    """The kernel's interfaces for reports."""
+    """The two kernel interfaces for requesting reports."""
 
     SEV_GUEST = "sev-guest"
     CONFIGFS_TSM = "configfs-tsm"
@@ -46,7 +46,7 @@ class Attested:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The paths of the interfaces."""
+    """Where the kernel's interfaces are expected."""
 
     device: str = DEVICE
     tsm: str = ROOT
@@ -65,13 +65,15 @@ def attest(
     """Request a report with 64 bytes of report data.
 
     If ``via`` is None, use an interface that exists. If ``vmpl`` is None, use the guest's own. Only
-    the device can select a ``key``. Raises the errors of the interface, and :class:`RefusedError`
-    if neither exists.
+    ``/dev/sev-guest`` can select a ``key``. Raises the errors of the interface, and
+    :class:`RefusedError` if neither exists.
     """
     paths = paths or Paths()
     if key is not KeySelect.DEFAULT:
         if via is Interface.CONFIGFS_TSM:
-            raise UsageError("configfs-tsm cannot select the key", hint="use sev-guest")
+            raise UsageError(
+                "configfs-tsm cannot select the signing key", hint="use the interface sev-guest"
+            )
         via = Interface.SEV_GUEST
     if via is Interface.CONFIGFS_TSM:
         return _by_configfs(report_data, certificates, vmpl, paths)

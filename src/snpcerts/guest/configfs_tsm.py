@@ -87,27 +87,29 @@ class TsmFiles(Protocol):
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Open an existing file, write once, close."""
+        """Open an existing file, write ``data`` with one call, and close the file."""
         ...
 
     def read(self, path: str, limit: int) -> bytes:
-        """Open a file, read at most ``limit`` bytes, close."""
+        """Open a file, read at most ``limit + 1`` bytes, and close the file."""
         ...
 
 
 class SystemFiles:
-    """The operations on the real file system."""
+    """The file operations as real system calls."""
 
     def make(self, path: str) -> None:
-        """mkdir, mode 0700."""
+        """Make a directory of mode 0700."""
         os.mkdir(path, 0o700)
 
     def remove(self, path: str) -> None:
-        """rmdir. configfs removes the files itself."""
+        """Remove a directory with rmdir(2). configfs removes the files in it."""
         os.rmdir(path)
 
     def write(self, path: str, data: bytes) -> None:
-        """Write once. Each write stores the whole attribute, so a short write is an error."""
+        """Write ``data`` with one call. Each call sets the whole attribute, so a short write is an
+        error.
+        """
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             written = os.write(fd, data)
@@ -132,7 +134,7 @@ class SystemFiles:
 
 
 class ConfigfsTsm:
-    """The report directory of a guest's kernel."""
+    """A client of the report directory (``root``) of the guest's kernel."""
 
     def __init__(self, root: str = ROOT, *, files: TsmFiles | None = None) -> None:
         self._root = root
@@ -148,17 +150,17 @@ class ConfigfsTsm:
         """
         if len(report_data) != REPORT_DATA_SIZE:
             raise UsageError(
-                f"report data has {len(report_data)} bytes, expected {REPORT_DATA_SIZE}"
+                f"report data: expected {REPORT_DATA_SIZE} bytes, found {len(report_data)}"
             )
         if vmpl is not None and not 0 <= vmpl <= VMPL_MAX:
-            raise UsageError(f"VMPL {vmpl} is not between 0 and {VMPL_MAX}")
+            raise UsageError(f"VMPL: expected 0 to {VMPL_MAX}, found {vmpl}")
         with self._entry() as entry:
             provider = self._text(entry, "provider")
             if provider != PROVIDER:
                 raise TsmRequestError(
-                    f"{self._root}: the provider is {provider!r}, expected {PROVIDER!r}",
+                    f"{self._root}: expected the provider {PROVIDER!r}, found {provider!r}",
                     errno.ENODEV,
-                    "this is another kind of confidential guest",
+                    "run this inside an SEV-SNP guest; this is another kind of confidential guest",
                 )
             before = self._generation(entry)
             writes = 1
@@ -219,16 +221,15 @@ class ConfigfsTsm:
         except OSError as error:
             raise _refusal(self._root, name, error) from None
         if len(data) > limit:
-            raise FormatError(name, f"more than {limit} bytes")
+            raise FormatError(name, f"expected at most {limit} bytes, found more")
         return data
 
     def _text(self, entry: str, name: str) -> str:
         return self._read(entry, name, _TEXT_LIMIT).decode("ascii", "replace").strip()
 
     def _floor(self, entry: str) -> int:
-        """Return the lowest VMPL that may be requested, which is the guest's own.
-
-        0 if the kernel does not show it.
+        """Return the lowest VMPL that may be requested, which is the guest's own; 0 if the kernel
+        does not show it.
         """
         try:
             text = self._text(entry, "privlevel_floor")
@@ -240,7 +241,7 @@ class ConfigfsTsm:
         text = self._text(entry, "generation")
         # A 64-bit number has at most 20 digits.
         if not text.isdecimal() or len(text) > 21:
-            raise FormatError("generation", f"{text[:40]!r} is not a number")
+            raise FormatError("generation", f"expected a number, found {text[:40]!r}")
         return int(text)
 
 

@@ -3,8 +3,8 @@
 
 Source: Linux ``Documentation/virt/coco/sev-guest.rst`` and
 ``drivers/virt/coco/sev-guest/sev-guest.c``. The driver writes ``exitinfo2`` only if it is not zero,
-so it is cleared before each call. If a request fails for any reason other than a too small buffer,
-the driver destroys the guest's VMPCK; the errors say so.
+so it is cleared before each call. If a request fails for any reason other than a buffer that is too
+small, the driver destroys the guest's VMPCK; the errors say so.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GuestRequestError(RefusedError):
     """The guest's kernel, its host or the firmware refused a request.
 
     ``errno`` comes from the ioctl. ``vmm_error`` and ``fw_error`` are the upper and lower half of
-    ``exitinfo2``; 0 means no such error.
+    ``exitinfo2``; 0 means no error.
     """
 
     code = "guest-request"
@@ -61,7 +61,7 @@ class GuestRequestError(RefusedError):
 
 
 class NoDeviceError(RefusedError):
-    """The device does not exist."""
+    """The device ``/dev/sev-guest`` does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,12 @@ class ExtendedReport:
 
 
 class SevGuest(DeviceFile):
-    """An open ``/dev/sev-guest``. It is a context manager."""
+    """An open ``/dev/sev-guest``. As a context manager, it closes the device."""
 
     def __init__(self, path: str = DEVICE) -> None:
-        """Open the device. Raises :class:`NoDeviceError` or :class:`RefusedError` if that fails."""
+        """Open the device. Raises :class:`NoDeviceError` if it does not exist, and
+        :class:`RefusedError` if it cannot be opened.
+        """
         super().__init__(
             path,
             hint="run this inside an SEV-SNP guest, with its sev-guest driver loaded",
@@ -97,7 +99,7 @@ class SevGuest(DeviceFile):
         """Request a report with 64 bytes of ``report_data``, without certificates.
 
         ``vmpl`` must be at least the VMPL that this guest's kernel runs at. Raises
-        :class:`GuestRequestError`.
+        :class:`GuestRequestError` if the request is refused.
         """
         request = _report_request(report_data, vmpl, key)
         response, exitinfo2, failed = self._issue(SNP_GET_REPORT, request)
@@ -147,7 +149,8 @@ class SevGuest(DeviceFile):
         )
         failed: int | None = None
         try:
-            # If positive, the hypervisor did not handle the VMGEXIT. That is a failure too.
+            # If the result is positive, the hypervisor did not handle the VMGEXIT. That is a
+            # failure too.
             if ioctl(self.fd, number, outer) > 0:
                 failed = errno.EIO
         except OSError as error:
@@ -158,9 +161,11 @@ class SevGuest(DeviceFile):
 
 def _report_request(report_data: bytes, vmpl: int, key: KeySelect) -> bytearray:
     if len(report_data) != REPORT_DATA_SIZE:
-        raise UsageError(f"report data has {len(report_data)} bytes, expected {REPORT_DATA_SIZE}")
+        raise UsageError(
+            f"report data: expected {REPORT_DATA_SIZE} bytes, found {len(report_data)}"
+        )
     if not 0 <= vmpl <= VMPL_MAX:
-        raise UsageError(f"VMPL {vmpl} is not between 0 and {VMPL_MAX}")
+        raise UsageError(f"VMPL: expected 0 to {VMPL_MAX}, found {vmpl}")
     return bytearray(ReportRequest(report_data=report_data, vmpl=vmpl, key_sel=key).pack())
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the certificate files in step with the firmware.
+"""Makes the certificate files match the firmware's signing key.
 
-The order is always the same. First read file and firmware under the shared lock. Then empty what is
-wrong. Then fetch what is missing, with no lock held. Then publish: read the firmware's status again
-under the exclusive lock, and write the files.
+Each round has the same order: read the files and the firmware under the shared locks; empty the
+files that are wrong; fetch the missing certificates, with no lock held; publish, which means to
+read the firmware's status again under the exclusive locks and write the files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from snpcerts.host.locked_update import FileResult, UpdateResult
 from snpcerts.host.ownership import apply
 from snpcerts.host.table_cache import TableCache, UnavailableError
 
-# Signals that end a process and can wait until a section is over.
+# Signals that end a process and can wait until an exclusive section ends.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # How often the firmware may change between fetching and publishing before the agent gives up.
 ROUNDS = 3
@@ -45,7 +45,7 @@ class Synced:
     """The result of one round.
 
     ``before`` is what the round found, ``updates`` what it published. ``problem`` is the first
-    reason why a file is still not in step.
+    reason why a file still does not match the signing key.
     """
 
     before: tuple[FileState, ...]
@@ -56,8 +56,8 @@ class Synced:
 class Agent:
     """Reads and updates the certificate files of one configuration.
 
-    Each exclusive section enters ``during`` before it waits for its locks. With ``force``, even a
-    file that is not a certificate file is replaced.
+    Each exclusive section enters the context manager that ``during`` returns before it waits for
+    its locks. With ``force``, even a file that is not a certificate file is replaced.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class Agent:
         self._wrong_tables: dict[str, bytes] = {}
 
     def read_files(self) -> tuple[FileState, ...]:
-        """Read every file and the firmware; put tables that match into the cache."""
+        """Read every certificate file and the firmware's state; put the tables that match into the
+        cache.
+        """
         self.table_cache.drop_stale()
         for problem in self.table_cache.read_extras(self.config.files):
             self.tell(Event(EventKind.FAILED, problem))
@@ -120,7 +122,7 @@ class Agent:
         return file_state.match is FileMatch.FOREIGN and not self.force
 
     def make_safe(self, file_states: Iterable[FileState]) -> tuple[UpdateResult, ...]:
-        """Empty every wrong file, or fill it if the right table is cached.
+        """Write the right table to every wrong file, or empty the file if that table is not cached.
 
         A missing file is created empty. All files are tried before the first error is raised.
         """
@@ -163,7 +165,7 @@ class Agent:
             return self.publish([replace(file, strategy=Strategy.IN_PLACE)])
 
     def fetch(self, keys: Iterable[Key]) -> None:
-        """Fetch the tables of ``keys`` into the cache. Try all, then return the first error."""
+        """Fetch the tables of ``keys`` into the cache. Try all keys, then raise the first error."""
         errors: list[SnpCertsError] = []
         for key in dict.fromkeys(keys):
             try:
@@ -176,7 +178,8 @@ class Agent:
     def publish(
         self, files: Sequence[FileConfig], command: Callable[[], None] | None = None
     ) -> UpdateResult:
-        """Run one exclusive section over ``files`` and report its result.
+        """Update ``files`` in one exclusive section, which issues ``command`` if that is not None.
+        Report the result.
 
         Raises the same errors as :func:`snpcerts.host.locked_update.run`, and an error for a file
         that could not be written or is not a certificate file.
@@ -218,7 +221,7 @@ class Agent:
             self.tell(Event(EventKind.FAILED, problem))
 
     def own(self, files: Iterable[FileConfig]) -> tuple[SnpCertsError, ...]:
-        """Set group and mode of the existing files. Report those that cannot be set."""
+        """Set the group and mode of the existing files. Report and return the errors."""
         errors: list[SnpCertsError] = []
         for file in files:
             try:
@@ -230,9 +233,9 @@ class Agent:
         return tuple(errors)
 
     def sync(self, on_safe: Callable[[], None] = lambda: None) -> Synced:
-        """Bring every file in step. Call ``on_safe`` once no file is wrong.
+        """Make every file match the signing key. Call ``on_safe`` as soon as no file is wrong.
 
-        If a file cannot be brought in step, this does not raise: the result's ``problem`` has the
+        If a file cannot be made to match, this does not raise: the result's ``problem`` has the
         reason. It raises if the firmware's status cannot be read.
         """
         before = self.read_files()
@@ -275,7 +278,9 @@ class Agent:
             self._last = each.state
 
     def update_is_prepared(self, state: FirmwareState) -> bool:
-        """Whether the VCEK certificates for the current TCB, which a commit reports, are cached."""
+        """Whether the certificates of the VCEK at the current TCB are cached. After a commit, that
+        VCEK signs.
+        """
         return Key(VekKind.VCEK, state.current) in self.table_cache
 
     def _without_the_revoked(
@@ -298,7 +303,9 @@ class Agent:
     def _bring(
         self, file: FileConfig, updates: list[UpdateResult], problems: list[SnpCertsError]
     ) -> bool:
-        """Fetch and publish for one file. Return whether the firmware has changed meanwhile."""
+        """Fetch and publish the certificates of one file. Return whether the firmware has changed
+        meanwhile.
+        """
         want = expected_content(self.firmware.state(), file)
         try:
             if isinstance(want, Key):
@@ -329,7 +336,7 @@ def _kinds(file_states: Iterable[FileState]) -> list[VekKind]:
 def _restless(file: FileConfig) -> SnpCertsError:
     return RetryLaterError(
         f"{file.path}: the firmware changed {ROUNDS} times while certificates were being fetched",
-        hint="find out what changes it, and run the command again",
+        hint="find out which program changes the firmware, and run the command again",
     )
 
 
@@ -338,7 +345,7 @@ _updates = threading.local()
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay signals that would end this thread's work until the block ends."""
+    """Until the block ends, delay the signals that would end this thread's work."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise
@@ -352,7 +359,8 @@ def uninterrupted() -> Iterator[None]:
 def in_update() -> bool:
     """Whether this thread is inside an exclusive section.
 
-    For signal handlers, because Python may run one for a signal that another thread got.
+    For signal handlers, because Python may run a handler in this thread for a signal that another
+    thread got.
     """
     return getattr(_updates, "open", False)
 

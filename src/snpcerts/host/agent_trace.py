@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records the agent's locks, firmware commands and key server requests in a timeline.
 
-It sees only this process. While the agent waits for a lock, ``snpcerts host status`` names the
-process that holds it.
+The timeline shows only this process. While the agent waits for a lock, ``snpcerts host status``
+names the process that holds it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _TITLE: Final = "snpcerts host sync"
 
 
 class AgentTrace:
-    """Fills the timeline of a stream. New spans are written while no lock is held."""
+    """Records what the agent does in the timeline of a stream. It writes new spans only while no
+    lock is held.
+    """
 
     def __init__(self, stream: TimelineStream) -> None:
         self._stream = stream
@@ -34,7 +36,7 @@ class AgentTrace:
 
     @classmethod
     def timeline(cls) -> Timeline:
-        """Return an empty timeline for a stream."""
+        """Return an empty timeline with the agent's title."""
         return Timeline(_TITLE)
 
     def span(self, span: Span) -> None:
@@ -56,7 +58,7 @@ class AgentTrace:
         self._stream.flush()
 
     def driver(self, driver: SevDriver) -> SevDriver:
-        """Return the driver with each of its commands recorded."""
+        """Return a driver that passes commands to ``driver`` and records each of them."""
         return _TimedSev(driver, self)
 
     @contextmanager

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Announces this host's state to the fleet's mirror, which answers with the certificates it has.
+"""Announces this host's state to the fleet's mirror. The answer says which of the host's
+certificates the mirror has.
 
 An announcement is one HTTP request with a limit on time and size. The agent sends it from a
 separate thread, so a mirror that is slow, unreachable or wrong delays no round and causes only one
@@ -46,7 +47,8 @@ _STATES: Final = (STORED, QUEUED, NOT_FOUND, REFUSED)
 class MirroredCertificate:
     """A VCEK certificate of this chip that the mirror has, or will fetch.
 
-    ``wait`` is the number of seconds until then; None if the mirror does not know.
+    ``wait`` is the number of seconds until the mirror has the certificate; None if it does not
+    know.
     """
 
     tcb: TcbVersion
@@ -101,7 +103,7 @@ class Announcer:
         self.mirror = mirror
         self._client = MirrorClient(
             mirror.access,
-            access_hint="[mirror] token_file must name the file that holds the token",
+            access_hint="set token_file in [mirror] to the path of the file that holds the token",
             limit=limit,
         )
 
@@ -129,7 +131,8 @@ def _read_answer(answer: bytes, product: Product) -> tuple[MirroredCertificate, 
     except (ValueError, KeyError, TypeError, RecursionError, FormatError):
         raise RetryLaterError(
             "the mirror's answer cannot be read",
-            hint="check that the URL points to a mirror, and that the mirror runs this release",
+            hint="check that the URL points to a mirror, and that the mirror runs this "
+            "release of snpcerts",
             code="mirror-unavailable",
         ) from None
 
@@ -143,7 +146,8 @@ def _certificate(value: Mapping[str, Any], product: Product) -> MirroredCertific
 
 
 class BackgroundAnnouncer:
-    """Announces from a separate thread. It never raises, and only :meth:`finish` waits.
+    """Sends announcements from a separate thread. Its methods never raise, and only :meth:`finish`
+    waits.
 
     While one announcement is being sent, only the newest of the following ones is kept.
     ``listener`` gets an event for each failure, and one when announcing works again. ``observe`` is
@@ -171,10 +175,10 @@ class BackgroundAnnouncer:
         return self._announcer.mirror
 
     def announce(self, announcement: Announcement) -> None:
-        """Send an announcement soon."""
+        """Queue an announcement for sending. It replaces one that is still queued."""
         with self._lock:
             self._next = announcement
-            # A listener that raises ends the thread. The next announcement starts a new one.
+            # A listener that raises ends the thread. The next announcement starts a new thread.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._send_all, name="announce", daemon=True)
                 self._thread.start()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads structures and enumerations from BTF, the type information of the running kernel.
 
-Source: Linux ``Documentation/bpf/btf.rst``. ``/sys/kernel/btf/vmlinux`` is complete; a module's
-file adds to it. Preprocessor constants, such as the numbers of exits, are not in BTF.
+Source: Linux ``Documentation/bpf/btf.rst``. ``/sys/kernel/btf/vmlinux`` has all types of the kernel
+itself; a module's file has only the types that the module adds. Preprocessor constants, such as the
+numbers of exits, are not in BTF.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LIMIT: Final = 64 << 20  # bytes; vmlinux has about 5 MiB
 _INT, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 3, 4, 5, 6
 _FUNC_PROTO, _VAR, _DATASEC, _DECL_TAG, _ENUM64 = 13, 14, 15, 17, 19
 _BYTE: Final = 8  # bits
-# How many bytes follow a type: for each of its ``vlen``, and in addition.
+# How many bytes follow a type's header: for each of its ``vlen`` items, and once per type.
 _EACH: Final = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
 _ONCE: Final = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 
@@ -37,7 +38,7 @@ class _BtfType:
 
 @dataclass(slots=True)
 class Btf:
-    """The types of a kernel or module, by number."""
+    """The types of a kernel and its modules, by type number."""
 
     _types: list[_BtfType] = field(default_factory=lambda: [_BtfType("void", 0)])
     _strings: bytes = b""
@@ -60,7 +61,7 @@ class Btf:
         try:
             self._add(data)
         except (struct.error, IndexError, ValueError) as error:
-            raise FormatError("BTF", f"corrupt data: {error}") from None
+            raise FormatError("BTF", f"the data is corrupt: {error}") from None
 
     def offset_of(self, structure: str, member: str) -> int | None:
         """Return a member's offset in bytes; None if there is no such member.

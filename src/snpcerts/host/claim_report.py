@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares a host's behaviour with each claim of :mod:`snpcerts.fidelity`, as text and JSON.
+"""Reports how a host's behaviour compares with each claim of :mod:`snpcerts.fidelity`, as text and
+as JSON.
 
 The result is about hardware only if an attestation report verified with one of AMD's roots.
 """
@@ -27,7 +28,7 @@ class Showing(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One trial of one claim."""
+    """What one trial of one claim showed."""
 
     id: str
     claim: str
@@ -37,7 +38,7 @@ class Observation:
     def __post_init__(self) -> None:
         """Refuse an unknown claim, and reduce the detail to one line."""
         if self.claim not in BY_ID:
-            raise ValueError(f"no claim {self.claim!r}")
+            raise ValueError(f"there is no claim {self.claim!r}")
         object.__setattr__(self, "detail", printable(self.detail))
 
     def to_json(self) -> dict[str, str]:
@@ -47,7 +48,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class RootOfTrust:
-    """The root with which reports verified. ``amds``: it is one of AMD's pinned roots."""
+    """The root with which reports verified. ``amds`` is whether it is one of AMD's pinned roots."""
 
     name: str
     amds: bool
@@ -74,7 +75,7 @@ class ClaimReport:
 
     @property
     def hardware(self) -> bool:
-        """Whether this is about a real SNP host: a report verified with one of AMD's roots."""
+        """Whether the host is real SNP hardware: a report verified with one of AMD's roots."""
         return self.root is not None and self.root.amds
 
     def of_claim(self, claim: str) -> list[Observation]:
@@ -116,7 +117,7 @@ class ClaimReport:
         }
 
     def lines(self, *, full_chip_id: bool = False) -> list[str]:
-        """Return the report for people."""
+        """Return the report as lines of text for people."""
         out = [self._headline(), ""]
         rows = {"made": f"{self.made_at:%Y-%m-%d %H:%M} UTC by snpcerts {self.snpcerts}"}
         rows |= {**self.about, "chip ID": self._chip_id(full_chip_id) or "not known"}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets a guest of this host request certificates and reports, and records what that shows.
+"""Lets a guest of this host request certificates and reports, and records what the answers show.
 
-The steps are: the agent brings the file in step; a guest makes a request; it makes another while a
-program holds the file's lock, and gets BUSY. If the operator wants it, the guest also makes
-requests during and after an update of the signing key, which is then undone. Each report must be
-fresh (REPORT_DATA has 64 random bytes of ours), come from this chip, and verify with the
-certificates that came with it.
+The steps are: the agent makes the file match the signing key; a guest makes a request; the guest
+makes another while a program holds the file's lock, and gets BUSY. If the operator wants it, the
+guest also makes requests during and after an update of the signing key, which is then undone. Each
+report must be fresh (its REPORT_DATA is 64 random bytes that this program chose), come from this
+chip, and verify with the certificates that came with it.
 
 A failure becomes an observation and the trial continues, so that the result is complete.
 """
@@ -47,7 +47,9 @@ from snpcerts.verify.policy import Policy
 from snpcerts.verify.verdict import Status, Verdict
 
 AskGuest = Callable[[bytes, KeySelect], bytes]
-"""Lets a guest request an extended report over 64 bytes; returns the report with its table."""
+"""Lets a guest request an extended report with 64 bytes of report data; returns the report with its
+table.
+"""
 
 _PATH: Final = "certificate-path"
 _FIRMWARE: Final = "firmware-platform"
@@ -93,7 +95,9 @@ class ClaimTrial:
     exit_number: Callable[[], int | None] = lambda: None
 
     def run(self, update: Callable[[TcbVersion], TcbVersion] | None) -> None:
-        """Run the trial. With ``update``, report another TCB for a while."""
+        """Run the trial. If ``update`` is not None, make the firmware report another TCB for a
+        while; ``update`` chooses it.
+        """
         if not self._look():
             return
         first = self._extended()
@@ -101,7 +105,10 @@ class ClaimTrial:
             self._lock_is_free()
             self._busy(first)
         if update is None:
-            why = "not tried without --update, which reports another TCB for a while"
+            why = (
+                "not tried without --update, which makes the firmware report another TCB for "
+                "a while"
+            )
             self._note("update", _PATH, Showing.NOT_TRIED, why)
             self._note("set-config", _FIRMWARE, Showing.NOT_TRIED, why)
         elif first is not None:
@@ -110,7 +117,7 @@ class ClaimTrial:
     # The steps.
 
     def _look(self) -> bool:
-        """Read the firmware's status and bring the file in step."""
+        """Read the firmware's status and make the file match the signing key."""
         try:
             state = self.agent.firmware.state()
         except SnpCertsError as error:
@@ -124,7 +131,12 @@ class ClaimTrial:
             problem = error
         wanted = expected_content(self.agent.firmware.state(), self.file)
         if problem is not None:
-            self._note("agent", _PATH, Showing.NOT_TRIED, f"the file is not in step: {problem}")
+            self._note(
+                "agent",
+                _PATH,
+                Showing.NOT_TRIED,
+                f"the file does not match the signing key: {problem}",
+            )
         elif isinstance(wanted, Key):
             what = f"the agent published the certificates of the {wanted}"
             self._note("agent", _PATH, Showing.SEEN, what)
@@ -206,7 +218,10 @@ class ClaimTrial:
         seconds = max(_BUSY_LEAST, 2 * first.seconds + 1)
         if not first.entries or seconds > _BUSY_MOST:
             why = (
-                (f"a request takes {first.seconds:.0f} s here, which is too long to hold the lock")
+                (
+                    f"a request takes {first.seconds:.0f} s here, so the lock would have to "
+                    "be held for too long"
+                )
                 if first.entries
                 else "the guest gets no certificates"
             )
@@ -239,7 +254,9 @@ class ClaimTrial:
         self._note_certificates("report-after-busy", answer)
 
     def _update(self, update: Callable[[TcbVersion], TcbVersion]) -> None:
-        """Report another TCB for a while. At the end, always report the earlier one again."""
+        """Make the firmware report another TCB for a while. At the end, always restore the earlier
+        one.
+        """
         before = self.agent.firmware.state().reported
         try:
             self._ask_while_changing(update, before)
@@ -340,7 +357,7 @@ class ClaimTrial:
         self._note(name, "certificates", Showing.DIFFERS, f"the report does not verify: {why}")
 
     def _trust(self, root: Anchor) -> None:
-        """Remember the root of the reports so far. One that is not AMD's takes precedence."""
+        """Remember the root of the reports so far. A root that is not AMD's takes precedence."""
         known = self.report.root
         if known is None or known.amds:
             self.report.root = RootOfTrust(root.name, is_amds(root))

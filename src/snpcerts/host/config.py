@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's configuration: its certificate files, and where certificates come from.
 
-The file is TOML; docs/operators.md describes it. Every error names its line. An unknown key is an
-error.
+The configuration file is TOML; docs/operators.md describes it. Every error names the line. An
+unknown key is an error.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class FileConfig:
     """One certificate file.
 
     ``without_vlek`` says what a VLEK file contains while no VLEK is loaded: the VCEK's
-    certificates, or None for the empty table. ``masked_vlek_signs``: the operator knows that on
-    this firmware a loaded VLEK signs although MASK_CHIP_KEY is set. The agent sets ``group`` and
-    ``mode`` on the file unless they are None.
+    certificates, or None for the empty table. ``masked_vlek_signs`` says that on this host's
+    firmware, as the operator knows, a loaded VLEK signs although MASK_CHIP_KEY is set. The agent
+    sets ``group`` and ``mode`` on the file unless they are None.
     """
 
     path: str
@@ -94,8 +94,8 @@ class MirrorConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration. If ``product`` is None, the processor decides. Times are in
-    seconds.
+    """The whole configuration. If ``product`` is None, the host's processor determines it. Times
+    are in seconds.
     """
 
     files: tuple[FileConfig, ...] = (FileConfig(DEFAULT_FILE),)
@@ -115,12 +115,16 @@ class Config:
 
     @property
     def memory_path(self) -> Path:
-        """The path of the record of keys: in the first file's directory, unless configured."""
+        """The path of the record of the signing keys. The default is in the first certificate
+        file's directory.
+        """
         return self.memory or Path(self.files[0].path).with_name(DEFAULT_MEMORY)
 
 
 def load(path: str) -> Config:
-    """Read a configuration file. Raises :class:`ConfigError`, with the line, for any error."""
+    """Read a configuration file. Raises :class:`ConfigError`, which names the line, for any
+    mistake.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(_SIZE_LIMIT + 1)
@@ -130,7 +134,7 @@ def load(path: str) -> Config:
 
 
 def parse(text: str | bytes, path: str = "configuration") -> Config:
-    """Parse the text of a configuration. ``path`` names it in errors."""
+    """Parse the text of a configuration. Errors name it by ``path``."""
     try:
         document, text = read_toml(text, _SIZE_LIMIT)
     except TomlFileError as error:
@@ -175,7 +179,7 @@ def _mirror(top: _TomlTable) -> MirrorConfig | None:
     name = table.take("name", _host_name, None)
     table.done()
     if (access.certificate is None) != (access.key is None):
-        raise table.error("certificate", "certificate and key must be given together")
+        raise table.error("certificate", "certificate and key must be set together")
     if access.token_file is not None and sent_in_clear(access.url):
         raise table.error("url", "expected https://, because a token is sent to another machine")
     return MirrorConfig(access, name)
@@ -221,7 +225,7 @@ def _files(top: _TomlTable) -> tuple[FileConfig, ...]:
 
 def _file(table: _TomlTable) -> FileConfig:
     if "path" not in table.values:
-        raise table.error(None, "a [[file]] needs the key path")
+        raise table.error(None, "a [[file]] table needs the key 'path'")
     kind = table.take("kind", _one_of(VekKind), VekKind.VCEK)
     without = table.take("without_vlek", _choice({"empty": None, "vcek": VekKind.VCEK}), None)
     file = FileConfig(
@@ -250,7 +254,7 @@ def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
     for each in table.tables("entry", MAX_ENTRIES):
         for key in ("guid", "path"):
             if key not in each.values:
-                raise each.error(None, f"an entry needs the key {key}")
+                raise each.error(None, f"an [[file.entry]] table needs the key '{key}'")
         entry = ExtraEntry(
             each.take("guid", _guid, uuid.UUID(int=0)), each.take("path", _absolute, "")
         )
@@ -277,7 +281,7 @@ class _Document:
 
 
 class _TomlTable:
-    """A table of the file. It records which of its keys have been read."""
+    """A table of the configuration file, which records which of its keys have been read."""
 
     def __init__(self, document: _Document, where: TomlPath, values: Mapping[str, Any]) -> None:
         self._document = document
@@ -312,7 +316,7 @@ class _TomlTable:
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             raise self.error(key, f"expected tables, each written [[{key}]]")
         if len(value) > limit:
-            raise self.error(key, f"found {len(value)} tables; the limit is {limit}")
+            raise self.error(key, f"expected at most {limit} tables, found {len(value)}")
         return [
             _TomlTable(self._document, (*self._where, key, index), each)
             for index, each in enumerate(value)
@@ -323,7 +327,7 @@ class _TomlTable:
         for key in self.values:
             if key not in self._asked:
                 known = ", ".join(sorted(self._asked))
-                raise self.error(key, f"unknown key; the keys are {known}")
+                raise self.error(key, f"this key is unknown; the known keys are {known}")
 
 
 # Each of these reads one value, or raises ValueError with what was expected.
@@ -369,7 +373,7 @@ def _url(value: Any) -> str:
 
 def _port(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
-        raise ValueError(f"expected a number from 1 to 65535, found {value!r}")
+        raise ValueError(f"expected a port number from 1 to 65535, found {value!r}")
     return value
 
 
@@ -390,7 +394,7 @@ def _mode(value: Any) -> int:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o777:
-        raise ValueError(f'expected text such as "0640", found {value!r}')
+        raise ValueError(f'expected octal digits in quotes, such as "0640", found {value!r}')
     if mode & 0o400 == 0:
         raise ValueError(f"{value!r} does not allow the owner to read the file")
     return mode
@@ -409,7 +413,10 @@ def _guid(value: Any) -> uuid.UUID:
     except ValueError:
         raise ValueError(f'expected a GUID or "crl", found {value!r}') from None
     if guid in (VCEK_GUID, VLEK_GUID, ASK_GUID, ARK_GUID):
-        raise ValueError("the agent itself adds the certificates of the signing key")
+        raise ValueError(
+            "this GUID is reserved, because the agent itself adds the certificates of the "
+            "signing key"
+        )
     return guid
 
 
@@ -435,7 +442,7 @@ def _list_of(read: Callable[[Any], T], limit: int) -> Callable[[Any], tuple[T, .
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise ValueError(f"expected a list, found {value!r}")  # noqa: TRY004 (one error)
         if len(value) > limit:
-            raise ValueError(f"found {len(value)} items; the limit is {limit}")
+            raise ValueError(f"expected at most {limit} items, found {len(value)}")
         return tuple(read(each) for each in value)
 
     return read_all

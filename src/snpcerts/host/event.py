@@ -11,12 +11,12 @@ from snpcerts.printable import printable
 
 
 class EventKind(enum.StrEnum):
-    """What happened. Stable, because programs that read the log depend on it."""
+    """What happened. The values are stable, because programs that read the log depend on them."""
 
     PUBLISHED = "published"  # a file contains the certificates of the signing key
     EMPTIED = "emptied"  # a file was replaced by the empty table
     DRIFT = "drift"  # the firmware changed without the lock
-    GARBAGE = "garbage"  # one of our files contains no table
+    GARBAGE = "garbage"  # a file that updates have written contains no valid table
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was issued
     CHANGED = "changed"  # the firmware's state has changed since the last read; ``what`` says how
@@ -47,7 +47,7 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. ``fields`` are for programs: text, numbers, truth values."""
+    """One event. ``fields`` has values for programs: text, numbers and booleans."""
 
     kind: EventKind
     message: str
@@ -63,5 +63,5 @@ Listener = Callable[[Event], None]
 
 
 def ignore_event(event: Event) -> None:
-    """Ignore the event. For an agent without another listener."""
+    """Do nothing. This is the listener of an agent that has no other."""
     del event

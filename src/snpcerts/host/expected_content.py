@@ -32,7 +32,9 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class NoKey:
-    """No certificate matches what this file's guests get, so the table must be empty."""
+    """No certificate matches the reports that this file's guests get, so the table must be
+    empty.
+    """
 
     reason: str
 
@@ -104,7 +106,7 @@ def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> ExpectedCon
 
 
 def signing_key(state: FirmwareState) -> VekKind | None:
-    """Return the kind of key that signs by default. None while reports are not signed."""
+    """Return the kind of key that signs by default; None if the firmware does not sign reports."""
     if state.chip_key_masked:
         return None
     return VekKind.VLEK if state.vlek_loaded else VekKind.VCEK

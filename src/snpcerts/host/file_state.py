@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the content of a certificate file and judges whether it is the right one.
 
-File and firmware are read together, under the shared lock that a VMM takes. So no update that
-follows the protocol can run between the two reads.
+The file and the firmware are read together, under the shared lock that a VMM takes. So no update
+that follows the protocol can run between the two reads.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class FileMatch(enum.Enum):
 class FileState:
     """One file: its content, its expected content, and what is wrong with it.
 
-    ``state`` is the firmware's state at that time. ``table`` is None if no table can be read.
-    ``leaf`` and ``not_after`` come from the table, trusted or not. ``lapsed``: the file is wrong
-    only because a certificate expired or was revoked. ``garbage``: the file is wrong because it is
-    not a table. ``data`` is the bytes that were read.
+    ``state`` is the firmware's state when the file was read. ``table`` is None if no table can be
+    read. ``leaf`` and ``not_after`` come from the table, trusted or not. ``lapsed``: the file is
+    wrong only because a certificate expired or was revoked. ``garbage``: the file is wrong because
+    it is not a table. ``data`` is the bytes that were read.
     """
 
     file: FileConfig
@@ -85,8 +85,8 @@ def read_file_state(
 ) -> FileState:
     """Read one file and the firmware together.
 
-    A table whose other entries differ from its ``extras`` is outdated. Raises what ``read_state``
-    raises.
+    ``extras`` returns the entries that a table should have besides the certificates. A table with
+    others is outdated. Raises what ``read_state`` raises.
     """
     seen: list[Found] = []
     state: FirmwareState = CertFile(file.path).serve(
@@ -143,7 +143,7 @@ def _of_table(
     elif judged.early:
         match = FileMatch.OUTDATED
     elif {each for each in table if each.guid not in _CERTIFICATES} != set(extras(table)):
-        match, problems = FileMatch.OUTDATED, ("its extra entries differ from the configuration",)
+        match, problems = FileMatch.OUTDATED, ("the extra entries differ from the configuration",)
     return FileState(
         file, state, expected, match, problems, table, judged.leaf, judged.not_after, lapsed
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks whether this machine can serve certificates.
 
-There is one line for each requirement. If a requirement is not met, the line says what to do.
+The result has one line for each requirement. If a requirement is not met, the line says what to do.
 
 Sources: Linux ``Documentation/virt/kvm/x86/amd-memory-encryption.rst`` for what KVM needs, fcntl(2)
 for open-file-description locks, proc_pid_mountinfo(5).
@@ -65,7 +65,9 @@ class Finding:
 
 
 def kernel(release: str) -> Finding:
-    """Check the kernel's release. KVM's own answer counts more, because distributions backport."""
+    """Check the kernel's release. KVM's own answer counts more, because distributions backport
+    features.
+    """
     match = re.match(r"(\d+)\.(\d+)", release)
     if match is not None and (int(match[1]), int(match[2])) >= _FIRST_KERNEL:
         return Finding("kernel", Severity.PASS, release)
@@ -78,7 +80,7 @@ def kernel(release: str) -> Finding:
 
 
 def faults(release: str) -> Iterator[Finding]:
-    """Return warnings for known faults of that kernel.
+    """Yield a warning for each known fault of that kernel.
 
     They are only warnings, because a distribution may have backported the fix.
     """
@@ -92,7 +94,9 @@ def faults(release: str) -> Iterator[Finding]:
 
 
 def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
-    """Check KVM's device attribute. ``supports`` queries an open ``/dev/kvm``."""
+    """Check that KVM can request certificates. ``supports`` queries an open ``/dev/kvm`` for
+    that.
+    """
     what = "KVM certificate requests"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -164,7 +168,9 @@ def cache(folder: Path) -> Finding:
 
 
 def shim(library: Callable[[], str]) -> Finding:
-    """Check the library of ``snpcerts run``. ``library`` returns its path, or raises."""
+    """Check that the shim of ``snpcerts run`` is installed. ``library`` returns its path or
+    raises.
+    """
     try:
         return Finding("snpcerts run", Severity.PASS, library())
     except SnpCertsError as error:
@@ -172,7 +178,7 @@ def shim(library: Callable[[], str]) -> Finding:
 
 
 def key_server(ask: Callable[[], str]) -> Finding:
-    """Check that the key server answers. ``ask`` returns its answer or raises."""
+    """Check that the key server answers. ``ask`` returns a description of the answer, or raises."""
     try:
         return Finding("key server", Severity.PASS, ask())
     except SnpCertsError as error:
@@ -180,7 +186,7 @@ def key_server(ask: Callable[[], str]) -> Finding:
 
 
 def passed(lines: Sequence[Finding]) -> bool:
-    """Whether nothing failed. Warnings do not count; people should consider them."""
+    """Whether no check failed. Warnings do not count as failures."""
     return all(line.outcome is not Severity.FAIL for line in lines)
 
 
@@ -244,7 +250,7 @@ def _directory(folder: str) -> Iterator[Finding]:
 
 
 def _way(path: str) -> Iterator[Finding]:
-    """Find other users who can make the given path lead to another file."""
+    """Find the places where other users can redirect ``path`` to another file."""
     try:
         found = list(trusted_path.doubts(path))
     except (SnpCertsError, OSError) as error:
@@ -256,12 +262,12 @@ def _way(path: str) -> Iterator[Finding]:
             Severity.FAIL if doubt.refused else Severity.WARN,
             f"{path}: {doubt.place} {doubt.found}",
             (
-                "an update refuses to follow it: give the path of the file itself, or "
+                "updates refuse to follow this link: use the path of the file itself, or "
                 "recreate the link as root"
             )
             if doubt.refused
             else (
-                "they can redirect updates to another file: make root the owner, and "
+                "other users can redirect updates to another file: make root the owner, and "
                 "remove write permission for group and others"
             ),
         )
@@ -280,10 +286,15 @@ def _file(file: FileConfig) -> Finding:
     except SnpCertsError as error:
         return Finding(what, Severity.FAIL, error.message, error.hint or "")
     if not stat.S_ISREG(status.st_mode):
-        return Finding(what, Severity.FAIL, f"{file.path}: not a regular file", "move it away")
+        return Finding(
+            what, Severity.FAIL, f"{file.path}: not a regular file", "move this file away"
+        )
     if wrong:
         return Finding(
-            what, Severity.FAIL, f"{file.path}: {', '.join(wrong)}", "'host sync' sets them"
+            what,
+            Severity.FAIL,
+            f"{file.path}: {', '.join(wrong)}",
+            "run 'host sync', which sets them",
         )
     if os.path.ismount(file.path) and file.strategy is not Strategy.IN_PLACE:
         return Finding(
@@ -301,7 +312,9 @@ def _file(file: FileConfig) -> Finding:
 
 
 def file_system(path: str, mounts: str = "/proc/self/mountinfo") -> str:
-    """Return the type of the file system that contains ``path``; empty if unknown."""
+    """Return the type of the file system that contains ``path``, such as ``ext4``; empty if
+    unknown.
+    """
     try:
         lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -36,7 +36,8 @@ class SevDriver(Protocol):
 class FirmwareState:
     """The firmware's state at one moment. ``initialised`` refers to SNP, not SEV.
 
-    ``known`` has the remembered facts about its keys, which the firmware does not report.
+    ``known`` has the remembered facts about the firmware's keys, which the firmware does not
+    report.
     """
 
     current: TcbVersion
@@ -51,7 +52,7 @@ class FirmwareState:
 
     @property
     def config_flags(self) -> int:
-        """The mask bits in the form that SNP_SET_CONFIG takes."""
+        """The mask bits, as flags of SNP_SET_CONFIG."""
         return (
             self.chip_id_masked * psp.CONFIG_MASK_CHIP_ID
             | self.chip_key_masked * psp.CONFIG_MASK_CHIP_KEY
@@ -59,7 +60,7 @@ class FirmwareState:
 
 
 class KeyMemory(Protocol):
-    """The record of the keys. See :class:`snpcerts.host.key_memory.Memory`."""
+    """The record of the firmware's keys; see :class:`snpcerts.host.key_memory.Memory`."""
 
     problem: str
 
@@ -90,9 +91,9 @@ class HostFirmware:
     def __init__(
         self, device: SevDriver, product: Product, memory: Callable[[bytes], KeyMemory]
     ) -> None:
-        """Create the object. ``memory`` creates the record for a chip ID.
+        """Read the chip ID from ``device``, and let ``memory`` open the key record of that chip.
 
-        Raises :class:`RefusedError` if the chip ID does not fit that product.
+        Raises :class:`RefusedError` if the chip ID does not have the size that ``product`` has.
         """
         self.device = device
         self.product = product
@@ -113,15 +114,15 @@ class HostFirmware:
         return self.memory.observe(self.read_firmware)
 
     def commit(self) -> None:
-        """SNP_COMMIT."""
+        """Issue SNP_COMMIT."""
         self.memory.configure(self.read_firmware, self.device.snp_commit)
 
     def set_config(self, config: psp.SnpConfig) -> None:
-        """SNP_SET_CONFIG."""
+        """Issue SNP_SET_CONFIG."""
         self.memory.configure(self.read_firmware, lambda: self.device.snp_set_config(config))
 
     def load_vlek(self, hashstick: bytes, tcb: TcbVersion, certificate: bytes) -> None:
-        """Issue SNP_VLEK_LOAD of a hashstick for ``tcb``. ``certificate`` (DER) certifies the
+        """Issue SNP_VLEK_LOAD with a hashstick for ``tcb``. ``certificate`` (DER) certifies the
         VLEK.
         """
         self.memory.load_vlek(
@@ -129,7 +130,9 @@ class HostFirmware:
         )
 
     def prove(self, taken_in: FirmwareState, proof: Proof) -> None:
-        """Record a proof that shows which key signs."""
+        """Record a proof of which key signs, made while the firmware was in the state
+        ``taken_in``.
+        """
         self.memory.prove(self.read_firmware, taken_in, proof)
 
     def read_firmware(self) -> FirmwareState:

@@ -13,11 +13,13 @@ from snpcerts.errors import RefusedError
 
 CPUINFO = "/proc/cpuinfo"
 _LIMIT = 8192  # bytes; the first processor's part is enough
-_HINT = "give it with --product, or as product in the configuration file"
+_HINT = "set the product with --product, or as product in the configuration file"
 
 
 def product_of_host(path: str = CPUINFO) -> Product:
-    """Return the product of the first processor. Raises :class:`RefusedError` if it is unknown."""
+    """Return the product of the first processor. Raises :class:`RefusedError` for an unknown
+    one.
+    """
     vendor, family, model, _ = _processor(path)
     if vendor == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
         product = product_of_cpuid(int(family), int(model))
@@ -33,9 +35,9 @@ def product_of_host(path: str = CPUINFO) -> Product:
 
 
 def cpuid_of_host(path: str = CPUINFO) -> Cpuid | None:
-    """Return family, model and stepping of the first processor.
+    """Return the family, model and stepping of the first processor.
 
-    None if it is not AMD's or the file does not contain them.
+    None if the processor is not AMD's or ``path`` does not contain these numbers.
     """
     try:
         vendor, *numbers = _processor(path)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells initialisations of SNP apart. Each one changes keys, and /dev/sev does not show it.
+"""Tells initialisations of SNP apart. Each one changes keys, but /dev/sev does not show that it has
+happened.
 
 Linux shuts SNP down when ``kvm_amd`` is unloaded. It initialises SNP when ``kvm_amd`` is loaded
 (7.3: ``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
@@ -27,7 +28,9 @@ _LIMIT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Initialisation:
-    """One initialisation of SNP. Its fields are empty if the kernel does not show them."""
+    """One initialisation of SNP: the boot ID, and the inode number of the module's directory. Each
+    is empty if the kernel does not show it.
+    """
 
     boot: str
     module: str
@@ -40,7 +43,7 @@ class Initialisation:
     def change_to(self, after: Initialisation) -> str:
         """Return what shows that ``after`` is a different initialisation.
 
-        Empty if it seems to be the same.
+        The text is empty if ``after`` seems to be the same one.
         """
         if self.boot != after.boot:
             return f"the host was rebooted ({BOOT_ID})"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installs and removes the agent's units, configuration, group and directories.
 
-:func:`plan_installation` and :func:`plan_removal` read the host and change nothing. They refuse
-what must not be done, and say what to do instead. :func:`carry_out` performs the steps. Each step
-happens completely or not at all, and a step that is already done does nothing. So running the
-command again completes an interrupted run.
+:func:`plan_installation` and :func:`plan_removal` read the host and change nothing. If something
+must not be done, they raise an error that says what to do instead. :func:`carry_out` performs the
+steps. Each step happens completely or not at all, and a step that is already done does nothing. So
+running the command again completes an interrupted run.
 
 No step touches a certificate file, because guests may be served from it.
 """
@@ -54,14 +54,14 @@ _SHARED: Final = (
     "share/fish/vendor_completions.d",
 )
 _OWN_VENV: Final = (
-    "install it in a place that the whole host can read: python3 -m venv "
+    "install snpcerts where all users of this host can read it: python3 -m venv "
     "/opt/snpcerts, then /opt/snpcerts/bin/pip install, then "
     "/opt/snpcerts/bin/snpcerts host install"
 )
 
 
 class StepOutcome(enum.Enum):
-    """What happens to an item. Stable."""
+    """What happens to an item. The values are stable across releases."""
 
     CREATED = "created"
     REPLACED = "replaced"
@@ -96,11 +96,11 @@ class InstallStep:
 
 @dataclass(frozen=True, slots=True)
 class InstallTarget:
-    """The host to change.
+    """The host on which snpcerts is installed, or from which it is removed.
 
-    ``root`` is its root directory. ``command`` is the absolute path, inside the root, of the
-    command that the units start. ``replace``: replace files that do not belong to this installation
-    or were edited.
+    ``root`` is the host's root directory, as this process sees it. ``command`` is the absolute
+    path, inside the root, of the command that the units start. ``replace`` is whether to replace
+    files that do not belong to this installation or were edited.
     """
 
     root: str = "/"
@@ -109,22 +109,22 @@ class InstallTarget:
     replace: bool = False
 
     def at(self, path: str) -> str:
-        """Return this process's path to a path of the host."""
+        """Return the path at which this process sees the host's ``path``."""
         return os.path.join(self.root, path.lstrip("/"))
 
     @property
     def is_this_host(self) -> bool:
-        """Whether the directory is this machine's own root."""
+        """Whether ``root`` is this machine's own root directory."""
         return os.path.realpath(self.root) == "/"
 
     @property
     def has_service_manager(self) -> bool:
-        """Whether a running systemd reads these units."""
+        """Whether a running systemd reads the host's units."""
         return self.is_this_host and os.path.isdir("/run/systemd/system")
 
 
 def plan_installation(target: InstallTarget) -> list[InstallStep]:
-    """Return the steps that install everything.
+    """Return the steps of an installation.
 
     Raises :class:`InputError` for a wrong name, path or configuration, and :class:`RefusedError` if
     something else is in the way.
@@ -148,7 +148,8 @@ def plan_installation(target: InstallTarget) -> list[InstallStep]:
 def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallStep]:
     """Return the steps that remove what :func:`plan_installation` installs.
 
-    Group, certificate files and records stay. Configuration and cache stay unless ``purge`` is set.
+    The group, the certificate files and the records stay. The configuration and the cache stay
+    unless ``purge`` is set.
     """
     _check_names(target)
     steps = [_stopped(target, name) for name in UNITS if _enabled(target, name)]
@@ -167,13 +168,13 @@ def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallS
 def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
     """Perform the steps in order, and let the service manager reload the units.
 
-    Raises :class:`RefusedError`, which says which steps were done.
+    Raises :class:`RefusedError`, which says how many steps are done.
     """
     work = [step for step in steps if step.perform is not None]
     if target.is_this_host and os.geteuid() != 0 and work:
         raise RefusedError(
             "only root may change this host's installation",
-            hint="run it as root; --dry-run shows what it would do",
+            hint="run the command as root; with --dry-run, it only shows the steps",
         )
     for number, step in enumerate(work):
         try:
@@ -206,13 +207,15 @@ def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]
 
 def _check_names(target: InstallTarget) -> None:
     if not os.path.isdir(target.root):
-        raise InputError(f"{target.root}: not a directory", hint="--root must name a directory")
+        raise InputError(
+            f"{target.root}: not a directory", hint="set --root to the root directory of a host"
+        )
     if not _NAME.match(target.group):
         raise InputError(f"{target.group!r} is not a valid group name")
     if not _PLAIN_PATH.match(target.command):
         raise InputError(
             f"{target.command}: a unit cannot run this path",
-            hint="give --command an absolute path of letters, digits and /._+-",
+            hint="set --command to an absolute path of letters, digits and /._+-",
         )
 
 
@@ -237,7 +240,9 @@ def _check_command(command: str) -> None:
 
 
 def _interpreter(command: str) -> str:
-    """Return the program of a script's first line, or the command itself."""
+    """Return the interpreter that a script's first line names, or the command itself if it is no
+    script.
+    """
     with open(command, "rb") as file:
         first = file.readline(4096)
     words = first[2:].split() if first.startswith(b"#!") else []
@@ -250,8 +255,8 @@ def _check_other_installations(target: InstallTarget) -> None:
         if os.path.exists(target.at(place)):
             raise RefusedError(
                 (
-                    f"{place}: a package of snpcerts is already installed, and its units "
-                    "and these would hide each other"
+                    f"{place}: an snpcerts package is already installed, and its units and the "
+                    "new ones would hide each other"
                 ),
                 hint="use the package as it is, or remove it first",
             )
@@ -292,7 +297,7 @@ def _group(target: InstallTarget) -> InstallStep:
     if program is None:
         raise RefusedError(
             f"group {name!r} does not exist, and this machine has no groupadd to create it",
-            hint="create the group that your VMMs run in, or give another one with --group",
+            hint="create the group that your VMMs run in, or name another group with --group",
         )
     where = [] if target.is_this_host else ["--prefix", os.path.abspath(target.root)]
     words = [program, *where, "--system", name]
@@ -302,7 +307,7 @@ def _group(target: InstallTarget) -> InstallStep:
         if made.returncode != 0:
             raise RefusedError(
                 f"cannot create group {name}: {made.stderr.strip()}",
-                hint="create the group that your VMMs run in, or give another one with --group",
+                hint="create the group that your VMMs run in, or name another group with --group",
             )
 
     return InstallStep("group", name, StepOutcome.CREATED, perform=create)
@@ -327,7 +332,7 @@ def _configuration(target: InstallTarget) -> InstallStep:
     if os.path.lexists(place):
         groups = {file.group for file in load(place).files}
         names = ", ".join(sorted(repr(name) for name in groups if name is not None)) or "none"
-        note = "" if groups == {target.group} else f"its files have the group {names}"
+        note = "" if groups == {target.group} else f"the configured files have the group {names}"
         return InstallStep("configuration", DEFAULT_PATH, StepOutcome.KEPT, note)
     text = _shipped("snpcerts.toml")
     for commented, setting in (
@@ -369,13 +374,17 @@ def _content(place: str) -> bytes | None:
 
 
 def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
-    """Raise unless the file was written by a version of this installation and is unchanged."""
+    """Raise an error unless a version of this installation wrote the file and the file is
+    unchanged.
+    """
     first, _, rest = found.partition(b"\n")
     if not first.startswith(_MARK.encode()):
         what = "'snpcerts host install' did not write this file"
         if not found:
             what += "; a link to /dev/null means that the unit is masked"
-        raise RefusedError(f"{path}: {what}", hint="move it away, or replace it with --replace")
+        raise RefusedError(
+            f"{path}: {what}", hint="move the file away, or replace the file with --replace"
+        )
     if first[len(_MARK) :].decode("ascii", "replace") != hashlib.sha256(rest).hexdigest():
         raise RefusedError(
             f"{path}: the file was edited after 'snpcerts host install' wrote it",
@@ -384,7 +393,7 @@ def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
     if data is not None and (mine := _runs(data)) != (theirs := _runs(found)):
         raise RefusedError(
             f"{path}: the file belongs to another installation, {theirs}; this one is {mine}",
-            hint=f"run {theirs} host uninstall first, or replace it with --replace",
+            hint=f"run {theirs} host uninstall first, or replace the file with --replace",
         )
 
 
@@ -398,7 +407,7 @@ def _directory(target: InstallTarget, path: str) -> InstallStep:
     if os.path.isdir(place):
         return InstallStep("directory", path, StepOutcome.UNCHANGED)
     if os.path.lexists(place):
-        raise RefusedError(f"{path}: not a directory", hint="move it away")
+        raise RefusedError(f"{path}: not a directory", hint="move this file away")
 
     def create() -> None:
         os.makedirs(place, mode=0o755, exist_ok=True)
@@ -408,7 +417,7 @@ def _directory(target: InstallTarget, path: str) -> InstallStep:
 
 
 def _links(target: InstallTarget) -> Iterator[InstallStep]:
-    """Make a command outside /usr, its manual pages and completion usable without its path."""
+    """Link a command outside /usr, its manual pages and its completions into /usr/local."""
     for path, goal in _linked(target):
         place = target.at(path)
         if not os.path.lexists(place):
@@ -422,7 +431,7 @@ def _links(target: InstallTarget) -> Iterator[InstallStep]:
         else:
             raise RefusedError(
                 f"{path}: another installation of snpcerts is already there",
-                hint="remove it first, or replace it with --replace",
+                hint="remove the other installation first, or replace its files with --replace",
             )
 
 
@@ -449,7 +458,9 @@ def _linker(place: str, goal: str) -> Callable[[], None]:
 
 
 def _new_of(place: str) -> str:
-    """Return a temporary name beside ``place``. Remove what a killed run left there."""
+    """Return a temporary name beside ``place``. Remove a file that a killed run left at that
+    name.
+    """
     new = os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.snpcerts-new")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
@@ -499,12 +510,12 @@ def _stopped(target: InstallTarget, name: str) -> InstallStep:
 
 
 def _systemctl(*words: str) -> None:
-    """Run a command of the service manager. Errors contain its message."""
+    """Run systemctl. Errors contain its message."""
     made = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise RefusedError(
             f"systemctl {' '.join(words)} failed: {made.stderr.strip()}",
-            hint="the files are in place; repeat this command when the service manager answers",
+            hint="the files are in place; run this command again when the service manager answers",
         )
 
 
@@ -527,7 +538,7 @@ def _links_removed(target: InstallTarget) -> Iterator[InstallStep]:
                 "link", path, StepOutcome.REMOVED, perform=functools.partial(os.unlink, place)
             )
         elif os.path.lexists(place):
-            yield InstallStep("link", path, StepOutcome.KEPT, "another installation's")
+            yield InstallStep("link", path, StepOutcome.KEPT, "belongs to another installation")
 
 
 def _left(

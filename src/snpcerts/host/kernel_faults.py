@@ -18,8 +18,8 @@ _Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class KernelFault:
-    """A fault of kernels from ``since`` up to but not including ``fixed``. ``source`` names the
-    source.
+    """A fault of kernels from ``since`` up to but not including ``fixed``. ``source`` says where it
+    is documented.
     """
 
     name: str
@@ -29,12 +29,12 @@ class KernelFault:
     source: str
 
     def concerns(self, version: _Version) -> bool:
-        """Whether a kernel of that version has the fault, judged by its number."""
+        """Whether a kernel of that version has the fault, judged by the version number alone."""
         return self.since <= version < self.fixed
 
     @property
     def fixed_in(self) -> str:
-        """The version with the fix, as text."""
+        """The first version with the fix, as text."""
         return ".".join(map(str, self.fixed)).removesuffix(".0")
 
 
@@ -73,6 +73,6 @@ def version_of(release: str) -> _Version | None:
 
 
 def known(release: str) -> tuple[KernelFault, ...]:
-    """Return the faults that a kernel of that release has, judged by its number."""
+    """Return the faults that a kernel of that release has, judged by its version number."""
     version = version_of(release)
     return () if version is None else tuple(each for each in FAULTS if each.concerns(version))

@@ -29,7 +29,7 @@ def observe(
 ) -> Iterator[Observation]:
     """Yield an observation for each number of the kernel ``release``.
 
-    It is "not tried" for a number that the kernel does not show.
+    For a number that the kernel does not show, the observation is "not tried".
     """
     yield _exit_number(release, modules)
     yield from _layout(btf)
@@ -49,7 +49,9 @@ def _exit_number(release: str, modules: Path) -> Observation:
             return _compared("header-exit-number", detail, int(found[1]), ExitReason.SNP_REQ_CERTS)
         tried.append(str(header))
     why = (
-        f"{tried[0]} does not define it" if tried else f"the headers of {release} are not installed"
+        f"{tried[0]} does not define KVM_EXIT_SNP_REQ_CERTS"
+        if tried
+        else f"the headers of {release} are not installed"
     )
     return Observation("header-exit-number", _CLAIM, Showing.NOT_TRIED, why)
 

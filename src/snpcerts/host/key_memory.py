@@ -7,8 +7,8 @@ always taken after the locks of certificate files.
 
 A record that is unusable (missing, torn, from another chip, written by a later version) counts as
 no record. If a record cannot be written, the facts count as forgotten. Certificate files are then
-empty and not wrong, and the next read writes a new record. The times in the record decide nothing,
-because a host's clock may jump. The boot and the load of kvm_amd that it names decide.
+empty instead of wrong, and the next read writes a new record. Decisions depend on the boot and the
+load of kvm_amd that the record names, not on the record's times, because a host's clock may jump.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class UnusableError(RefusedError):
 
 
 class MemoryStore(Protocol):
-    """The store of the record."""
+    """A store for the record of a host's signing keys."""
 
     def locked(self) -> AbstractContextManager[object]:
         """Exclude other readers and writers. Raises :class:`SnpCertsError` if that fails."""
@@ -75,7 +75,7 @@ class MemoryStore(Protocol):
 class Memory:
     """The record of one host's keys. Each read of the firmware's status updates it.
 
-    ``problem`` says why the record cannot be written. It is empty if it can.
+    ``problem`` says why the record cannot be written. It is empty if the record can be written.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Memory:
     def load_vlek(
         self, read: Read, give: Callable[[], None], tcb: TcbVersion, certificate: bytes
     ) -> None:
-        """Issue SNP_VLEK_LOAD for ``tcb`` with the VLEK's certificate (DER), and record it.
+        """Issue SNP_VLEK_LOAD for ``tcb``, and record the VLEK with its certificate (DER).
 
         This first forgets an already loaded VLEK, because after an interruption it is unknown which
         of the two is loaded.
@@ -127,7 +127,9 @@ class Memory:
             try:
                 give()
             except SevError as error:
-                if error.status is not None:  # it refused, so the loaded VLEK is unchanged
+                if (
+                    error.status is not None
+                ):  # the firmware refused, so the loaded VLEK is unchanged
                     self._keep(before)
                 raise
             vlek = RememberedVlek(tcb, _digest(certificate), self._clock())
@@ -177,7 +179,9 @@ class Memory:
         return what.state
 
     def _forgotten(self, read: Read, error: SnpCertsError) -> FirmwareState:
-        """Treat the host as new, because the record could not be saved for other processes."""
+        """Return what is known of a host without a record, because the record could not be locked
+        or saved.
+        """
         self.problem = str(error)
         now = remembered.looked(
             None, read(), self._chip, self._which(), why_nothing=f"{error.message}"
@@ -186,7 +190,7 @@ class Memory:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the store's lock. Nested calls take it only once."""
+        """Hold the store's lock. Nested calls take the lock only once."""
         with contextlib.ExitStack() as stack:
             if not self._depth:
                 try:
@@ -230,7 +234,7 @@ class MemoryFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold an exclusive lock on the lock file. Wait up to ``lock_wait`` for it."""
+        """Hold an exclusive lock on the lock file. Wait up to ``lock_wait`` seconds for it."""
         path = self.path.with_name(f".{self.path.name}.lock")
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -254,7 +258,7 @@ class MemoryFile:
                 if time.monotonic() >= deadline:
                     raise RetryLaterError(
                         f"{path}: timed out after {self._lock_wait:g} s waiting for the lock",
-                        hint="another agent is waiting for the firmware; try again",
+                        hint="try again: another agent is waiting for the firmware",
                     ) from None
                 time.sleep(_PAUSE)
             except OSError as error:
@@ -275,18 +279,20 @@ class MemoryFile:
             raise UnusableError(f"{self.path}: {error.strerror}") from None
         # A user who can write to the directory can put any file there.
         if owner not in (0, os.geteuid()):
-            raise UnusableError(f"{self.path}: ignored, because it belongs to user {owner}")
+            raise UnusableError(
+                f"{self.path}: the file is ignored, because it belongs to user {owner}"
+            )
         try:
             return _decode(data, self._product)
         except _DamagedError as error:
             raise UnusableError(f"{self.path}: {error}") from None
 
     def save(self, what: Remembered) -> None:
-        """Replace the file with one rename, synced."""
+        """Replace the file atomically, and sync it to disk."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            # The name may be another name of a file that belongs to another user, so never write to
-            # it.
+            # This name may be a hard link to another user's file, so never write to the file that
+            # has it.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._new)
             with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:
@@ -347,16 +353,16 @@ def _sum(body: dict[str, Any]) -> str:
 def _decode(data: bytes, product: Product) -> Remembered:
     try:
         if len(data) > SIZE_LIMIT:
-            raise _DamagedError(f"more than {SIZE_LIMIT} bytes")
+            raise _DamagedError(f"the file has more than {SIZE_LIMIT} bytes")
         body = json.loads(data)
         digest = body.pop("sha256")
         if body.get("version") != VERSION:
-            raise _DamagedError("written by another version of snpcerts")
+            raise _DamagedError("the record was written by another version of snpcerts")
         if digest != _sum(body):
-            raise _DamagedError("damaged or changed by hand")
+            raise _DamagedError("the record is damaged or was changed by hand")
         return _remembered(body, product)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SnpCertsError):
-        raise _DamagedError("damaged or changed by hand") from None
+        raise _DamagedError("the record is damaged or was changed by hand") from None
 
 
 def _body(what: Remembered) -> dict[str, Any]:

@@ -5,8 +5,8 @@ The device reports that a VLEK is loaded, but not for which TCB. It reports the 
 not the TCB that the VCEK was derived for. On some firmware the two differ: AMD's published firmware
 (Genoa, 1.55.25) keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG. When SNP is initialised, it
 derives the VCEK from the current TCB, whatever the reported TCB is. So the facts include a doubt,
-as text, if the numbers do not determine the key. They include a proof if a report has shown the
-key.
+as text, if the numbers do not determine the key. They include a proof if a report has shown which
+key signs.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ class KnownKeys:
     lost_masks: tuple[str, ...] = ()
 
     def proof(self, select: KeySelect) -> Proof | None:
-        """Return what has been proven for reports requested with ``select``."""
+        """Return the proof about reports requested with ``select``; None if there is none."""
         return next((each for each in self.proofs if each.select is select), None)
 
     def proven(self, proof: Proof) -> KnownKeys:
-        """Return a copy with one more proof. It replaces an older proof of the same kind."""
+        """Return a copy with one more proof, which replaces an older proof for the same
+        ``select``.
+        """
         others = tuple(each for each in self.proofs if each.select is not proof.select)
         return replace(self, proofs=(*others, proof))
 

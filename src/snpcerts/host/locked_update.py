@@ -2,9 +2,9 @@
 """The exclusive section: locks and empties the certificate files, changes the firmware, and fills
 the files.
 
-Nothing is fetched in the section. The firmware's status after the command decides the content of
-the files, not the command's arguments. So the files are right even after a refused command. If the
-table for the key is not cached, the file gets the empty table.
+Nothing is fetched in the section. The content of the files depends on the firmware's status after
+the command, not on the command's arguments. So the files are right even after a refused command. If
+the table for the key is not cached, the file gets the empty table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _ReadState = Callable[[], FirmwareState]
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """The content of one file after the section. ``missing`` is the key without a cached table."""
+    """The content of one file after the section. ``missing`` is the expected key if its table was
+    not cached.
+    """
 
     file: FileConfig
     expected: ExpectedContent | None  # None if the firmware's status could not be read
@@ -39,11 +41,11 @@ class FileResult:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """The result. Times are in seconds.
+    """The result of an exclusive section. Times are in seconds.
 
-    ``waited`` is the wait for the locks. ``held`` is the time of the longest lock, and ``firmware``
-    the part of it that the firmware command took. ``refused`` is the command's error; the files
-    then match the firmware's actual state.
+    ``waited`` is the wait for the locks. ``held`` is the longest time for which a lock was held,
+    and ``firmware`` the part of it that the firmware command took. ``refused`` is the command's
+    error; the files then match the firmware's actual state.
     """
 
     state: FirmwareState | None

@@ -10,12 +10,14 @@ from datetime import UTC, datetime
 from snpcerts.host.event import Event, EventKind, Listener
 
 _FIGURES = ("lock_wait_ms", "lock_held_ms", "firmware_ms")
-# The text log has these only if there is a problem. The JSON log has all of them.
+# The text log omits these. The JSON log has all events.
 _QUIET = (EventKind.CHECKED, EventKind.FETCHED)
 
 
 def text_log(write: Callable[[str], None]) -> Listener:
-    """Log one line per event, without the time: terminals and journals add their own."""
+    """Return a listener that writes one line per event, without the time, because journals
+    add it.
+    """
 
     def listen(event: Event) -> None:
         if event.kind in _QUIET:
@@ -38,7 +40,7 @@ def text_log(write: Callable[[str], None]) -> Listener:
 
 
 def json_log(write: Callable[[str], None]) -> Listener:
-    """Log one JSON object per event, with the time in UTC."""
+    """Return a listener that writes one JSON object per event, with the time in UTC."""
 
     def listen(event: Event) -> None:
         line: dict[str, object] = {
@@ -55,7 +57,9 @@ def json_log(write: Callable[[str], None]) -> Listener:
 
 
 def without_repeats(listener: Listener) -> Listener:
-    """Pass on a warning once. Repeat it only after another event for its file."""
+    """Return a listener that passes events on, but drops a warning that repeats the last one for
+    its file, unless the file has been published since.
+    """
     last: dict[str | None, str] = {}
 
     def listen(event: Event) -> None:

@@ -32,7 +32,7 @@ _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5
 
 
 class Metrics:
-    """All metrics. It is a :data:`~snpcerts.host.event.Listener`."""
+    """All metrics of the agent. An instance is a :data:`~snpcerts.host.event.Listener`."""
 
     def __init__(self) -> None:
         """Create the metrics. Raises :class:`RefusedError` if prometheus-client is not
@@ -43,14 +43,16 @@ class Metrics:
         except ImportError:
             raise RefusedError(
                 "metrics need the Python package prometheus-client",
-                hint="install it, or omit the metrics options",
+                hint="install prometheus-client, or omit the metrics options",
             ) from None
         self._prometheus = prometheus
         self.registry = registry = prometheus.CollectorRegistry()
         gauge = functools.partial(prometheus.Gauge, registry=registry)
         counter = functools.partial(prometheus.Counter, registry=registry)
         per_file = ["file"]
-        self._in_step = gauge("snpcerts_in_step", "1 while the file holds what it should", per_file)
+        self._in_step = gauge(
+            "snpcerts_in_step", "1 while the file has the right content", per_file
+        )
         self._expiry = gauge(
             "snpcerts_certificate_expiry_timestamp_seconds",
             "When the first certificate of the file expires",
@@ -60,7 +62,7 @@ class Metrics:
             "snpcerts_last_look_timestamp_seconds", "When files and firmware were last compared"
         )
         self._synced = gauge(
-            "snpcerts_last_in_step_timestamp_seconds", "When all files were last found in step"
+            "snpcerts_last_in_step_timestamp_seconds", "When all files last had the right content"
         )
         self._wait, self._held, self._firmware = (
             prometheus.Histogram(
@@ -83,14 +85,14 @@ class Metrics:
             ),
             EventKind.CONTRADICTED: counter(
                 "snpcerts_signing_key_contradictions",
-                "Reports that showed another key than the firmware's status implies",
+                "Reports signed with a key other than the one that the firmware's status implies",
             ),
             EventKind.FAILED: failures,
             EventKind.UNAVAILABLE: failures,
         }
         self._crl = gauge(
             "snpcerts_revocation_list_next_update_timestamp_seconds",
-            "When the cached revocation list expires; missing if there is no list",
+            "When the cached revocation list (CRL) expires; absent if none is cached",
             ["kind"],
         )
         self._fetches = counter(
@@ -113,7 +115,7 @@ class Metrics:
         )
         self._proven = gauge(
             "snpcerts_signing_key_proven_timestamp_seconds",
-            "When a report proved which key signs; missing if no report did",
+            "When a report proved which key signs; absent if no report did",
             ["key_sel"],
         )
         self._mitigations = gauge(
@@ -128,7 +130,7 @@ class Metrics:
         )
         self._tcb = gauge(
             "snpcerts_tcb",
-            "The firmware's TCBs, component by component: current and reported",
+            "The components of the firmware's current and reported TCBs",
             ["tcb", "component"],
         )
         self._build = gauge(
@@ -147,7 +149,7 @@ class Metrics:
         )
         self._changes = counter(
             "snpcerts_firmware_changes",
-            "Changes of the firmware's state by any program, with or without the lock",
+            "Changes to the firmware's state by any program, with or without the lock",
             ["what"],
         )
 
@@ -179,7 +181,8 @@ class Metrics:
         lists: Mapping[VekKind, RevocationList],
         is_prepared: Callable[[FirmwareState], bool],
     ) -> None:
-        """Record the state of every file, the key server's counts and the revocation lists.
+        """Record the state of every file, the counts of key server requests, and the revocation
+        lists.
 
         ``is_prepared`` says whether the certificates for a commit are cached.
         """
@@ -253,7 +256,7 @@ class Metrics:
             raise RefusedError(f"cannot write metrics to {path}: {error.strerror}") from None
 
     def serve(self, port: int) -> Callable[[], None]:
-        """Serve the metrics on 127.0.0.1. Return a function that stops serving."""
+        """Serve the metrics on ``port`` of 127.0.0.1. Return a function that stops the server."""
         from snpcerts.host.metrics_server import MetricsServer
 
         handler = self._prometheus.MetricsHandler.factory(self.registry)
@@ -285,6 +288,6 @@ def _require_metrics(path: str) -> None:
         if regular and file.read(len(_BEGINS)) in (b"", _BEGINS):
             return
     raise RefusedError(
-        f"{path}: left unchanged, because it does not hold metrics",
+        f"{path}: the file was not replaced, because it does not contain metrics",
         hint="check the path; if it is right, remove the file that is there",
     )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves the metrics on a port. Any local user can connect, so the cost is bounded."""
+"""Serves the metrics on a port. Any local user can connect, so the number of connections and their
+idle time are bounded.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ IDLE_SECONDS: Final = 10.0
 
 
 class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """Serves 127.0.0.1. If there are too many connections, it closes the oldest ones."""
+    """A server on 127.0.0.1. If there are too many connections, it closes the oldest ones."""
 
     allow_reuse_address = True
     # With more connections than this at once, a client waits a second before it tries again.

@@ -21,7 +21,8 @@ from snpcerts.host.expected_content import Key
 from snpcerts.kds.clock import Clock
 from snpcerts.mirror.announcement import Announcement
 
-# Limits of the pause between two requests, in seconds. The mirror's estimate selects the pause.
+# Limits of the pause between two requests, in seconds. Within them, the mirror's estimate
+# determines the pause.
 SHORTEST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 _UNKNOWN_PAUSE: Final = 10.0
@@ -41,8 +42,8 @@ def wait_for_mirror(
 
     Each request is an announcement, so the mirror queues the certificates that it lacks. No mirror
     has VLEK certificates, so this does not wait for those. Raises :class:`RetryLaterError` if the
-    time is over or the mirror says that AMD's key server does not have a certificate. Raises
-    :class:`RefusedError` if the mirror refuses the announcement or was not asked for the key.
+    time runs out or the mirror says that AMD's key server does not have a certificate. Raises
+    :class:`RefusedError` if the mirror refuses the announcement or does not mention a certificate.
     """
     clock = clock or Clock()
     tcbs = {key.tcb for key in keys if key.kind is VekKind.VCEK}
@@ -65,7 +66,8 @@ def wait_for_mirror(
         if left <= 0:
             raise RetryLaterError(
                 f"{problem}; waited {patience:.0f} s, and changed nothing",
-                hint="run the command again; the mirror continues to fetch meanwhile",
+                hint="run the command again later; meanwhile the mirror continues to fetch "
+                "the certificate",
                 code="certificate-unavailable",
             )
         notice(f"{problem}; asking again in {min(pause, left):.0f} s")
@@ -76,7 +78,7 @@ def _of(found: Mapping[TcbVersion, MirroredCertificate], tcb: TcbVersion) -> Mir
     if tcb not in found:
         raise RefusedError(
             f"the mirror did not say whether it has the certificate at {tcb}",
-            hint="check that the mirror runs this release",
+            hint="check that the mirror runs this release of snpcerts",
         )
     return found[tcb]
 
@@ -86,23 +88,25 @@ def _require_hope(missing: MirroredCertificate) -> None:
         raise RetryLaterError(
             f"the mirror says that the key server has no certificate for this chip at "
             f"{missing.tcb}; nothing has been changed",
-            hint="AMD's key server has answered 404 for valid chips for up to a day: try again "
-            "later",
+            hint="try again later: AMD's key server has answered 404 for valid chips for up "
+            "to a day",
             code="certificate-unavailable",
         )
     if missing.state == REFUSED:
         raise RetryLaterError(
             f"the mirror got a certificate for {missing.tcb} that does not verify; nothing has "
             "been changed",
-            hint="the mirror's log says what is wrong with the certificate",
+            hint="look in the mirror's log, which says what is wrong with the certificate",
             code="certificate-unavailable",
         )
 
 
 def _pause(missing: list[MirroredCertificate]) -> tuple[float, str]:
-    """Return the seconds until the next request, and a description of what is missing."""
+    """Return how many seconds to wait before the next request, and a description of what is
+    missing.
+    """
     waits = [each.wait for each in missing if each.wait is not None]
     what = f"the mirror does not have the certificate at {missing[0].tcb} yet"
     if not waits:
         return _UNKNOWN_PAUSE, what
-    return max(waits), f"{what}; it expects it in {math.ceil(max(waits))} s"
+    return max(waits), f"{what}, but expects it in {math.ceil(max(waits))} s"

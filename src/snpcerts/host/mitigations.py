@@ -19,14 +19,14 @@ _BITS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Mitigations:
-    """Two vectors with one bit for each mitigation."""
+    """Two mitigation vectors of 64 bits: each bit is one mitigation."""
 
     supported: int
     verified: int
 
     @property
     def unverified(self) -> int:
-        """The mitigations that the firmware supports and has not verified."""
+        """The mitigations that the firmware supports but has not verified."""
         return self.supported & ~self.verified
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Mitigations:
 
 
 def mitigations(folder: str = FOLDER) -> Mitigations | None:
-    """Read the vectors of this host. None if they are missing or unreadable."""
+    """Read this host's mitigation vectors; None if either is missing or unreadable."""
     found = [_vector(f"{folder}/{name}_mitigations") for name in ("supported", "verified")]
     supported, verified = found
     return None if supported is None or verified is None else Mitigations(supported, verified)

@@ -3,7 +3,7 @@
 
 Source: sd_notify(3). Reports are datagrams of ``NAME=value`` lines to the UNIX socket in
 ``NOTIFY_SOCKET``. The socket is abstract if its name starts with ``@``. ``WATCHDOG_USEC`` is the
-longest permitted silence. Without such a socket nothing is sent.
+longest permitted silence. If ``NOTIFY_SOCKET`` is not set, nothing is sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class ServiceManager:
 
     @staticmethod
     def _watchdog(environment: Mapping[str, str]) -> float | None:
-        """Return the seconds between watchdog messages: half of the limit."""
+        """Return the seconds between watchdog messages, which is half of the limit; None if there
+        is no limit.
+        """
         text = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         return int(text) / 2_000_000 if text.isdecimal() and int(text) and mine else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets group and mode of a certificate file, which decide who may read it.
+"""Sets the group and mode of a certificate file, which determine who may read it.
 
 A user who can read the file can hold a shared lock on it and block updates. So only the VMMs' group
 may read the file.
@@ -18,7 +18,7 @@ from snpcerts.host.config import FileConfig
 
 
 def group_of(file: FileConfig) -> int | None:
-    """Return the number of the configured group, or None to keep the file's group.
+    """Return the ID of the configured group; None to keep the file's present group.
 
     Raises :class:`InputError` if there is no such group.
     """
@@ -29,7 +29,7 @@ def group_of(file: FileConfig) -> int | None:
     except KeyError:
         raise InputError(
             f"{file.path}: there is no group {file.group!r} on this host",
-            hint="set it to the group that the VMMs run in",
+            hint="set the file's group to the group that the VMMs run in",
         ) from None
 
 
@@ -38,10 +38,10 @@ def differences(file: FileConfig) -> tuple[str, ...]:
     status = os.stat(file.path)
     found: list[str] = []
     if group_of(file) not in (None, status.st_gid):
-        found.append(f"its group is {_group_name(status.st_gid)}, but should be {file.group}")
+        found.append(f"the group is {_group_name(status.st_gid)}, but should be {file.group}")
     if file.mode is not None and stat.S_IMODE(status.st_mode) != file.mode:
         found.append(
-            f"its mode is {stat.S_IMODE(status.st_mode):04o}, but should be {file.mode:04o}"
+            f"the mode is {stat.S_IMODE(status.st_mode):04o}, but should be {file.mode:04o}"
         )
     return tuple(found)
 
@@ -64,7 +64,7 @@ def apply(file: FileConfig) -> None:
                         f"{file.path}: not a regular file with a single name, so its group "
                         "and mode were left unchanged"
                     ),
-                    hint="find out which other program is using this directory",
+                    hint="find out which other program uses this directory, and stop it",
                 )
             if group is not None and status.st_gid != group:
                 os.fchown(fd, -1, group)
@@ -80,7 +80,9 @@ def apply(file: FileConfig) -> None:
 
 
 def _names_of(path: str, status: os.stat_result) -> int:
-    """Return how many names one of the agent's files may have: two after an update was killed."""
+    """Return how many names (hard links) the file may have: two if an update was killed, otherwise
+    one.
+    """
     try:
         old = os.lstat(old_of(path))
     except FileNotFoundError:

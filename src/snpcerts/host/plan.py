@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans the effects of a firmware command before anything changes.
+"""Plans a firmware command and its effects before anything changes.
 
 Source: SNP ABI (56860): SNP_COMMIT sets Reported and Committed to Current; SNP_SET_CONFIG sets
 Reported and both masks together, and zero resets Reported to Committed; SNP_VLEK_LOAD takes a
-hashstick made for exactly the reported TCB. Sources disagree whether a loaded VLEK survives a
+hashstick made for exactly the reported TCB. Sources disagree on whether a loaded VLEK survives a
 change of Reported: AMD's document says that COMMIT drops it, AMD's published firmware (1.55.25)
-keeps it through both. A plan assumes that it is dropped, because then more must be fetched. If the
-firmware keeps it, its files stay empty (:mod:`snpcerts.host.remembered`).
+keeps it through both. A plan assumes that the VLEK is dropped, because then more must be fetched.
+If the firmware keeps the VLEK, the files for it stay empty (:mod:`snpcerts.host.remembered`).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class FilePlan:
 class Plan:
     """A firmware command and its effects.
 
-    ``after`` is the expected state of the firmware, but its actual state decides. ``fetch`` lists
-    the keys whose certificates must be fetched first. ``prepare`` runs after fetching and before
-    any lock is taken.
+    ``after`` is the expected state of the firmware; what is published depends on the actual one.
+    ``fetch`` lists the keys whose certificates must be fetched first. ``prepare`` runs after
+    fetching and before any lock is taken.
     """
 
     command: str
@@ -59,7 +59,7 @@ class Plan:
     prepare: Callable[[], None] = lambda: None
 
     def lines(self) -> list[str]:
-        """Return the plan for people."""
+        """Return the plan as lines of text for people."""
         out = [f"{self.command}:"]
         out.append(f"  reported TCB  {self.before.reported}")
         moved = self.after.reported != self.before.reported
@@ -69,14 +69,14 @@ class Plan:
             out.append(f"  {'1. fetch' if number == 0 else '        '}  certificates of the {key}")
         if not self.fetch:
             out.append("  1. fetch   nothing: all certificates are cached")
-        out.append("  2. lock and empty every file, give the command, read the status again")
+        out.append("  2. lock and empty every file, issue the command, read the status again")
         for each in self.files:
             name = each.file_state.file.path
             out.append(f"  3. publish {name}: {_what(each.after)}")
         return [printable(line) for line in out]
 
     def to_json(self) -> dict[str, object]:
-        """Return the plan for programs."""
+        """Return the plan as JSON values, for programs."""
         return {
             "command": self.command,
             "reported_tcb": self.before.reported.components(),
@@ -102,7 +102,7 @@ def _what(expected: ExpectedContent) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The result of a planned command. ``unfetched`` lists what could not be fetched beforehand."""
+    """The result of a planned command. ``unfetched`` says what could not be fetched beforehand."""
 
     result: UpdateResult
     unfetched: SnpCertsError | None = None
@@ -124,8 +124,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         if not allow_empty:
             raise UnavailableError(
                 f"{error.message}; nothing has been changed",
-                hint="try again later. With --allow-empty, the command continues, and guests "
-                "have no certificates until they are available",
+                hint="try again later, or use --allow-empty: guests then have no certificates "
+                "until they can be fetched",
                 after=getattr(error, "after", None),
             ) from None
         unfetched = error
@@ -136,8 +136,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         if _bare(now) != _bare(plan.before):
             raise RetryLaterError(
                 (
-                    f"{plan.command}: not run, because the firmware has changed since the "
-                    "plan was made"
+                    f"{plan.command}: the command was not issued, because the firmware has "
+                    "changed since the plan was made"
                 ),
                 hint="check 'host status', and run the command again",
             )
@@ -154,10 +154,11 @@ def _bare(state: FirmwareState) -> FirmwareState:
 
 
 def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
-    """Bring the remaining files in step. Return the remaining error, if any.
+    """Make the remaining files match the signing key. Return the first remaining error; None if
+    there is none.
 
-    The firmware may be at a TCB that was not planned, for example after a reset. Its certificates
-    are fetched now, while the files are empty.
+    The firmware may be at a TCB that was not planned, for example after a reset. The certificates
+    for that TCB are fetched now, while the files are empty.
     """
     result = changed.result
     if result.refused is not None:
@@ -168,7 +169,7 @@ def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
 
 
 def commit(agent: Agent) -> Plan:
-    """SNP_COMMIT."""
+    """Plan SNP_COMMIT."""
     file_states, before = _looked(agent)
     after = _reporting(before, before.current)
     notes = [
@@ -187,10 +188,11 @@ def set_config(
     mask_chip_id: bool | None = None,
     mask_chip_key: bool | None = None,
 ) -> Plan:
-    """SNP_SET_CONFIG. ``tcb`` computes the new reported TCB from the current one; None resets it.
+    """Plan SNP_SET_CONFIG.
 
-    A mask that is None does not change. Raises :class:`RefusedError` for a TCB above the current
-    one, which the firmware would refuse.
+    ``tcb`` computes the new reported TCB from the present one; if ``tcb`` is None, the reported TCB
+    is reset. A mask that is None does not change. Raises :class:`RefusedError` for a TCB above the
+    current one, which the firmware would refuse.
     """
     file_states, before = _looked(agent)
     notes: list[str] = []
@@ -206,8 +208,8 @@ def set_config(
         stored = reported.pack()
         if not before.current.covers(reported):
             raise RefusedError(
-                f"reported TCB {reported} is above the current one, {before.current}",
-                hint="no component may be above the committed TCB",
+                f"the new reported TCB, {reported}, is above the current TCB, {before.current}",
+                hint="choose a TCB with no component above the committed TCB",
             )
         if reported == before.reported:
             notes.append(
@@ -226,7 +228,10 @@ def set_config(
             for name in before.known.lost_masks
         )
         if not any(stored):
-            raise RefusedError("an all-zero reported TCB means a reset", hint="use --reset instead")
+            raise RefusedError(
+                "the new reported TCB is all zeros, which the firmware takes as a reset",
+                hint="use --reset instead",
+            )
     after = replace(
         _reporting(before, reported),
         chip_id_masked=before.chip_id_masked if mask_chip_id is None else mask_chip_id,
@@ -245,7 +250,7 @@ def set_config(
 
 
 def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
-    """SNP_VLEK_LOAD of ``hashstick`` (432 bytes). ``certificate`` certifies its VLEK.
+    """Plan SNP_VLEK_LOAD of ``hashstick`` (432 bytes). ``certificate`` certifies its VLEK.
 
     Raises an error, before anything changes, if the hashstick or the certificate is not for this
     product and the reported TCB, or if the chain above the certificate cannot be fetched.
@@ -341,7 +346,7 @@ def _plan(
 
 
 def _doubts(agent: Agent, files: Sequence[FilePlan]) -> Iterator[str]:
-    """Return notes on files that the command would refuse to replace without --force."""
+    """Yield a note for each file that the command would refuse to replace without --force."""
     for each in files:
         try:
             require_certificate_file(each.file_state.file.path)
@@ -358,13 +363,13 @@ def _hashstick(data: bytes) -> psp.WrappedVlekHashstick:
     """Read the parts of a hashstick that are not encrypted for the chip."""
     size = psp.WrappedVlekHashstick.SIZE
     if len(data) != size:
-        raise InputError(f"a wrapped VLEK hashstick has {size} bytes, not {len(data)}")
+        raise InputError(f"wrapped VLEK hashstick: expected {size} bytes, found {len(data)}")
     stick = psp.WrappedVlekHashstick.unpack(data)
     if not any(data):
-        raise InputError("the hashstick is all zero")
+        raise InputError("the hashstick is all zeros")
     if any(stick.rsvd1) or any(stick.rsvd2):
         raise InputError(
             "the hashstick's reserved bytes (0x00C and 0x198) are not zero",
-            hint="give the 432 raw bytes, not hexadecimal text or JSON",
+            hint="pass the 432 raw bytes, not hexadecimal text or JSON",
         )
     return stick

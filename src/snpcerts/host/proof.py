@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uses a report to prove which key signs, because ``/dev/sev`` does not always show it.
 
-A report counts if all of these hold: it is fresh (REPORT_DATA has 64 random bytes of ours, and the
-file's shared lock was held from before the request until after the answer); it comes from this
-chip, in the firmware's current state, with the KEY_SEL in question; and a trusted certificate
-verifies it. Any other report neither proves nor contradicts anything. An unsigned report does not
-count, because anyone can make one.
+A report counts if all of these hold: it is fresh (its REPORT_DATA is 64 random bytes that this
+program chose, and the file's shared lock was held from before the request until after the answer);
+it comes from this chip, in the firmware's current state, with the KEY_SEL in question; and a
+trusted certificate verifies it. Any other report neither proves nor contradicts anything. An
+unsigned report does not count, because anyone can make one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from snpcerts.verify.report_check import check_signature
 NONCE_SIZE: Final = 64
 
 Ask = Callable[[bytes, KeySelect], bytes]
-"""Lets a guest request a report over 64 bytes with a KEY_SEL; returns its 1184 bytes."""
+"""Lets a guest request a report with 64 bytes of report data and a KEY_SEL; returns the report
+(1184 bytes).
+"""
 
 
 class NoProofError(RefusedError):
@@ -59,8 +61,8 @@ class Candidate:
 class Proved:
     """The result of a proof.
 
-    ``believed`` is the key that the firmware's status implies. ``synced`` is the result of bringing
-    the files in step.
+    ``believed`` is the key that the firmware's status implies. ``synced`` is the result of the
+    update of the files that followed.
     """
 
     proof: Proof
@@ -74,7 +76,7 @@ class Proved:
 
 
 def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
-    """Prove which key signs for the guests of ``file``, remember it, and bring the files in step.
+    """Prove which key signs for the guests of ``file``, record that, and make the files match it.
 
     ``nonce`` is 64 fresh random bytes. Raises :class:`NoProofError` for a report that does not
     count, :class:`RetryLaterError` if the firmware changed meanwhile or the lock was not granted,
@@ -130,7 +132,7 @@ def judged(
     product: Product,
     at: datetime,
 ) -> Proof:
-    """Return what the report proves.
+    """Return what the report ``data`` proves.
 
     Raises :class:`NoProofError`, with the reason, if it proves nothing.
     """
@@ -167,8 +169,8 @@ def judged(
     if signer is not kind:
         raise NoProofError(
             (
-                f"the report is signed with the {signer.name}, but with KEY_SEL "
-                f"{int(select)} the {kind.name} signs: it was made with another KEY_SEL"
+                f"the report is signed with the {signer.name}, but with KEY_SEL {int(select)} the "
+                f"{kind.name} signs: the report was requested with another KEY_SEL"
             ),
             hint=f"request the report with --key-sel {select.name.lower()}",
         )
@@ -178,7 +180,7 @@ def judged(
                 "the report's CHIP_ID is masked. A VLEK signs on every host of its "
                 "provider, so the report may be from another host"
             ),
-            hint="nothing can be proven with a VLEK while MASK_CHIP_ID is set",
+            hint="clear MASK_CHIP_ID: while it is set, nothing can be proven with a VLEK",
         )
     for each in candidates:
         if not any(check_signature(report, each.leaf.public_key)):
@@ -187,7 +189,8 @@ def judged(
     tried = "; ".join(str(each.key) for each in candidates) or "no certificate is available"
     raise NoProofError(
         f"no available certificate verifies the report (tried: {tried})",
-        hint="the report is forged, or its key's certificate is not available",
+        hint="make the certificate of the report's key available; if it is available, the "
+        "report is forged",
     )
 
 
@@ -202,7 +205,7 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
     if is_of_another_chip(report, chip):
         raise NoProofError(
             "the report is from another chip: its CHIP_ID starts with "
-            f"{fields.chip_id[:8].hex()}, this one's with {chip[:8].hex()}"
+            f"{fields.chip_id[:8].hex()}, but this chip's starts with {chip[:8].hex()}"
         )
     if report.chip_id_masked and not state.chip_id_masked:
         raise NoProofError("the report's CHIP_ID is masked, but this host's is not")
@@ -223,7 +226,8 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
 def candidate_keys(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
     """Return the keys that the firmware may sign with.
 
-    For the VCEK these are the keys of the reported and the current TCB.
+    For a VCEK, these are the keys at the reported and the current TCB. For a VLEK, they are the key
+    at the reported TCB and those with stored certificates.
     """
     tcbs = (
         (state.reported, state.current)

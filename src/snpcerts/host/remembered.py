@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules by which reading the firmware's status, or a command, changes what is known about its keys.
 
-Pure. Every rule holds for any firmware. If AMD's document, AMD's published firmware (1.55.25) and
-reports from users disagree, the key is in doubt. A file whose key is in doubt stays empty.
+The functions here do no I/O. Every rule holds for any firmware. If AMD's document, AMD's published
+firmware (1.55.25) and reports from users disagree, the key is in doubt. A file whose key is in
+doubt stays empty.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.initialisation import Initialisation
 from snpcerts.host.known import NOTHING_DOUBTED, KnownKeys, Proof, RememberedVlek
 
-_AGAIN: Final = "run 'host prove-key' to find out, or 'host set-config --again' to derive it again"
+_AGAIN: Final = (
+    "run 'host prove-key' to find out, or 'host set-config --again' to derive the VCEK again"
+)
 _LOAD: Final = "run 'host prove-key', or load the VLEK again"
 
-STRANGER: Final = f"'host load-vlek' did not load it, so its TCB is unknown; {_LOAD}"
+STRANGER: Final = f"the VLEK was not loaded by 'host load-vlek', so its TCB is unknown; {_LOAD}"
 BEGUN: Final = f"the load of another VLEK was interrupted; {_LOAD}"
 
 
@@ -73,7 +76,7 @@ def configured(remembered: Remembered) -> Remembered:
 def loading(remembered: Remembered) -> Remembered:
     """Record that the agent is about to issue SNP_VLEK_LOAD.
 
-    Until it ends, the loaded VLEK is unknown.
+    Until the command ends, it is unknown which VLEK is loaded.
     """
     if not remembered.state.vlek_loaded:
         return remembered
@@ -141,7 +144,7 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, change: str
 
 
 def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
-    """Handle the same initialisation as before. Any change was made by a command."""
+    """Return what is known if SNP was not initialised again, so that only commands made changes."""
     known = before.known
     if _key_facts(before) != _key_facts(now):
         known = replace(known, proofs=())
@@ -150,7 +153,7 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
         now.chip_key_masked and not before.chip_key_masked
     )
     if moved or masked:
-        # Only SNP_SET_CONFIG and SNP_COMMIT change it, and both derive the VCEK again.
+        # Only SNP_SET_CONFIG and SNP_COMMIT change these, and both derive the VCEK again.
         known = replace(known, vcek_doubt="", lost_masks=())
     if not now.vlek_loaded:
         return replace(known, vlek=None, vlek_doubt="")
@@ -161,15 +164,15 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
             known,
             vlek=known.vlek,
             vlek_doubt=(
-                f"the reported TCB was {before.reported} when it was loaded, and has "
-                f"changed since. The firmware may have kept it; {_LOAD}"
+                f"the reported TCB was {before.reported} when the VLEK was loaded, and has "
+                f"changed since. The firmware may have kept the VLEK; {_LOAD}"
             ),
         )
     return known
 
 
 def _unobserved(known: KnownKeys, now: FirmwareState) -> KnownKeys:
-    """Handle a host that cannot show re-initialisations.
+    """Return what is known on a host that cannot show re-initialisations of SNP.
 
     Proofs and VCEKs below the current TCB are then not remembered.
     """
@@ -191,7 +194,9 @@ def _without_vlek_proofs(known: KnownKeys) -> KnownKeys:
 
 
 def _key_facts(state: FirmwareState) -> tuple[object, ...]:
-    """Return the facts that a proof depends on. If any of them changes, the proof ends."""
+    """Return the facts that a proof depends on. If any of them changes, the proof is no longer
+    valid.
+    """
     return (
         state.version,
         state.current,
@@ -204,7 +209,7 @@ def _key_facts(state: FirmwareState) -> tuple[object, ...]:
 
 
 def expected_kind(state: FirmwareState, select: KeySelect) -> VekKind:
-    """Return the kind of key that signs a report requested with ``select``; None if none signs."""
+    """Return the kind of key that signs a report requested with ``select``, if one signs."""
     if select is KeySelect.VLEK or (select is KeySelect.DEFAULT and state.vlek_loaded):
         return VekKind.VLEK
     return VekKind.VCEK

@@ -29,7 +29,9 @@ _OTHER_HASHSTICK: Final = (
 
 
 class SevError(RefusedError):
-    """A command failed. ``status`` is the firmware's, or None if the driver refused it."""
+    """A firmware command failed. ``status`` is the firmware's status code; None if the driver
+    refused.
+    """
 
     code = "sev"
 
@@ -43,7 +45,7 @@ class SevError(RefusedError):
             name = psp.SevStatus(self.status).name if known else "unknown"
             text = f"the firmware answered {self.status:#x} ({name})"
         hints = {
-            errno.ENODEV: "SNP is not initialised on this host",
+            errno.ENODEV: "SNP is not initialised on this host: load kvm_amd with sev_snp=1",
             errno.EPERM: "open the device for writing",
         }
         hint = hints.get(number)
@@ -57,7 +59,7 @@ class SevError(RefusedError):
 
 
 class Sev(DeviceFile):
-    """An open ``/dev/sev``. It is a context manager."""
+    """An open ``/dev/sev``. As a context manager, it closes the device."""
 
     def __init__(self, path: str = DEVICE) -> None:
         """Open the device. Raises :class:`RefusedError` if it is missing or cannot be opened."""
@@ -69,30 +71,34 @@ class Sev(DeviceFile):
         )
 
     def snp_platform_status(self) -> psp.SnpPlatformStatus:
-        """SNP_PLATFORM_STATUS: current and reported TCB, and the other fields."""
+        """Issue SNP_PLATFORM_STATUS. Return the current and reported TCB, and the other fields."""
         out = self._issue(psp.Command.SNP_PLATFORM_STATUS, psp.SnpPlatformStatus())
         return psp.SnpPlatformStatus.unpack(out)
 
     def hwid(self) -> bytes:
-        """GET_ID2: the chip ID as the key server uses it (64 bytes, or 8 on Turin)."""
+        """Issue GET_ID2. Return the chip ID as the key server uses it (64 bytes, or 8 on Turin)."""
         buffer = (ctypes.c_char * _ID_SIZE)()
         request = psp.GetId2(address=ctypes.addressof(buffer), length=_ID_SIZE)
         out = psp.GetId2.unpack(self._issue(psp.Command.GET_ID2, request))
         return buffer.raw[: out.length]
 
     def snp_commit(self) -> None:
-        """SNP_COMMIT: permanently set the reported TCB to the current one, and remove the VLEK."""
+        """Issue SNP_COMMIT: permanently set the reported TCB to the current one, and remove the
+        VLEK.
+        """
         self._issue(psp.Command.SNP_COMMIT, None)
 
     def snp_set_config(self, config: psp.SnpConfig) -> None:
-        """SNP_SET_CONFIG. A ``reported_tcb`` of zeros resets it."""
+        """Issue SNP_SET_CONFIG. A ``reported_tcb`` of zeros resets the reported TCB."""
         self._issue(psp.Command.SNP_SET_CONFIG, config)
 
     def snp_vlek_load(self, hashstick: bytes) -> None:
-        """SNP_VLEK_LOAD of a wrapped hashstick of 432 bytes."""
+        """Issue SNP_VLEK_LOAD with a wrapped hashstick of 432 bytes."""
         size = psp.WrappedVlekHashstick.SIZE
         if len(hashstick) != size:
-            raise RefusedError(f"a wrapped VLEK hashstick has {size} bytes, not {len(hashstick)}")
+            raise RefusedError(
+                f"wrapped VLEK hashstick: expected {size} bytes, found {len(hashstick)}"
+            )
         buffer = ctypes.create_string_buffer(hashstick, size)
         load = psp.SnpVlekLoad(
             len=psp.SnpVlekLoad.SIZE, vlek_wrapped_address=ctypes.addressof(buffer)

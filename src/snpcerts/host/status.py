@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's state for operators: firmware, files, and whether they are in step."""
+"""The host's state for operators: the firmware, the files, and whether the files match the signing
+key.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class FileStatus:
 
     @property
     def leaf(self) -> EndorsementCert | None:
-        """The leaf in the file, right or wrong."""
+        """The VCEK or VLEK certificate in the file, whether it is the right one or not."""
         return self.file_state.leaf or leaf_of(self.file_state.table)
 
 
@@ -135,7 +137,9 @@ def status_of(
     file_states: Sequence[FileState],
     lists: Mapping[VekKind, RevocationList],
 ) -> HostStatus:
-    """Combine the findings. ``lists`` are the cached revocation lists."""
+    """Return the host's status, with the holders of the files' locks. ``lists`` are the cached
+    revocation lists.
+    """
     holders = holders_of_each([each.file.path for each in file_states])
     files = tuple(map(FileStatus, file_states, holders))
     return HostStatus(firmware, firmware.state(), files, lists)
@@ -154,7 +158,7 @@ def leaf_of(table: CertTable | None) -> EndorsementCert | None:
 
 
 def basis(state: FirmwareState) -> str:
-    """Return how the default signing key is known.
+    """Return how it is known which key signs by default.
 
     ``proven`` by a report, ``believed`` because all observations imply it, or ``unknown``.
     """

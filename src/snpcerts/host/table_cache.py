@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache of tables. They are fetched and verified before any lock is taken, and read under it."""
+"""A cache of certificate tables. They are fetched and verified before a file is locked, and read
+while it is locked.
+"""
 
 from __future__ import annotations
 
@@ -112,8 +114,8 @@ class TableCache:
         return key in self._tables
 
     def put(self, key: Key, table: CertTable) -> None:
-        """Store a table. Raises :class:`RefusedError`, which lists everything that is wrong with
-        it.
+        """Store the table for ``key``. Raises :class:`RefusedError`, which lists everything that is
+        wrong with the table.
         """
         judged = judge_table(self.judge, table, key, self.clock())
         if judged.wrong or judged.lapsed:
@@ -133,8 +135,8 @@ class TableCache:
     def fetch(self, key: Key) -> None:
         """Fetch the table for ``key`` from the source unless it is cached.
 
-        Raises :class:`UnavailableError`. Until it is time to retry, it raises the error again
-        without a request. It can take as long as the source takes, so it is never called with a
+        Raises :class:`UnavailableError`. Until it is time to retry, this raises the same error
+        again without a request. A call can take as long as the source takes, so none is made with a
         lock held.
         """
         if key in self._tables:
@@ -155,7 +157,7 @@ class TableCache:
         self._failed.pop(key, None)
 
     def learn_revocations(self, kinds: Iterable[VekKind]) -> bool:
-        """Fetch the revocation lists of these kinds of keys, each once a day.
+        """Fetch the revocation lists for these kinds of keys, each at most once a day.
 
         Returns whether there is a new list. An unavailable list is not an error: the cached one is
         used, if there is one.
@@ -181,11 +183,13 @@ class TableCache:
         return new
 
     def known_crl(self, kind: VekKind) -> bytes | None:
-        """Return the cached revocation list, not yet verified."""
+        """Return the cached revocation list for ``kind``, not verified; None if there is none."""
         return self._source.known_crl(self.judge.product, kind)
 
     def revocation_lists(self) -> dict[VekKind, RevocationList]:
-        """Return the cached lists that can be read. Their signatures have not been checked."""
+        """Return the cached revocation lists that can be read. Their signatures have not been
+        checked.
+        """
         found: dict[VekKind, RevocationList] = {}
         for kind in VekKind:
             data = self.known_crl(kind)
@@ -249,7 +253,8 @@ class TableCache:
         return self._vleks.tcbs(self.judge.product)
 
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
-        """Read the other entries of these files again. Return the problems with them.
+        """Read again the entries that the configuration adds to these files. Return the problems
+        with them.
 
         An entry that cannot be read is left out of the table, because certificates matter more.
         """
@@ -266,7 +271,7 @@ class TableCache:
         """Return why guests should not get this revocation list with these certificates."""
         root = certificates.get(ARK_GUID)
         if root is None:
-            return "no trusted root can have issued it"
+            return "no trusted root can have issued this revocation list"
         try:
             crl, ark = load_crl(data), load_certificate(root, "ARK")
         except FormatError as error:
@@ -286,12 +291,12 @@ class TableCache:
         if leaf is None:
             raise RefusedError(
                 f"{self._vleks.path(product, key.tcb)}: no such certificate",
-                hint="'host load-vlek --vlek-cert' stores one",
+                hint="store the certificate with 'host load-vlek --vlek-cert'",
             )
         return self.vlek_table(leaf)
 
     def keep_vlek(self, tcb: TcbVersion, leaf: bytes) -> None:
-        """Keep a VLEK certificate (DER) until its VLEK is found loaded."""
+        """Store a VLEK certificate (DER), which is used when its VLEK is loaded."""
         self._vleks.keep(self.judge.product, tcb, leaf)
 
     def vlek_table(self, leaf: bytes) -> CertTable:
@@ -319,7 +324,7 @@ class TableCache:
 
 
 def judge_table(judge: ChipJudge, table: CertTable, key: Key, at: datetime) -> Judgement:
-    """Return every problem of a table's certificates for that key."""
+    """Judge a table's certificates as those of ``key`` at the time ``at``."""
     return judge.judge(ChainBytes.from_table(table, key.kind), key.kind, key.tcb, at)
 
 

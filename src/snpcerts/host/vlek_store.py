@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores the provider's VLEK certificates until their VLEK is loaded.
+"""Stores the provider's VLEK certificates, which are used when their VLEKs are loaded.
 
 AMD issues VLEK certificates only to the provider, with the provider's credentials, so the agent
 cannot fetch them. The operator who loads a VLEK supplies its certificate. ``/dev/sev`` reports
-*that* a VLEK is loaded, but not which one. Its TCB is the reported one, and a host has one
+*that* a VLEK is loaded, but not which one. The VLEK's TCB is the reported one, and a host has one
 provider.
 """
 
@@ -32,7 +32,7 @@ class VlekStore:
         self.folder = folder
 
     def path(self, product: Product, tcb: TcbVersion) -> Path:
-        """Return the path of the certificate for that TCB."""
+        """Return the path of the certificate for ``product`` and ``tcb``."""
         components = tcb.components().items()
         parts = "_".join(f"{SHORT_NAME_OF[name]}{value}" for name, value in components)
         return self.folder / f"{product.keyword}_{parts}_vlek.der"
@@ -49,7 +49,7 @@ class VlekStore:
         return data or None
 
     def tcbs(self, product: Product) -> tuple[TcbVersion, ...]:
-        """Return the TCBs that have a stored certificate, by file name; at most 64."""
+        """Return the TCBs that have a stored certificate, sorted by file name; at most 64."""
         try:
             names = sorted(path.name for path in self.folder.iterdir())
         except OSError:

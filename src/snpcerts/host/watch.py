@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent as a service: checks the files at intervals and repairs them.
+"""Runs the agent as a service, which checks the files at intervals and repairs them.
 
-The agent cannot prevent a firmware command that ignores the lock, but it detects it. The next check
-finds a file that does not match, empties it and fills it again. Until then, for at most one
-interval, guests may get certificates of the old key.
+The agent cannot prevent a firmware command that ignores the lock, but it detects the change. The
+next check finds a file that does not match, empties it and fills it again. Until then, for at most
+one interval, guests may get certificates of the old key.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _AGAIN: Final = (signal.SIGHUP,)
 
 
 class Interrupted(BaseException):
-    """A signal ended this round during a fetch, which can take long."""
+    """A signal ends this round, even in the middle of a fetch, which can take long."""
 
 
 class Signals:
-    """SIGTERM and SIGINT end the watch; SIGHUP rereads the configuration.
+    """The service's signals: SIGTERM and SIGINT end the watch; SIGHUP makes it read the
+    configuration again.
 
     The handlers only record the signal. A signal that ends the watch also ends the current round,
     except inside an exclusive section, which is never interrupted.
@@ -57,7 +58,7 @@ class Signals:
             os.close(self._write)
 
     def wait(self, seconds: float) -> None:
-        """Wait for a signal, or until the time is over."""
+        """Wait for a signal, for at most ``seconds``."""
         if not self.stop and not self.reload and select.select([self._read], [], [], seconds)[0]:
             os.read(self._read, 4096)
 
@@ -76,7 +77,7 @@ def watch(
     manager: ServiceManager,
     after_round: Callable[[Agent], None] = lambda _: None,
 ) -> None:
-    """Keep the files in step until a signal ends the watch.
+    """Check and repair the files at intervals until a signal ends the watch.
 
     ``make_agent`` reads the configuration. It is called again after SIGHUP. If it raises then, the
     old configuration stays in use.

@@ -3,9 +3,9 @@
 
 A VMM in Python uses ``exit_service``, which serves the exits; ``enable``, which turns the exit on;
 ``vcpu_run``, which issues KVM_RUN; and ``guest_memory``, through which the service reaches the
-guest's buffer. ``preload`` starts other VMMs with the shim of ``native/``; ``elf`` checks whether
-the program can load it. ``c_library`` calls the C library of ``native/`` from Python. Imports
-``certfile`` and ``abi``.
+guest's buffer. ``preload`` starts other VMMs with the shim of ``native/``; ``elf`` reads what a
+program loads, to check whether it can load the shim. ``c_library`` calls the C library of
+``native/`` from Python. Imports ``certfile`` and ``abi``.
 """
 
 from __future__ import annotations

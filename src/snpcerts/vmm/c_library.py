@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls the C library that serves requests, from Python.
+"""Calls, from Python, the C library that serves certificate requests.
 
-``native/include/snpcerts.h`` describes its functions and structures. Those declared here have the
-same layout. The library is compiled when snpcerts is installed. If that was not possible,
-:func:`load` returns None, and the exit service uses Python.
+``native/include/snpcerts.h`` describes its functions and structures. The structures declared here
+have the same layout as there. The library is compiled when snpcerts is installed. If that was not
+possible, :func:`load` returns None, and the exit service uses Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OUTCOMES: Final = ("served", "empty", "too-small", "busy", "failed")
 
 
 class RequestProblem(enum.IntEnum):
-    """enum snpcerts_problem. Smaller numbers are an errno."""
+    """Values of enum snpcerts_problem. A smaller number is an errno."""
 
     NOT_REGULAR = 1 << 16
     TOO_LARGE = (1 << 16) + 1
@@ -34,13 +34,13 @@ class RequestProblem(enum.IntEnum):
 
 
 class _CSlot(ctypes.Structure):
-    """struct snpcerts_slot."""
+    """One range of guest memory: struct snpcerts_slot."""
 
     _fields_ = (("gpa", ctypes.c_uint64), ("size", ctypes.c_uint64), ("host", ctypes.c_uint64))
 
 
 class _CVm(ctypes.Structure):
-    """struct snpcerts_vm."""
+    """What the library must know about a VM: struct snpcerts_vm."""
 
     _fields_ = (
         ("path", ctypes.c_char_p),
@@ -57,7 +57,7 @@ class _CVm(ctypes.Structure):
 
 
 class CServed(ctypes.Structure):
-    """struct snpcerts_served."""
+    """The outcome of one request: struct snpcerts_served."""
 
     _fields_ = (
         ("ret", ctypes.c_uint64),
@@ -83,7 +83,7 @@ class CServed(ctypes.Structure):
 
 
 class Library(NamedTuple):
-    """The functions that the exit service calls. All release the interpreter's lock.
+    """The functions that the exit service calls. All release Python's global interpreter lock.
 
     ``serve`` takes the result of :func:`describe_vm`, the vCPU's descriptor, a pointer to a
     ``kvm_run`` and ``ctypes.byref`` of a :class:`CServed`. It returns the errno of KVM_RUN.
@@ -98,7 +98,9 @@ class Library(NamedTuple):
 
 @cache
 def load() -> Library | None:
-    """Return the library, or None if it was not compiled or cannot be loaded here."""
+    """Return the library's functions; None if the library was not compiled or cannot be loaded
+    here.
+    """
     try:
         loaded = ctypes.CDLL(str(_FILE))
     except OSError:
@@ -115,13 +117,14 @@ def describe_vm(
     flags: int,
     slots: Sequence[tuple[int, int, int]],
 ) -> object:
-    """Return a pointer to a struct snpcerts_vm, with GPA, size and address of each slot.
+    """Return a pointer to a new struct snpcerts_vm. Each slot is its (GPA, size, address in this
+    process).
 
-    ``lock_wait`` is in seconds. Raises ``ValueError`` for a path that C cannot express.
+    ``lock_wait`` is in seconds. Raises ``ValueError`` for a path with a null byte.
     """
     name = os.fsencode(path)
     if b"\0" in name:
-        raise ValueError("embedded null byte")
+        raise ValueError("the path contains a null byte")
     vm = _CVm(
         path=name,
         lock_wait=int(lock_wait * 1e9),
@@ -130,4 +133,4 @@ def describe_vm(
         slot_count=len(slots),
         slots=(_CSlot * len(slots))(*(_CSlot(*slot) for slot in slots)),
     )
-    return ctypes.byref(vm)  # it keeps vm alive
+    return ctypes.byref(vm)  # the pointer keeps vm alive

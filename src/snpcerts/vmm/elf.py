@@ -2,9 +2,10 @@
 """Reads what an ELF program needs at run time: its machine, its loader, its imports.
 
 Source: System V ABI, "Object Files" and "Program Loading and Dynamic Linking"; AMD64 supplement for
-the relocations. As in the loader, only the program header is followed, because section headers may
-be stripped. Only little-endian 64-bit files are parsed; of others, only class and machine are read.
-The file may be hostile, so every offset is checked against its size, and sizes are bounded.
+the relocations. Like the loader, this module follows only the program headers, because section
+headers may be stripped. It parses only little-endian 64-bit files; of others, it reads only the
+class and the machine. The file may be hostile, so every offset is checked against the file's size,
+and sizes are bounded.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _MAX_NAME = 4096
 
 @dataclass(frozen=True, slots=True)
 class Elf:
-    """An ELF file. ``interpreter`` is None for a static program; ``imports`` are the symbols it
-    needs.
+    """An ELF file. ``interpreter`` is None for a static program; ``imports`` are the symbols that
+    other files must define.
     """
 
     bits: int
@@ -54,18 +55,18 @@ def read_elf(path: str) -> Elf:
         try:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
-            raise FormatError(WHAT, "empty file") from None
+            raise FormatError(WHAT, "the file is empty") from None
         with view:
             return parse_elf(view)
 
 
 def parse_elf(data: bytes | mmap.mmap) -> Elf:
-    """Parse the bytes of a file as :func:`read_elf` does."""
+    """Parse ``data``, the bytes of an ELF file, as :func:`read_elf` does for a path."""
     if data[:4] != b"\x7fELF" or len(data) < _HEADER.size:
-        raise FormatError(WHAT, "no ELF header")
+        raise FormatError(WHAT, "the file has no ELF header")
     bits = {1: 32, 2: 64}.get(data[4])
     if bits is None or data[5] not in (1, 2):
-        raise FormatError(WHAT, "unknown class or byte order", offset=4)
+        raise FormatError(WHAT, "the class or the byte order is unknown", offset=4)
     if bits != 64 or data[5] != 1:
         order = "<" if data[5] == 1 else ">"
         (machine,) = struct.unpack_from(order + "H", data, 18)
@@ -80,11 +81,15 @@ class _Reader:
         if count and size != _SEGMENT.size:
             raise FormatError(
                 WHAT,
-                f"program headers have {size} bytes each, expected {_SEGMENT.size}",
+                f"expected {_SEGMENT.size} bytes for each program header, found {size}",
                 field="e_phentsize",
             )
         if count > _MAX_SEGMENTS:
-            raise FormatError(WHAT, f"too many program headers: {count}", field="e_phnum")
+            raise FormatError(
+                WHAT,
+                f"the file has {count} program headers; the limit is {_MAX_SEGMENTS}",
+                field="e_phnum",
+            )
         table = self._slice(at, count * _SEGMENT.size, "program header")
         self._segments = list(_SEGMENT.iter_unpack(table))
 
@@ -121,7 +126,11 @@ class _Reader:
             if start not in found or length <= 0:
                 continue
             if length > _MAX_RELOCATIONS * _RELOCATION.size:
-                raise FormatError(WHAT, f"the relocation table is too large: {length} bytes")
+                raise FormatError(
+                    WHAT,
+                    f"the relocation table has {length} bytes; the limit is "
+                    f"{_MAX_RELOCATIONS * _RELOCATION.size}",
+                )
             table = self._at_address(found[start] + skip, length, "relocations")
             table = table[: len(table) // _RELOCATION.size * _RELOCATION.size]
             wanted.update(info >> 32 for _, info, _ in _RELOCATION.iter_unpack(table))

@@ -2,8 +2,8 @@
 """Checks whether KVM can exit for certificates, and enables the exit.
 
 Source: Linux ``x86/amd-memory-encryption.rst``, KVM_SEV_SNP_ENABLE_REQ_CERTS and "Device attribute
-API". There is no capability for it. KVM_HAS_DEVICE_ATTR succeeds even if SNP is off, so only the
-attribute's value is conclusive.
+API". KVM has no capability number for the exit. KVM_HAS_DEVICE_ATTR succeeds even if SNP is off, so
+only the attribute's value is conclusive.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ IoctlCall = Callable[[int, int, bytearray], object]
 def supports_req_certs(kvm_fd: int, ioctl: IoctlCall = device_ioctl.ioctl) -> bool:
     """Whether KVM on this host can exit with KVM_EXIT_SNP_REQ_CERTS.
 
-    ``kvm_fd`` is an open ``/dev/kvm``. False on kernels before 7.0 and if SNP is off. Other
-    failures raise ``OSError``.
+    ``kvm_fd`` is a file descriptor for ``/dev/kvm``. The answer is False on kernels before 7.0 and
+    if SNP is off. Other failures raise ``OSError``.
     """
     value = ctypes.c_uint64()
     attr = kvm.DeviceAttr(
@@ -39,10 +39,11 @@ def supports_req_certs(kvm_fd: int, ioctl: IoctlCall = device_ioctl.ioctl) -> bo
 
 
 def enable_req_certs(vm_fd: int, ioctl: IoctlCall = device_ioctl.ioctl) -> None:
-    """Enable the exit for an SNP VM, after INIT2 and before its first vCPU.
+    """Enable KVM_EXIT_SNP_REQ_CERTS for an SNP VM, after INIT2 and before its first vCPU is
+    created.
 
-    Raises :class:`RefusedError` if KVM fails with EINVAL, because the order of calls or the type of
-    the VM is wrong.
+    Raises :class:`RefusedError` if KVM fails with EINVAL: the order of calls or the VM's type is
+    wrong.
     """
     command = bytearray(kvm.SevCmd(id=kvm.SevCommand.SNP_ENABLE_REQ_CERTS).pack())
     try:
@@ -53,7 +54,7 @@ def enable_req_certs(vm_fd: int, ioctl: IoctlCall = device_ioctl.ioctl) -> None:
         raise RefusedError(
             "KVM_SEV_SNP_ENABLE_REQ_CERTS: KVM refused with EINVAL",
             hint=(
-                "the VM must be of type SNP, initialised with INIT2, and must have no "
-                "vCPU yet; the kernel must be 7.0 or later"
+                "use a VM of type SNP that is initialised with INIT2 and has no vCPU yet, on "
+                "Linux 7.0 or later"
             ),
         ) from None

@@ -11,9 +11,9 @@ In a vCPU's loop::
     if run.asks_for_certs:
         served = service.serve(run, memory, vcpu)
 
-where ``vcpu`` is the vCPU's descriptor. It can also be a function that issues KVM_RUN and raises
-``OSError`` if the ioctl fails, as :func:`snpcerts.vmm.run_vcpu` does. The service re-enters the
-guest once, with ``immediate_exit`` set, so that the firmware has the request before the lock is
+where ``vcpu`` is the vCPU's file descriptor. It can also be a function that issues KVM_RUN and
+raises ``OSError`` if the ioctl fails, as :func:`snpcerts.vmm.run_vcpu` does. The service re-enters
+the guest once, with ``immediate_exit`` set, so that the firmware has the request before the lock is
 dropped.
 
 **Failures.** A Linux guest that gets EIO destroys its VMPCK: it cannot attest again until it
@@ -22,9 +22,9 @@ certificates itself. Only a buffer outside the guest's memory yields EIO. With `
 unreadable file yields EIO too. Use that only if a guest must not run without certificates.
 
 **In C, if it is built.** For mapped memory (:class:`MappedMemory`), the library of
-:mod:`snpcerts.vmm.c_library` serves the request with the same system calls. Given the descriptor,
-it serves it in one call that includes KVM_RUN; given a function, in one call before and one after
-the function. For other memory, Python serves the request.
+:mod:`snpcerts.vmm.c_library` serves the request with the same system calls. If ``vcpu`` is a
+descriptor, one C call serves the request, including KVM_RUN. If it is a function, one C call comes
+before that function and one after it. For other memory, Python serves the request.
 """
 
 from __future__ import annotations
@@ -116,14 +116,16 @@ class ExitService:
         on_error: OnError = "empty",
         size_limit: int = MAX_SIZE,
     ) -> None:
-        """Create the service. After ``lock_wait`` seconds the guest gets BUSY, and retries 2 s
-        later.
+        """Create the service. If the lock is not granted within ``lock_wait`` seconds, the guest
+        gets BUSY, and retries 2 s later.
         """
         if on_error not in ("empty", "eio"):
-            raise UsageError(f"on_error must be 'empty' or 'eio', found {on_error!r}")
+            raise UsageError(f"on_error: expected 'empty' or 'eio', found {on_error!r}")
         if not 0 <= lock_wait < 60:
             # A Linux guest destroys its VMPCK after 60 s of BUSY.
-            raise UsageError(f"lock_wait must be at least 0 s and below 60 s, found {lock_wait} s")
+            raise UsageError(
+                f"lock_wait: expected at least 0 s and less than 60 s, found {lock_wait} s"
+            )
         self._certs = certs
         self._known: tuple[Outcome, str] | None = None  # the last problem that was logged
         self._lock_wait = lock_wait
@@ -141,14 +143,14 @@ class ExitService:
         """Answer the request in ``run`` and re-enter the guest once.
 
         ``kvm_run`` is the vCPU's descriptor, or a function that issues its KVM_RUN and raises
-        ``OSError`` if that fails. With the descriptor, all signals wait while KVM_RUN is entered.
+        ``OSError`` if that fails. With a descriptor, all signals are blocked during KVM_RUN.
 
         ``immediate_exit`` is restored to its previous value, unless another thread set it to 1 in
         the meantime to kick this vCPU: then it stays 1. Check your own kick flag after every
         request, as after any EINTR.
 
         Neither the guest nor the file can cause an exception. If the function raises anything but
-        ``OSError``, that propagates after the lock is dropped.
+        ``OSError``, that exception propagates after the lock is dropped.
         """
         if self._library is not None and type(memory) is MappedMemory:
             vm = self._describe(memory)
@@ -174,7 +176,9 @@ class ExitService:
         return served
 
     def _describe(self, memory: MappedMemory) -> object | None:
-        """Return the library's description of the VM. None if the library cannot serve it."""
+        """Return the description of the VM for the C library; None if the library cannot serve the
+        VM.
+        """
         last = self._described
         if last is not None and last[0] is memory:
             return last[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory that a VMM has mapped, by guest physical address (GPA)."""
+"""Guest memory that a VMM has mapped, addressed by guest physical address (GPA)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GuestMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One mapped range: ``memory`` holds the guest's memory starting at ``gpa``."""
+    """One mapped range: ``memory`` is the guest memory that starts at ``gpa``."""
 
     gpa: int
     memory: memoryview
@@ -52,7 +52,7 @@ class MappedMemory:
         self._held: list[ctypes.c_char] = []  # keeps the slots from moving
 
     def addresses(self) -> tuple[tuple[int, int, int], ...]:
-        """Return GPA, size and this process's address of each slot, for programs in C.
+        """Return each slot's GPA, size and address in this process, for C code.
 
         Raises ``TypeError`` if a slot cannot be written to.
         """
@@ -66,16 +66,20 @@ class MappedMemory:
         return self._at
 
     def require(self, gpa: int, size: int) -> None:
-        """Raise :class:`GuestMemoryError` if any of these bytes has no slot."""
+        """Raise :class:`GuestMemoryError` if any of the ``size`` bytes at ``gpa`` is in no slot."""
         self._parts(gpa, size)
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write all of ``data``, across adjacent slots. If a byte has no slot, write nothing."""
+        """Write all of ``data`` at ``gpa``, across adjacent slots. If a byte has no slot, write
+        nothing and raise :class:`GuestMemoryError`.
+        """
         for target, start, stop in self._parts(gpa, len(data)):
             target[:] = data[start - gpa : stop - gpa]
 
     def _parts(self, gpa: int, size: int) -> list[tuple[memoryview, int, int]]:
-        """Return the memory of a range, piece by piece, with the GPA of each piece."""
+        """Return the memory of a range in pieces, each with its first GPA and the GPA after its
+        end.
+        """
         parts: list[tuple[memoryview, int, int]] = []
         at, end = gpa, gpa + size
         for slot in self._slots:

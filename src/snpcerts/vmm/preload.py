@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a VMM with the shim, or says why the shim cannot serve it.
 
-The program's dynamic loader preloads the shim (native/shim.c), which intercepts the calls of
-ioctl(3) that the program makes through the C library. A program without a dynamic loader, with
-another C library, or with its own system calls would silently run without the shim. This module
-examines the binary to detect that.
+The program's dynamic loader preloads the shim (native/shim.c), which intercepts the program's calls
+to the C library's ioctl(). A program that has no dynamic loader, uses another C library, or makes
+its own system calls would silently run without the shim. This module examines the binary to detect
+that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from snpcerts.vmm.enable import supports_req_certs
 DEFAULT_TIMEOUT: Final = round(DEFAULT_LOCK_WAIT * 1000)  # milliseconds
 MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BUSY
 
-# With this variable set, the shim prints once which exit number KVM used. Then its text for that.
+# If this variable is set, the shim prints once, in the text after it, which exit number KVM used.
 TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
 EXIT_TOLD: Final = "KVM asks for certificates by exit {}"
 
@@ -48,23 +48,23 @@ def shim_library() -> str:
         raise RefusedError(
             "the shim is not installed",
             hint=(
-                "the shim is compiled when snpcerts is installed: install a C compiler (cc), "
-                "then install snpcerts again, on Linux for x86-64"
+                "on Linux for x86-64, install a C compiler (cc), then snpcerts again: the shim "
+                "is compiled when snpcerts is installed"
             ),
         )
     if any(character in str(_SHIM) for character in " :"):
         raise RefusedError(
             f"{_SHIM}: LD_PRELOAD cannot name a file with a space or a colon in its path",
-            hint="install snpcerts elsewhere",
+            hint="install snpcerts in a directory whose path has neither a space nor a colon",
         )
     return str(_SHIM)
 
 
 def environment(certs: str, timeout: int, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that a VMM needs. Libraries that ``inherited`` preloads come after the
-    shim.
+    """Return the environment variables that a VMM needs to run with the shim. Libraries that
+    ``inherited`` preloads come after the shim.
 
-    ``timeout`` is in milliseconds. A relative path is resolved against the working directory.
+    ``timeout`` is in milliseconds. A relative ``certs`` is resolved against the working directory.
     """
     before = inherited.get("LD_PRELOAD", "")
     shim = shim_library()
@@ -84,12 +84,13 @@ def become(argv: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
 
 
 def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
-    """Return warnings about the VMM's own sandbox options.
+    """Return a warning if the VMM's own sandbox options would hide the certificate file from the
+    shim.
 
     Raises :class:`RefusedError` for a sandbox whose filter would kill the VMM at its guest's first
     request. cloud-hypervisor's filter for vCPU threads (``vmm/src/seccomp_filters.rs``,
-    ``vcpu_thread_rules``) has no ``fcntl`` before version 52, so no file can be locked there. Later
-    ones have no ``poll`` and no ``write``; the shim then prints with other calls.
+    ``vcpu_thread_rules``) has no ``fcntl`` before version 52, so no file can be locked in those
+    threads. Later filters have no ``poll`` and no ``write``; the shim then prints with other calls.
     """
     name, options = os.path.basename(argv[0]), list(argv[1:])
     if name.startswith("cloud-hypervisor"):
@@ -136,7 +137,7 @@ def _refuse_without_fcntl(program: str) -> None:
 
 
 def certificate_warnings(certs: str) -> list[str]:
-    """Return the reasons why guests of this user currently get no certificates."""
+    """Return why guests that this user starts now would get no certificates."""
     found: list[str] = []
     try:
         fd = os.open(certs, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -168,7 +169,7 @@ def certificate_warnings(certs: str) -> list[str]:
 
 
 def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
-    """Find the program and check that the shim can serve it. Return warnings.
+    """Find the program ``name``, check that the shim can serve it, and return warnings.
 
     Raises :class:`InputError` if the program cannot be run, and :class:`RefusedError` if it would
     run without the shim.
@@ -178,7 +179,7 @@ def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
         if "/" in name and os.path.isdir(name):
             raise InputError(f"{name}: a directory, not a program")
         if "/" in name and os.path.exists(name):
-            raise InputError(f"{name}: this user may not execute it (permission denied)")
+            raise InputError(f"{name}: this user may not execute the program (permission denied)")
         raise InputError(f"{name}: no such program")
     _refuse_privileged(path)
     interpreter = path
@@ -188,7 +189,7 @@ def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
             break
         interpreter = following
     else:
-        raise InputError(f"{path}: more than {_INTERPRETERS} nested script interpreters")
+        raise InputError(f"{path}: the script needs more than {_INTERPRETERS} nested interpreters")
     elf = _read(path, interpreter)
     _refuse_loaderless(path, elf)
     libraries = _loaded(path, interpreter, elf, variables)
@@ -229,7 +230,8 @@ def _refuse_privileged(path: str) -> None:
     if what is not None:
         raise RefusedError(
             f"{path} {what}, so the loader would ignore the shim",
-            hint="use a copy without this privilege, started by the user that needs it",
+            hint="copy the program without this privilege, and start the copy as a user who "
+            "may use /dev/kvm",
         )
 
 
@@ -276,7 +278,9 @@ def _refuse_loaderless(path: str, elf: Elf) -> None:
 
 
 def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> list[str]:
-    """Return the libraries that the program's loader would load. The shim must be among them."""
+    """Return the libraries that the program's loader would load besides the shim. Raises an error
+    if the loader would not load the shim.
+    """
     loader = elf.interpreter or ""
     shim = shim_library()
     try:
@@ -289,9 +293,9 @@ def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> 
             check=False,
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot run its loader {loader}: {error}") from None
+        raise InputError(f"{path}: cannot run the program's loader, {loader}: {error}") from None
     except subprocess.TimeoutExpired:
-        raise RefusedError(f"{path}: its loader {loader} timed out") from None
+        raise RefusedError(f"{path}: the program's loader, {loader}, timed out") from None
     complaint = made.stderr.decode(errors="replace").strip().replace("\n", "; ")
     if made.returncode != 0:
         raise InputError(
@@ -305,8 +309,8 @@ def _loaded(path: str, program: str, elf: Elf, variables: Mapping[str, str]) -> 
         if words
     ]
     if shim not in found:
-        reason = complaint or "it gives no reason"
-        raise RefusedError(f"{path}: its loader does not load the shim: {reason}")
+        reason = complaint or "the loader gives no reason"
+        raise RefusedError(f"{path}: the program's loader does not load the shim: {reason}")
     return [each for each in found if each != shim and each.startswith("/")]
 
 
