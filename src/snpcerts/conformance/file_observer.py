@@ -204,7 +204,7 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
 
 
 def _asked_bytes(call: FileCall) -> int:
-    """Return how many bytes a call of :data:`READS` requests."""
+    """Return how many bytes ``call``, one of :data:`READS`, requests."""
     if call.call in _SIZE_AT:
         # A copy may ask for more than there is.
         return min(call.arguments[_SIZE_AT[call.call]], call.found.st_size)

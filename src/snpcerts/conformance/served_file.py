@@ -91,7 +91,7 @@ def table_of(size: int, seed: int) -> bytes:
 
 
 class ServedFile:
-    """The served file at ``path``, whose ``directory`` exists.
+    """The certificate file at ``path``, in an existing ``directory``.
 
     ``on_change`` is called for every change.
     """
@@ -113,7 +113,7 @@ class ServedFile:
 
     @property
     def identity(self) -> Identity:
-        """Device and inode of the file at the path."""
+        """The device and inode numbers of the file at the path."""
         return self._identity(self._present())
 
     @property

@@ -143,7 +143,8 @@ def checked(argv: Sequence[str], only: Iterable[str]) -> frozenset[str]:
     unknown = sorted(wanted - BY_ID.keys())
     if unknown:
         raise UsageError(
-            f"unknown check {unknown[0]!r}", hint="'snpcerts conformance --list' prints the checks"
+            f"unknown check {unknown[0]!r}",
+            hint="choose a check that 'snpcerts conformance --list' prints",
         )
     return wanted or frozenset(BY_ID)
 

@@ -223,8 +223,8 @@ class Trial:
         self._note(check, ResultState.SKIPPED, why)
 
     def note(self, answer: Answer, contents: list[bytes]) -> None:
-        """Record an answer and the contents that the file had meanwhile. :meth:`run` judges all
-        answers.
+        """Record an answer and the contents that the file had during the request. :meth:`run`
+        judges all answers.
         """
         self.answers.append((answer, contents))
 
@@ -631,7 +631,7 @@ def lock_kind(request: CertsRequest) -> str | None:
 
 
 class _RefusedCalls(logging.Handler):
-    """Collects from the emulator's log the calls that it refused."""
+    """Collects the calls that the emulator refused, from the emulator's log."""
 
     def __init__(self, into: list[str]) -> None:
         super().__init__(logging.INFO)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two vCPUs wait for a lock that an update holds. Their waits must not add up."""
+"""A scenario in which two vCPUs wait for a lock that an update holds; their waits must not add
+up.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ AGAIN = 0.6  # of the first vCPU's wait; for a VMM that waits in the kernel
 
 @dataclass(slots=True)
 class _Meeting:
-    """Where both vCPUs are, and what was seen in their rounds."""
+    """The round that each vCPU has reached, and what was seen in the rounds so far."""
 
     arrived: list[int] = field(default_factory=lambda: [0, 0])
     done: list[int] = field(default_factory=lambda: [0, 0])
@@ -63,7 +65,7 @@ def _scenario() -> Scenario:
 
 
 def _rounds(trial: Trial, vcpu: TrialVcpu, meeting: _Meeting) -> Script:
-    """Let both vCPUs ask at the same time until the rounds say the same."""
+    """Let both vCPUs make requests at the same time, until enough rounds agree."""
     mine, other = vcpu.cpu.index, 1 - vcpu.cpu.index
     for number in range(1, ROUNDS_MAX + 1):
         before = delay_time(trial.processes())
@@ -77,7 +79,7 @@ def _rounds(trial: Trial, vcpu: TrialVcpu, meeting: _Meeting) -> Script:
         if answer.request is None or answer.request.ret != errno.EAGAIN:
             meeting.over = True  # another scenario judges this
         elif (wrong := busy_answer(trial, answer, meeting.delay)) is not None:
-            trial.judge(CHECK, f"while another vCPU waits, too: {wrong}")
+            trial.judge(CHECK, f"while another vCPU waits too: {wrong}")
             meeting.over = True
         meeting.done[mine] = number
         yield WaitUntil(partial(_reached, meeting.done, other, number))
@@ -114,14 +116,15 @@ def _judge_round(trial: Trial, meeting: _Meeting) -> None:
         once, twice = sorted(1000 * (each.waited or 0.0) for each in (first, second))
         trial.advise(
             CHECK,
-            "two vCPUs that wait for the lock at the same time wait one after the other, found "
-            f"{once:.0f} ms and {twice:.0f} ms: the last vCPU of a guest with N of them waits N "
+            "expected two vCPUs to wait for the lock at the same time, found one wait "
+            f"after the other: {once:.0f} ms and {twice:.0f} ms: the last vCPU of a "
+            "guest with N of them waits N "
             "times as long",
         )
 
 
 def _together(first: CertsRequest, second: CertsRequest) -> bool:
-    """Whether both vCPUs surely tried to take the lock at the same time, or did not wait."""
+    """Whether both vCPUs certainly tried to take the lock at the same time, or did not wait."""
     if not first.lock_tries or not second.lock_tries:
         return True
     if min(first.waited or 0.0, second.waited or 0.0) < WAIT_MIN:

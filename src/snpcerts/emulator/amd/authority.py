@@ -97,8 +97,8 @@ class EmulatedAuthority:
         )
 
     def with_new_ask(self) -> Self:
-        """Return the hierarchy with a new ASK (key and serial number), as after the old one's
-        revocation.
+        """Return the hierarchy with a new ASK (key and serial number), as after the old ASK has
+        been revoked.
         """
         serial = self.ask.serial_number + 0x10
         signer = _intermediate(self.ark_signer, self.product, VekKind.VCEK, _new_key(0), serial)
@@ -217,7 +217,7 @@ class EmulatedAuthority:
                 return cls(product, ark, ask, asvk)
         raise InputError(
             f"{directory} does not contain an emulated authority's certificates",
-            hint="delete the directory to start with new keys",
+            hint=f"delete {directory} to start with new keys",
         )
 
     def _signers(self) -> tuple[Signer, Signer, Signer]:
@@ -345,7 +345,9 @@ def _file_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"emulated authority in {place}: {error.strerror or error}") from error
+        raise InputError(
+            f"cannot access the emulated authority in {place}: {error.strerror or error}"
+        ) from error
 
 
 def _replace(path: Path, pem: bytes, mode: int) -> None:

@@ -20,7 +20,7 @@ from snpcerts.emulator.psp.chip import Chip, CloudProvider
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A leaf, its issuer and its ARK, each in DER."""
+    """A leaf, its issuer and its ARK, all in DER."""
 
     leaf: bytes
     intermediate: bytes

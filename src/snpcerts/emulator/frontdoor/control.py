@@ -91,7 +91,8 @@ def connect(path: Path) -> socket.socket:
     except OSError as error:
         peer.close()
         raise RefusedError(
-            f"no emulator answers at {path} ({error.strerror})", hint="start the emulator first"
+            f"no emulator answers at {path} ({error.strerror})",
+            hint="start the emulator first: 'snpcerts emulate host' or 'snpcerts emulate guest'",
         ) from error
     return peer
 

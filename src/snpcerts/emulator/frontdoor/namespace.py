@@ -176,7 +176,7 @@ class _Builder:
         return Namespace(places, given, self._lacks)
 
     def _mirror(self, directory: str, absent: frozenset[str] | None) -> None:
-        """Cover a directory with a tmpfs that shows its entries except ``absent``.
+        """Cover a directory with a tmpfs that shows the directory's entries except ``absent``.
 
         If ``absent`` is None, the tmpfs shows no entries.
         """

@@ -97,7 +97,7 @@ class PathCalls:
             if flags & _O_PATH or match.is_barred:
                 raise OSError(errno.ENOENT, "the device does not exist behind this front door")
             if flags & os.O_CREAT and flags & os.O_EXCL:
-                raise OSError(errno.EEXIST, "the file exists already")
+                raise OSError(errno.EEXIST, "the file already exists")
             if flags & os.O_DIRECTORY:
                 raise OSError(errno.ENOTDIR, "the path does not name a directory")
             if match.kind is PathKind.FILE:

@@ -156,7 +156,8 @@ def check() -> None:
 
 
 def install(program: bytes) -> int:
-    """Put this thread and its descendants behind the filter ``program``; return its listener.
+    """Put this thread and its descendants behind the filter ``program``; return the filter's
+    listener.
 
     The filter cannot be removed, and setuid files no longer give privileges. The listener is
     close-on-exec. Every trapped call waits until it is answered through the listener. Once all

@@ -56,7 +56,7 @@ def choose(way: Way | None) -> tuple[Way, str]:
         return Way.NAMESPACE, "the kernel allows a private mount namespace"
     if way is Way.NAMESPACE:
         raise FrontDoorUnavailableError(
-            f"the front door cannot be a mount namespace: {reason}",
+            f"the front door cannot use a mount namespace: {reason}",
             hint="run this as root, allow user namespaces, or use --door trap",
         )
     return Way.TRAP, f"no private mount namespace: {reason}"

@@ -86,13 +86,13 @@ class ConfigFile:
         root.
         """
         if self._fragment.dead:
-            raise OSError(errno.ENOENT, "the directory was removed")
+            raise OSError(errno.ENOENT, "the directory has been removed")
         mode = flags & os.O_ACCMODE
         writes, reads = mode != os.O_RDONLY, mode != os.O_WRONLY
         if (writes and not self._permissions & _WRITABLE) or (
             reads and not self._permissions & _READABLE
         ):
-            raise OSError(errno.EACCES, "the attribute cannot be opened this way")
+            raise OSError(errno.EACCES, "the attribute does not have the requested operation")
         if isinstance(self._attribute, TextAttribute):
             return _OpenText(self._attribute, self._fragment)
         return _OpenBinary(self._attribute, self._fragment)
@@ -111,7 +111,7 @@ class _OpenConfigFile:
 
     def _check(self) -> None:
         if self._fragment.dead:
-            raise OSError(errno.ENOENT, "the directory was removed")
+            raise OSError(errno.ENOENT, "the directory has been removed")
 
 
 class _OpenText(_OpenConfigFile):
@@ -265,10 +265,10 @@ class ConfigDirectory:
         if len(os.fsencode(name)) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, "the directory's name is too long")
         if name in self.children:
-            raise OSError(errno.EEXIST, "this name already exists")
+            raise OSError(errno.EEXIST, "the directory already has an entry with this name")
         attributes = yield from self.make_item()
         if name in self.children:  # another thread created it in the meantime
-            raise OSError(errno.EEXIST, "this name already exists")
+            raise OSError(errno.EEXIST, "the directory already has an entry with this name")
         made = ConfigDirectory(self.numbers, removable=True)
         for each, attribute in attributes.items():
             made.children[each] = ConfigFile(next(self.numbers), attribute, made._fragment)

@@ -57,7 +57,7 @@ class GuestMemfd:
 
     def ioctl(self, caller: object, request: int, argument: int) -> int:  # noqa: ARG002 - Device
         """Fail with ENOTTY: a guest_memfd has no ioctls."""
-        raise OSError(errno.ENOTTY, "guest_memfd takes no ioctl")
+        raise OSError(errno.ENOTTY, "a guest_memfd has no ioctls")
 
     def close(self) -> None:
         """Close the memfd. Slots keep their memory."""
@@ -199,14 +199,14 @@ class MemorySlots:
         if beyond:
             if memfd is not None:
                 memfd.unbind(new.number)
-            raise _einval("the processor has no such guest addresses")
+            raise _einval("the guest addresses are beyond the processor's physical address space")
 
     def _check(self, region: UserspaceMemoryRegion2) -> None:
         allowed = self._allowed
         if region.flags & MEM_GUEST_MEMFD:
             allowed &= ~(MEM_LOG_DIRTY_PAGES | MEM_READONLY)
         if region.flags & ~allowed:
-            raise _einval("the slot's flags are unknown or do not go together")
+            raise _einval("the slot's flags are unknown or cannot be combined")
         aligned = region.memory_size | region.guest_phys_addr | region.userspace_addr
         if region.flags & MEM_GUEST_MEMFD:
             aligned |= region.guest_memfd_offset

@@ -52,7 +52,7 @@ class StartProcessors:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFault:
-    """An access to the page at ``gpa`` that KVM cannot complete.
+    """A memory access, to the page at ``gpa``, that KVM cannot complete.
 
     The host did not provide the page, or host and guest disagree whether it is private. When the
     program resumes, it repeats the access.

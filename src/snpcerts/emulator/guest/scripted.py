@@ -104,7 +104,7 @@ class ScriptedGuest(LinuxGuest):
 
     def submit(self, request: DriverRequest) -> DriverCall:  # noqa: ARG002 - as in LinuxGuest
         """Fail with ENODEV: this guest runs only its script."""
-        raise OSError(errno.ENODEV, "a scripted guest has no programs")
+        raise OSError(errno.ENODEV, "a scripted guest serves no programs")
 
     def program(self, cpu: GuestCpu) -> Program:
         """Boot, request this vCPU's reports, and wait for those of the other vCPUs."""

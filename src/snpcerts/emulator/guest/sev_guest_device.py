@@ -69,7 +69,7 @@ class SevGuestDevice:
         stored = caller.memory.read(argument, GuestRequestIoctl.SIZE)
         outer = GuestRequestIoctl.unpack(stored)
         if not outer.msg_version:
-            raise OSError(errno.EINVAL, "msg_version is 0")
+            raise OSError(errno.EINVAL, "msg_version must not be 0")
         try:
             driver_request, extended = _prepared(caller, request, outer)
         except OSError as refused:

@@ -71,7 +71,7 @@ class Board:
                     raise OSError(errno.EINVAL, "the TSS does not fit below 4 GiB")
             case Ioctl.SET_IDENTITY_MAP_ADDR:
                 if vcpus:
-                    raise OSError(errno.EINVAL, "vCPUs already exist")
+                    raise OSError(errno.EINVAL, "the VM already has vCPUs")
                 memory.read(argument, 8)
             case Ioctl.X86_SET_MSR_FILTER:
                 _judge_msr_filter(memory, argument)
@@ -99,7 +99,7 @@ class Board:
 
     def _create_pit(self, *, chips: bool) -> None:
         if self._pit is not None:
-            raise OSError(errno.EEXIST, "a timer already exists")
+            raise OSError(errno.EEXIST, "the VM already has a timer")
         if not chips:
             raise OSError(errno.ENOENT, "the VM has no interrupt controller for the timer")
         self._pit = bytes(PIT_STATE2_SIZE)

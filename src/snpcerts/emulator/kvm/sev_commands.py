@@ -141,7 +141,7 @@ class SevCommands:
         self._reach_firmware(caller, self._vm.sev_fd)
         vm = self._vm
         if vm.context is None:
-            raise OSError(errno.EINVAL, "the guest has no context")
+            raise OSError(errno.EINVAL, "the firmware has no context for the guest")
         try:
             vm.response_page = vm.platform.firmware.guest_request(vm.context, vm.request_page)
         except FirmwareError as refused:
@@ -163,14 +163,14 @@ class SevCommands:
 
     def _older(self, given: SevCmd) -> int:
         if given.id in _INIT_COMMANDS and self._vm.kind != VmType.DEFAULT:
-            raise OSError(errno.EINVAL, "this VM type needs INIT2")
+            raise OSError(errno.EINVAL, "this VM type must be initialised with INIT2")
         log.info("SEV command %d is not emulated", given.id)
         raise OSError(errno.ENOTTY, "the VM is not an SEV guest")
 
     def _init2(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if vm.kind != VmType.SNP:
-            raise OSError(errno.EINVAL, "this VM type has no INIT2")
+            raise OSError(errno.EINVAL, "this VM type does not support INIT2")
         init = _copied(SevInit, caller, given.data)
         if (
             vm.vcpus
@@ -179,7 +179,7 @@ class SevCommands:
             or init.ghcb_version > GHCB_VERSION_MAX
             or init.ghcb_version == 1
         ):
-            raise OSError(errno.EINVAL, "invalid INIT2 parameters, or INIT2 came too late")
+            raise OSError(errno.EINVAL, "INIT2 has invalid parameters, or came too late")
         if vm.platform.asids == 0:
             raise OSError(errno.ENOTTY, "the host has no ASIDs for this kind of guest")
         if vm.platform.asids_in_use >= vm.platform.asids:
@@ -329,7 +329,9 @@ class SevCommands:
         return SevStatus.SUCCESS
 
     def _launch_vmsas(self, caller: Caller, sev_fd: int, context: GuestContext) -> None:
-        """Launch the registers of all vCPUs, in order. From then on they are protected."""
+        """Pass the registers of all vCPUs to the firmware, in order. From then on they are
+        protected.
+        """
         vm = self._vm
         for vcpu in vm.vcpus.values():
             if vcpu.protected or vcpu.state.debugged:

@@ -371,7 +371,7 @@ class KvmRun:
             return None
         if vcpu.mp_state == MP_UNINITIALIZED:
             if self._immediate_exit:
-                raise OSError(errno.EINTR, "immediate_exit is set")
+                raise OSError(errno.EINTR, "KVM_RUN returns at once because immediate_exit is set")
             self._awaits_init = True
             self._await_init()
             return None
@@ -380,7 +380,7 @@ class KvmRun:
         if vcpu.requests.complete(vm.memory(self._caller), self._caller) == EXIT:
             return EXIT
         if self._immediate_exit:
-            raise OSError(errno.EINTR, "immediate_exit is set")
+            raise OSError(errno.EINTR, "KVM_RUN returns at once because immediate_exit is set")
         if vm.awaits_init:
             raise OSError(errno.EINVAL, "the VM has not been initialised with INIT2")
         self._entered = True
@@ -396,7 +396,7 @@ class KvmRun:
 
     def _await_init(self) -> None:
         if self._vcpu.mp_state != MP_UNINITIALIZED:
-            raise OSError(errno.EAGAIN, "the vCPU was just started")
+            raise OSError(errno.EAGAIN, "the vCPU has just been started")
         if self._caller.interrupted(self._vcpu.signal_mask):
             self._vcpu.run.exit_reason = ExitReason.INTR
             raise OSError(errno.EINTR, "KVM_RUN was interrupted by a signal")

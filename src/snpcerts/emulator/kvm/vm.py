@@ -263,7 +263,7 @@ class Vm:
             case Ioctl.SET_TSC_KHZ:
                 wanted_khz = checked_tsc_khz(argument)
                 if self.vcpus:
-                    raise OSError(errno.EINVAL, "vCPUs already exist")
+                    raise OSError(errno.EINVAL, "the VM already has vCPUs")
                 self.tsc_khz = wanted_khz
             case Ioctl.SET_NR_MMU_PAGES:
                 if argument < MMU_PAGES_MIN:
@@ -393,9 +393,9 @@ class Vm:
 
     def _create_irqchip(self) -> None:
         if self.irqchip:
-            raise OSError(errno.EEXIST, "an interrupt controller already exists")
+            raise OSError(errno.EEXIST, "the VM already has an interrupt controller")
         if self.vcpus:
-            raise OSError(errno.EINVAL, "vCPUs already exist")
+            raise OSError(errno.EINVAL, "the VM already has vCPUs")
         self.irqchip = True
 
     def _enable_cap(self, caller: Caller, argument: int) -> None:
@@ -427,7 +427,7 @@ class Vm:
                 errno.EINVAL, "the interrupt controller would have more pins than KVM has routes"
             )
         if self.irqchip or self.vcpus:
-            raise OSError(errno.EEXIST, "an interrupt controller or vCPUs already exist")
+            raise OSError(errno.EEXIST, "the VM already has an interrupt controller or vCPUs")
         self.irqchip = self.split_irqchip = True
 
     def _limit_vcpu_ids(self, limit: int) -> None:
@@ -436,12 +436,12 @@ class Vm:
         """
         too_much = limit > VCPU_IDS_MAX or self._boot_cpu > limit
         if too_much or self._max_vcpu_id not in (0, limit):
-            raise OSError(errno.EINVAL, "the limit of vCPU IDs is out of range, or already set")
+            raise OSError(errno.EINVAL, "the limit on vCPU IDs is out of range or already set")
         self._max_vcpu_id = limit
 
     def _set_boot_cpu(self, number: int) -> None:
         if self.vcpus:
-            raise OSError(errno.EBUSY, "vCPUs already exist")
+            raise OSError(errno.EBUSY, "the VM already has vCPUs")
         if number > (self._max_vcpu_id or VCPU_IDS_MAX):
             raise OSError(errno.EINVAL, "the vCPU ID is too large")
         self._boot_cpu = number
@@ -452,7 +452,7 @@ class Vm:
         if not self.irqchip:
             raise OSError(errno.ENXIO, "the VM has no interrupt controller")
         if self.vcpus:
-            raise OSError(errno.EINVAL, "vCPUs already exist")
+            raise OSError(errno.EINVAL, "the VM already has vCPUs")
         self._apic_bus_cycle_ns = cycle_ns
 
     def _set_x2apic(self, flags: int) -> None:

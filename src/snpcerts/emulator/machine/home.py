@@ -66,12 +66,12 @@ class PlatformHome:
         if product is not None and (found := self.firmware().product) is not product:
             raise UsageError(
                 f"{self.path} is a {found.value} platform, not {product.value}",
-                hint="omit --product, or name another directory",
+                hint="omit --product, or name another platform directory",
             )
         if choices is not None and (played := self.firmware().state.choices) is not choices:
             raise UsageError(
                 f"{self.path} has firmware {played}, not {choices}",
-                hint="omit --firmware, or name another directory",
+                hint="omit --firmware, or name another platform directory",
             )
 
     def _create(self, product: Product | None, choices: FirmwareChoices | None) -> None:
@@ -100,7 +100,7 @@ class PlatformHome:
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self._state} is not a saved platform: {error}",
-                hint="delete the file's directory to start with a new platform",
+                hint=f"delete {self.path} to start with a new platform",
             ) from None
         return Firmware.from_state(saved)
 

@@ -252,7 +252,7 @@ class PlatformServer:
         vm = vms.get(name)
         if vm is None:
             raise RefusedError(
-                f"there is no VM {name!r}", hint="'snpcerts emulate status' lists the VMs"
+                f"there is no VM {name!r}", hint="choose a VM that 'snpcerts emulate status' lists"
             )
         reports = self._reports.get(name)
         if reports is None or reports.vm is not vm:

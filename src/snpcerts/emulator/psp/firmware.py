@@ -134,9 +134,9 @@ class Firmware:
             report_version = max(versions)
         if report_version not in versions:
             raise UsageError(
-                f"no {chip.product.value} firmware of the emulator writes reports of version "
+                f"the emulator has no {chip.product.value} firmware that writes reports of version "
                 f"{report_version}",
-                hint=f"choose one of {', '.join(map(str, sorted(versions)))}",
+                hint=f"choose from these report versions: {', '.join(map(str, sorted(versions)))}",
             )
         if report_version < _INFO_GREW:
             platform_info &= _INFO_FIRST
@@ -340,7 +340,10 @@ class Firmware:
         """
         with self._lock:
             if self.state.version < VLEK_SINCE:
-                raise FirmwareError(SevStatus.INVALID_COMMAND, "this firmware has no FEATURE_INFO")
+                raise FirmwareError(
+                    SevStatus.INVALID_COMMAND,
+                    "this firmware does not have the command FEATURE_INFO",
+                )
             if ecx == 0:
                 known = FEATURE_VLEK | FEATURE_X86_SNP_SHUTDOWN
                 if self._platform.report_version >= _MITIGATIONS_SINCE:
@@ -529,7 +532,7 @@ class Firmware:
 
     def _shutdown(self) -> None:
         if self._guests:
-            raise FirmwareError(SevStatus.DFFLUSH_REQUIRED, "guests still exist")
+            raise FirmwareError(SevStatus.DFFLUSH_REQUIRED, "the platform still has guests")
         if self.state.initialized:
             self._become(self.state.shutdown())
 

@@ -77,7 +77,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
     report_version = _checked(saved["report_version"], int)
     if report_version not in CHIP_MODELS[product].firmware:
         raise ValueError(
-            f"no {product.value} firmware of the emulator writes reports of version "
+            f"the emulator has no {product.value} firmware that writes reports of version "
             f"{report_version!r}"
         )
 
