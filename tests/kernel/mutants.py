@@ -40,7 +40,7 @@ from .oracle.cut import CutError
 from .oracle.judge import ROOT, Stop, judge
 
 SOURCE: Final = ROOT / "src"
-# The emulator's code for each part of the kernel.
+# The emulator's code for each part of the kernel: files, or "file function function".
 EMULATOR: Final = {
     "kvm": (
         "emulator/kvm/ghcb_exit.py",
@@ -49,8 +49,15 @@ EMULATOR: Final = {
         "emulator/kvm/guest_instruction.py",
     ),
     "launch": ("emulator/kvm/sev_commands.py",),
-    "memory": ("emulator/guest/memory_slots.py", "emulator/kvm/private_ranges.py"),
-    "capability": ("emulator/kvm/capability.py",),
+    "memory": (
+        "emulator/guest/memory_slots.py",
+        "emulator/kvm/private_ranges.py",
+        "emulator/kvm/vm.py _set_region _set_region2 _create_memfd _set_attributes",
+    ),
+    "capability": (
+        "emulator/kvm/capability.py",
+        "emulator/kvm/vm.py _enable_cap _split_irqchip _limit_vcpu_ids _set_apic_bus _set_x2apic",
+    ),
     "guest": (
         "emulator/guest/sev_guest_device.py",
         "emulator/guest/linux.py",
@@ -337,7 +344,18 @@ def kernel_mutants(part: build.Part, release: Path) -> Iterator[Mutant]:
                 yield Mutant("kernel", each.names[0], change, each.text, partial(str, new))
 
 
+_CASE: Final = re.compile(r"^\t+case (\w+):", re.M)
+
+
 def _changed_c(text: str) -> Iterator[tuple[str, str]]:
+    """Each change with the text that has it. In a switch, "(case X)" says where it is."""
+    cases = list(_CASE.finditer(text))
+    for at, change, new in _changes_c(text):
+        before = [each for each in cases if each.start() < at]
+        yield f"{change} (case {before[-1][1]})" if before else change, new
+
+
+def _changes_c(text: str) -> Iterator[tuple[int, str, str]]:
     body = text.index("{")
 
     def line_of(at: int) -> str:
@@ -348,23 +366,25 @@ def _changed_c(text: str) -> Iterator[tuple[str, str]]:
         for found in re.finditer(pattern, text):
             if found.start() > body:
                 new = text[: found.start()] + instead + text[found.end() :]
-                yield f"{found[0]} becomes {instead or 'nothing'} in {line_of(found.start())}", new
+                line = line_of(found.start())
+                yield found.start(), f"{found[0]} becomes {instead or 'nothing'} in {line}", new
     for found in _NUMBER.finditer(text):
         if found.start() > body:
             more = str(int(found[0], 0) + 1)
             new = text[: found.start()] + more + text[found.end() :]
-            yield f"{found[0]} becomes {more} in {line_of(found.start())}", new
+            yield found.start(), f"{found[0]} becomes {more} in {line_of(found.start())}", new
     for found in _DROPPED.finditer(text):
         if found.start() > body and not re.match(
             r"\s*(?:struct|const|u\d+|int|bool|void|long|unsigned|gpa_t|__u\d+)\b", found[0]
         ):
-            yield f"without {found[0].strip()}", text[: found.start()] + text[found.end() :]
+            new = text[: found.start()] + text[found.end() :]
+            yield found.start(), f"without {found[0].strip()}", new
     checks = list(_CHECK.finditer(text))
     for first, second in pairwise(checks):
         between = text[first.end() : second.start()]
         if not between.strip():
             new = text[: first.start()] + second[0] + between + first[0] + text[second.end() :]
-            yield f"checks swapped: {line_of(second.start())}", new
+            yield first.start(), f"checks swapped: {line_of(second.start())}", new
 
 
 _COMPARE: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
@@ -381,12 +401,21 @@ _COMPARE: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
 }
 
 
-def emulator_mutants(file: str) -> Iterator[Mutant]:
-    """Of every statement of a file of the emulator."""
+def emulator_mutants(where: str) -> Iterator[Mutant]:
+    """Of every statement of a file of the emulator, or of its functions that are named."""
+    file, *functions = where.split()
     text = (SOURCE / "snpcerts" / file).read_text(encoding="utf-8")
     lines = text.splitlines()
     tree = ast.parse(text)
+    asked = [
+        each
+        for each in ast.walk(tree)
+        if isinstance(each, ast.FunctionDef) and each.name in functions
+    ]
+    mutated = {node for each in asked or [tree] for node in ast.walk(each)}
     for number, node in enumerate(ast.walk(tree)):
+        if node not in mutated:
+            continue
         for change, edit in _changes(node):
 
             def changed(number: int = number, edit: Callable[[ast.AST], None] = edit) -> str:

@@ -121,7 +121,21 @@ class _Life:
         pick = self._pick
         cap = int(pick.choice(_ENABLED if pick.random() < 0.9 else _OTHERS))
         flags = weighted(pick, ((0, 95), (1, 5)))
-        value = weighted(
+        values = [self._value() for _ in range(4)]
+        kernel = self._library.oracle_enable_cap(cap, flags, struct.pack("<4Q", *values))
+        self._memory.structure = struct.pack("<II4Q", cap, flags, *values).ljust(
+            ENABLE_CAP_SIZE, b"\0"
+        )
+        emulator = self._call(Ioctl.ENABLE_CAP, 0)
+        if kernel == 0:
+            self.reached.add(f"enabled {cap}")
+        said = " ".join(f"{value:#x}" for value in values)
+        self._compare(f"enable {cap} flags {flags} values {said}", kernel, emulator)
+        self._compare("hypercalls exit", self._library.oracle_hypercalls(), self._vm.hypercalls)
+
+    def _value(self) -> int:
+        pick = self._pick
+        return weighted(
             pick,
             (
                 (pick.getrandbits(4), 40),
@@ -131,14 +145,6 @@ class _Life:
                 (pick.getrandbits(64), 5),
             ),
         )
-        kernel = self._library.oracle_enable_cap(cap, flags, value)
-        self._memory.structure = struct.pack("<IIQ", cap, flags, value).ljust(
-            ENABLE_CAP_SIZE, b"\0"
-        )
-        emulator = self._call(Ioctl.ENABLE_CAP, 0)
-        if kernel == 0:
-            self.reached.add(f"enabled {cap}")
-        self._compare(f"enable {cap} flags {flags} value {value:#x}", kernel, emulator)
 
     def _call(self, request: int, argument: int = 0) -> int:
         caller = Caller(cast("Any", self._memory), lambda _: None, pid=1)
@@ -196,7 +202,8 @@ def lives(
         getattr(library, f"oracle_{name}").restype = None
     library.oracle_set_boot_cpu.argtypes = (ctypes.c_uint32,)
     library.oracle_check_extension.argtypes = (ctypes.c_long, ctypes.c_bool)
-    library.oracle_enable_cap.argtypes = (ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64)
+    library.oracle_enable_cap.argtypes = (ctypes.c_uint32, ctypes.c_uint32, ctypes.c_char_p)
+    library.oracle_hypercalls.restype = ctypes.c_uint64
     platform = Platform(cast("Firmware", None))
     series = ".".join(path.name.split("-")[1].split(".")[:2])
     for number in numbers:

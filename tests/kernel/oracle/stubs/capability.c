@@ -48,9 +48,16 @@ int oracle_check_extension(long number, bool of_vm)
 	return kvm_vm_ioctl_check_extension_generic(of_vm ? &the_vm : NULL, number);
 }
 
-int oracle_enable_cap(u32 number, u32 flags, u64 argument)
+int oracle_enable_cap(u32 number, u32 flags, const u64 *arguments)
 {
-	struct kvm_enable_cap cap = { .cap = number, .flags = flags, .args = { argument } };
+	struct kvm_enable_cap cap = { .cap = number, .flags = flags };
 
+	memcpy(cap.args, arguments, sizeof(cap.args));
 	return kvm_vm_ioctl_enable_cap_generic(&the_vm, &cap);
+}
+
+/* The hypercalls that exit to the VMM. */
+u64 oracle_hypercalls(void)
+{
+	return the_vm.arch.hypercall_exit_enabled;
 }
