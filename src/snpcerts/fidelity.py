@@ -98,6 +98,22 @@ CLAIMS: Final = (
         LINUX,
     ),
     Claim(
+        "system-registers",
+        "KVM_SET_SREGS and KVM_SET_SREGS2: which registers a vCPU may have, and what is given back",
+        (
+            _kernel(
+                "kvm_arch_vcpu_ioctl_set_sregs",
+                "kvm_vcpu_ioctl_x86_set_sregs2",
+                "kvm_arch_vcpu_ioctl_get_sregs",
+                "kvm_vcpu_ioctl_x86_get_sregs2",
+                "svm_set_segment",
+                "svm_get_segment",
+            ),
+            _selftests("x86/set_sregs_test"),
+        ),
+        LINUX,
+    ),
+    Claim(
         "launch",
         "KVM_MEMORY_ENCRYPT_OP: argument checks, errors, device attributes",
         (_kernel("sev_mem_enc_ioctl", "sev_dev_get_attr", "kvm_gmem_populate"),),

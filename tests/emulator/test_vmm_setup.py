@@ -37,10 +37,78 @@ def test_state_of_a_vcpu_is_given_back_as_it_was_set(name: str) -> None:
     get = next(number for number, each in GETS.items() if each == name)
     put = next(number for number, each in SETS.items() if each == name)
     state = bytes(byte % 251 for byte in range(SIZES[name]))
+    if name in ("sregs", "sregs2"):  # some of which KVM refuses, and changes
+        assert vcpu.ioctl(process.caller(), get, COMMAND) == 0
+        state = process.arena.read(COMMAND, 224) + state[224:]
+        state = state[:224] + struct.pack("<7Q", 0x11, 2, 3, 0x20, 5, 0, 0xFEED_0800)
+        state = state.ljust(SIZES[name], b"\0")
     process.arena.write(COMMAND, state)
     assert vcpu.ioctl(process.caller(), put, COMMAND) == 0
     assert vcpu.ioctl(process.caller(), get, DATA) == 0
     assert process.arena.read(DATA, SIZES[name]) == state
+
+
+def test_a_new_vcpu_has_the_registers_of_a_processor_after_reset() -> None:
+    """As KVM's vCPUs: many VMMs read the registers, change some, and set them."""
+    process = Process()
+    vm = process.create_vm()
+    boot, other = process.create_vcpu(vm), process.create_vcpu(vm, 1)
+    found = []
+    for vcpu in (boot, other):
+        assert vcpu.ioctl(process.caller(), Ioctl.GET_SREGS, COMMAND) == 0
+        sregs = process.arena.read(COMMAND, SIZES["sregs"])
+        base, limit, selector = struct.unpack_from("<QIH", sregs)
+        assert (base, limit, selector) == (0xFFFF_0000, 0xFFFF, 0xF000)
+        cr0, *_, apic_base = struct.unpack_from("<7Q", sregs, 224)
+        assert cr0 == 0x6000_0010
+        found.append(apic_base)
+        assert vcpu.ioctl(process.caller(), Ioctl.GET_REGS, COMMAND) == 0
+        regs = struct.unpack("<18Q", process.arena.read(COMMAND, 144))
+        assert regs == (0, 0, 0, 0x600, *[0] * 12, 0xFFF0, 2)
+    assert found == [0xFEE0_0900, 0xFEE0_0800]
+
+
+LONG_MODE = (1 << 31 | 1, 0, 0x1000, 1 << 5, 0, 1 << 10 | 1 << 8, 0xFEE0_0900)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, 1 << 31),  # CR0: paging without protected mode
+        (0, 1 << 29 | 1),  # NW without CD
+        (0, 1 << 32 | 1),
+        (2, 1 << 60),  # CR3 is no physical address
+        (3, 0),  # CR4: long mode without PAE
+        (3, 1 << 5 | 1 << 13),  # VMXE
+        (5, 1 << 8),  # EFER: LME and paging without LMA
+        (5, 1 << 10),
+        (5, 1 << 10 | 1 << 8 | 1 << 1),  # a reserved bit
+        (6, 0xFEE0_0901),  # reserved bits of the APIC's base
+        (6, 0xFEE0_0400),  # x2APIC mode of an APIC that is off
+    ],
+)
+@pytest.mark.parametrize("request_", [Ioctl.SET_SREGS, Ioctl.SET_SREGS2])
+def test_registers_that_no_processor_could_have_are_refused(
+    request_: Ioctl, place: int, value: int
+) -> None:
+    """kvm_is_valid_sregs and kvm_apic_set_base; tests/kernel runs the kernel's code on these."""
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    long_mode = struct.pack("<7I12x", 0x8000_0001, 0, 0, 0, 0, 0, 1 << 29)
+    process.arena.write(COMMAND, struct.pack("<I4x", 1) + long_mode)
+    assert vcpu.ioctl(process.caller(), SET_CPUID2, COMMAND) == 0
+    for control, code in ((LONG_MODE, 0), (LONG_MODE, errno.EINVAL)):
+        changed = list(control)
+        if code:
+            changed[place] = value
+        state = bytes(224) + struct.pack("<7Q", *changed)
+        process.arena.write(COMMAND, state.ljust(SIZES["sregs2"], b"\0"))
+        if code:
+            fails(code, lambda: vcpu.ioctl(process.caller(), request_, COMMAND))
+        else:
+            assert vcpu.ioctl(process.caller(), request_, COMMAND) == 0
+    assert vcpu.ioctl(process.caller(), Ioctl.GET_SREGS, DATA) == 0
+    assert process.arena.read(DATA + 224, 56) == struct.pack("<7Q", *LONG_MODE)
 
 
 @pytest.mark.parametrize("name", ["regs", "sregs", "sregs2"])

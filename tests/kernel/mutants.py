@@ -58,6 +58,7 @@ EMULATOR: Final = {
         "emulator/kvm/capability.py",
         "emulator/kvm/vm.py _enable_cap _split_irqchip _limit_vcpu_ids _set_apic_bus _set_x2apic",
     ),
+    "registers": ("emulator/kvm/system_registers.py", "emulator/kvm/host_cpuid.py"),
     "guest": (
         "emulator/guest/sev_guest_device.py",
         "emulator/guest/linux.py",
@@ -148,9 +149,10 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "a buffer that was read before cannot fail a moment later in one thread",
     ),
     (
-        r"kernel (kvm_vm_ioctl_check_extension\w*|kvm_get_allowed_disable_exits): .*(DIRTY_RING"
-        r"|mitigate_smt_rsb|APERFMPERF|nested|enable_l2_tlb_flush|allow_smaller_maxphyaddr"
-        r"|has_notify_vmexit|enable_pmu)",
+        r"kernel kvm_vm_ioctl_check_extension\w*: .*\(case KVM_CAP_(DIRTY_LOG_RING\w*"
+        r"|HYPERV_ENLIGHTENED_VMCS|HYPERV_DIRECT_TLBFLUSH|SMALLER_MAXPHYADDR|X86_NOTIFY_VMEXIT"
+        r"|PMU_CAPABILITY|X86_BUS_LOCK_EXIT)\)"
+        r"|kernel kvm_(get_allowed_disable_exits|arch_supports_gmem_init_shared): ",
         "what the emulator does not report is compared only as reported or not; the cut's host "
         "does not have the rest",
     ),
@@ -159,10 +161,29 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "logs of written pages and slots in a transition are stubs without an effect",
     ),
     (
-        r"kernel kvm_vm_ioctl_enable_cap\w*: .*(PMU|pmu|SGX|allowed_attributes|BUS_LOCK|bus_lock"
-        r"|SMT|smt|NOTIFY|notify|disable_exits|enc_context|CAP_SYS_BOOT|nx_huge|dirty|allowed_options"
-        r"|supported_quirks)",
+        r"kernel kvm_vm_ioctl_enable_cap\w*: .*\(case KVM_CAP_(DISABLE_QUIRKS2|X86_DISABLE_EXITS"
+        r"|X86_BUS_LOCK_EXIT|SGX_ATTRIBUTE|VM_COPY_ENC_CONTEXT_FROM|VM_MOVE_ENC_CONTEXT_FROM"
+        r"|PMU_CAPABILITY|X86_NOTIFY_VMEXIT|VM_DISABLE_NX_HUGE_PAGES|MANUAL_DIRTY_LOG_PROTECT2"
+        r"|DIRTY_LOG_RING\w*)\)",
         "of a capability that the emulator does not have",
+    ),
+    (
+        r"kernel kvm_vm_ioctl_enable_cap: 0 becomes 1 in (WRITE_ONCE|kvm->arch\.disabled_quirks)"
+        r"|kernel kvm_vm_ioctl_enable_cap\w*: (without|0 becomes 1 in) kvm->(arch\.)?("
+        r"nr_reserved_ioapic_pins|guest_can_read_msr_platform_info|exception_payload_enabled"
+        r"|triple_fault_event|user_space_msr_mask|exit_on_emulation_error|apic_bus_cycle_ns"
+        r"|x2apic_format|x2apic_broadcast_quirk_disabled|suppress_eoi_broadcast_mode"
+        r"|max_halt_poll_ns|override_halt_poll_ns) = "
+        r"|kernel kvm_vm_ioctl_enable_cap: 0 becomes 1 in if \(cap->args\[0\] & KVM_X2APIC_"
+        r"(API_USE_32BIT_IDS|API_DISABLE_BROADCAST_QUIRK|ENABLE_SUPPRESS_EOI_BROADCAST"
+        r"|DISABLE_SUPPRESS_EOI_BROADCAST)\) ",
+        "is stored for code in a guest, exits on MSRs, or an interrupt controller at work: the "
+        "emulator has none of these",
+    ),
+    (
+        r"kernel kvm_vm_ioctl_enable_cap: checks swapped: if \(kvm->created_vcpus\) \(case "
+        r"KVM_CAP_SPLIT_IRQCHIP\)",
+        "both checks have the same result",
     ),
     (
         r"kernel kvm_vm_ioctl_check_extension: (0 becomes 1 in r = 0;|without r = 0;)",
@@ -175,6 +196,11 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"kernel sev_ioctl_do_snp_commit: without buf.len",
         "the PSP's stub does not check the length that the kernel gives",
+    ),
+    (
+        r"emulator emulator/kvm/capability\.py:\d+: (Or in platform\.sev and platform\.snp"
+        r"|\d+ becomes \d+ in _ANY: )",
+        "equal: the oracle's host has SEV and SNP, and no argument has more than 64 bits",
     ),
     # The guest's driver.
     (
@@ -407,7 +433,7 @@ def emulator_mutants(where: str) -> Iterator[Mutant]:
     text = (SOURCE / "snpcerts" / file).read_text(encoding="utf-8")
     lines = text.splitlines()
     tree = ast.parse(text)
-    asked = [
+    asked: list[ast.AST] = [
         each
         for each in ast.walk(tree)
         if isinstance(each, ast.FunctionDef) and each.name in functions

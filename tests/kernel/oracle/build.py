@@ -11,7 +11,7 @@ import hashlib
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +67,7 @@ class Part:
     name: str
     roots: Mapping[str, Sequence[str]]
     files: Sequence[str]
+    also: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what the stubs need
     stubs: Sequence[str] = ()  # besides those that have its name
     configuration: frozenset[str] = frozenset()  # besides that of all
 
@@ -213,7 +214,42 @@ GUEST: Final = Part(
         "include/linux/psp-sev.h",
     ),
 )
-PARTS: Final = {each.name: each for each in (KVM, LAUNCH, CAPABILITY, MEMORY, GUEST, SEV)}
+REGISTERS: Final = Part(
+    "registers",
+    {
+        f"{_KVM}/regs.c": (
+            "kvm_arch_vcpu_ioctl_set_sregs",
+            "kvm_vcpu_ioctl_x86_set_sregs2",
+            "kvm_arch_vcpu_ioctl_get_sregs",
+            "kvm_vcpu_ioctl_x86_get_sregs2",
+        ),
+        f"{_KVM}/svm/svm.c": ("svm_set_segment", "svm_get_segment"),
+    },
+    (
+        f"{_KVM}/cpuid.h",
+        f"{_KVM}/lapic.c",
+        f"{_KVM}/lapic.h",
+        f"{_KVM}/mmu.h",
+        f"{_KVM}/msrs.c",
+        f"{_KVM}/x86.h",
+        f"{_ASM}/cpufeatures.h",
+        f"{_ASM}/kvm_host.h",
+        f"{_ASM}/kvm_vcpu_regs.h",
+        f"{_ASM}/svm.h",
+    ),
+    also={
+        f"{_KVM}/x86.c": ("kvm_setup_efer_caps",),
+        f"{_KVM}/svm/svm.c": ("init_seg", "init_sys_seg"),
+        f"{_KVM}/regs.h": ("__cr4_reserved_bits",),
+        f"{_KVM}/cpuid.c": ("kvm_vcpu_reserved_gpa_bits_raw",),
+        f"{_ASM}/apicdef.h": ("APIC_DEFAULT_PHYS_BASE",),
+        f"{_ASM}/msr-index.h": ("MSR_IA32_APICBASE_BSP",),
+        "arch/x86/include/uapi/asm/processor-flags.h": ("X86_CR0_ET",),
+    },
+)
+PARTS: Final = {
+    each.name: each for each in (KVM, LAUNCH, CAPABILITY, MEMORY, REGISTERS, GUEST, SEV)
+}
 
 
 def releases() -> dict[str, Path]:
@@ -234,7 +270,10 @@ def cut(part: Part, release: Path) -> str:
 def cut_definitions(part: Part, release: Path) -> list[Definition]:
     """The same, piece by piece."""
     cutter = Cutter(CONFIGURATION | part.configuration, _MAKERS)
-    roots: dict[str, Sequence[str]] = dict(part.roots)
+    roots = {
+        file: (*part.roots.get(file, ()), *part.also.get(file, ()))
+        for file in (*part.roots, *part.also)
+    }
     cutter.add(release, *roots)
     cutter.add(release, *(each for each in part.files if (release / each).is_file()))
     return cutter.cut(roots, _stubbed(part))

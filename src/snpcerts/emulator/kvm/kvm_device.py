@@ -21,10 +21,9 @@ from snpcerts.abi.kvm import (
     VmType,
 )
 from snpcerts.emulator.guest.linux import LinuxGuest
-from snpcerts.emulator.guest.memory_slots import PHYSICAL_BITS
 from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.capability import capability, vm_types
-from snpcerts.emulator.kvm.ghcb_exit import C_BIT
+from snpcerts.emulator.kvm.host_cpuid import SUPPORTED
 from snpcerts.emulator.kvm.platform import Platform
 from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.kvm.vm import Vm
@@ -43,20 +42,6 @@ _MSRS: Final[dict[int, tuple[int, ...]]] = {
 }
 _MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
 _CPUID_ENTRY: Final = struct.Struct("<7I12x")
-# The values for a guest's CPUID table: vendor, a processor of the x86-64 baseline, SEV's leaf,
-# KVM's signature. Columns: function, index, flags, EAX to EDX.
-_CPUID: Final = (
-    (0x0000_0000, 0, 0, 0x10, 0x68747541, 0x444D4163, 0x69746E65),
-    (0x0000_0001, 0, 0, 0x00A1_0F11, 0, 0x8020_2001, 0x078B_FBFF),
-    (0x0000_0007, 0, 1, 0, 0, 0, 0),
-    (0x0000_000D, 0, 1, 0b111, 0x340, 0x340, 0),
-    (0x4000_0000, 0, 0, 0x4000_0001, 0x4B4D564B, 0x564B4D56, 0x4D),
-    (0x4000_0001, 0, 0, 0x0100_007B, 0, 0, 0),
-    (0x8000_0000, 0, 0, 0x8000_001F, 0x68747541, 0x444D4163, 0x69746E65),
-    (0x8000_0001, 0, 0, 0x00A1_0F11, 0, 0x0000_0003, 0x2010_0800),
-    (0x8000_0008, 0, 0, 0x3000 | PHYSICAL_BITS, 0, 0, 0),
-    (0x8000_001F, 0, 0, 0b11011, 5 << 6 | C_BIT, 0, 0),
-)
 
 
 class KvmDevice:
@@ -157,11 +142,12 @@ def _supported_cpuid(caller: Caller, argument: int) -> int:
     entries fit.
     """
     room = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
-    if room < len(_CPUID):
+    if room < len(SUPPORTED):
         raise OSError(errno.E2BIG, "the buffer is too small for the CPUID table")
     caller.memory.write(
         argument,
-        struct.pack("<I4x", len(_CPUID)) + b"".join(_CPUID_ENTRY.pack(*each) for each in _CPUID),
+        struct.pack("<I4x", len(SUPPORTED))
+        + b"".join(_CPUID_ENTRY.pack(*each) for each in SUPPORTED),
     )
     return 0
 

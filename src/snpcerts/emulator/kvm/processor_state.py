@@ -5,7 +5,8 @@ An emulated vCPU executes no instructions, so nothing here has an effect. But a 
 written for the emulator makes dozens of such calls before its first KVM_RUN, reads some of the
 state back, and gives up if a call fails.
 
-Structures are opaque here, except for the lists of MSRs and of CPUID entries.
+Structures are opaque here, except for the lists of MSRs and of CPUID entries; ``system_registers``
+judges segments and control registers as KVM does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 
 from snpcerts.abi import kvm
 from snpcerts.abi.kvm import Ioctl
+from snpcerts.emulator.kvm.system_registers import SystemRegisters
 from snpcerts.emulator.psp import vmsa
 from snpcerts.emulator.syscall.caller_memory import UserMemory
 
@@ -51,8 +53,8 @@ TSC_KHZ: Final = 2_000_000
 # The first frequency that is too high: SVM_TSC_RATIO_MAX times the processor's, or 31 bits.
 TSC_KHZ_END: Final = min(0x7FFF_FFFF, 0xFF_FFFF_FFFF * TSC_KHZ >> 32)
 CPUID_SIGNIFICANT_INDEX: Final = 1
-APIC_BASE: Final = 0xFEE0_0900  # enabled, boot processor
-_APIC_BASE_AT: Final = slice(272, 280)  # of sregs and sregs2
+# Of a new vCPU: ``struct kvm_regs`` with RDX, RIP and RFLAGS.
+_RESET_REGS: Final = struct.pack("<18Q", 0, 0, 0, 0x600, *[0] * 12, 0xFFF0, 0x2)
 
 # Accepted and ignored.
 IGNORED: Final = frozenset(
@@ -69,16 +71,23 @@ IGNORED: Final = frozenset(
 
 class ProcessorState:
     """The state of one vCPU. ``protected`` returns whether its registers belong to the firmware.
-    ``tsc_khz`` is the frequency of its TSC, which the VMM can change unless ``tsc_fixed`` is set.
+    ``boot`` says whether it is the boot processor. ``tsc_khz`` is the frequency of its TSC, which
+    the VMM can change unless ``tsc_fixed`` is set.
     """
 
     def __init__(
-        self, protected: Callable[[], bool], *, tsc_khz: int = TSC_KHZ, tsc_fixed: bool = False
+        self,
+        protected: Callable[[], bool],
+        *,
+        boot: bool,
+        tsc_khz: int = TSC_KHZ,
+        tsc_fixed: bool = False,
     ) -> None:
         self._protected = protected
         self._tsc_khz = tsc_khz
         self._tsc_fixed = tsc_fixed
-        self._states: dict[str, bytes] = {}
+        self._states = {"regs": _RESET_REGS}
+        self._system = SystemRegisters(boot=boot)
         self._msrs: dict[int, int] = {}
         self._cpuid = b""  # the entries that the VMM has set
 
@@ -104,8 +113,7 @@ class ProcessorState:
     @property
     def apic_base(self) -> int:
         """The address and flags of the local APIC, as the VMM set them."""
-        sregs = self._states.get("sregs") or self._states.get("sregs2")
-        return APIC_BASE if sregs is None else int.from_bytes(sregs[_APIC_BASE_AT], "little")
+        return self._system.apic_base
 
     @property
     def debugged(self) -> bool:
@@ -116,7 +124,7 @@ class ProcessorState:
         """Return the vCPU's VMSA, from which the firmware reads the registers; see
         :func:`vmsa.build`.
         """
-        return vmsa.build(self._states, self._msrs, features)
+        return vmsa.build(self._states, self._system.shared, self._msrs, features)
 
     @property
     def mp_state(self) -> int:
@@ -132,12 +140,12 @@ class ProcessorState:
         if request in GETS:
             name = GETS[request]
             self._refuse_protected(name)
-            memory.write(argument, self._states.get(name, bytes(SIZES[name])))
+            memory.write(argument, self._read(name))
         elif request in SETS:
             name = SETS[request]
             data = memory.read(argument, SIZES[name])
             self._refuse_protected(name)
-            self._states[name] = data
+            self._write(name, data)
         elif request == Ioctl.SET_MSRS:
             entries = _msrs(memory, argument)
             self._msrs.update(entries)
@@ -161,6 +169,24 @@ class ProcessorState:
         elif request not in IGNORED:
             return None
         return 0
+
+    def _read(self, name: str) -> bytes:
+        match name:
+            case "sregs":
+                return self._system.get()
+            case "sregs2":
+                return self._system.get2()
+            case _:
+                return self._states.get(name, bytes(SIZES[name]))
+
+    def _write(self, name: str, data: bytes) -> None:
+        match name:
+            case "sregs":
+                self._system.set(data, self.cpuid)
+            case "sregs2":
+                self._system.set2(data, self.cpuid)
+            case _:
+                self._states[name] = data
 
     def _refuse_protected(self, name: str) -> None:
         if name in REGISTERS and self._protected():

@@ -116,7 +116,9 @@ class Vcpu:
     ``struct kvm_run``. This object owns it until :meth:`close`.
     """
 
-    def __init__(self, vm: RunningVm, number: int, index: int, *, runnable: bool) -> None:
+    def __init__(
+        self, vm: RunningVm, number: int, index: int, *, runnable: bool, boot: bool
+    ) -> None:
         self.vm = vm
         self.number = number
         self.run_memfd = os.memfd_create(
@@ -130,7 +132,7 @@ class Vcpu:
         self.page = mapped[:RUN_SIZE]
         self.run = RunView(self.page)
         self.state = ProcessorState(
-            lambda: self.protected, tsc_khz=vm.tsc_khz, tsc_fixed=vm.secure_tsc
+            lambda: self.protected, tsc_khz=vm.tsc_khz, tsc_fixed=vm.secure_tsc, boot=boot
         )
         self.requests = GhcbRequests(vm, self.state, mapped)
         self.cr8 = 0

@@ -34,6 +34,7 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.emulator.guest.memory_slots import GuestMemfd, MemorySlots, SlotMemory
 from snpcerts.emulator.guest.program import Guest, GuestCpu, GuestFactory, Program
+from snpcerts.emulator.kvm import host_cpuid
 from snpcerts.emulator.kvm.board import Board
 from snpcerts.emulator.kvm.capability import (
     HYPERCALLS,
@@ -170,8 +171,7 @@ class Vm:
         """Return EAX, EBX, ECX and EDX of a CPUID function; zeros if the VMM has not set that
         function.
         """
-        found = self._cpuid.get((function, None)) or self._cpuid.get((function, index))
-        return found or (0, 0, 0, 0)
+        return host_cpuid.entry(self._cpuid, function, index)
 
     def set_cpuid(self, entries: dict[tuple[int, int | None], tuple[int, int, int, int]]) -> None:
         """Store the CPUID table of KVM_SET_CPUID2, which all vCPUs share."""
@@ -385,8 +385,8 @@ class Vm:
         self._max_vcpu_id = self._max_vcpu_id or VCPU_IDS_MAX
         if number >= self._max_vcpu_id:
             raise OSError(errno.EINVAL, "the vCPU ID is above the limit that the VMM has set")
-        runnable = number == self._boot_cpu or not self.irqchip
-        vcpu = Vcpu(self, number, len(self.vcpus), runnable=runnable)
+        boot = number == self._boot_cpu
+        vcpu = Vcpu(self, number, len(self.vcpus), runnable=boot or not self.irqchip, boot=boot)
         self.vcpus[number] = vcpu
         self._open += 1
         return vcpu

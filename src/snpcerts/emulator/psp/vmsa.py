@@ -3,8 +3,8 @@
 
 Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the page; Linux
 ``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c`` (``init_vmcb``, ``svm_set_segment``,
-``svm_set_cr0``, ``svm_set_cr4``, ``svm_set_efer``) for the values that KVM writes, and for the
-defaults before a VMM has set any.
+``svm_set_cr0``, ``svm_set_cr4``, ``svm_set_efer``) for the values that KVM writes, and for those
+that a VMM has not set.
 """
 
 from __future__ import annotations
@@ -36,11 +36,6 @@ _SEGMENTS: Final = {
 _TABLES: Final = {"gdt": (0x60, 192), "idt": (0x80, 208)}
 _CONTROL_AT = 224  # cr0, cr2, cr3, cr4, cr8, efer
 
-# Attributes at reset: present, writable data. Only the code and system segments differ.
-_RESET_ATTRIBUTES: Final = {"cs": 0x9A, "tr": 0x83, "ldt": 0x82}
-_DATA_ATTRIBUTES: Final = 0x92
-_RESET_LIMIT: Final = 0xFFFF
-
 # General registers in the order of ``struct kvm_regs``.
 _GENERAL: Final = (
     *(0x1F8, 0x318, 0x308, 0x310, 0x330, 0x338, 0x1D8, 0x328),  # rax rbx rcx rdx rsi rdi rsp rbp
@@ -49,7 +44,6 @@ _GENERAL: Final = (
     0x170,  # rflags
 )
 _REGS: Final = struct.Struct("<18Q")
-_RESET_REGS: Final = (0, 0, 0, 0x600, *[0] * 12, 0xFFF0, 0x2)
 
 _CPL, _EFER, _XSS, _CR4, _CR3, _CR0 = 0xCB, 0xD0, 0x140, 0x148, 0x150, 0x158
 _DR7, _DR6, _CR2, _G_PAT, _SEV_FEATURES, _XCR0 = 0x160, 0x168, 0x240, 0x268, 0x3B0, 0x3E8
@@ -70,7 +64,7 @@ _MSRS: Final = {
 }
 
 _EFER_SVME, _CR4_MCE, _CR0_CACHE_OFF = 1 << 12, 1 << 6, 0b11 << 29
-_RESET_CR0, _RESET_DR6, _RESET_DR7, _RESET_PAT = 0x6000_0010, 0xFFFF_0FF0, 0x400, 0x7_0406_0007_0406
+_RESET_DR6, _RESET_DR7, _RESET_PAT = 0xFFFF_0FF0, 0x400, 0x7_0406_0007_0406
 _RESET_MXCSR, _RESET_FCW = 0x1F80, 0x37F
 _SNP_ACTIVE: Final = 1 << 0
 _XSTATE_BV, _XSAVE_YMM = 512, 576
@@ -81,11 +75,14 @@ def debugged(states: Mapping[str, bytes]) -> bool:
     return "debugregs" in states and bool(_u64(states["debugregs"], 40) & ~_RESET_DR7)
 
 
-def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -> bytes:
+def build(
+    states: Mapping[str, bytes], sregs: bytes, msrs: Mapping[int, int], features: int
+) -> bytes:
     """Return the VMSA (4096 bytes) for one vCPU of an SNP guest.
 
     ``states`` holds the KVM structures that were set, keyed by their names in
-    :mod:`snpcerts.emulator.kvm.processor_state`. ``features`` is what KVM_SEV_INIT2 requested
+    :mod:`snpcerts.emulator.kvm.processor_state`; "regs" is always there. ``sregs`` is what struct
+    kvm_sregs and kvm_sregs2 begin with. ``features`` is what KVM_SEV_INIT2 requested
     (``vmsa_features``).
     """
     page = bytearray(PAGE_SIZE)
@@ -93,10 +90,9 @@ def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -
     def put(at: int, value: int) -> None:
         page[at : at + 8] = value.to_bytes(8, "little")
 
-    regs = _REGS.unpack(states["regs"]) if "regs" in states else _RESET_REGS
-    for at, value in zip(_GENERAL, regs, strict=True):
+    for at, value in zip(_GENERAL, _REGS.unpack(states["regs"]), strict=True):
         put(at, value)
-    _put_system(page, states.get("sregs2", states.get("sregs")))
+    _put_system(page, sregs)
     put(_DR6, _u64(states["debugregs"], 32) if "debugregs" in states else _RESET_DR6)
     put(_DR7, _RESET_DR7)
     put(_G_PAT, _RESET_PAT)
@@ -109,34 +105,30 @@ def build(states: Mapping[str, bytes], msrs: Mapping[int, int], features: int) -
     return bytes(page)
 
 
-def _put_system(page: bytearray, sregs: bytes | None) -> None:
+def _put_system(page: bytearray, sregs: bytes) -> None:
     """Write segments, descriptor tables, control registers and EFER into ``page``."""
-    cr0, cr2, cr3, cr4, efer, cpl = _RESET_CR0, 0, 0, 0, 0, 0
+    cpl = 0
     for name, (at, source) in _SEGMENTS.items():
-        selector, base = (0xF000, 0xFFFF_0000) if name == "cs" else (0, 0)
-        attributes, limit = _RESET_ATTRIBUTES.get(name, _DATA_ATTRIBUTES), _RESET_LIMIT
-        if sregs is not None:
-            (base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable) = (
-                _KVM_SEGMENT.unpack_from(sregs, source)
-            )
-            attributes = (
-                (kind & 15)
-                | (s & 1) << 4
-                | (dpl & 3) << 5
-                | (bool(present & 1) and not unusable) << 7
-                | (avl & 1) << 8
-                | (long & 1) << 9
-                | (db & 1) << 10
-                | (g & 1) << 11
-            )
-            if name == "ss":
-                cpl = dpl & 3
+        (base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable) = (
+            _KVM_SEGMENT.unpack_from(sregs, source)
+        )
+        attributes = (
+            (kind & 15)
+            | (s & 1) << 4
+            | (dpl & 3) << 5
+            | (bool(present & 1) and not unusable) << 7
+            | (avl & 1) << 8
+            | (long & 1) << 9
+            | (db & 1) << 10
+            | (g & 1) << 11
+        )
+        if name == "ss":
+            cpl = dpl & 3
         _SEGMENT.pack_into(page, at, selector, attributes, limit, base)
     for at, source in _TABLES.values():
-        base, limit = (0, _RESET_LIMIT) if sregs is None else _KVM_TABLE.unpack_from(sregs, source)
+        base, limit = _KVM_TABLE.unpack_from(sregs, source)
         _SEGMENT.pack_into(page, at, 0, 0, limit, base)
-    if sregs is not None:
-        cr0, cr2, cr3, cr4, _, efer = struct.unpack_from("<6Q", sregs, _CONTROL_AT)
+    cr0, cr2, cr3, cr4, _, efer = struct.unpack_from("<6Q", sregs, _CONTROL_AT)
     page[_CPL] = cpl
     for at, value in (
         (_EFER, efer | _EFER_SVME),

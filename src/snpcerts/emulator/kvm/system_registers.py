@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_SET_SREGS and KVM_SET_SREGS2: segments, control registers, EFER and the APIC's address.
+
+Source: Linux ``arch/x86/kvm/regs.c`` (``__set_sregs_common``, ``kvm_is_valid_sregs``,
+``__set_sregs``, ``kvm_vcpu_ioctl_x86_set_sregs2``), ``lapic.c`` (``kvm_apic_set_base``), ``msrs.c``
+(``kvm_valid_efer``), and ``svm/svm.c`` (``svm_get_segment``, ``init_vmcb``) for what is given back.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import Final
+
+from snpcerts.emulator.kvm.host_cpuid import HOST, CpuidTable, has, physical_bits
+
+# ``struct kvm_sregs`` and kvm_sregs2: eight segments (base, limit, selector, type, present, DPL,
+# DB, S, L, G, AVL, unusable), GDT and IDT (base, limit), CR0, CR2, CR3, CR4, CR8, EFER, APIC base.
+_SEGMENT: Final = struct.Struct("<QIH9Bx")
+_TABLE: Final = struct.Struct("<QH6x")
+_CONTROL: Final = struct.Struct("<7Q")
+_SEGMENTS: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+_TABLES_AT: Final = len(_SEGMENTS) * _SEGMENT.size
+_CONTROL_AT: Final = _TABLES_AT + 2 * _TABLE.size
+SHARED: Final = _CONTROL_AT + _CONTROL.size  # bytes that both structures begin with
+_CR8_AT: Final = slice(_CONTROL_AT + 32, _CONTROL_AT + 40)
+_APIC_BASE_AT: Final = slice(_CONTROL_AT + 48, _CONTROL_AT + 56)
+# What follows: a bitmap of 256 interrupts, or flags and four PDPTRs.
+_BITMAP_SIZE: Final = 32
+_PDPTRS: Final = struct.Struct("<Q32s")
+_PDPTRS_VALID: Final = 1
+
+_CR0_PE, _CR0_NW, _CR0_CD, _CR0_PG = 1 << 0, 1 << 29, 1 << 30, 1 << 31
+_CR4_PAE: Final = 1 << 5
+# Bits of CR4 that every processor with SVM has: VME to PCE, OSFXSR, OSXMMEXCPT.
+_CR4_ALWAYS: Final = 0x7FF
+# The others, and the features of which each needs one: CPUID function, register, bit, subleaf.
+_ECX_1, _EBX_7, _ECX_7 = (0x1, 2), (0x7, 1), (0x7, 2)
+_CR4_OF_FEATURES: Final = (
+    (1 << 11, ((*_ECX_7, 2, 0),)),  # UMIP
+    (1 << 12, ((*_ECX_7, 16, 0),)),  # LA57
+    (1 << 13, ((*_ECX_1, 5, 0),)),  # VMXE
+    (1 << 16, ((*_EBX_7, 0, 0),)),  # FSGSBASE
+    (1 << 17, ((*_ECX_1, 17, 0),)),  # PCIDE
+    (1 << 18, ((*_ECX_1, 26, 0),)),  # OSXSAVE
+    (1 << 20, ((*_EBX_7, 7, 0),)),  # SMEP
+    (1 << 21, ((*_EBX_7, 20, 0),)),  # SMAP
+    (1 << 22, ((*_ECX_7, 3, 0),)),  # PKE
+    (1 << 23, ((*_ECX_7, 7, 0), (0x7, 3, 20, 0))),  # CET: SHSTK or IBT
+    (1 << 28, ((0x7, 0, 26, 1),)),  # LAM_SUP
+)
+_LAM: Final = (0x7, 0, 26, 1)
+_CR3_LAM: Final = 1 << 62 | 1 << 61
+_EFER_SCE, _EFER_LME, _EFER_LMA = 1 << 0, 1 << 8, 1 << 10
+_EFER_OF_FEATURES: Final = (
+    (_EFER_LME | _EFER_LMA, (0x8000_0001, 3, 29, 0)),  # LM
+    (1 << 11, (0x8000_0001, 3, 20, 0)),  # NX
+    (1 << 12, (0x8000_0001, 2, 2, 0)),  # SVME
+    (1 << 14, (0x8000_0001, 3, 25, 0)),  # FFXSR
+    (1 << 21, (0x8000_0021, 0, 8, 0)),  # AUTOIBRS
+)
+_CR8_MAX: Final = 15
+_APIC_RESERVED: Final = 0x2FF
+_APIC_X2APIC, _APIC_ENABLE, _APIC_BOOT = 1 << 10, 1 << 11, 1 << 8
+_X2APIC: Final = (0x1, 2, 21, 0)
+_APIC_DEFAULT: Final = 0xFEE0_0000
+
+_RESET_CR0: Final = 0x6000_0010
+_RESET_LIMIT: Final = 0xFFFF
+# Type and S at reset: a code segment, data segments, a busy 16-bit TSS, an LDT.
+_RESET_TYPES: Final = {"cs": (10, 1), "tr": (3, 0), "ldt": (2, 0)}
+_DATA_TYPE: Final = (2, 1)
+
+
+class SystemRegisters:
+    """The registers of one vCPU. ``boot`` says whether it is the boot processor.
+
+    ``host`` has the features that KVM supports.
+    """
+
+    def __init__(self, *, boot: bool, host: CpuidTable = HOST) -> None:
+        self._host = host
+        self._shared = _reset(boot=boot)
+        self._pdptrs = bytes(32)
+        self._pending: int | None = None  # the interrupt that a VMM has queued
+
+    @property
+    def shared(self) -> bytes:
+        """What both structures begin with, as the VMM has set it."""
+        return self._shared
+
+    @property
+    def apic_base(self) -> int:
+        """The address and flags of the local APIC."""
+        return int.from_bytes(self._shared[_APIC_BASE_AT], "little")
+
+    def set(self, sregs: bytes, guest: CpuidTable) -> None:
+        """Serve KVM_SET_SREGS for a guest with this CPUID table; raises EINVAL."""
+        self._set_shared(sregs, guest)
+        self._pdptrs = bytes(32)
+        bitmap = int.from_bytes(sregs[SHARED:], "little")
+        if bitmap:
+            self._pending = (bitmap & -bitmap).bit_length() - 1
+
+    def set2(self, sregs2: bytes, guest: CpuidTable) -> None:
+        """Serve KVM_SET_SREGS2 likewise."""
+        flags, pdptrs = _PDPTRS.unpack(sregs2[SHARED:])
+        if flags & ~_PDPTRS_VALID:
+            raise OSError(errno.EINVAL, "unknown flags of KVM_SET_SREGS2")
+        if flags and not _has_pae_paging(sregs2):
+            raise OSError(errno.EINVAL, "PDPTRs without PAE paging")
+        self._set_shared(sregs2, guest)
+        self._pdptrs = pdptrs if flags else bytes(32)
+
+    def get(self) -> bytes:
+        """Return ``struct kvm_sregs``."""
+        bitmap = 0 if self._pending is None else 1 << self._pending
+        return self._given_back() + bitmap.to_bytes(_BITMAP_SIZE, "little")
+
+    def get2(self) -> bytes:
+        """Return ``struct kvm_sregs2``. PDPTRs that the VMM has not set are zero here; KVM reads
+        them from the guest's memory.
+        """
+        paging = _has_pae_paging(self._shared)
+        pdptrs = self._pdptrs if paging else bytes(32)
+        return self._given_back() + _PDPTRS.pack(_PDPTRS_VALID if paging else 0, pdptrs)
+
+    def _set_shared(self, sregs: bytes, guest: CpuidTable) -> None:
+        shared = sregs[:SHARED]
+        _check(shared, self._host, guest, self.apic_base)
+        if int.from_bytes(shared[_CR8_AT], "little") > _CR8_MAX:  # ignored
+            shared = shared[: _CR8_AT.start] + self._shared[_CR8_AT] + shared[_CR8_AT.stop :]
+        self._shared = shared
+
+    def _given_back(self) -> bytes:
+        data = bytearray(SHARED)
+        for place, name in enumerate(_SEGMENTS):
+            at = place * _SEGMENT.size
+            _SEGMENT.pack_into(data, at, *_segment(name, _SEGMENT.unpack_from(self._shared, at)))
+        for at in (_TABLES_AT, _TABLES_AT + _TABLE.size):
+            _TABLE.pack_into(data, at, *_TABLE.unpack_from(self._shared, at))
+        data[_CONTROL_AT:] = self._shared[_CONTROL_AT:]
+        return bytes(data)
+
+
+def _reset(*, boot: bool) -> bytes:
+    """Return the registers of a new vCPU."""
+    data = bytearray(SHARED)
+    for place, name in enumerate(_SEGMENTS):
+        base, selector = (0xFFFF_0000, 0xF000) if name == "cs" else (0, 0)
+        kind, code_or_data = _RESET_TYPES.get(name, _DATA_TYPE)
+        flags = (kind, 1, 0, 0, code_or_data, 0, 0, 0, 0)
+        _SEGMENT.pack_into(data, place * _SEGMENT.size, base, _RESET_LIMIT, selector, *flags)
+    for at in (_TABLES_AT, _TABLES_AT + _TABLE.size):
+        _TABLE.pack_into(data, at, 0, _RESET_LIMIT)
+    apic = _APIC_DEFAULT | _APIC_ENABLE | (_APIC_BOOT if boot else 0)
+    _CONTROL.pack_into(data, _CONTROL_AT, _RESET_CR0, 0, 0, 0, 0, 0, apic)
+    return bytes(data)
+
+
+def _segment(name: str, parts: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a segment as KVM gives it back: as the VMCB keeps it, with what hosts expect."""
+    base, limit, selector, kind, present, dpl, db, s, long, _, avl, unusable = parts
+    kind, present, db = kind & 15, int(present & 1 and not unusable), db & 1
+    if name == "tr":
+        kind |= 2  # busy
+    elif name in ("ds", "es", "fs", "gs") and present:
+        kind |= 1  # accessed
+    elif name == "ss" and not present:
+        db = 0
+    flags = (kind, present, dpl & 3, db, s & 1, long & 1)
+    return (base, limit, selector, *flags, int(limit > 0xF_FFFF), avl & 1, int(not present))
+
+
+def _has_pae_paging(sregs: bytes) -> bool:
+    cr0, _, _, cr4, _, efer, _ = _CONTROL.unpack_from(sregs, _CONTROL_AT)
+    return bool(cr0 & _CR0_PG and cr4 & _CR4_PAE and not efer & _EFER_LMA)
+
+
+def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) -> None:
+    """Refuse what no processor with the guest's CPUID could have in its registers."""
+    cr0, _, cr3, cr4, _, efer, new_base = _CONTROL.unpack_from(sregs, _CONTROL_AT)
+    long_code = _SEGMENT.unpack_from(sregs, 0)[8]
+    beyond = -1 << physical_bits(guest)
+    if efer & _EFER_LME and cr0 & _CR0_PG:
+        if not cr4 & _CR4_PAE or not efer & _EFER_LMA:
+            raise OSError(errno.EINVAL, "64-bit mode without CR4.PAE or EFER.LMA")
+        if cr3 & ~(_CR3_LAM if has(host, guest, *_LAM) else 0) & beyond:
+            raise OSError(errno.EINVAL, f"CR3 is {cr3:#x}: no physical address")
+    elif efer & _EFER_LMA or long_code:
+        raise OSError(errno.EINVAL, "EFER.LMA or a 64-bit code segment outside of 64-bit mode")
+    if cr4 & ~_cr4_bits(host, guest):
+        raise OSError(errno.EINVAL, f"CR4 is {cr4:#x}: the guest lacks the feature of a bit")
+    if cr0 >> 32 or (cr0 & _CR0_NW and not cr0 & _CR0_CD) or (cr0 & _CR0_PG and not cr0 & _CR0_PE):
+        raise OSError(errno.EINVAL, f"CR0 is {cr0:#x}")
+    if efer & ~_efer_bits(host, guest):
+        raise OSError(errno.EINVAL, f"EFER is {efer:#x}: the guest lacks the feature of a bit")
+    if new_base == apic_base:
+        return
+    reserved = beyond | _APIC_RESERVED
+    if not has(host, guest, *_X2APIC):
+        reserved |= _APIC_X2APIC
+    if new_base & reserved or new_base & (_APIC_ENABLE | _APIC_X2APIC) == _APIC_X2APIC:
+        raise OSError(errno.EINVAL, f"the APIC's base is {new_base:#x}")
+
+
+def _cr4_bits(host: CpuidTable, guest: CpuidTable) -> int:
+    bits = _CR4_ALWAYS
+    for bit, features in _CR4_OF_FEATURES:
+        if any(has(host, guest, *feature) for feature in features):
+            bits |= bit
+    return bits
+
+
+def _efer_bits(host: CpuidTable, guest: CpuidTable) -> int:
+    bits = _EFER_SCE
+    for bit, feature in _EFER_OF_FEATURES:
+        if has(host, guest, *feature):
+            bits |= bit
+    return bits

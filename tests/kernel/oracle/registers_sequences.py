@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_SET_SREGS and KVM_SET_SREGS2 of a vCPU: the kernel's code beside the emulator's.
+
+The host's processor has every feature that matters, or those that the emulator reports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from snpcerts.abi.kvm import SREGS2_SIZE, SREGS_SIZE
+from snpcerts.emulator.kvm import host_cpuid
+from snpcerts.emulator.kvm.host_cpuid import HOST, CpuidTable
+from snpcerts.emulator.kvm.system_registers import SystemRegisters
+
+from .difference import DifferenceError
+from .user import weighted
+
+# Words of cpufeatures.h: CPUID function, subleaf, register (EAX to EDX).
+_WORDS: Final = {
+    0: (0x1, 0, 3),
+    1: (0x8000_0001, 0, 3),
+    4: (0x1, 0, 2),
+    6: (0x8000_0001, 0, 2),
+    9: (0x7, 0, 1),
+    12: (0x7, 1, 0),
+    16: (0x7, 0, 2),
+    18: (0x7, 0, 3),
+    20: (0x8000_0021, 0, 0),
+}
+_WORD_COUNT: Final = 32
+_SEGMENTS: Final = 8
+_LONG, _LEGACY = (1 << 31 | 1, 1 << 5, 1 << 10 | 1 << 8), (0x11, 0, 0)  # CR0, CR4, EFER
+_PAE: Final = (1 << 31 | 1, 1 << 5, 0)
+Table = dict[tuple[int, int | None], tuple[int, int, int, int]]
+
+
+def _words(table: CpuidTable) -> bytes:
+    words = [0] * _WORD_COUNT
+    for word, (function, index, register) in _WORDS.items():
+        words[word] = host_cpuid.entry(table, function, index)[register]
+    return struct.pack(f"<{_WORD_COUNT}I", *words)
+
+
+def _host(words: Mapping[int, int]) -> Table:
+    """A CPUID table with these words."""
+    table: dict[tuple[int, int | None], list[int]] = {}
+    for word, (function, index, register) in _WORDS.items():
+        table.setdefault((function, index), [0, 0, 0, 0])[register] = words.get(word, 0)
+    return {key: (a, b, c, d) for key, (a, b, c, d) in table.items()}
+
+
+class _Life:
+    """A vCPU whose registers are set and read."""
+
+    def __init__(self, library: ctypes.CDLL, seed: str) -> None:
+        self._pick = random.Random(seed)
+        self._library = library
+        boot = self._pick.random() < 0.5
+        self._guest: Table = {}
+        every = _host(dict.fromkeys(_WORDS, 0xFFFF_FFFF))
+        some = _host({word: self._pick.getrandbits(32) for word in _WORDS})
+        host = weighted(self._pick, ((HOST, 20), (every, 50), (some, 30)))
+        self._registers = SystemRegisters(boot=boot, host=host)
+        library.oracle_reset(_words(host), boot)
+        self._story = [f"boot {boot}"]
+        self.reached: set[str] = set()
+
+    def live(self) -> None:
+        """Go through it all; raises :class:`DifferenceError` at the first."""
+        self._compare()
+        for _ in range(self._pick.randint(1, 8)):
+            if self._pick.random() < 0.25:
+                self._set_cpuid()
+            else:
+                self._set()
+            self._compare()
+
+    def _set_cpuid(self) -> None:
+        pick = self._pick
+        every = pick.random() < 0.6
+        words = {word: 0xFFFF_FFFF if every else pick.getrandbits(32) for word in _WORDS}
+        bits = pick.choice((36, 46, 48, 52, 60))
+        self._guest = _host(words)
+        last = pick.choice((0x8000_0007, 0x8000_0008, 0x8000_001F))
+        self._guest[0x8000_0000, 0] = (last, 0, 0, 0)
+        if pick.random() < 0.9:
+            self._guest[0x8000_0008, 0] = (0x3000 | bits, 0, 0, 0)
+        self._story.append(f"cpuid {self._guest}")
+        self._library.oracle_set_cpuid(_words(self._guest), host_cpuid.physical_bits(self._guest))
+
+    def _set(self) -> None:
+        pick = self._pick
+        second = pick.random() < 0.5
+        cr0, cr4, efer = pick.choice((_LONG, _LONG, _LEGACY, _PAE))
+        cr3 = weighted(
+            pick, ((0x1000, 75), (1 << pick.randrange(64), 20), (pick.getrandbits(64), 5))
+        )
+        cr0, cr4, efer = (self._spoilt(each) for each in (cr0, cr4, efer))
+        apic = weighted(
+            pick,
+            (
+                (0xFEE0_0900, 60),
+                (0xFEE0_0C00, 10),
+                (0xFEE0_0000, 10),
+                (0xFEE0_0800 ^ 1 << pick.randrange(64), 20),
+            ),
+        )
+        cr8 = pick.choice((0, 7, 15, 16, 1 << 63))
+        data = b"".join(self._segment() for _ in range(_SEGMENTS))
+        data += pick.randbytes(32)  # GDT and IDT
+        data += struct.pack("<7Q", cr0, pick.getrandbits(64), cr3, cr4, cr8, efer, apic)
+        if second:
+            flags = weighted(pick, ((0, 65), (1, 30), (1 << pick.randrange(64), 5)))
+            data += struct.pack("<Q", flags) + pick.randbytes(32)
+            assert len(data) == SREGS2_SIZE
+        else:
+            bitmap = weighted(
+                pick, ((0, 70), (1 << pick.randrange(256), 20), (pick.getrandbits(256), 10))
+            )
+            data += bitmap.to_bytes(32, "little")
+            assert len(data) == SREGS_SIZE
+        name = "sregs2" if second else "sregs"
+        self._story.append(f"set {name} {data.hex()}")
+        kernel = getattr(self._library, f"oracle_set_{name}")(data)
+        emulator = self._call(self._registers.set2 if second else self._registers.set, data)
+        self.reached.add(f"{name} {'set' if kernel == 0 else 'refused'}")
+        self._differ(f"set {name}", kernel, emulator)
+
+    def _call(self, setter: Callable[[bytes, CpuidTable], None], data: bytes) -> int:
+        try:
+            setter(data, self._guest)
+        except OSError as refused:
+            return -(refused.errno or 0)
+        return 0
+
+    def _segment(self) -> bytes:
+        pick = self._pick
+        kind = weighted(pick, ((11, 40), (3, 30), (pick.getrandbits(8), 30)))
+        flags = [weighted(pick, ((1, 45), (0, 45), (pick.getrandbits(8), 10))) for _ in range(8)]
+        if pick.random() < 0.6:
+            flags[4] = 0  # L
+        limit = pick.choice((0xFFFF, 0xF_FFFF, 0x10_0000, 0xFFFF_FFFF))
+        head = struct.pack("<QIH", pick.getrandbits(64), limit, pick.getrandbits(16))
+        return head + bytes([kind, *flags]) + pick.randbytes(1)
+
+    def _spoilt(self, value: int) -> int:
+        pick = self._pick
+        return weighted(
+            pick, ((value, 87), (value ^ 1 << pick.randrange(33), 11), (pick.getrandbits(64), 2))
+        )
+
+    def _compare(self) -> None:
+        kernel = [(ctypes.c_ubyte * size)() for size in (SREGS_SIZE, SREGS2_SIZE)]
+        self._library.oracle_get_sregs(*kernel)
+        emulator = (self._registers.get(), self._registers.get2())
+        for name, theirs, ours in zip(("sregs", "sregs2"), kernel, emulator, strict=True):
+            for at in range(0, len(ours), 8):
+                word = bytes(theirs[at : at + 8])
+                self._differ(f"get {name} at {at}", word.hex(), ours[at : at + 8].hex())
+
+    def _differ(self, what: str, kernel: object, emulator: object) -> None:
+        if kernel != emulator:
+            self._story.append(f"{what} -> {kernel}")
+            raise DifferenceError(what, {"value": f"{kernel} {emulator}"}, self._story)
+
+
+def lives(
+    path: Path, seed: int, numbers: Iterable[int]
+) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
+    """Each vCPU by its number: what was set or refused, and the difference."""
+    library = ctypes.CDLL(str(path))
+    library.oracle_reset.argtypes = (ctypes.c_char_p, ctypes.c_bool)
+    library.oracle_set_cpuid.argtypes = (ctypes.c_char_p, ctypes.c_int)
+    for number in numbers:
+        found = None
+        life = _Life(library, f"{seed}:{number}")
+        try:
+            life.live()
+        except DifferenceError as differs:
+            found = differs
+        yield number, life.reached, found
