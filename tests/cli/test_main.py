@@ -20,6 +20,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text for name in COMMANDS)
 
 
+@pytest.mark.parametrize("words", [[], ["host"], ["kds", "fetch"]])
+def test_a_group_without_a_command_shows_its_help_in_lines(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Usage: snpcerts")
+    assert "Commands:" in lines
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_exists_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0

@@ -16,6 +16,7 @@ from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
 from snpcerts.certfile.file import CertFile
 from snpcerts.cli.main import main
 from tests.documented_json import documented
+from tests.verify.test_documented_reasons import CHAIN, sound_report
 
 OTHER = "fbb6ed74-e73e-44ab-8893-4252792d737a"
 
@@ -145,6 +146,23 @@ def test_lenient_shows_valid_entries_and_still_fails(
     assert "vcek" in captured.out
     assert "ark" not in captured.out
     assert "problem: entry 2" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (sound_report(), "an attestation report"),
+        (CHAIN["ark"], "a certificate in DER"),
+        (b"<!DOCTYPE html>", "an HTML page"),
+    ],
+)
+def test_another_kind_of_file_is_named(
+    data: bytes, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "table.bin"
+    file.write_bytes(data)
+    assert main(["table", "show", str(file)]) == 2
+    assert f"found {name}, not a certificate table" in capsys.readouterr().err
 
 
 def test_a_key_that_is_not_a_certificate_is_not_built_in(

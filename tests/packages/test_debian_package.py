@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.packages.bare_root import BareRoot
-from tests.packages.conftest import NEWEST
+from tests.packages.conftest import NEWEST, ROOT
 
 # The commands of docs/operators.md, from the package to the first verified guest.
 FIRST_GUEST = """
@@ -26,6 +26,7 @@ snpcerts emulate --platform snp host -- snpcerts host status
 snpcerts emulate --platform snp guest --certs /var/lib/snpcerts/certs.bin -- \
     snpcerts guest report -o report.bin --table-out table.bin
 snpcerts verify report.bin --table table.bin --anchor certs/ark.der
+snpcerts run --certs-filename /var/lib/snpcerts/certs.bin --print-environment
 stat -c %G:%a /var/lib/snpcerts/certs.bin
 """
 # A program stands in for a VMM in the middle of a request: it holds the file's lock while the
@@ -56,6 +57,9 @@ def test_from_the_package_to_a_verified_guest_to_a_purge(bare: BareRoot) -> None
     assert "in step" in made.stdout
     assert "\nverified" in made.stdout
     assert made.stdout.splitlines()[-1] == "kvm:640"
+    # Domains and AppArmor rules name this path, so it stays when Python is upgraded.
+    (shim,) = (line for line in made.stdout.splitlines() if line.startswith("LD_PRELOAD="))
+    assert f"\n{shim}\n" in (ROOT / "docs/stock-vmms.md").read_text()
     assert time.monotonic() - start < 60
 
     upgraded = bare.run(

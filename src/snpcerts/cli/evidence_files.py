@@ -93,7 +93,7 @@ class EvidenceFiles:
             try:
                 return evidence.with_table(table)
             except InputError as error:
-                raise _wrong_table(table) or error from None
+                raise not_a_table(table) or error from None
 
 
 def places(path: str) -> Iterator[EvidenceFiles]:
@@ -189,7 +189,7 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
     return Given(given, name=name, problems=tuple(problems))
 
 
-def _wrong_table(data: bytes) -> InputError | None:
+def not_a_table(data: bytes) -> InputError | None:
     """Return an error that names what was given as a table; None if it may be one."""
     from snpcerts.endorsement.bundle import read_bundle
     from snpcerts.endorsement.file_kind import kind_of, looks_like_table

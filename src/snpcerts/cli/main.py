@@ -87,6 +87,9 @@ def main(arguments: Sequence[str]) -> int:
     except SnpCertsError as error:
         present(f"snpcerts: {error}", err=True)
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         shown, message = io.StringIO(), error.format_message()
         error.show(shown)

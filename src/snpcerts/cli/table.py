@@ -157,6 +157,10 @@ def _decode(file: str, data: bytes) -> CertTable:
     try:
         table = CertTable.decode(data)
     except FormatError as error:
+        from snpcerts.cli.evidence_files import not_a_table
+
+        if (wrong := not_a_table(data)) is not None:
+            raise InputError(f"{file}: {wrong.message}") from None
         raise InputError(
             f"{file}: {error.message}", hint="'table show --lenient' shows the readable entries"
         ) from None

@@ -34,7 +34,8 @@ MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BU
 TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
 EXIT_TOLD: Final = "KVM asks for certificates by exit {}"
 
-_SHIM = Path(__file__).with_name("libsnpcerts_shim.so")
+# Without symbolic links: AppArmor compares this path, and a package's link names Python's version.
+_SHIM = Path(__file__).resolve().with_name("libsnpcerts_shim.so")
 _LOADER_LIMIT = 30.0  # time limit for the loader to list what it would load, in seconds
 _INTERPRETERS = 4  # nested interpreters; the same limit as in Linux
 _VERSION_TIME: Final = 10.0  # time limit for a VMM to print its version, in seconds

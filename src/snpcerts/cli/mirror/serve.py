@@ -169,7 +169,7 @@ def imported(module: str) -> None:
             raise
         raise UsageError(
             f"the mirror needs the Python package {error.name.partition('.')[0]}",
-            hint="pip install 'snpcerts[mirror]'",
+            hint="pip install '.[mirror]' in a source tree; the .deb and the .rpm have it",
         ) from None
 
 
