@@ -168,7 +168,7 @@ class ServedFile:
         self.on_change(f"puts inode {os.fstat(descriptor).st_ino} in place")
 
     def replace_unnoticed(self, content: bytes) -> None:
-        """Replace the file. Old and new file have the same times, and the old one keeps a name."""
+        """Replace the file. Old and new file have the same times, and the old file keeps a name."""
         old = os.fstat(self._present())
         kept = self._directory / f".{_NAME}.{len(self._made)}"
         os.link(self.path, kept)
@@ -204,7 +204,7 @@ class ServedFile:
         self.path.mkdir()
 
     def make_link(self) -> None:
-        """Move the file away and put a symbolic link to it in its place."""
+        """Move the file away and put a symbolic link to it at the path."""
         target = self._directory / f"{_NAME}.{len(self._made)}"
         self.path.rename(target)
         self.path.symlink_to(target.name)

@@ -137,7 +137,7 @@ class TrialVcpu:
         when: Callable[[], bool] | None = None,
         until: Callable[[], bool] | None = None,
     ) -> Asking:
-        """Make a request with :meth:`TrialGuest.ask`, and record it to be judged later.
+        """Make a request with :meth:`TrialGuest.ask`, and record the answer to be judged later.
 
         On a busy machine, a VMM may give up waiting for a lock that no update holds. The request is
         then repeated, as by a Linux guest.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scenarios, by topic. Each one runs its own VMM.
+"""The scenarios, by topic. Each scenario runs its own VMM.
 
 ``starting`` ends with the VMM's first answer. ``answers`` is about the table and the errors,
 ``buffers`` about their place in guest memory, ``changes`` about changes of the file. ``locking`` is

@@ -34,7 +34,9 @@ def _ignored(trial: Trial) -> bool:
 
 
 def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Change several pages at once, then each one separately, and one without the GHCB."""
+    """Change the state of several pages at once, then of each page separately, and of one page
+    without the GHCB.
+    """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     for at_once in (FIELD_PAGES, 1):
         for number in range(0, FIELD_PAGES, at_once):
@@ -76,8 +78,8 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Let the guest name private pages as its buffer. It must not see the answer, and its VM must
-    continue.
+    """Let the guest name private pages as its buffer. The guest must not see the answer, and its VM
+    must continue.
     """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     private = pages.data + 2 * PAGE_SIZE

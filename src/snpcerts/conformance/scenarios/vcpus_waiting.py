@@ -139,7 +139,8 @@ def _together(first: CertsRequest, second: CertsRequest) -> bool:
 
 
 def _adds_up(first: CertsRequest, second: CertsRequest, delay: float) -> bool | None:
-    """Whether the second vCPU waited its whole time after the first; None if that is unclear.
+    """Whether the second vCPU waited its whole time only after the first vCPU's wait, or None if
+    that is unclear.
 
     On a busy machine every answer may be late. So it also counts how often the second vCPU tried
     to take the lock after the first had given up: if its time was over, once.

@@ -207,7 +207,7 @@ class EmulatedAuthority:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Return the hierarchy that :meth:`save` wrote into ``directory``. Raises
-        :class:`InputError` if it is incomplete or damaged.
+        :class:`InputError` if the files are incomplete or damaged.
         """
         ark, ask, asvk = (_load_signer(directory, role) for role in _ROLES)
         for product in Product:

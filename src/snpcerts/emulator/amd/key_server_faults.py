@@ -73,12 +73,12 @@ class Faults:
         self._next: list[frozenset[Fault]] = []
 
     def set(self, *faults: Fault) -> None:
-        """Apply exactly these faults to every request from now on, and drop the queued ones."""
+        """Apply exactly these faults to every request from now on, and drop queued faults."""
         with self._lock:
             self._always, self._next = frozenset(faults), []
 
     def clear(self) -> None:
-        """Apply no faults from now on, and drop the queued ones."""
+        """Apply no faults from now on, and drop queued faults."""
         self.set()
 
     def next(self, *faults: Fault, times: int = 1) -> None:

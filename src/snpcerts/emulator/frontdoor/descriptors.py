@@ -62,8 +62,8 @@ class OpenDevice:
 
 
 class Descriptors:
-    """All open emulated devices. ``open`` maps the identity of each memfd (device, inode) to its
-    device.
+    """All open emulated devices. ``open`` maps the identity (device, inode) of each device's memfd
+    to the device.
     """
 
     def __init__(self) -> None:

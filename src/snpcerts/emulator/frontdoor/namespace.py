@@ -235,7 +235,9 @@ class _Builder:
             self._trees[path] = fuse
 
     def _cover(self, files: Mapping[str, int]) -> None:
-        """Bind-mount an emulated file over each real one. ``files`` maps their paths to modes."""
+        """Bind-mount an emulated file over each real file in ``files``, which maps paths to
+        modes.
+        """
         with self._staged("tmpfs", _TMPFS) as root:
             for number, (path, mode) in enumerate(files.items()):
                 self._files[path] = len(self._roots), str(number)
@@ -246,8 +248,8 @@ class _Builder:
             self._roots.append(root)
 
     def _place(self, path: str) -> tuple[int, str]:
-        """Return the number of the root and the name of ``path``, which is in a mirrored directory,
-        and create its parent.
+        """Return the number of the root that contains ``path``, and the path below it. Create the
+        parent directory.
         """
         directory = max((each for each in self._mirrors if path.startswith(f"{each}/")), key=len)
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -71,7 +71,9 @@ class Board:
                     raise OSError(errno.EINVAL, "the TSS does not fit below 4 GiB")
             case Ioctl.SET_IDENTITY_MAP_ADDR:
                 if vcpus:
-                    raise OSError(errno.EINVAL, "the VM already has vCPUs")
+                    raise OSError(
+                        errno.EINVAL, "the identity map cannot move once the VM has vCPUs"
+                    )
                 memory.read(argument, 8)
             case Ioctl.X86_SET_MSR_FILTER:
                 _judge_msr_filter(memory, argument)

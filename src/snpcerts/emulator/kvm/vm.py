@@ -66,7 +66,7 @@ _S = TypeVar("_S", bound=CStruct)
 
 
 class Vm:
-    """One VM. It exists while its own or a vCPU's descriptor is open."""
+    """One VM, which exists while its own descriptor or a vCPU's is open."""
 
     def __init__(
         self,
@@ -263,7 +263,9 @@ class Vm:
             case Ioctl.SET_TSC_KHZ:
                 wanted_khz = checked_tsc_khz(argument)
                 if self.vcpus:
-                    raise OSError(errno.EINVAL, "the VM already has vCPUs")
+                    raise OSError(
+                        errno.EINVAL, "the VM's TSC frequency cannot change once the VM has vCPUs"
+                    )
                 self.tsc_khz = wanted_khz
             case Ioctl.SET_NR_MMU_PAGES:
                 if argument < MMU_PAGES_MIN:
@@ -395,7 +397,9 @@ class Vm:
         if self.irqchip:
             raise OSError(errno.EEXIST, "the VM already has an interrupt controller")
         if self.vcpus:
-            raise OSError(errno.EINVAL, "the VM already has vCPUs")
+            raise OSError(
+                errno.EINVAL, "the VM cannot get an interrupt controller once it has vCPUs"
+            )
         self.irqchip = True
 
     def _enable_cap(self, caller: Caller, argument: int) -> None:
@@ -441,7 +445,7 @@ class Vm:
 
     def _set_boot_cpu(self, number: int) -> None:
         if self.vcpus:
-            raise OSError(errno.EBUSY, "the VM already has vCPUs")
+            raise OSError(errno.EBUSY, "the boot vCPU cannot change once the VM has vCPUs")
         if number > (self._max_vcpu_id or VCPU_IDS_MAX):
             raise OSError(errno.EINVAL, "the vCPU ID is too large")
         self._boot_cpu = number
@@ -452,7 +456,7 @@ class Vm:
         if not self.irqchip:
             raise OSError(errno.ENXIO, "the VM has no interrupt controller")
         if self.vcpus:
-            raise OSError(errno.EINVAL, "the VM already has vCPUs")
+            raise OSError(errno.EINVAL, "the APIC bus cycle cannot change once the VM has vCPUs")
         self._apic_bus_cycle_ns = cycle_ns
 
     def _set_x2apic(self, flags: int) -> None:

@@ -120,7 +120,7 @@ class PlatformServer:
             self._saved = state
 
     def _hear(self, hello: Hello) -> Mapping[str, object]:
-        """Answer one message. Takes ownership of its descriptors."""
+        """Answer one control message. Takes ownership of the message's descriptors."""
         descriptors = list(hello.descriptors)
         try:
             ask = hello.message.get("ask")

@@ -52,7 +52,7 @@ def run_vm(
     before_reentry: Callable[[], None] = lambda: None,
     after: Callable[[Served], None] = lambda _: None,
 ) -> None:
-    """Run one VM with one vCPU until it shuts down. ``service`` serves its certificates.
+    """Run one VM with one vCPU until it shuts down. ``service`` supplies the certificates.
 
     ``at_exit`` is called at each request with the exit's number, ``before_reentry`` between an
     answer and its KVM_RUN, and ``after`` when the request is over.

@@ -202,7 +202,9 @@ class Firmware:
         with self._lock:
             key = signer(self._platform, key_sel)
             if key is None:
-                raise FirmwareError(SevStatus.INVALID_KEY, "no VLEK is loaded")
+                raise FirmwareError(
+                    SevStatus.INVALID_KEY, "KEY_SEL requests the VLEK, but no VLEK is loaded"
+                )
             return None if key[1] is None else key[1].public_key()
 
     def save_state(self) -> dict[str, Any]:

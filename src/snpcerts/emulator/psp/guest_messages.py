@@ -226,8 +226,8 @@ def tsc_scale(desired_khz: int) -> int:
 def answer_cpuid(
     platform: PspSnapshot, _context: GuestContext, _vmpck: int, payload: bytes
 ) -> bytes:
-    """Return a MSG_CPUID_RSP as long as the request, with its CPUID functions set to permitted
-    values.
+    """Return a MSG_CPUID_RSP as long as the request, with the request's CPUID functions set to
+    permitted values.
     """
     count, reserved, more = struct.unpack_from("<IIQ", payload)
     status, judged, functions = ResponseStatus.SUCCESS, 0, b""

@@ -117,7 +117,7 @@ class PlatformState:
         return after
 
     def reboot(self, current: TcbVersion | None, version: ApiVersion | None) -> Self:
-        """Reboot the host with the firmware in its BIOS, up to the moment before SNP_INIT.
+        """Reboot the host with the firmware in its BIOS. SNP_INIT has not run yet.
 
         The committed TCB stays. Configuration, masks, the VLEK and any uncommitted live update are
         lost. A BIOS below Committed is refused (INVALID_CONFIG).

@@ -47,7 +47,7 @@ def _refusal(code: int) -> OSError:
 
 
 class SevDevice:
-    """An open ``/dev/sev``. One firmware may have several open."""
+    """An open ``/dev/sev``. A firmware can have several open at once."""
 
     __slots__ = ("_firmware",)
 

@@ -174,7 +174,8 @@ def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
 
 
 def _xcr0(xcrs: bytes | None) -> int:
-    """Return XCR0 from ``struct kvm_xcrs``, or its reset value 1 if the structure does not hold it.
+    """Return XCR0 from ``struct kvm_xcrs``, or its reset value 1 if the structure does not hold
+    XCR0.
 
     The structure has a count and flags, then number, reserved word and value of each register.
     """
