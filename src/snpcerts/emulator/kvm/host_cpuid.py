@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM_GET_SUPPORTED_CPUID reports, and which of a guest's features KVM supports."""
+"""What KVM_GET_SUPPORTED_CPUID reports, and which features of a guest KVM supports."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ _OLD_PHYSICAL_BITS: Final = 36
 
 
 def entry(table: CpuidTable, function: int, index: int = 0) -> tuple[int, int, int, int]:
-    """Return EAX, EBX, ECX and EDX; zeros if the table lacks the function."""
+    """Return EAX, EBX, ECX and EDX of a CPUID function; zeros if ``table`` lacks the function."""
     return table.get((function, None)) or table.get((function, index)) or (0, 0, 0, 0)
 
 
 def has(
     host: CpuidTable, guest: CpuidTable, function: int, register: int, bit: int, index: int = 0
 ) -> bool:
-    """Whether a guest has a feature: KVM supports it on the host, and the guest's table has it."""
+    """Whether a guest has a feature: KVM supports it, and the guest's CPUID table has it."""
     both = entry(host, function, index)[register] & entry(guest, function, index)[register]
     return bool(both >> bit & 1)
 
 
 def physical_bits(guest: CpuidTable) -> int:
-    """Return the width of a guest's physical addresses, as KVM takes it from the guest's table."""
+    """Return the width of a guest's physical addresses, as KVM reads it from the guest's table."""
     if entry(guest, 0x8000_0000)[0] < 0x8000_0008:
         return _OLD_PHYSICAL_BITS
     if (0x8000_0008, None) not in guest and (0x8000_0008, 0) not in guest:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_SET_SREGS and KVM_SET_SREGS2: segments, control registers, EFER and the APIC's address.
+"""KVM_SET_SREGS and KVM_SET_SREGS2: segments, control registers, EFER and the APIC base.
 
 Source: Linux ``arch/x86/kvm/regs.c`` (``__set_sregs_common``, ``kvm_is_valid_sregs``,
 ``__set_sregs``, ``kvm_vcpu_ioctl_x86_set_sregs2``), ``lapic.c`` (``kvm_apic_set_base``), ``msrs.c``
@@ -73,7 +73,7 @@ _DATA_TYPE: Final = (2, 1)
 
 
 class SystemRegisters:
-    """The registers of one vCPU. ``boot`` says whether it is the boot processor.
+    """The system registers of one vCPU. ``boot`` says whether it is the boot processor.
 
     ``host`` has the features that KVM supports.
     """
@@ -86,7 +86,9 @@ class SystemRegisters:
 
     @property
     def shared(self) -> bytes:
-        """What both structures begin with, as the VMM has set it."""
+        """The bytes that ``kvm_sregs`` and ``kvm_sregs2`` both begin with, as the VMM has set
+        them.
+        """
         return self._shared
 
     @property
@@ -95,7 +97,7 @@ class SystemRegisters:
         return int.from_bytes(self._shared[_APIC_BASE_AT], "little")
 
     def set(self, sregs: bytes, guest: CpuidTable) -> None:
-        """Serve KVM_SET_SREGS for a guest with this CPUID table; raises EINVAL."""
+        """Serve KVM_SET_SREGS for a guest with this CPUID table; raise EINVAL as KVM does."""
         self._set_shared(sregs, guest)
         self._pdptrs = bytes(32)
         bitmap = int.from_bytes(sregs[SHARED:], "little")
@@ -103,23 +105,24 @@ class SystemRegisters:
             self._pending = (bitmap & -bitmap).bit_length() - 1
 
     def set2(self, sregs2: bytes, guest: CpuidTable) -> None:
-        """Serve KVM_SET_SREGS2 likewise."""
+        """Serve KVM_SET_SREGS2 for a guest with this CPUID table; raise EINVAL as KVM does."""
         flags, pdptrs = _PDPTRS.unpack(sregs2[SHARED:])
         if flags & ~_PDPTRS_VALID:
-            raise OSError(errno.EINVAL, "unknown flags of KVM_SET_SREGS2")
+            raise OSError(errno.EINVAL, f"unknown KVM_SET_SREGS2 flags: {flags:#x}")
         if flags and not _has_pae_paging(sregs2):
-            raise OSError(errno.EINVAL, "PDPTRs without PAE paging")
+            raise OSError(errno.EINVAL, "the VMM set PDPTRs without PAE paging")
         self._set_shared(sregs2, guest)
         self._pdptrs = pdptrs if flags else bytes(32)
 
     def get(self) -> bytes:
-        """Return ``struct kvm_sregs``."""
+        """Return the registers as ``struct kvm_sregs``."""
         bitmap = 0 if self._pending is None else 1 << self._pending
         return self._given_back() + bitmap.to_bytes(_BITMAP_SIZE, "little")
 
     def get2(self) -> bytes:
-        """Return ``struct kvm_sregs2``. PDPTRs that the VMM has not set are zero here; KVM reads
-        them from the guest's memory.
+        """Return the registers as ``struct kvm_sregs2``.
+
+        PDPTRs that the VMM has not set are zero here; KVM reads them from the guest's memory.
         """
         paging = _has_pae_paging(self._shared)
         pdptrs = self._pdptrs if paging else bytes(32)
@@ -144,7 +147,7 @@ class SystemRegisters:
 
 
 def _reset(*, boot: bool) -> bytes:
-    """Return the registers of a new vCPU."""
+    """Return the system registers of a new vCPU, as the bytes that both structures share."""
     data = bytearray(SHARED)
     for place, name in enumerate(_SEGMENTS):
         base, selector = (0xFFFF_0000, 0xF000) if name == "cs" else (0, 0)
@@ -159,7 +162,7 @@ def _reset(*, boot: bool) -> bytes:
 
 
 def _segment(name: str, parts: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a segment as KVM gives it back: as the VMCB keeps it, with what hosts expect."""
+    """Return a segment as KVM returns it: as the VMCB keeps it, adapted to what VMMs expect."""
     base, limit, selector, kind, present, dpl, db, s, long, _, avl, unusable = parts
     kind, present, db = kind & 15, int(present & 1 and not unusable), db & 1
     if name == "tr":
@@ -178,30 +181,32 @@ def _has_pae_paging(sregs: bytes) -> bool:
 
 
 def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) -> None:
-    """Refuse what no processor with the guest's CPUID could have in its registers."""
+    """Raise EINVAL for register values that no processor with the guest's CPUID table can have."""
     cr0, _, cr3, cr4, _, efer, new_base = _CONTROL.unpack_from(sregs, _CONTROL_AT)
     long_code = _SEGMENT.unpack_from(sregs, 0)[8]
     beyond = -1 << physical_bits(guest)
     if efer & _EFER_LME and cr0 & _CR0_PG:
         if not cr4 & _CR4_PAE or not efer & _EFER_LMA:
-            raise OSError(errno.EINVAL, "64-bit mode without CR4.PAE or EFER.LMA")
+            raise OSError(errno.EINVAL, "64-bit mode requires CR4.PAE and EFER.LMA")
         if cr3 & ~(_CR3_LAM if has(host, guest, *_LAM) else 0) & beyond:
-            raise OSError(errno.EINVAL, f"CR3 is {cr3:#x}: no physical address")
+            raise OSError(errno.EINVAL, f"CR3 {cr3:#x} is not a physical address of the guest")
     elif efer & _EFER_LMA or long_code:
-        raise OSError(errno.EINVAL, "EFER.LMA or a 64-bit code segment outside of 64-bit mode")
+        raise OSError(errno.EINVAL, "EFER.LMA or a 64-bit code segment requires 64-bit mode")
     if cr4 & ~_cr4_bits(host, guest):
-        raise OSError(errno.EINVAL, f"CR4 is {cr4:#x}: the guest lacks the feature of a bit")
+        raise OSError(errno.EINVAL, f"CR4 {cr4:#x} has a bit whose feature the guest lacks")
     if cr0 >> 32 or (cr0 & _CR0_NW and not cr0 & _CR0_CD) or (cr0 & _CR0_PG and not cr0 & _CR0_PE):
-        raise OSError(errno.EINVAL, f"CR0 is {cr0:#x}")
+        raise OSError(errno.EINVAL, f"CR0 {cr0:#x} is not a valid combination of bits")
     if efer & ~_efer_bits(host, guest):
-        raise OSError(errno.EINVAL, f"EFER is {efer:#x}: the guest lacks the feature of a bit")
+        raise OSError(errno.EINVAL, f"EFER {efer:#x} has a bit whose feature the guest lacks")
     if new_base == apic_base:
         return
     reserved = beyond | _APIC_RESERVED
     if not has(host, guest, *_X2APIC):
         reserved |= _APIC_X2APIC
     if new_base & reserved or new_base & (_APIC_ENABLE | _APIC_X2APIC) == _APIC_X2APIC:
-        raise OSError(errno.EINVAL, f"the APIC's base is {new_base:#x}")
+        raise OSError(
+            errno.EINVAL, f"the APIC base {new_base:#x} has reserved bits set or an invalid mode"
+        )
 
 
 def _cr4_bits(host: CpuidTable, guest: CpuidTable) -> int:
