@@ -79,7 +79,7 @@ class ObservedKvm:
         return result
 
     def close(self) -> None:
-        """Close the device."""
+        """Close the emulated device."""
         self._device.close()
 
     def _note_attribute(self, caller: Caller, request: int, argument: int) -> None:

@@ -177,7 +177,7 @@ class ServedFile:
         self.take_place(path, descriptor)
 
     def rewrite(self, content: bytes, *, same_time: bool = False) -> None:
-        """Overwrite the file in place.
+        """Overwrite the file at the path with ``content``, in place.
 
         This happens between two requests, when a correct VMM does not use the file, so no lock is
         needed. A VMM that keeps its lock then fails only that one check, not every check.
@@ -193,7 +193,7 @@ class ServedFile:
         self.on_change(f"rewrites inode {before.st_ino} in place, {len(content)} bytes")
 
     def remove(self) -> None:
-        """Remove the file."""
+        """Remove the file at the path."""
         self.path.unlink()
         self._current = None
         self.on_change("removes the file")

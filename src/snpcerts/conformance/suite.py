@@ -240,7 +240,7 @@ class _SuiteRun:
         return self._try_in(directory, scenario)
 
     def _try_in(self, directory: Path, scenario: Scenario) -> _Tried:
-        """Run the VMM through one scenario, with its file in an existing directory."""
+        """Run the VMM through one scenario, with the certificate file in ``directory``."""
         started = time.monotonic()
         with contextlib.closing(ServedFile(directory)) as served:
             scenario.start(served)

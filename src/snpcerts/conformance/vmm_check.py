@@ -25,7 +25,7 @@ class Level(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ConformanceCheck:
-    """One requirement on a VMM."""
+    """One requirement that a VMM should meet, and the rule behind it."""
 
     id: str
     asks: str

@@ -49,7 +49,7 @@ class Fault(enum.Enum):
 
 
 def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
-    """Return the faults with these names.
+    """Return the faults that ``names`` lists.
 
     Raises :class:`UsageError`, which lists all names, for an unknown one.
     """

@@ -148,7 +148,7 @@ class MemorySlots:
         region: UserspaceMemoryRegion2,
         find_memfd: Callable[[], GuestMemfd] | None = None,
     ) -> None:
-        """Create, change or delete a slot, as ``region`` says.
+        """Create, change or delete a slot, as ``region`` specifies.
 
         ``find_memfd`` finds the guest_memfd of ``region.guest_memfd`` for regions with that flag.
         It is called last, and may raise ``OSError``. Raises ``OSError``: EINVAL if KVM would refuse
@@ -215,9 +215,9 @@ class MemorySlots:
         if aligned % PAGE_SIZE:
             raise _einval("the slot is not page-aligned")
         if region.userspace_addr + region.memory_size > USER_ADDRESS_LIMIT:
-            raise _einval("userspace_addr is not a user address")
+            raise _einval(f"userspace_addr {region.userspace_addr:#x} is not a user address")
         if region.slot >= USER_SLOTS:
-            raise _einval("the slot number is too large")
+            raise _einval(f"slot number: expected less than {USER_SLOTS}, found {region.slot}")
         if region.guest_phys_addr + region.memory_size >= _U64:
             raise _einval("the guest addresses wrap around")
         if region.memory_size // PAGE_SIZE > MAX_SLOT_PAGES:

@@ -165,7 +165,7 @@ class LaunchedVm(Protocol):
 
     @property
     def processors(self) -> int:
-        """The number of vCPUs."""
+        """The number of the VM's vCPUs."""
 
     @property
     def slots(self) -> MemorySlots:

@@ -33,7 +33,7 @@ class ScriptedGuests:
         self._made: dict[int, dict[int, int]] = {}  # by process, then by vCPU
 
     def __call__(self, vm: LaunchedVm) -> Guest:
-        """Return the guest for one VM."""
+        """Return a new guest for ``vm``."""
         script = self._script
         if script.serve:
             return LinuxGuest(vm, busy_delay=script.busy_delay)

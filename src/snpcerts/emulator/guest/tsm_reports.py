@@ -173,7 +173,7 @@ class TsmReports:
         if blob is None and length:
             # Here Linux 7.3 reads from address 0, which ends the program and leaves the lock held.
             log.warning("configfs-tsm: %s was freed, but its length was kept", name)
-            raise OSError(errno.EFAULT, "the blob was freed")
+            raise OSError(errno.EFAULT, "the blob has been freed")
         return blob or b""
 
     def _report_new(self, report: _ReportItem) -> Operation[None]:

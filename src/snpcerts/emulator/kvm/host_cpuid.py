@@ -47,7 +47,7 @@ def has(
 
 
 def physical_bits(guest: CpuidTable) -> int:
-    """Return the width of a guest's physical addresses, as KVM reads it from the guest's table."""
+    """Return the width of a guest's physical addresses, as KVM reads it from the CPUID table."""
     if entry(guest, 0x8000_0000)[0] < 0x8000_0008:
         return _OLD_PHYSICAL_BITS
     if (0x8000_0008, None) not in guest and (0x8000_0008, 0) not in guest:

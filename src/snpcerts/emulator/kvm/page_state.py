@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page state changes: a guest asks to make pages private or shared, with an MSR or a list.
+"""Page state changes: a guest asks to make pages private or shared, through the GHCB "
+"MSR or with a list.
 
 Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their completions in Linux
 ``arch/x86/kvm/svm/sev.c``. KVM passes each run of adjacent pages to userspace as one
@@ -86,7 +87,7 @@ class PageStateList:
         self._index = self._last = self._batch = 0
 
     def begin(self, memory: SlotMemory, offset: int) -> bool:
-        """Start with the list at ``offset`` in the page; return whether userspace must be asked."""
+        """Start with the list at ``offset`` in the GHCB; return whether userspace must be asked."""
         self._at = offset
         room = (SHARED_BUFFER + SHARED_BUFFER_SIZE - offset - PSC_HEADER_SIZE) // PSC_ENTRY_SIZE
         self._index = self._header(memory, 0)

@@ -47,7 +47,7 @@ VMSA_FEATURES = 1 << 5 | 1 << 9  # DebugSwap, SecureTSC
 
 @dataclass(slots=True)
 class Platform:
-    """An emulated host.
+    """One emulated host: its firmware, its kernel's capabilities and its VMs.
 
     ``sev``, ``snp`` and ``certs_supported`` say what the processor and its kernel support. A host
     with an Intel processor has no SEV. A kernel without certificate fetching has neither the

@@ -70,9 +70,11 @@ IGNORED: Final = frozenset(
 
 
 class ProcessorState:
-    """The state of one vCPU. ``protected`` returns whether its registers belong to the firmware.
-    ``boot`` says whether it is the boot processor. ``tsc_khz`` is the frequency of its TSC, which
-    the VMM can change unless ``tsc_fixed`` is set.
+    """The state of one vCPU.
+
+    ``protected`` returns whether the vCPU's registers belong to the firmware. ``boot`` says whether
+    the vCPU is the boot processor. ``tsc_khz`` is the frequency of its TSC, which the VMM can
+    change unless ``tsc_fixed`` is set.
     """
 
     def __init__(

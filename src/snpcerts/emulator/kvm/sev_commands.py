@@ -90,7 +90,7 @@ class SevVm(Protocol):
 
 
 class SevCommands:
-    """The SEV commands of one VM."""
+    """Handles the SEV commands of one VM."""
 
     def __init__(self, vm: SevVm) -> None:
         self._vm = vm

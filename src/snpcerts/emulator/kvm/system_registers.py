@@ -73,7 +73,7 @@ _DATA_TYPE: Final = (2, 1)
 
 
 class SystemRegisters:
-    """The system registers of one vCPU. ``boot`` says whether it is the boot processor.
+    """The system registers of one vCPU. ``boot`` says whether the vCPU is the boot processor.
 
     ``host`` has the features that KVM supports.
     """

@@ -88,7 +88,7 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def clock(self) -> Callable[[], float]:
-        """The platform's clock."""
+        """The platform's clock, which returns seconds."""
 
     def memory(self, caller: Caller) -> SlotMemory:
         """Return guest memory, accessed through the caller's address space."""

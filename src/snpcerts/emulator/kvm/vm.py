@@ -156,7 +156,7 @@ class Vm:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """The platform's clock."""
+        """The platform's clock, which returns seconds."""
         return self.platform.clock
 
     def memory(self, caller: Caller) -> SlotMemory:
@@ -370,7 +370,7 @@ class Vm:
         region = _copied(EncRegion, caller, argument)
         self._need_sev()
         if (region.addr, region.size) not in self._encrypted:
-            raise OSError(errno.EINVAL, "the region is not registered")
+            raise OSError(errno.EINVAL, "the encrypted region is not registered")
         self._encrypted.remove((region.addr, region.size))
 
     def _need_sev(self) -> None:

@@ -134,7 +134,7 @@ class KeyServer:
 
     @property
     def url(self) -> str:
-        """The server's base URL."""
+        """The key server's base URL."""
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     @property

@@ -47,7 +47,7 @@ class KernelCalls(Protocol):
         """Call ioctl(2). If ``argument`` is a bytearray, the kernel writes its result into it."""
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
-        """Map a vCPU's kvm_run."""
+        """Map and return a vCPU's kvm_run."""
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

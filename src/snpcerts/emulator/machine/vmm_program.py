@@ -29,7 +29,7 @@ class SystemCalls:
     """The real system calls of this process."""
 
     def open(self, path: str, flags: int = os.O_RDWR) -> int:
-        """Call open(2)."""
+        """Open ``path`` with open(2) and return the descriptor."""
         return os.open(path, flags | os.O_CLOEXEC)
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
@@ -37,11 +37,11 @@ class SystemCalls:
         return ioctl(fd, request, argument)
 
     def mmap_run(self, vcpu_fd: int) -> mmap.mmap:
-        """Map a vCPU's kvm_run."""
+        """Map and return a vCPU's kvm_run."""
         return mmap.mmap(vcpu_fd, VCPU_MMAP_SIZE)
 
     def close(self, fd: int) -> None:
-        """Call close(2)."""
+        """Close ``fd`` with close(2)."""
         os.close(fd)
 
 
