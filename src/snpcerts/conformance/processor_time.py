@@ -27,7 +27,9 @@ def delay_time(processes: list[int]) -> float:
 
 
 def sleeps(processes: list[int]) -> int:
-    """Return how often all threads of ``processes`` have slept (voluntary context switches)."""
+    """Return how many times the threads of ``processes`` have slept (voluntary context
+    switches).
+    """
     total = 0
     for task in _tasks(processes):
         with contextlib.suppress(OSError, ValueError, IndexError):

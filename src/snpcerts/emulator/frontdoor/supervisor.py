@@ -512,8 +512,9 @@ class Supervisor:
         return errno.ENOTTY
 
     def _descriptor(self, tid: int, number: int) -> tuple[int, os.stat_result | None]:
-        """Return the thread's process ID, and the stat result of its descriptor ``number``, which
-        is None if the descriptor is closed.
+        """Return the thread's process ID and the stat result of its descriptor ``number``.
+
+        The stat result is None if the descriptor is closed.
         """
         process = self._processes.get(tid, 0)
         for _ in range(2):

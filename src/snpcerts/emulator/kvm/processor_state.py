@@ -206,7 +206,7 @@ def checked_tsc_khz(argument: int) -> int:
 
 
 def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
-    """Read ``struct kvm_msrs``: a count, then index and value of each MSR."""
+    """Return the index and value of each MSR in the caller's ``struct kvm_msrs``."""
     count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     if count >= MSR_ENTRIES_MAX:
         raise OSError(
@@ -218,7 +218,7 @@ def _msrs(memory: UserMemory, argument: int) -> list[tuple[int, int]]:
 
 
 def _cpuid_entries(memory: UserMemory, argument: int) -> bytes:
-    """Read ``struct kvm_cpuid2``: a count, then the entries."""
+    """Return the bytes of the entries in the caller's ``struct kvm_cpuid2``."""
     count = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     if count > CPUID_ENTRIES_MAX:
         raise OSError(

@@ -271,8 +271,7 @@ class Vm:
                 if argument < MMU_PAGES_MIN:
                     raise OSError(
                         errno.EINVAL,
-                        f"pages for page tables: expected at least {MMU_PAGES_MIN}, found "
-                        f"{argument}",
+                        f"number of MMU pages: expected at least {MMU_PAGES_MIN}, found {argument}",
                     )
             case Ioctl.SET_BOOT_CPU_ID:
                 self._set_boot_cpu(argument)

@@ -157,7 +157,7 @@ class PlatformServer:
             self._saved = self._platform.firmware.state
 
     def _let_in(self, hello: Hello, descriptors: list[int], door: Door) -> Mapping[str, object]:
-        """Serve a program. Takes ownership of ``descriptors`` once they are passed on."""
+        """Serve a program. The supervisor takes ownership of ``descriptors``."""
         found = hello.message.get("places")
         places = None if found is None else Places.from_json(found)
         expected = 1 if places is None else 1 + places.descriptors

@@ -79,8 +79,9 @@ class Pending(Protocol):
 
     @property
     def blocked(self) -> int | None:
-        """The mask of signals that do not interrupt the call, with bit ``signal - 1`` set for
-        each; None for those that the caller's thread blocks. SIGKILL always ends the call.
+        """The mask of signals that do not interrupt the call, with bit ``signal - 1`` for each.
+
+        None means the signals that the caller's thread blocks. SIGKILL always ends the call.
         """
 
     def poll(self) -> int | None:
