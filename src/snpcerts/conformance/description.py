@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def borrowed(process: int, number: int) -> Iterator[int]:
-    """Yield a duplicate in this process of the descriptor ``number`` of ``process``; close it
+    """Yield this process's duplicate of the descriptor ``number`` of ``process``, and close it
     afterwards.
 
     Raises ``OSError`` if the process has ended or may not be inspected.

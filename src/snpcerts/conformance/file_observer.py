@@ -78,7 +78,7 @@ class FileObserver:
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
 
     def wants(self, found: os.stat_result) -> bool:
-        """Whether ``found`` is or was the certificate file."""
+        """Whether ``found`` is the stat result of the certificate file, or of a former one."""
         return self._served.knows(found)
 
     def opening(self, call: OpenCall) -> int | None:
@@ -152,7 +152,7 @@ class HeldUntil:
 
     @property
     def deadline(self) -> float | None:
-        """The time to poll again. It is near, because the awaited event happens in another
+        """The time to poll again. It is soon, because the awaited event happens in another
         process.
         """
         return min(self._until, time.monotonic() + 0.002)
@@ -168,7 +168,7 @@ class HeldUntil:
 
 
 def read_short(call: FileCall) -> int | None:
-    """Perform a read for at most half of the requested bytes and half of the file, as a kernel may.
+    """Perform a short read: at most half of the requested bytes, and at most half of the file.
 
     Returns the number of bytes read. For a call that cannot be shortened (a mapping, or a read of
     one byte), does nothing and returns None.

@@ -122,7 +122,7 @@ class ServedFile:
         return self._present()
 
     def close(self) -> None:
-        """Close every file that was at the path, which also releases this process's locks."""
+        """Close every file that is or was at the path, which also releases this process's locks."""
         for descriptor in self._made.values():
             os.close(descriptor)
         self._made.clear()
@@ -285,7 +285,7 @@ class ServedFile:
         return self.mappings_in(pids) > 0
 
     def mappings_in(self, pids: list[int]) -> int:
-        """Return how many mappings of files that are or were at the path the processes have."""
+        """Return how many mappings the processes have of files that are or were at the path."""
         total = 0
         inodes = {str(inode) for _, inode in self._made}
         for pid in pids:

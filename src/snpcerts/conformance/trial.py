@@ -137,7 +137,7 @@ class TrialVcpu:
         when: Callable[[], bool] | None = None,
         until: Callable[[], bool] | None = None,
     ) -> Asking:
-        """Make a request with :meth:`TrialGuest.ask`, and record the answer to be judged later.
+        """Make a request with :meth:`TrialGuest.ask`, and record the answer, which is judged later.
 
         On a busy machine, a VMM may give up waiting for a lock that no update holds. The request is
         then repeated, as by a Linux guest.
@@ -270,8 +270,8 @@ class Trial:
         return True
 
     def serve_until(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Serve the calls of the remaining VMM processes until ``ready``. Return False after
-        ``seconds``.
+        """Serve the calls of the remaining VMM processes until ``ready`` returns true. Return False
+        after ``seconds``.
 
         A scenario's ``after`` needs this, because a process cannot end while it waits for its call
         to be served.
@@ -658,8 +658,8 @@ def _refusals(into: list[str]) -> Iterator[None]:
 
 
 class _Limit:
-    """A time limit for the VMM. Time for which the machine did not let the VMM run does not
-    count.
+    """A time limit for the VMM. It does not count time for which the machine did not let the VMM
+    run.
     """
 
     def __init__(self, trial: Trial, seconds: float) -> None:

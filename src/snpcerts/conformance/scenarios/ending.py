@@ -98,7 +98,7 @@ def _stopped_when(moment: Moment) -> Scenario:
 
 
 class _Kick:
-    """Detects whether the VMM, asked to stop, has kicked a vCPU that the suite holds.
+    """Detects whether a VMM that was asked to stop has kicked the vCPU that the suite holds.
 
     A kick is a signal for the vCPU's thread, or a newly set immediate_exit. A VMM that has ended
     needs no kick.
@@ -299,7 +299,7 @@ def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str
 
 
 def _private_bytes(processes: list[int]) -> int:
-    """Return the bytes of private (not file-backed) memory of ``processes``.
+    """Return the number of bytes of private (not file-backed) memory of ``processes``.
 
     The counts in "status" may be off by some pages for each processor.
     """
@@ -307,7 +307,7 @@ def _private_bytes(processes: list[int]) -> int:
 
 
 def _data_bytes(processes: list[int]) -> int:
-    """Return the bytes of memory that ``processes`` may write to, touched or not."""
+    """Return the number of bytes that ``processes`` may write to, whether touched or not."""
     return _kilobytes(processes, "status", "VmData") << 10
 
 

@@ -382,7 +382,9 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _pauses(trial: Trial) -> int:
-    """Return how often the VMM's threads have slept, not counting the sleeps of observed calls."""
+    """Return how many times the VMM's threads have slept, not counting the sleeps of observed
+    calls.
+    """
     return sleeps(trial.processes()) - trial.observer.calls
 
 

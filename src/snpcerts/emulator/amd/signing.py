@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs drafts of certificates and revocation lists in the way AMD signs them.
+"""Signs drafts of certificates and revocation lists as AMD would sign them.
 
 The library signs each draft with a throw-away key, because it can write neither AMD's form of the
 signature algorithm nor serial number 0. This module takes the signed part of the draft, replaces

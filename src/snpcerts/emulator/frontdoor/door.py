@@ -161,7 +161,9 @@ class Door:
                 self._rdevs[status.st_rdev] = path
 
     def is_guarded(self, status: os.stat_result) -> bool:
-        """Whether ``status`` is that of a real device that the door hides from programs."""
+        """Whether ``status`` is the stat result of a real device that the door hides from
+        programs.
+        """
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
 
     def layout(self) -> Layout:

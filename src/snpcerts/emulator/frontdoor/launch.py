@@ -112,7 +112,9 @@ def _give_signals_back() -> None:
 
 
 def _trampoline(arguments: list[str]) -> NoReturn:
-    """Run the command ``launch DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM ...`` of :func:`spawn`."""
+    """Run the command that :func:`spawn` starts: ``DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM
+    ...``.
+    """
     if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[6] != "--":
         print("this module is started only by the front door", file=sys.stderr)
         sys.exit(_USAGE)

@@ -40,7 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class InUse:
-    """A device that a program opened and has used with an ioctl. Its terminal was created at
+    """A device that a program has opened and used with an ioctl. Its terminal was created at
     ``since``.
     """
 

@@ -230,7 +230,9 @@ class Supervisor:
         return any(_same_file(descriptor, other) for other in self._listeners)
 
     def add_reader(self, descriptor: int, ready: Callable[[], None]) -> None:
-        """Call ``ready`` whenever the descriptor is readable. The caller keeps ownership."""
+        """Call ``ready`` whenever the descriptor is readable. The caller still owns the
+        descriptor.
+        """
         self._readers[descriptor] = ready
         self._epoll.register(descriptor, select.EPOLLIN)
 

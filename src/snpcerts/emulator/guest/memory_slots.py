@@ -193,7 +193,7 @@ class MemorySlots:
         memfd = new.memfd
         if memfd is not None:
             if offset + new.size > memfd.size:
-                raise _einval("the range does not fit into the guest_memfd")
+                raise _einval("the slot's range does not fit into the guest_memfd")
             if self._binds_first or not beyond:
                 memfd.bind(new.number, offset, new.size)
         if beyond:
@@ -221,7 +221,10 @@ class MemorySlots:
         if region.guest_phys_addr + region.memory_size >= _U64:
             raise _einval("the guest addresses wrap around")
         if region.memory_size // PAGE_SIZE > MAX_SLOT_PAGES:
-            raise _einval("the slot is too large")
+            raise _einval(
+                f"slot: expected at most {MAX_SLOT_PAGES} pages, found "
+                f"{region.memory_size // PAGE_SIZE}"
+            )
 
     def _replace(self, old: MemorySlot | None, new: MemorySlot | None) -> None:
         if old is not None:

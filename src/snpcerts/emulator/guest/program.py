@@ -115,15 +115,15 @@ class GuestCpu:
                 yield self._missing(gpa, len(data))
 
     def use_private(self, gpa: int, size: int) -> Generator[Event, int, None]:
-        """Access private memory (C-bit set). It is in a guest_memfd, whose bytes are not
-        emulated.
+        """Access private memory (C-bit set). Private memory is in a guest_memfd, whose bytes are
+        not emulated.
         """
         yield from self._reach(gpa, size, private=True)
         while self.is_private is not None and not self._memory().has_private(gpa, size):
             yield MemoryFault(gpa & -PAGE_SIZE, private=True)
 
     def mismatch(self, gpa: int, size: int, *, private: bool) -> int | None:
-        """Return the first page of the range whose state on the host is not ``private``, or
+        """Return the first page of the range whose state on the host does not match ``private``, or
         None.
         """
         if self.is_private is not None:

@@ -219,7 +219,7 @@ class TsmReports:
 
 
 def _table_size(pages: bytes) -> int:
-    """Return the end of the last certificate, computed as in C; at most 16 KiB."""
+    """Return where the last certificate ends, computed as the driver does in C; at most 16 KiB."""
     size = 0
     for at in range(0, len(pages) - ENTRY_SIZE + 1, ENTRY_SIZE):
         entry = pages[at : at + ENTRY_SIZE]

@@ -83,7 +83,7 @@ _INPUT: dict[int, tuple[Field, ...]] = {
 
 
 class RequestingVm(InstructionVm, Protocol):
-    """What the handling of a vCPU's exits needs from the VM."""
+    """What the handling of a vCPU's exits needs from its VM."""
 
     @property
     def snp(self) -> bool:
@@ -117,7 +117,9 @@ class RequestingVm(InstructionVm, Protocol):
         """Whether the VM has a vCPU with this APIC ID."""
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """Handle the guest's request to start a vCPU from the guest's own VMSA, or to stop one."""
+        """Handle the guest's request to start a vCPU from the guest's own VMSA, or to stop a
+        vCPU.
+        """
 
     def issue_guest_request(self, caller: Caller) -> int:
         """Pass ``request_page`` to the firmware and store its response in ``response_page``.

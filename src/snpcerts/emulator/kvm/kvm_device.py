@@ -64,7 +64,7 @@ class KvmDevice:
         """Do nothing: VMs do not depend on this descriptor."""
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Serve a system ioctl; EINVAL for an unknown one, as in the kernel."""
+        """Serve a system ioctl; fail with EINVAL for an unknown one, as the kernel does."""
         match request:
             case Ioctl.GET_API_VERSION:
                 _no_argument(argument)
@@ -114,7 +114,7 @@ class KvmDevice:
         return NewDescriptor(vm)
 
     def _attribute(self, wanted: DeviceAttr) -> int:
-        """Return an attribute's value; raise ENXIO for an unknown one."""
+        """Return the value of a device attribute; raise ENXIO if it is unknown."""
         platform = self._platform
         if (wanted.group, wanted.attr) == (GROUP_X86, ATTR_XCOMP_GUEST_SUPP):
             return XCR0_SUPPORTED

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page state changes: a guest asks to make pages private or shared, through the GHCB "
-"MSR or with a list.
+"""Page state changes: a guest asks, by MSR or with a list, to make pages private or shared.
 
 Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their completions in Linux
 ``arch/x86/kvm/svm/sev.c``. KVM passes each run of adjacent pages to userspace as one

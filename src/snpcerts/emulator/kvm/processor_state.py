@@ -70,7 +70,7 @@ IGNORED: Final = frozenset(
 
 
 class ProcessorState:
-    """The state of one vCPU.
+    """The processor state of one vCPU, as its VMM sets it up.
 
     ``protected`` returns whether the vCPU's registers belong to the firmware. ``boot`` says whether
     the vCPU is the boot processor. ``tsc_khz`` is the frequency of its TSC, which the VMM can
