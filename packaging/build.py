@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build what a release consists of, into one directory.
+"""Build all files of a release in one directory.
 
 ``python packaging/build.py dist`` makes the sdist, the wheel, the SBOM, the .deb and the .rpm.
-The Python that runs it needs what ``pip install '.[packages]'`` brings. All files are the same,
-byte by byte, for the same tree, compiler, ``SOURCE_DATE_EPOCH`` and tools; without
-``SOURCE_DATE_EPOCH``, the time of the last commit is taken.
+Run it with a Python in which ``pip install '.[packages]'`` was run. With the same tree, compiler,
+``SOURCE_DATE_EPOCH`` and tools, all files are the same, byte by byte. The default of
+``SOURCE_DATE_EPOCH`` is the time of the last commit.
 
-The .deb and the .rpm carry the dependencies of ``packaging/locked.txt`` in a virtual environment
-of their own, ``/usr/lib/snpcerts``, that runs on the system's python3. Distributions have older
-releases of these than snpcerts needs (cryptography, httpx2). A zip (shiv, pex) would unpack itself
-into root's home, where the unit does not look, and the shim must be a file that other programs
-may map. A dependency's C extension is for one Python: the environment has those for all of
-``PYTHONS``, so a distribution's next Python needs no other package.
+The .deb and the .rpm contain the dependencies in ``packaging/locked.txt``, in their own virtual
+environment, ``/usr/lib/snpcerts``, which uses the system's python3. Distributions have older
+releases of some dependencies than snpcerts needs (cryptography, httpx2). A zip (shiv, pex) would
+unpack itself into root's home, where the unit does not look, and the shim must be a file that
+other programs can map. A C extension works with one Python only, so the environment contains the
+extensions for all of ``PYTHONS``, and a distribution's next Python needs no other package.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ run()
 
 def main() -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(description="Build what a release consists of.")
+    parser = argparse.ArgumentParser(description="Build all files of a release.")
     parser.add_argument("out", type=Path)
     parser.add_argument(
         "--also", metavar="VERSION", help="another .deb and .rpm, for tests of upgrades"
@@ -81,7 +81,7 @@ def _epoch() -> str:
 
 
 def _run(*words: str | Path, **variables: str) -> str:
-    """Run a tool; end the build with what it said if it fails."""
+    """Run a tool. If it fails, print its output and end the build."""
     made = subprocess.run(
         words, capture_output=True, text=True, check=False, env={**os.environ, **variables}
     )
@@ -92,7 +92,7 @@ def _run(*words: str | Path, **variables: str) -> str:
 
 
 def build_wheel(out: Path, work: Path) -> Path:
-    """Build sdist and wheel; return the wheel, tagged for any Linux with its C library."""
+    """Build sdist and wheel; return the wheel, tagged with the C library version it needs."""
     made = work / "made"
     _run(sys.executable, "-m", "build", "--outdir", made, ROOT)
     (wheel,) = made.glob("*.whl")
@@ -110,7 +110,7 @@ def build_wheel(out: Path, work: Path) -> Path:
 
 
 def build_sbom(path: Path, version: str) -> Path:
-    """Write the SBOM: snpcerts and the locked dependencies, with their hashes (CycloneDX)."""
+    """Write the SBOM (CycloneDX): snpcerts and its locked dependencies with their hashes."""
     made = _run(
         *("cyclonedx-py", "requirements", LOCKED, "--pyproject", ROOT / "pyproject.toml"),
         *("--output-reproducible", "--of", "JSON"),
@@ -155,7 +155,7 @@ def build_stage(stage: Path, work: Path, wheel: Path, sbom: Path) -> None:
 
 
 def _download(python: str, folder: Path) -> None:
-    """Fetch the locked dependencies for one Python; a hash that differs ends the build."""
+    """Fetch the locked dependencies for one Python; end the build if a hash differs."""
     platforms = [word for each in PLATFORMS for word in ("--platform", each)]
     _run(
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"),
@@ -165,7 +165,7 @@ def _download(python: str, folder: Path) -> None:
 
 
 def _configuration(stage: Path, site: Path, work: Path) -> None:
-    """Take the configuration that ``host install`` writes."""
+    """Copy the configuration file that ``host install`` writes into the packages."""
     other = work / "other"
     (other / "etc").mkdir(parents=True)
     (other / "etc/group").write_text("kvm:x:104:\n")
@@ -178,7 +178,7 @@ def _configuration(stage: Path, site: Path, work: Path) -> None:
 def unpack(wheel: Path, site: Path, prefix: Path) -> None:
     """Unpack a wheel into ``site``, and its data files below ``prefix``.
 
-    A file that is there already must be the same, but for a C extension's metadata.
+    A file that already exists must be the same, except for a C extension's metadata.
     """
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
@@ -198,7 +198,7 @@ def unpack(wheel: Path, site: Path, prefix: Path) -> None:
 
 
 def build_packages(out: Path, stage: Path, version: str) -> None:
-    """Write the .deb and the .rpm from one description."""
+    """Write the .deb and the .rpm, both from ``nfpm.yaml``."""
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     for place in (stage, *sorted(stage.rglob("*"))):
         os.utime(place, (epoch, epoch), follow_symlinks=False)

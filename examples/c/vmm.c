@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A VMM in C that serves certificates: vmm FILE VCPUS. It runs an SNP guest until the guest
- * shuts down or SIGTERM arrives. A real VMM also loads firmware and has devices, but it
- * handles the exit in the same way.
+ * A VMM in C that serves certificates: vmm FILE VCPUS. The VMM runs an SNP guest until the guest
+ * shuts down or SIGTERM arrives. A real VMM also loads firmware and has devices, but handles
+ * KVM_EXIT_SNP_REQ_CERTS in the same way.
  *
  *	cc -o vmm vmm.c $(pkg-config --cflags --libs snpcerts) -pthread
  */
@@ -74,7 +74,7 @@ static void add_slot(uint32_t number, uint64_t gpa, uint64_t size)
 	slots[number] = (struct snpcerts_slot){ gpa, size, (uintptr_t)(memory + gpa) };
 }
 
-/* KVM_HC_MAP_GPA_RANGE: the guest makes pages shared or private. Returns the answer. */
+/* Serve KVM_HC_MAP_GPA_RANGE: make pages shared or private. Return the guest's answer. */
 static uint64_t change_page_state(uint64_t gpa, uint64_t pages, uint64_t attributes)
 {
 	if (gpa >= MEMORY || pages > (MEMORY - gpa) / PAGE)
@@ -89,7 +89,7 @@ static void *run_vcpu(void *argument)
 {
 	int vcpu = (int)(intptr_t)argument, error;
 	struct kvm_run *run = runs[vcpu];
-	uint64_t *exit_data = &run->snp_req_certs.gpa; /* the union of all exits */
+	uint64_t *exit_data = &run->snp_req_certs.gpa; /* where the union of all exits begins */
 
 	while (!stopping) {
 		if (ioctl(fds[vcpu], KVM_RUN, 0) < 0) {
@@ -111,7 +111,7 @@ static void *run_vcpu(void *argument)
 
 static void kicked(int number)
 {
-	(void)number; /* its only effect is that KVM_RUN returns EINTR */
+	(void)number; /* the signal only makes KVM_RUN return EINTR */
 }
 
 /* Wait for SIGTERM, then stop the vCPUs, including those that are about to enter KVM_RUN. */

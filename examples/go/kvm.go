@@ -44,7 +44,7 @@ func ioctl(fd, request, argument uintptr) (uintptr, error) {
 	return result, nil
 }
 
-// call issues an ioctl whose argument is a structure, given as 64-bit words.
+// call issues an ioctl whose argument is a structure, passed as 64-bit words.
 func call(fd, request uintptr, words ...uint64) uintptr {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()

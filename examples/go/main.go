@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A VMM in Go that serves certificates: vmm FILE VCPUS. It runs an SNP guest until the guest shuts
-// down or SIGTERM arrives. A real VMM also loads firmware and has devices, but it handles the exit
-// in the same way.
+// A VMM in Go that serves certificates: vmm FILE VCPUS. The VMM runs an SNP guest until the guest
+// shuts down or SIGTERM arrives. A real VMM also loads firmware and has devices, but handles
+// KVM_EXIT_SNP_REQ_CERTS in the same way.
 package main
 
 /*
@@ -38,7 +38,7 @@ const (
 
 var (
 	vm, sev  uintptr
-	guest    []byte // its memory
+	guest    []byte // the guest's memory
 	stopping atomic.Bool
 )
 
@@ -72,7 +72,7 @@ func addSlot(number, gpa, size uint64) {
 	C.slots[number] = C.struct_snpcerts_slot{C.uint64_t(gpa), C.uint64_t(size), C.uint64_t(host(gpa))}
 }
 
-// changePageState serves KVM_HC_MAP_GPA_RANGE: the guest makes pages shared or private.
+// changePageState serves KVM_HC_MAP_GPA_RANGE: it makes pages shared or private.
 func changePageState(gpa, pages, attributes uint64) uint64 {
 	if gpa >= memory || pages > (memory-gpa)/page {
 		return uint64(syscall.EINVAL)
@@ -145,7 +145,7 @@ func main() {
 	}
 	terminated := make(chan os.Signal, 1)
 	signal.Notify(terminated, syscall.SIGTERM)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGUSR1) // its only effect is that KVM_RUN returns EINTR
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGUSR1) // the signal only makes KVM_RUN return EINTR
 
 	kvm := open("/dev/kvm")
 	sev = open("/dev/sev")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Links libsnpcerts, which pkg-config finds.
+//! Finds libsnpcerts with pkg-config and links it.
 
 fn main() {
-    pkg_config::Config::new().statik(true).probe("snpcerts").expect("libsnpcerts");
+    pkg_config::Config::new().statik(true).probe("snpcerts").expect("pkg-config found no libsnpcerts");
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A VMM on kvm-ioctls that serves certificates: `snpcerts-vmm FILE VCPUS`.
 //!
-//! It runs an SNP guest until the guest shuts down or SIGTERM arrives. A real VMM also loads
-//! firmware and has devices, but it handles the exit in the same way.
+//! The VMM runs an SNP guest until the guest shuts down or SIGTERM arrives. A real VMM also loads
+//! firmware and has devices, but handles `KVM_EXIT_SNP_REQ_CERTS` in the same way.
 
 mod snpcerts;
 
@@ -57,7 +57,7 @@ fn add_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, host: u64) -> Result<Slot
     Ok(Slot { gpa, size, host })
 }
 
-/// KVM_HC_MAP_GPA_RANGE: the guest makes pages shared or private. Returns the answer.
+/// Serve KVM_HC_MAP_GPA_RANGE: make pages shared or private. Return the guest's answer.
 fn change_page_state(vm: &VmFd, memory: u64, args: [u64; 6]) -> Result<u64, Failed> {
     let (gpa, pages, private) = (args[0], args[1], args[2] & ENCRYPTED != 0);
     if gpa >= MEMORY || pages > (MEMORY - gpa) / PAGE {
@@ -66,7 +66,7 @@ fn change_page_state(vm: &VmFd, memory: u64, args: [u64; 6]) -> Result<u64, Fail
     set_private(vm, gpa, pages * PAGE, private)?;
     if private {
         let (start, size) = ((memory + gpa) as *mut libc::c_void, (pages * PAGE) as usize);
-        // SAFETY: within the guest's memory, which this process may discard.
+        // SAFETY: the range is inside the guest's memory, which this process may discard.
         unsafe { libc::madvise(start, size, libc::MADV_DONTNEED) };
     }
     Ok(0)
@@ -108,7 +108,7 @@ fn main() -> Result<(), Failed> {
         process::exit(2);
     };
     let path = CString::new(arguments[1].clone().into_vec())?;
-    // SAFETY: plain system calls; the handler does nothing.
+    // SAFETY: these are plain system calls, and the handler does nothing.
     let term = unsafe {
         let mut term: libc::sigset_t = mem::zeroed();
         libc::sigaddset(&mut term, libc::SIGTERM);
@@ -130,7 +130,7 @@ fn main() -> Result<(), Failed> {
     hypercalls.args[0] = 1 << MAP_GPA_RANGE;
     vm.enable_cap(&hypercalls)?;
     let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANON);
-    // SAFETY: a new mapping.
+    // SAFETY: this creates a new mapping.
     let memory = unsafe { libc::mmap(ptr::null_mut(), MEMORY as usize, access, flags, -1, 0) };
     if memory == libc::MAP_FAILED {
         return Err(io::Error::last_os_error().into());
@@ -143,7 +143,7 @@ fn main() -> Result<(), Failed> {
     set_private(&vm, 0, MEMORY, true)?;
 
     // After INIT2 and before the first vCPU.
-    // SAFETY: both take descriptors.
+    // SAFETY: both functions only take descriptors.
     if unsafe { snpcerts::snpcerts_supported(kvm.as_raw_fd()) } {
         match unsafe { snpcerts::snpcerts_enable(vm.as_raw_fd()) } {
             0 => {}
@@ -189,5 +189,5 @@ fn main() -> Result<(), Failed> {
             libc::pthread_kill(thread, libc::SIGUSR1);
         }
     });
-    threads.into_iter().try_for_each(|thread| thread.join().expect("a vCPU's thread"))
+    threads.into_iter().try_for_each(|thread| thread.join().expect("a vCPU's thread panicked"))
 }

@@ -31,7 +31,7 @@ pub struct Certs {
 }
 
 impl Certs {
-    /// Settings for the requests of one VM. They live as long as the process.
+    /// Returns settings for one VM's requests, which live as long as the process.
     pub fn new(path: CString, slots: Vec<Slot>) -> Certs {
         let (slots, none) = (slots.leak(), ptr::null());
         Certs {
@@ -49,7 +49,7 @@ impl Certs {
     }
 }
 
-// The library only reads it, and so does this program.
+// The library and this program only read this structure.
 unsafe impl Send for Certs {}
 unsafe impl Sync for Certs {}
 
