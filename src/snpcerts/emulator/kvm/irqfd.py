@@ -68,7 +68,7 @@ class Irqfds:
                 os.close(taken)
 
     def release(self, vm: object) -> None:
-        """Remove the connections of a VM that has ended."""
+        """Remove the eventfds of a VM that has ended."""
         for number in [number for number, tie in self._ties.items() if tie.vm is vm]:
             os.close(self._ties.pop(number).eventfd)
 

@@ -150,8 +150,9 @@ class SevCommands:
         return SevStatus.SUCCESS
 
     def _reach_firmware(self, caller: Caller, descriptor: int | None) -> None:
-        """Raise ``OSError`` if no command can reach the firmware: EBADF if ``descriptor`` is not a
-        ``/dev/sev``, or the PSP's errno.
+        """Raise ``OSError`` if no command can reach the firmware.
+
+        The errno is EBADF if ``descriptor`` is not an open ``/dev/sev``, otherwise the PSP's.
         """
         device = None if descriptor is None else caller.find(descriptor)
         if not isinstance(device, SevDevice):
