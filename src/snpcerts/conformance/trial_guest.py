@@ -236,8 +236,8 @@ class TrialGuest(LinuxGuest):
 
         The buffer is ``npages`` pages at ``gpa``, by default the second page of the vCPU's field.
         ``field`` is the range to check, as GPA and size in bytes, by default the vCPU's field. Its
-        content is restored afterwards. The vCPU exits ``when`` that returns true, and then halts
-        ``until`` that does, so that other vCPUs go on first.
+        content is restored afterwards. The vCPU exits when ``when`` returns true, and then
+        halts until ``until`` does, so that other vCPUs go on first.
         """
         start, size = field or (pages.data, FIELD_PAGES * PAGE_SIZE)
         gpa = pages.data + PAGE_SIZE if gpa is None else gpa

@@ -275,8 +275,9 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
     """Return how the VMM's memory grows with requests that get EAGAIN, or None if it does not.
 
-    A request costs the VMM's patience, so there are few of them. A leak shows in every one;
-    memory that is collected or kept for reuse does not. Memory may leak untouched.
+    Each request takes as long as the VMM waits for the lock, so there are few of them. A leak
+    shows in every one; memory that is collected or kept for reuse does not. Memory may leak
+    untouched.
     """
     if not (yield from trial.wait_for(trial.served.lock, SETTLE_TIME)):
         return None

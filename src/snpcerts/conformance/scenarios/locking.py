@@ -467,8 +467,8 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
 def busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
-    ``delay`` is the number of seconds for which the VMM could not run. They do not count, up to the
-    limit.
+    ``delay`` is the number of seconds for which the VMM could not run. Up to the limit, they do not
+    count.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:

@@ -131,7 +131,7 @@ class EmulatedAuthority:
         ago).
 
         ``hwid`` is the significant bytes of the chip ID. Raises :class:`snpcerts.errors.UsageError`
-        if it or the TCB does not fit this product.
+        if ``hwid`` or the TCB does not fit this product.
         """
         extensions = vcek_extensions(self.product, tcb, hwid)
         return self._leaf(

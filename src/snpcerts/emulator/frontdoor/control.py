@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Unix socket through which launchers reach the server that owns the devices.
 
-Each message is one packet (SOCK_SEQPACKET) with a JSON object, and may carry descriptors. Each is
-answered with one JSON object. The socket of a server has mode 0600, and the server accepts only its
-own user and root.
+Each message is one packet (SOCK_SEQPACKET) with a JSON object, and may carry descriptors. The
+answer to each is one JSON object. The socket of a server has mode 0600, and the server accepts only
+its own user and root.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class ControlSocket:
 
     ``handler`` gets each :class:`Hello` and returns the answer. If it raises a
     :class:`SnpCertsError`, the answer is ``{"error": ..., "code": ...}``. A socket that a dead
-    server left behind is replaced; a server that still listens is a RefusedError.
+    server left behind is replaced; if a server still listens there, this raises
+    :class:`snpcerts.errors.UsageError`.
     """
 
     def __init__(self, path: Path, handler: Callable[[Hello], Mapping[str, object]]) -> None:

@@ -8,7 +8,7 @@ systems do not change, and the namespace ends with its processes.
   tmpfs with the same entries: each is a bind mount of the real one, or a copy of a
   link. ``/dev`` is always covered, to hide the real devices that the door guards.
 - A device is a bind mount of the ``ptmx`` of its own devpts: the only character device
-  that an unprivileged user can create for himself. The kernel counts its opens: each is
+  that an unprivileged user can create. The kernel counts its opens: each is
   a file in that devpts until its last descriptor is closed
   (:mod:`snpcerts.emulator.frontdoor.namespace_devices`). Its own ioctls, those of a
   terminal, do no harm; those of KVM and SEV are trapped.

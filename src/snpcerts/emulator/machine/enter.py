@@ -117,9 +117,9 @@ def host_program(
 ) -> list[str]:
     """Return the command line of a process that becomes ``argv`` on the platform's host.
 
-    The process is killed when this process ends. With ``detached``, a descriptor that it inherits,
-    it leaves this process instead, and writes its process ID there. ``series`` is the host's Linux
-    release.
+    The process is killed when this process ends. With ``detached``, an inherited descriptor,
+    the new process leaves this one instead and writes its process ID to that descriptor.
+    ``series`` is the host's Linux release.
     """
     keeping = f"{os.getpid()}" if detached is None else f"detached {detached}"
     own = [str(home.path), json.dumps(script.to_json()), series, keeping]
@@ -130,7 +130,7 @@ def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.seri
     """Start the built-in VMM, which serves the file ``certs``, on a host with Linux ``series``.
 
     Returns the name of its VM. The VMM is a separate process, not a child of the calling one, and
-    ends when that one ends.
+    ends when the calling process ends.
     """
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", certs]
     with contextlib.ExitStack() as stack:
