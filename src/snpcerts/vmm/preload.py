@@ -119,7 +119,9 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
 
 
 def _refuse_without_fcntl(program: str) -> None:
-    """Raise :class:`RefusedError` if cloud-hypervisor's filter may not allow ``fcntl``."""
+    """Raise :class:`RefusedError` unless ``--version`` shows that the filter of cloud-hypervisor
+    allows ``fcntl``.
+    """
     said = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         argv = [program, "--version"]
@@ -129,11 +131,11 @@ def _refuse_without_fcntl(program: str) -> None:
     if found is None or int(found[1]) < _FCNTL_SINCE:
         raise RefusedError(
             (
-                f"{os.path.basename(program)} is not version {_FCNTL_SINCE} or later, as its "
-                "--version shows, so it does not allow its vCPU threads to lock a file: the "
-                "kernel would kill it while it serves a guest"
+                f"{os.path.basename(program)}: expected version {_FCNTL_SINCE} or later; an older "
+                "one does not allow its vCPU threads to lock a file, so the kernel would kill "
+                "the VMM when a guest requests certificates"
             ),
-            hint="run it with --seccomp false",
+            hint="run the VMM with --seccomp false",
         )
 
 
