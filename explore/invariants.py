@@ -166,7 +166,8 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
             changed = {each for each in changed if not (each or b"").startswith(EMPTY)}
         if changed:
             raise ViolationError(
-                LASTING, "the update reports that nothing has changed, but the disk may have"
+                LASTING,
+                "the update reports that nothing has changed, but the disk may have changed",
             )
     elif isinstance(end.error, FirmwareError) and (data is None or not data.startswith(EMPTY)):
         raise ViolationError(NO_HARM, "the firmware command failed and the table is not empty")
@@ -200,7 +201,8 @@ def _check_end_of_several(world: World, process: Process, end: Position) -> None
             changed = lasting - found_lasting - {data}
             if any(not (each or b"").startswith(EMPTY) for each in changed):
                 raise ViolationError(
-                    LASTING, "the update reports that nothing has changed, but the disk may have"
+                    LASTING,
+                    "the update reports that nothing has changed, but the disk may have changed",
                 )
         elif isinstance(end.error, FirmwareError) and not (data or b"").startswith(EMPTY):
             raise ViolationError(NO_HARM, f"the firmware command failed, but {where}")

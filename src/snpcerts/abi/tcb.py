@@ -203,9 +203,7 @@ class TcbVersion:
 
 
 def _misfit(components: Collection[str]) -> NoReturn:
-    """Raise an error that names the missing or superfluous component, compared with the closest
-    layout.
-    """
+    """Raise an error that says how ``components`` differ from those of the closest layout."""
     places = min(_BYTES.values(), key=lambda each: len(each.keys() ^ set(components)))
     for name in places:
         if name not in components:

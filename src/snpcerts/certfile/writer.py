@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The writer's side of the protocol: change the firmware's key and the table together.
+"""The writer's side of the protocol: how an update changes the firmware's key and the table
+together.
 
 All strategies follow the same order: take the exclusive lock; write and sync the *empty* table;
 change the firmware; write and sync the new table, its first entry last; unlock. A crash at any

@@ -233,7 +233,7 @@ class _Panel:
         self._bars.setdefault((kind, height), []).append(place)
 
     def _request(self, request: CourseRequest) -> list[str] | None:
-        """Add the request's bar.
+        """Add the request's bar to the panel.
 
         Returns the elements to draw over the bar, or None if the bar is not visible.
         """

@@ -55,7 +55,7 @@ class Event:
     fields: Mapping[str, str | float | bool | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Escape the message, so that it stays one line in a log whatever it quotes."""
+        """Escape the message, so that it stays one line in a log, whatever text it quotes."""
         object.__setattr__(self, "message", printable(self.message))
 
 

@@ -70,7 +70,7 @@ class FileState:
 
     @property
     def in_step(self) -> bool:
-        """Whether the file contains what it should."""
+        """Whether the file has the right content."""
         return self.match is FileMatch.RIGHT
 
 

@@ -143,7 +143,7 @@ def firmware(open_firmware: Callable[[], HostFirmware]) -> Finding:
 
 
 def files(config: Config) -> Iterator[Finding]:
-    """Check directories, locks and permissions of every certificate file."""
+    """Check the directory, the locks and the permissions of every certificate file."""
     for folder in dict.fromkeys(os.path.dirname(os.path.realpath(f.path)) for f in config.files):
         yield from _directory(folder)
     for file in config.files:

@@ -28,8 +28,8 @@ _ReadState = Callable[[], FirmwareState]
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """The content of one file after the section. ``missing`` is the expected key if its table was
-    not cached.
+    """The content of one file after an exclusive section. ``missing`` is the expected key if its
+    table was not cached.
     """
 
     file: FileConfig
@@ -57,7 +57,7 @@ class UpdateResult:
 
     @property
     def in_step(self) -> bool:
-        """Whether every file contains what it should."""
+        """Whether every file has the right content."""
         return self.state is not None and not any(
             each.missing or each.problem for each in self.files
         )

@@ -154,7 +154,7 @@ class Metrics:
         )
 
     def __call__(self, event: Event) -> None:
-        """Count an event."""
+        """Count an event, and record the times in its fields."""
         if event.kind in self._counted:
             self._counted[event.kind].inc()
         elif event.kind is EventKind.CHANGED:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uses a report to prove which key signs, because ``/dev/sev`` does not always show it.
+"""Uses a report to prove which key signs, because ``/dev/sev`` does not always show that.
 
 A report counts if all of these hold: it is fresh (its REPORT_DATA is 64 random bytes that this
 program chose, and the file's shared lock was held from before the request until after the answer);

@@ -51,7 +51,7 @@ class HostStatus:
 
     @property
     def in_step(self) -> bool:
-        """Whether every file contains what it should."""
+        """Whether every file has the right content."""
         return all(each.file_state.in_step for each in self.files)
 
     def lines(self) -> list[str]:

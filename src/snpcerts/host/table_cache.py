@@ -253,8 +253,8 @@ class TableCache:
         return self._vleks.tcbs(self.judge.product)
 
     def read_extras(self, files: Iterable[FileConfig]) -> tuple[str, ...]:
-        """Read again the entries that the configuration adds to these files. Return the problems
-        with them.
+        """Read again the entries that the configuration adds to these files' tables. Return the
+        problems found.
 
         An entry that cannot be read is left out of the table, because certificates matter more.
         """

@@ -105,7 +105,7 @@ class _Reader:
         return Elf(64, self._machine, interpreter, imports)
 
     def _imports(self, section: bytes) -> frozenset[str]:
-        """Return the symbols that relocations refer to and this file does not define."""
+        """Return the symbols to which relocations refer and which this file does not define."""
         found: dict[int, int] = {}
         section = section[: len(section) // _DYNAMIC.size * _DYNAMIC.size]
         for index, (tag, value) in enumerate(_DYNAMIC.iter_unpack(section)):

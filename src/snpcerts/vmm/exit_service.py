@@ -140,7 +140,7 @@ class ExitService:
     def serve(
         self, run: RunView, memory: GuestMemory, kvm_run: int | Callable[[], object]
     ) -> Served:
-        """Answer the request in ``run`` and re-enter the guest once.
+        """Answer the certificate request in ``run``, and re-enter the guest once.
 
         ``kvm_run`` is the vCPU's descriptor, or a function that issues its KVM_RUN and raises
         ``OSError`` if that fails. With a descriptor, all signals are blocked during KVM_RUN.
@@ -251,7 +251,7 @@ class ExitService:
     def _answer(
         self, found: reader.Found, gpa: int, npages: int, run: RunView, memory: GuestMemory
     ) -> Served:
-        """Fill the guest's buffer and set ``ret``, without calling KVM_RUN."""
+        """Fill the guest's buffer and set ``ret`` in ``run``, without calling KVM_RUN."""
         match found:
             case reader.Table(data):
                 served = _deliver(data, Outcome.SERVED, gpa, npages, memory)
