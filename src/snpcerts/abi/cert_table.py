@@ -241,7 +241,9 @@ def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], li
         elif header.offset < header_end:
             message = f"offset {header.offset:#x} is inside the {header_end}-byte header"
         elif end > size:
-            message = f"blob {header.offset:#x}..{end:#x} extends past the table's {size} bytes"
+            message = (
+                f"the blob at {header.offset:#x}..{end:#x} extends past the table's {size} bytes"
+            )
         elif header.guid in seen:
             message = f"GUID {header.guid} appears twice"
         else:

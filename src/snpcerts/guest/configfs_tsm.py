@@ -245,7 +245,7 @@ class ConfigfsTsm:
         return int(text)
 
 
-_LOST: Final = "this guest's VMPCK is destroyed: it cannot attest again until it reboots"
+_LOST: Final = "reboot this guest: its VMPCK is destroyed, so it cannot attest until then"
 _MEANINGS: Final[dict[int, tuple[str, str | None]]] = {
     errno.ENOENT: ("configfs-tsm is not available", "mount configfs and load sev-guest"),
     errno.EACCES: ("no permission", "run this as root"),
@@ -259,8 +259,8 @@ _MEANINGS: Final[dict[int, tuple[str, str | None]]] = {
     ),
     errno.EIO: (
         "the host or the firmware refused the request",
-        "the host's table may exceed 16 KiB, or the VMPCK may be destroyed; see the guest's "
-        "kernel log",
+        "see the guest's kernel log: the host's table may exceed 16 KiB, or the VMPCK may be "
+        "destroyed",
     ),
 }
 

@@ -199,7 +199,7 @@ NO_KEY: Final = (
 
 
 def _refusal(path: str, number: int, exitinfo2: int) -> SnpCertsError:
-    lost = "this guest's VMPCK is destroyed: it cannot attest again until it reboots"
+    lost = "reboot this guest: its VMPCK is destroyed, so it cannot attest until then"
     vmm, firmware = exitinfo2 >> 32, exitinfo2 & 0xFFFF_FFFF
     if number == errno.ENOTTY:
         text, hint = "the VMPCK is disabled, or this is not a sev-guest device", NO_KEY

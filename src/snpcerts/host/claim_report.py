@@ -142,11 +142,12 @@ class ClaimReport:
             return "Observations on this SNP host. Its reports verify with AMD's root."
         if self.root is None:
             return (
-                "Observations on this host. No report verified, so they say nothing about hardware."
+                "Observations on this host. No report verified, so the observations say nothing "
+                "about hardware."
             )
         return (
-            f"Observations on this host. Its root is {self.root.name}, not AMD's, "
-            "so they say nothing about hardware."
+            f"Observations on this host. Its root is {self.root.name}, not AMD's, so the "
+            "observations say nothing about hardware."
         )
 
     def _hardware(self) -> Showing:

@@ -106,10 +106,12 @@ def read_file_state(
     if isinstance(found, Empty):
         if isinstance(expected, NoKey):
             return FileState(file, state, expected, FileMatch.RIGHT, table=CertTable())
-        problem = f"empty, but should hold the certificates of the {expected}"
+        problem = f"the file is empty, but should hold the certificates of the {expected}"
         return FileState(file, state, expected, FileMatch.EMPTY, (problem,), table=CertTable())
     if isinstance(found, Busy):
-        problem = f"locked by an update that was still running after {found.waited:.1f} s"
+        problem = (
+            f"the file is locked by an update that was still running after {found.waited:.1f} s"
+        )
         return FileState(file, state, expected, FileMatch.LOCKED, (problem,))
     match = FileMatch.MISSING if found.problem == _NO_SUCH_FILE else FileMatch.UNREADABLE
     return FileState(file, state, expected, match, (f"unreadable: {found.problem}",))

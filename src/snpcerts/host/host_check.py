@@ -75,7 +75,7 @@ def kernel(release: str) -> Finding:
         "kernel",
         Severity.WARN,
         f"{release} is too old: KVM requests certificates since Linux 7.0",
-        "see the next line: your distribution may have backported it",
+        "see the next line: your distribution may have backported this",
     )
 
 

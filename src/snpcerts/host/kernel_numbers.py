@@ -75,7 +75,10 @@ def _layout(folder: Path) -> Iterator[Observation]:
 
 def _compared(name: str, detail: str, found: int | None, expected: int) -> Observation:
     if found is None:
-        why = "the kernel's BTF does not contain it: the kernel is too old, or kvm is not loaded"
+        why = (
+            "the kernel's BTF does not contain this name: the kernel is too old, or kvm is "
+            "not loaded"
+        )
         return Observation(name, _CLAIM, Showing.NOT_TRIED, why)
     if found == expected:
         return Observation(name, _CLAIM, Showing.SEEN, detail)

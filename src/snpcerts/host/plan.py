@@ -223,7 +223,7 @@ def set_config(
         notes += (
             (
                 f"{name} was set until SNP was initialised again, and is now cleared: "
-                f"--{name.lower().replace('_', '-')} sets it"
+                f"--{name.lower().replace('_', '-')} sets it again"
             )
             for name in before.known.lost_masks
         )
