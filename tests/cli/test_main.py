@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import click
 import pytest
 
 from snpcerts import __version__
@@ -37,6 +39,28 @@ def test_every_command_exists_and_has_help(name: str, capsys: pytest.CaptureFixt
     command = cli.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
     assert command.help
+
+
+def groups(command: click.Command, path: str = "snpcerts") -> Iterator[tuple[str, click.Group]]:
+    if isinstance(command, click.Group):
+        yield path, command
+        for name in command.list_commands(click.Context(command)):
+            if each := command.get_command(click.Context(command), name):
+                yield from groups(each, f"{path} {name}")
+
+
+def test_what_a_command_does_fits_into_the_list_of_a_narrow_terminal() -> None:
+    """Where it does not, the list ends it in the middle of a sentence with three dots."""
+    for path, group in groups(cli):
+        if group is cli:
+            continue  # it has its own texts, and wraps them
+        context = click.Context(group)
+        names = group.list_commands(context)
+        for name in names:
+            each = group.get_command(context, name)
+            assert each is not None
+            room = 80 - 2 - 6 - max(map(len, names))
+            assert not each.get_short_help_str(room).endswith("..."), f"{path} {name}"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

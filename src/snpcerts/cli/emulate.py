@@ -277,7 +277,7 @@ def guest(
         become_guest_program(home, program, vm, ways.wanted(door))
 
 
-@command.command()
+@command.command(short_help="Write the certificates for the signing key.")
 @_platform
 @click.argument("directory")
 @click.option(
@@ -321,7 +321,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
         say_line(f"{os.path.join(directory, name)}: {len(data)} bytes")
 
 
-@command.command("key-server")
+@command.command("key-server", short_help="Run the emulated AMD's key server.")
 @_platform
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: a free port]")
 @click.option(
@@ -407,7 +407,7 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
         say_line(f"  VM {vm['name']}, pid {vm['pid']}, on Linux {vm['kernel']}, {serves}")
 
 
-@command.group()
+@command.group(short_help="Change the firmware as no ioctl can.")
 def firmware() -> None:
     """Change the machine's firmware in ways no ioctl can, or show its choices."""
 
@@ -447,7 +447,7 @@ def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
     _order(options, order)
 
 
-@firmware.command()
+@firmware.command(short_help="Update the running firmware, uncommitted.")
 @_platform
 @click.option(
     "--current", metavar=METAVAR, default="", help="The new current TCB, as in snp=25,ucode=220."
@@ -491,7 +491,7 @@ def update(
     _order(options, order)
 
 
-@firmware.command("verify-mitigation")
+@firmware.command("verify-mitigation", short_help="Have the firmware verify one mitigation.")
 @_platform
 @click.argument("vector")
 @click.pass_obj
@@ -504,7 +504,7 @@ def verify_mitigation(options: _PlatformOptions, vector: str) -> None:
     _order(options, {"do": "verify-mitigation", "vector": _vector("VECTOR", vector)})
 
 
-@firmware.command()
+@firmware.command(short_help="Show where sources disagree about AMD's firmware.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rows(as_json: bool) -> None:
     """Show where sources disagree about AMD's firmware and what each choice does."""

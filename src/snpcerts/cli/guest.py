@@ -23,7 +23,7 @@ def command() -> None:
     """Attest from inside an SNP guest."""
 
 
-@command.command()
+@command.command(short_help="Request an attestation report.")
 @click.option(
     "-o",
     "--output",

@@ -119,7 +119,7 @@ _VLEK = click.option(
 )
 
 
-@command.group()
+@command.group(short_help="Get certificates or revocation lists.")
 def fetch() -> None:
     """Get certificates or revocation lists from the cache, otherwise from the key server.
 
@@ -128,7 +128,7 @@ def fetch() -> None:
     """
 
 
-@fetch.command()
+@fetch.command(short_help="Get the VCEK certificate for a chip and a TCB.")
 @product_option("The chip's product.")
 @click.option("--hwid", metavar="HEX", help="The chip ID: 64 bytes, or 8 on Turin.")
 @click.option(
@@ -167,7 +167,7 @@ def vcek(
     )
 
 
-@fetch.command()
+@fetch.command(short_help="Get the certificates above the leaf.")
 @_PRODUCT
 @_VLEK
 @_common

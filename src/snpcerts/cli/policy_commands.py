@@ -70,7 +70,7 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
     say(policy_text(chosen, found, unconfirmed=unconfirmed).rstrip("\n"))
 
 
-@command.command()
+@command.command(short_help="List the bulletins, their values and their sources.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bulletins(as_json: bool) -> None:
     """List the bulletins, their values, and the public sources of each value."""
@@ -174,7 +174,7 @@ def rvps(policy: str, output: str, keyword: str | None) -> None:
     _write_values(rvps_message(_policy(policy), _product(keyword)), output)
 
 
-@command.command()
+@command.command(short_help="Write a policy's reference values as a CoRIM.")
 @_reference_options
 def corim(policy: str, output: str, keyword: str | None) -> None:
     """Write a policy's reference values as a CoRIM with AMD's SEV-SNP profile.

@@ -19,7 +19,7 @@ from snpcerts.errors import InputError
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.command()
+@click.command(short_help="Write everything that is stored into DIR.")
 @DATABASE
 @product_option("Only for this product.")
 @_JSON
@@ -47,7 +47,7 @@ def export(database: str, product: Product | None, as_json: bool, directory: str
         say_line(f"{directory}: {count} files")
 
 
-@click.command("import")
+@click.command("import", short_help="Store everything in DIR that verifies.")
 @DATABASE
 @ANCHOR
 @_JSON

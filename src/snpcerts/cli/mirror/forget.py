@@ -11,7 +11,7 @@ from snpcerts.cli.mirror.operator_access import MIRROR, TOKEN_FILE, operators_cl
 from snpcerts.cli.say import present, say
 
 
-@click.command()
+@click.command(short_help="Remove hosts from the mirror's page.")
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
 @MIRROR
 @TOKEN_FILE

@@ -17,7 +17,7 @@ from snpcerts.cli.tcb_components import METAVAR
 from snpcerts.errors import InputError, UsageError
 
 
-@click.command()
+@click.command(short_help="Announce firmware before it is installed.")
 @click.option(
     "--tcb",
     metavar=METAVAR,

@@ -34,7 +34,7 @@ DATABASE = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Serve certificates, and fetch those that are missing.")
 @DATABASE
 @click.option(
     "--listen",
