@@ -208,9 +208,9 @@ class _Narrator:
         self._open = False  # whether the last printed line is unfinished
 
     def say(self, text: str) -> None:
-        """Print whole lines."""
+        """Print whole lines, wrapped to the terminal."""
         if not self._quiet:
-            click.echo(text)
+            present(text)
 
     def break_line(self) -> None:
         """End a line that :meth:`waiting` has started."""
