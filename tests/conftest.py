@@ -21,7 +21,7 @@ from snpcerts.temporary_directory import TemporaryDirectory
 from .emulated import Emulated
 from .forked_commands import PLAIN, Commands
 from .keys import FOLDER, prepare_platform
-from .sizes import FULL
+from .sizes import FULL, sized
 
 # Under nohup or in a script's background SIGINT is ignored, and every command would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -32,7 +32,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # A slow machine must not fail a test.
-settings.register_profile("snpcerts", deadline=None, print_blob=True)
+settings.register_profile("snpcerts", deadline=None, print_blob=True, max_examples=sized(50, 100))
 settings.load_profile("snpcerts")
 
 _SOURCE = Path(__file__).parents[1] / "src"

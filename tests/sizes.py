@@ -2,8 +2,9 @@
 """The sizes of tests that have two.
 
 ``make test`` uses the small ones, so that a user has an answer within minutes: it kills
-commands at fewer places, makes fewer calls at once, and runs for a wrong VMM only the
-checks that it fails. ``SNPCERTS_FULL_TESTS=1``, which ``.ci/run`` sets, uses the full ones.
+commands at fewer places, makes fewer calls at once, tries half as many random inputs, and runs
+for a wrong VMM only the checks that it fails. ``SNPCERTS_FULL_TESTS=1``, which ``.ci/run`` sets,
+uses the full ones.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from snpcerts.temporary_directory import TemporaryDirectory, remove_abandoned, t
 from .leftovers import Marked, end, has
 from .sizes import sized
 
+DEMO = (sys.executable, str(Path(__file__).with_name("quick_demo.py")))
+
 # A VMM that has left its process group and its parent, as a daemon does, and holds a lock.
 DAEMON = (
     "import fcntl, os, sys, time\n"
@@ -77,7 +79,7 @@ def test_conformance_leaves_nothing(tmp_path: Path, number: signal.Signals, grou
 @pytest.mark.parametrize(("number", "group"), ENDINGS, ids=names)
 def test_the_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, group: bool) -> None:
     marked = Marked(tmp_path / "tmp")
-    started = marked.start("demo", "--guests", "2", "--seconds", "600")
+    started = marked.run(*DEMO, "--guests", "2", "--seconds", "600")
     marked.wait_until(has(["snpcerts.demo.vmm"], 2))
     said = end(started, number, group=group)
     assert started.returncode == (-number if number is signal.SIGKILL else 128 + number)
@@ -186,7 +188,7 @@ def test_a_launcher_that_fails_behind_its_filter_ends(tmp_path: Path) -> None:
 def test_with_sigint_ignored_a_command_still_ends(tmp_path: Path) -> None:
     """Started in the background of a script, or by nohup."""
     marked = Marked(tmp_path / "tmp")
-    started = marked.start("demo", "--guests", "1", "--seconds", "600", ignored=True)
+    started = marked.run(*DEMO, "--guests", "1", "--seconds", "600", ignored=True)
     marked.wait_until(has(["snpcerts.demo.vmm"], 1))
     os.killpg(started.pid, signal.SIGINT)
     said = end(started, signal.SIGTERM, group=False)

@@ -15,7 +15,6 @@ import pytest
 from snpcerts.emulator.frontdoor import seccomp
 from tests.documented_json import documented
 
-from ..emulated import SNPCERTS
 from ..emulated_hosts import HOSTS, name, options
 from ..forked_commands import Commands
 from .table import compile_vmm
@@ -29,7 +28,7 @@ _forked: list[Commands] = []
 
 @pytest.fixture(scope="session", autouse=True)
 def _commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process that has imported the command; :func:`judged` forks it."""
+    """A process that has imported the command; it is forked for each use."""
     commands = Commands(tmp_path_factory.mktemp("commands"), MODULES)
     with contextlib.closing(commands):
         commands.ready()
@@ -58,25 +57,18 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def conformance(
     *arguments: str | Path, options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command as its users do."""
-    return subprocess.run(
-        [*SNPCERTS, "conformance", *options, "--", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Run the command; return its exit code and what it printed."""
+    (commands,) = _forked
+    return commands.completed("conformance", *options, "--", *map(str, arguments))
 
 
 def judged(*arguments: str | Path, options: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """Judge a VMM; return the report's checks by id."""
-    argv = ["conformance", "--json", *options, "--", *map(str, arguments)]
-    (commands,) = _forked
-    running = commands.start(*argv)
-    code = running.wait()
-    assert code in (0, 1), running.said()
-    report = documented("conformance", running.out.read_text())
+    made = conformance(*arguments, options=("--json", *options))
+    assert made.returncode in (0, 1), made.stdout + made.stderr
+    report = documented("conformance", made.stdout)
     judged_none = report["skipped"] == len(report["checks"])
-    assert (code == 1) is bool(report["failed"] or judged_none)
+    assert (made.returncode == 1) is bool(report["failed"] or judged_none)
     return {check["id"]: check for check in report["checks"]}
 
 

@@ -251,7 +251,7 @@ def test_a_daemon_is_recognised(build: Build) -> None:
 
 def test_a_flood_of_output_is_bounded(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    options = ("--keep", str(folder), "--timeout", "2")
+    options = ("--keep", str(folder), "--timeout", "1")
     made = conformance("sh", "-c", "yes; #", "{certs}", options=options)
     assert made.returncode == 1
     (log,) = folder.glob("*.log")

@@ -101,7 +101,7 @@ def assert_all_passed(
         ("LARGE_PAGES_REFUSED", "512 pages at GPA"),
     ],
 )
-def test_a_vmm_that_ignores_page_states_is_told_what_it_left_undone(
+def test_the_detail_says_which_page_states_a_vmm_ignores(
     build: Build, wrong: str, said: str
 ) -> None:
     """The checks of certificates still run."""

@@ -27,6 +27,7 @@ from tests.keys import prepare_platform
 from tests.sizes import sized
 
 DEMO = [sys.executable, "-P", "-m", "snpcerts.cli.main", "demo"]
+QUICK = [sys.executable, str(Path(__file__).parents[1] / "quick_demo.py")]
 
 
 def test_the_run_with_the_lock_has_no_mismatch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,10 +109,14 @@ def test_every_conclusion_says_what_was_counted() -> None:
     assert "every one" not in conclusion(bad, some)
 
 
-@pytest.mark.parametrize("moment", ["Guests ask", "Starting", "do not verify"])
-def test_ctrl_c_at_any_moment_prints_one_line(moment: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "moment"),
+    [(DEMO, "Guests ask"), (QUICK, "Starting"), (QUICK, "do not verify")],
+    ids=["before it starts", "at its start", "meanwhile"],
+)
+def test_ctrl_c_at_any_moment_prints_one_line(program: list[str], moment: str) -> None:
     demo = subprocess.Popen(
-        [*DEMO, "--seconds", "10", "--guests", "1"],
+        [*program, "--seconds", "10", "--guests", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         process_group=0,
