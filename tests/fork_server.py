@@ -58,23 +58,23 @@ def command(order: dict[str, Any]) -> int:
 
 def become(path: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
     """Run that program in this process, as execve(2) would."""
-    words = [word for word in argv[1:] if word != "-P"]
-    if path != sys.executable or not words:
+    arguments = [word for word in argv[1:] if word != "-P"]
+    if path != sys.executable or not arguments:
         execve(path, argv, environment)
     os.environ.update(environment)
-    if words[0] == __file__:
+    if arguments[0] == __file__:
         telling.clear()
-        serve(words[1:])
+        serve(arguments[1:])
         sys.exit(0)
-    if words[0] == "-c":
-        sys.argv = ["-c", *words[2:]]
-        exec(words[1], {"__name__": "__main__"})  # noqa: S102 (as the interpreter would)
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(arguments[1], {"__name__": "__main__"})  # noqa: S102 (as the interpreter would)
         sys.exit(0)
-    if words[0] != "-m":
+    if arguments[0] != "-m":
         execve(path, argv, environment)
-    if words[1] == "snpcerts":
-        sys.exit(main(words[2:]))
-    sys.exit(importlib.import_module(words[1]).main(words[2:]))
+    if arguments[1] == "snpcerts":
+        sys.exit(main(arguments[2:]))
+    sys.exit(importlib.import_module(arguments[1]).main(arguments[2:]))
 
 
 def answer(text: str) -> None:

@@ -47,8 +47,8 @@ def report(model: int = 0x50, tcb: bytes = RAW) -> bytes:
     return SmallCa(Product.TURIN).report(5, cpuid_model=model, **levels)
 
 
-def run(*words: object, code: int) -> str:
-    result = CliRunner().invoke(cli, [str(word) for word in words])
+def run(*argv: object, code: int) -> str:
+    result = CliRunner().invoke(cli, [str(word) for word in argv])
     assert result.exit_code == code, result.output
     return result.output
 
@@ -186,7 +186,7 @@ def test_no_certificate_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         ("kds", "fetch", "chain", "--product", "venice", "-o", "out"),
         ("kds", "fetch", "crl", "--product", "Venice", "-o", "out"),
@@ -194,8 +194,8 @@ def test_no_certificate_is_asked_for(tmp_path: Path) -> None:
         ("host", "status", "--product", "venice"),
     ],
 )
-def test_commands_refuse_it_by_name(words: tuple[str, ...]) -> None:
-    assert "no pinned AMD root key for Venice" in " ".join(run(*words, code=2).split())
+def test_commands_refuse_it_by_name(argv: tuple[str, ...]) -> None:
+    assert "no pinned AMD root key for Venice" in " ".join(run(*argv, code=2).split())
 
 
 def test_a_report_is_shown_with_its_tcbs(tmp_path: Path) -> None:

@@ -158,17 +158,17 @@ def contrast(page: Page, selector: str) -> float:
 def test_a_hosts_text_runs_no_script_in_the_browser(page: Page, start: Any) -> None:
     mirror = start(tokens=Tokens((AGENT,), (ADMIN,)))
     evil = "<img src=x onerror=document.title='taken'>"
-    told: Announcement = replace(
+    sent: Announcement = replace(
         announcement("m", MILAN_TCB, product=Product.MILAN, cpuid=None), host=evil, agent=evil[:60]
     )
     answer = mirror.ask(
-        f"api/v1/hosts/Milan/{told.hwid.hex()}",
+        f"api/v1/hosts/Milan/{sent.hwid.hex()}",
         method="PUT",
-        body=json.dumps(told.to_json()).encode(),
+        body=json.dumps(sent.to_json()).encode(),
         headers={"Authorization": f"Bearer {AGENT}"},
     )
     assert answer.status == 200, answer.text
-    for target in ("", f"hosts/Milan/{told.hwid.hex()}"):
+    for target in ("", f"hosts/Milan/{sent.hwid.hex()}"):
         page.goto(f"{mirror.url}/{target}")
         page.get_by_text(evil).first.wait_for()
         assert "taken" not in page.title().replace(evil, "")

@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> str:
     return path
 
 
-def told_of_reader(path: str) -> dict[SpanKind, Span]:
+def spans_of_reader(path: str) -> dict[SpanKind, Span]:
     spans: list[Span] = []
     CertFile(path, timed(spans.append)).serve(
         deliver=ignore, handshake=lambda: None, lock_wait=0.01
@@ -40,10 +40,10 @@ def told_of_reader(path: str) -> dict[SpanKind, Span]:
 
 
 def test_a_reader_holds_the_lock_for_longer_than_it_uses_the_certificates(path: str) -> None:
-    told = told_of_reader(path)
-    assert told.keys() == {SpanKind.LOCK_HELD, SpanKind.TABLE, SpanKind.REENTRY}
+    spans = spans_of_reader(path)
+    assert spans.keys() == {SpanKind.LOCK_HELD, SpanKind.TABLE, SpanKind.REENTRY}
     held, used, entered = (
-        told[kind] for kind in (SpanKind.LOCK_HELD, SpanKind.TABLE, SpanKind.REENTRY)
+        spans[kind] for kind in (SpanKind.LOCK_HELD, SpanKind.TABLE, SpanKind.REENTRY)
     )
     assert held.start <= used.start <= entered.start <= entered.end <= used.end <= held.end
     assert held.path == path
@@ -53,11 +53,11 @@ def test_a_reader_that_gets_no_lock_waits_and_holds_nothing(path: str) -> None:
     fd = os.open(path, os.O_RDWR)
     try:
         fcntl.fcntl(fd, F_OFD_SETLK, EXCLUSIVE)
-        told = told_of_reader(path)
+        spans = spans_of_reader(path)
     finally:
         os.close(fd)
-    assert told.keys() == {SpanKind.LOCK_WAIT, SpanKind.REENTRY}
-    wait = told[SpanKind.LOCK_WAIT]
+    assert spans.keys() == {SpanKind.LOCK_WAIT, SpanKind.REENTRY}
+    wait = spans[SpanKind.LOCK_WAIT]
     assert wait.end - wait.start >= 0.01
 
 
@@ -65,10 +65,10 @@ def test_a_reader_that_gets_no_lock_waits_and_holds_nothing(path: str) -> None:
 def test_a_writer_waits_holds_and_changes_in_this_order(path: str, strategy: Strategy) -> None:
     spans: list[Span] = []
     CertFile(path, timed(spans.append)).update(lambda: TABLE, strategy=strategy)
-    told = {each.kind: each for each in spans}
-    assert len(spans) == len(told) == 3
+    by_kind = {each.kind: each for each in spans}
+    assert len(spans) == len(by_kind) == 3
     wait, held, change = (
-        told[kind] for kind in (SpanKind.LOCK_WAIT, SpanKind.LOCK_HELD, SpanKind.CHANGE)
+        by_kind[kind] for kind in (SpanKind.LOCK_WAIT, SpanKind.LOCK_HELD, SpanKind.CHANGE)
     )
     assert wait.start <= wait.end == held.start <= change.start <= change.end <= held.end
     assert held.path == path

@@ -35,9 +35,9 @@ def test_every_command_has_an_example() -> None:
 def test_the_example_has_what_is_required_and_nothing_unknown(name: str) -> None:
     command = COMMANDS[name]
     context = click.Context(command, **command.context_settings)
-    words = shlex.split(EXAMPLES[name])
+    argv = shlex.split(EXAMPLES[name])
     # An unknown option is an error here; values are not checked.
-    given, _, _ = command.make_parser(context).parse_args(list(words))
+    given, _, _ = command.make_parser(context).parse_args(list(argv))
     for parameter in command.params:
         if parameter.required:
             assert given.get(parameter.name or ""), f"{parameter.name} is required"

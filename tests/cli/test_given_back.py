@@ -15,7 +15,7 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.main import main
 from tests.endorsement.small_ca import PINNED, TCBS, SmallCa
 
-OFFLINE = 3  # the cache has no such certificate: the words themselves were understood
+OFFLINE = 3  # the cache has no such certificate: the arguments themselves were understood
 
 
 Run = Callable[..., tuple[int, str]]  # the exit code and all that is printed
@@ -25,8 +25,8 @@ Run = Callable[..., tuple[int, str]]  # the exit code and all that is printed
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: str) -> tuple[int, str]:
-        code = main(list(words))
+    def command(*argv: str) -> tuple[int, str]:
+        code = main(list(argv))
         out, err = capsys.readouterr()
         return code, out + err
 
@@ -43,8 +43,8 @@ def printed(run: Run, product: Product) -> tuple[str, dict[str, object], str]:
 
 
 def asked(run: Run, product: str, hwid: str, tcb: str) -> int:
-    words = ["kds", "fetch", "vcek", "--product", product, "--hwid", hwid, "--tcb", tcb]
-    return run(*words, "--offline", "--cache", "cache", "-o", "out")[0]
+    argv = ["kds", "fetch", "vcek", "--product", product, "--hwid", hwid, "--tcb", tcb]
+    return run(*argv, "--offline", "--cache", "cache", "-o", "out")[0]
 
 
 def spellings(tcb: TcbVersion) -> list[str]:
@@ -70,8 +70,8 @@ def test_the_tcb_in_every_form(run: Run, product: Product) -> None:
     ]
     for spelling in spellings(TCBS[product]):
         assert asked(run, product.value, chip, spelling) == OFFLINE, spelling
-        words = ["verify", "report.bin", "--min-tcb", f"{product.keyword}:{spelling}"]
-        code, said = run(*words, "--offline", "--cache", "cache")
+        argv = ["verify", "report.bin", "--min-tcb", f"{product.keyword}:{spelling}"]
+        code, said = run(*argv, "--offline", "--cache", "cache")
         assert code != 2, (spelling, said)
 
 
@@ -107,8 +107,8 @@ def test_the_chip_id_in_every_form(run: Run, product: Product) -> None:
     ],
 )
 def test_every_name_of_a_product(run: Run, name: str) -> None:
-    words = ["kds", "fetch", "chain", "--product", name]
-    code, said = run(*words, "--offline", "--cache", "cache", "-o", "out")
+    argv = ["kds", "fetch", "chain", "--product", name]
+    code, said = run(*argv, "--offline", "--cache", "cache", "-o", "out")
     assert code == OFFLINE, said
     code, said = run("policy", "floors", "--bulletin", "AMD-SB-3023", "--product", name)
     assert code == 0, said
@@ -123,6 +123,6 @@ def test_the_measurement_and_the_nonce(run: Run, product: Product) -> None:
     assert hexadecimal.fullmatch(measurement)
     assert measurement in "".join(text.split())
     for spelling in (measurement, measurement.upper(), f"0x{measurement}"):
-        words = ["verify", "report.bin", "--measurement", spelling, "--offline"]
-        code, said = run(*words, "--cache", "cache")
+        argv = ["verify", "report.bin", "--measurement", spelling, "--offline"]
+        code, said = run(*argv, "--cache", "cache")
         assert code != 2, said

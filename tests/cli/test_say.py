@@ -58,13 +58,13 @@ def in_pipe_and_terminal(arguments: list[str], cwd: Path) -> tuple[str, str]:
     )
     os.set_blocking(ours, False)
     try:
-        told = os.read(ours, 1 << 16)
+        shown = os.read(ours, 1 << 16)
     except BlockingIOError:
-        told = b""
+        shown = b""
     finally:
         os.close(theirs)
         os.close(ours)
-    return made.stdout.decode(), told.decode()
+    return made.stdout.decode(), shown.decode()
 
 
 def in_pipe(arguments: list[str], cwd: Path) -> str:
@@ -111,9 +111,9 @@ def test_a_progress_bar_needs_two_terminals(folder: Path) -> None:
     """``snpcerts verify DIR | head`` shows one stream of text, not two over one another."""
     many = ["verify", "report.bin", "report.bin"]
     assert "2/2" in _COLOUR.sub("", on_terminal(many, folder))
-    verdicts, told = in_pipe_and_terminal(many, folder)
+    verdicts, shown = in_pipe_and_terminal(many, folder)
     assert verdicts.count("refused     report.bin") == 2
-    assert told == ""
+    assert shown == ""
 
 
 def test_a_reader_that_stops_early_ends_the_command_quietly(folder: Path) -> None:

@@ -41,8 +41,8 @@ class Published:
 @functools.cache
 def go_module() -> Path:
     """The directory of the module go-sev-guest."""
-    words = ["go", "mod", "download", "-json", f"github.com/google/go-sev-guest@v{MODULE}"]
-    found = json.loads(_output(words))
+    argv = ["go", "mod", "download", "-json", f"github.com/google/go-sev-guest@v{MODULE}"]
+    found = json.loads(_output(argv))
     return Path(found["Dir"])
 
 
@@ -56,8 +56,8 @@ def crate() -> Path:
             f'[lib]\npath = "lib.rs"\n[dependencies]\nsev = "={CRATE}"\n'
         )
         (Path(place) / "lib.rs").touch()
-        words = ["cargo", "metadata", "--format-version", "1", "--manifest-path", str(manifest)]
-        packages = json.loads(_output(words))["packages"]
+        argv = ["cargo", "metadata", "--format-version", "1", "--manifest-path", str(manifest)]
+        packages = json.loads(_output(argv))["packages"]
     (path,) = (each["manifest_path"] for each in packages if each["name"] == "sev")
     return Path(path).parent
 
@@ -91,12 +91,12 @@ def _published(name: str, report: Path, vcek: Path, chain: Path) -> Published:
     return Published(name, report.read_bytes(), ders, datetime(2025, 1, 1, tzinfo=UTC))
 
 
-def _output(words: list[str]) -> bytes:
-    if shutil.which(words[0]) is None:
-        raise ToolMissingError(f"no {words[0]} on this machine to fetch published evidence with")
+def _output(argv: list[str]) -> bytes:
+    if shutil.which(argv[0]) is None:
+        raise ToolMissingError(f"no {argv[0]} on this machine to fetch published evidence with")
     try:
         ran = subprocess.run(
-            words,
+            argv,
             capture_output=True,
             stdin=subprocess.DEVNULL,
             cwd=tempfile.gettempdir(),
@@ -104,8 +104,8 @@ def _output(words: list[str]) -> bytes:
             timeout=_PATIENCE,
         )
     except subprocess.TimeoutExpired:
-        raise BuildFailedError(f"{words[0]} took more than {_PATIENCE} s") from None
+        raise BuildFailedError(f"{argv[0]} took more than {_PATIENCE} s") from None
     if ran.returncode != 0:
         said = ran.stderr.decode(errors="replace")[-2000:]
-        raise BuildFailedError(f"{' '.join(words)} failed. It said:\n{said}")
+        raise BuildFailedError(f"{' '.join(argv)} failed. It said:\n{said}")
     return ran.stdout

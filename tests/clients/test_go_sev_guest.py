@@ -69,8 +69,8 @@ def test_attest_extended_by_configfs_tsm(genoa: Bench, go_sev_guest: Tools) -> N
         pytest.skip("this user may not open /dev/fuse, which configfs-tsm is served by")
     issued, asked = genoa.certificates(), genoa.request()
     reports = "/sys/kernel/config/tsm/report"
-    words = " ".join((str(go_sev_guest("attest")), *EXTENDED))
-    ran = genoa.guest(issued / "table.bin", "sh", "-c", f"{words} && ls {reports}")
+    argv = " ".join((str(go_sev_guest("attest")), *EXTENDED))
+    ran = genoa.guest(issued / "table.bin", "sh", "-c", f"{argv} && ls {reports}")
     # The tool removes its request, but not the one by which it tries the interface.
     assert ran.stdout.startswith("entry")
     assert len(ran.stdout.split()) == 1
@@ -81,8 +81,8 @@ def test_attest_extended_by_ioctls(genoa: Bench, go_sev_guest: Tools) -> None:
     if Path("/sys/kernel/config/tsm/report").exists():
         pytest.skip("this machine has configfs-tsm, which these tools prefer")
     issued, asked = genoa.certificates(), genoa.request()
-    words = ("--certs", issued / "table.bin", "--kernel", genoa.kernel, "--door", "trap")
-    genoa.emulate("guest", *words, "--", go_sev_guest("attest"), *EXTENDED)
+    argv = ("--certs", issued / "table.bin", "--kernel", genoa.kernel, "--door", "trap")
+    genoa.emulate("guest", *argv, "--", go_sev_guest("attest"), *EXTENDED)
     genoa.verify("evidence.bin", issued, "--report-data", asked.hex())
 
 
@@ -186,7 +186,7 @@ def test_every_form_it_writes_holds_the_same_report(genoa: Bench, go_sev_guest: 
 
 
 def test_check_refuses_the_emulated_names(genoa: Bench, go_sev_guest: Tools) -> None:
-    """Even told to trust the root: it wants AMD's name in every certificate, as it should."""
+    """Even with the root trusted, it wants AMD's name in every certificate, as it should."""
     issued = genoa.certificates()
     genoa.request()
     genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
@@ -213,11 +213,11 @@ def test_check_accepts_the_same_chain_under_amds_names(
     (bench.place / "bundle.pem").write_bytes(chain.bundle)
     bench.guest("table.bin", go_sev_guest("attest"), *EXTENDED)
     trusting = ("-product_key_path", "bundle.pem")
-    told = ("-in", "evidence.bin", *trusting, *POLICY)
+    options = ("-in", "evidence.bin", *trusting, *POLICY)
 
-    ran = check(bench, go_sev_guest, *told, "-report_data", asked.hex())
+    ran = check(bench, go_sev_guest, *options, "-report_data", asked.hex())
     assert ran.returncode == 0, ran.stderr
-    ran = check(bench, go_sev_guest, *told, "-report_data", bytes(64).hex())
+    ran = check(bench, go_sev_guest, *options, "-report_data", bytes(64).hex())
     assert ran.returncode == POLICY_REFUSED
     ran = check(bench, go_sev_guest, "-in", "evidence.bin", *trusting)
     assert ran.returncode == POLICY_REFUSED, "its default policy has no SMT"

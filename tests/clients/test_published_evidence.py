@@ -54,8 +54,8 @@ def test_by_the_command(published: tuple[Published, ...], tmp_path: Path) -> Non
     for piece, demands in zip(published, (["policy-debug"], []), strict=True):
         (tmp_path / "report").write_bytes(piece.report)
         (tmp_path / "certs").write_bytes(bundles(piece.certificates)["PEM"])
-        words = [sys.executable, "-m", "snpcerts", "verify", "report", "--certs", "certs"]
-        ran = run([*words, "--at", piece.at.isoformat()], tmp_path, check=False)
+        argv = [sys.executable, "-m", "snpcerts", "verify", "report", "--certs", "certs"]
+        ran = run([*argv, "--at", piece.at.isoformat()], tmp_path, check=False)
         assert ran.returncode == bool(demands), ran.stderr
         assert "AMD's, for Milan" in ran.stdout
         for demand in demands:

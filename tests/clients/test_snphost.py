@@ -331,7 +331,7 @@ def test_it_exports_and_imports_the_file_that_the_agent_made(
 
 
 def test_its_commit_behind_the_agents_back_is_noticed(native: Bench, snphost: Path) -> None:
-    """Drift, told loudly; the file is emptied, then right again."""
+    """Drift is reported; the file is emptied, then right again."""
     current = tcb(native, "current_tcb")
     with contextlib.ExitStack() as stack:
         home = PlatformHome(native.platform)

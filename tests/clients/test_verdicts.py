@@ -2,7 +2,7 @@
 """The table of docs/relying-parties.md: three verifiers on the same evidence, each row run.
 
 The table is the one home of what is expected. Genuine evidence is judged by the
-others at the time of the test, for they cannot be told another.
+others at the time of the test, for they cannot be given another.
 """
 
 from __future__ import annotations

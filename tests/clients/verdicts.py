@@ -156,7 +156,7 @@ class Verifiers:
         return verdict["verdict"], " ".join(reason["code"] for reason in verdict["reasons"])
 
     def go_sev_guest(self, piece: Piece) -> tuple[str, str]:
-        """``check`` without the network, told the guest policy that the report has."""
+        """``check`` without the network, given the guest policy that the report has."""
         argv = [self.check, "-in", self._whole(piece), "-network=false"]
         argv += ["-product", piece.product]
         policy = int.from_bytes(piece.report[8:16], "little")

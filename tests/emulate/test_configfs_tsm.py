@@ -50,17 +50,17 @@ def _served() -> None:
         pytest.skip("this user may not open /dev/fuse, which configfs-tsm is served by")
 
 
-def in_guest(emulated: Emulated, *words: str) -> str:
+def in_guest(emulated: Emulated, *argv: str) -> str:
     if not emulated.certs.exists():
         emulated.issue_certificates()
     served = str(emulated.certs / "table.bin")
-    made = emulated.run("guest", "--certs", served, "--", *words)
+    made = emulated.run("guest", "--certs", served, "--", *argv)
     assert made.returncode == 0, made.stderr
     return made.stdout
 
 
-def steps(emulated: Emulated, *words: str) -> list[str]:
-    return in_guest(emulated, SNPCERTS[0], "-c", STEPS, *words).splitlines()
+def steps(emulated: Emulated, *argv: str) -> list[str]:
+    return in_guest(emulated, SNPCERTS[0], "-c", STEPS, *argv).splitlines()
 
 
 def test_a_programs_system_calls_end_as_they_do_in_linux(emulated: Emulated) -> None:
@@ -99,13 +99,13 @@ def test_a_programs_system_calls_end_as_they_do_in_linux(emulated: Emulated) -> 
 
 def test_our_client_gets_a_report_and_its_certificates(emulated: Emulated, tmp_path: Path) -> None:
     report, table = tmp_path / "report.bin", tmp_path / "table.bin"
-    words = ["--via", "configfs-tsm", "-o", str(report), "--table-out", str(table), "--vmpl", "1"]
-    said = json.loads(in_guest(emulated, *SNPCERTS, "guest", "report", *words, "--json"))
+    argv = ["--via", "configfs-tsm", "-o", str(report), "--table-out", str(table), "--vmpl", "1"]
+    said = json.loads(in_guest(emulated, *SNPCERTS, "guest", "report", *argv, "--json"))
     assert (said["via"], said["table_entries"]) == ("configfs-tsm", 3)
     assert Report.unpack(report.read_bytes()).fields.vmpl == 1
     made = emulated.certs / "ark.der"
-    words = ["verify", "--anchor", str(made), "--certs", str(table), str(report)]
-    assert "verified" in in_guest(emulated, *SNPCERTS, *words)
+    argv = ["verify", "--anchor", str(made), "--certs", str(table), str(report)]
+    assert "verified" in in_guest(emulated, *SNPCERTS, *argv)
 
 
 def test_programs_of_one_guest_share_the_directory(emulated: Emulated) -> None:
@@ -114,8 +114,8 @@ def test_programs_of_one_guest_share_the_directory(emulated: Emulated) -> None:
     reports = "/sys/kernel/config/tsm/report"
     started = f"mkdir {reports}/mine; echo made; read _"
     served = str(emulated.certs / "table.bin")
-    words = emulated.command("guest", "--certs", served, "--", "sh", "-c", started)
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+    argv = emulated.command("guest", "--certs", served, "--", "sh", "-c", started)
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdin is not None
         assert first.stdout is not None
         assert first.stdout.readline() == "made\n"
@@ -129,8 +129,8 @@ def test_what_a_program_wrote_counts_when_it_ends_without_closing(emulated: Emul
     started = "mkdir /sys/kernel/config/tsm/report/mine; echo made; read _"
     writes = f"{STEPS}os.write(os.open('mine/inblob', os.O_WRONLY), bytes(64)); os._exit(0)"
     served = str(emulated.certs / "table.bin")
-    words = emulated.command("guest", "--certs", served, "--", "sh", "-c", started)
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+    argv = emulated.command("guest", "--certs", served, "--", "sh", "-c", started)
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdin is not None
         assert first.stdout is not None
         assert first.stdout.readline() == "made\n"
@@ -152,8 +152,8 @@ def test_a_killed_program_ends_though_another_signal_came_first(emulated: Emulat
         "file = open('a/outblob', 'rb', buffering=0)\n"
         "print(os.getpid(), flush=True); file.read()"
     )
-    words = emulated.command("guest", "--certs", str(table), "--", SNPCERTS[0], "-c", program)
-    with table.open("r+b") as update, subprocess.Popen(words, stdout=subprocess.PIPE) as guest:
+    argv = emulated.command("guest", "--certs", str(table), "--", SNPCERTS[0], "-c", program)
+    with table.open("r+b") as update, subprocess.Popen(argv, stdout=subprocess.PIPE) as guest:
         fcntl.lockf(update, fcntl.LOCK_EX)
         assert guest.stdout is not None
         pid = int(guest.stdout.readline())
@@ -193,10 +193,10 @@ def test_a_machine_without_fuse_says_so_in_its_log(emulated: Emulated) -> None:
         "namespace._FUSE = '/dev/no-fuse'\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    words = ["emulate", "--platform", str(emulated.directory), "guest", "--certs"]
-    words += [str(emulated.certs / "table.bin"), "--", "ls", "/dev/sev-guest", "/sys/kernel/config"]
+    argv = ["emulate", "--platform", str(emulated.directory), "guest", "--certs"]
+    argv += [str(emulated.certs / "table.bin"), "--", "ls", "/dev/sev-guest", "/sys/kernel/config"]
     ran = subprocess.run(
-        [SNPCERTS[0], "-c", program, *words], capture_output=True, text=True, timeout=120
+        [SNPCERTS[0], "-c", program, *argv], capture_output=True, text=True, timeout=120
     )
     assert "/dev/sev-guest" in ran.stdout
     log = next(emulated.directory.glob("*.log")).read_text()

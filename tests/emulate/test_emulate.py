@@ -309,9 +309,9 @@ def test_an_eventfd_is_one_interrupts_alone(emulated: Emulated) -> None:
 def test_the_platform_may_be_named_after_the_subcommand(emulated: Emulated) -> None:
     where = str(emulated.directory)
     before = emulated.run("status").stdout
-    words = [*SNPCERTS, "emulate", "status", "--platform", where]
+    argv = [*SNPCERTS, "emulate", "status", "--platform", where]
     environment = os.environ | {"SNPCERTS_PLATFORM": "/nowhere"}
-    after = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    after = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60)
     assert after.stdout == before
     assert "reported TCB  bootloader=" in before
     assert emulated.run("host", "--platform", where, "--", "true").returncode == 0

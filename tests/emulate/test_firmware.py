@@ -112,10 +112,10 @@ def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
 def test_wrong_orders_are_reported_in_one_line(
     emulated: Emulated, arguments: list[str], code: int, message: str
 ) -> None:
-    told = emulated.run("firmware", *arguments)
-    assert message in told.stderr
-    assert "Traceback" not in told.stderr
-    assert told.returncode == code
+    ran = emulated.run("firmware", *arguments)
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert ran.returncode == code
 
 
 def test_a_reload_waits_for_the_last_vm(emulated: Emulated) -> None:

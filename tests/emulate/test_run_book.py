@@ -27,36 +27,36 @@ class Laptop:
     server: str
     place: Path
 
-    def host(self, *words: str, code: int = 0) -> str:
+    def host(self, *argv: str, code: int = 0) -> str:
         """Run ``snpcerts host ...`` on it."""
         files = ["--file", str(self.place / "certs.bin"), "--cache", str(self.place / "cache")]
         options = [*files, "--anchor", str(self.emulated.certs / "ark.der")]
-        if words[0] != "status":
+        if argv[0] != "status":
             options += ["--kds", self.server]
-        made = self.emulated.run("host", "--", *SNPCERTS, "host", *words, *options)
-        assert made.returncode == code, f"{words}: {made.returncode}\n{made.stdout}{made.stderr}"
+        made = self.emulated.run("host", "--", *SNPCERTS, "host", *argv, *options)
+        assert made.returncode == code, f"{argv}: {made.returncode}\n{made.stdout}{made.stderr}"
         return made.stdout + made.stderr
 
     def status(self, code: int = 0) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.host("status", "--json", code=code))
         return found
 
-    def machine(self, *words: str, code: int = 0) -> str:
+    def machine(self, *argv: str, code: int = 0) -> str:
         """Run ``snpcerts emulate ...``."""
-        made = self.emulated.run(*words)
-        assert made.returncode == code, f"{words}: {made.returncode}\n{made.stdout}{made.stderr}"
+        made = self.emulated.run(*argv)
+        assert made.returncode == code, f"{argv}: {made.returncode}\n{made.stdout}{made.stderr}"
         return made.stdout + made.stderr
 
     def verified_guest(self) -> None:
         """A guest's report verifies with the certificates that came with it."""
         report, table = str(self.place / "report.bin"), str(self.place / "table.bin")
-        words = [*SNPCERTS, "guest", "report", "-o", report, "--table-out", table]
+        argv = [*SNPCERTS, "guest", "report", "-o", report, "--table-out", table]
         served = str(self.place / "certs.bin")
-        made = self.emulated.run("guest", "--certs", served, "--", *words)
+        made = self.emulated.run("guest", "--certs", served, "--", *argv)
         assert made.returncode == 0, made.stderr
         anchor = str(self.emulated.certs / "ark.der")
-        words = [*SNPCERTS, "verify", report, "--table", table, "--anchor", anchor]
-        said = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+        argv = [*SNPCERTS, "verify", report, "--table", table, "--anchor", anchor]
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout
         assert "verified" in said, said
 
 
@@ -84,9 +84,9 @@ def laptop(emulated: Emulated, tmp_path: Path) -> Iterator[Laptop]:
 def test_an_update_from_load_to_commit_and_the_rollback_that_is_refused(laptop: Laptop) -> None:
     laptop.host("sync")
     before = laptop.status()
-    told = laptop.machine("firmware", "update", "--current", UPDATED)
-    assert "current TCB   bootloader=4 tee=0 snp=25 microcode=220\n" in told
-    assert "committed TCB bootloader=4 tee=0 snp=24 microcode=219\n" in told
+    printed = laptop.machine("firmware", "update", "--current", UPDATED)
+    assert "current TCB   bootloader=4 tee=0 snp=25 microcode=220\n" in printed
+    assert "committed TCB bootloader=4 tee=0 snp=24 microcode=219\n" in printed
     loaded = laptop.status()
     assert loaded["reported_tcb"] == before["reported_tcb"]
     assert (loaded["current_tcb"]["snp"], loaded["current_tcb"]["microcode"]) == (25, 220)
@@ -146,7 +146,7 @@ def test_a_commit_drops_the_vlek(laptop: Laptop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["firmware", "update", "--current", "fmc=1"], "has no fmc"),
         (["firmware", "update", "--current", "snp=1,snp=2"], "twice"),
@@ -155,8 +155,8 @@ def test_a_commit_drops_the_vlek(laptop: Laptop) -> None:
         (["reboot", "--bios", "snp=30", "--version", "1.2"], "three numbers"),
     ],
 )
-def test_what_is_mistyped_changes_nothing(emulated: Emulated, words: list[str], said: str) -> None:
+def test_what_is_mistyped_changes_nothing(emulated: Emulated, argv: list[str], said: str) -> None:
     before = emulated.run("status").stdout
-    made = emulated.run(*words)
+    made = emulated.run(*argv)
     assert (made.returncode, said in made.stderr) == (2, True), made.stderr
     assert emulated.run("status").stdout == before

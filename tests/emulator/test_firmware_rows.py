@@ -422,7 +422,7 @@ def test_an_id_block_is_kept_if_only_its_author_key_is_refused(
 
 
 def test_feature_info(published: Firmware) -> None:
-    """sev_mcmd.h 58 to 81; sev_mcmd.c: snp_mcmd_feature_info, and platform_status: always told."""
+    """sev_mcmd.h 58 to 81; sev_mcmd.c: snp_mcmd_feature_info, and platform_status: always set."""
     assert published.snp_platform_status().flags & 1 << 3
     assert published.snp_feature_info(0) == (1, 1, 0b11, 0)
     assert published.snp_feature_info(1) == (0x1FF, 0, 0, 0)

@@ -72,7 +72,7 @@ class Host:
 
     def issue_guest_request(self, _: Caller) -> int:
         if self.failure:
-            raise OSError(self.failure, "told to")
+            raise OSError(self.failure, "on purpose")
         self.seen.append(self.request_page)
         if self.answer is not None:
             self.response_page = self.answer

@@ -316,8 +316,8 @@ BOTH = PdhCertExport(PDH_AT, 2084, BLOB_AT, 6252)
     ],
 )
 def test_the_platforms_certificates_tell_their_lengths(query: PdhCertExport, host: Host) -> None:
-    told = (errno.EIO, SevStatus.INVALID_LEN)
-    assert host.issue(Command.PDH_CERT_EXPORT, query, writable=False) == told
+    too_short = (errno.EIO, SevStatus.INVALID_LEN)
+    assert host.issue(Command.PDH_CERT_EXPORT, query, writable=False) == too_short
     assert (asked(host).pdh_cert_len, asked(host).cert_chain_len) == (2084, 6252)
     assert not any(host.memory.read(PDH_AT, 2084))
 

@@ -70,7 +70,7 @@ def oid(dotted: str) -> bytes:
 def pss_algorithm(
     *, salt: int = 48, digest: str = "2.16.840.1.101.3.4.2.2", trailer: bool = True
 ) -> bytes:
-    """The AlgorithmIdentifier of RSASSA-PSS; as AMD writes it unless told otherwise."""
+    """The AlgorithmIdentifier of RSASSA-PSS; by default as AMD writes it."""
     hash_id = der(0x30, oid(digest), b"\x05\x00")
     mgf1 = der(0x30, oid("1.2.840.113549.1.1.8"), hash_id)
     parts = [der(0xA0, hash_id), der(0xA1, mgf1), der(0xA2, integer(salt))]

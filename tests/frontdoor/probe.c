@@ -111,7 +111,7 @@ static void *kicker(void *thread)
 {
 	char byte;
 
-	/* Told when the call waits. */
+	/* Written to when the call waits. */
 	if (read(0, &byte, 1) == 1)
 		pthread_kill(*(pthread_t *)thread, SIGUSR1);
 	return NULL;
@@ -421,7 +421,7 @@ int main(int argc, char **argv)
 		} else if (!strcmp(word, "mknod")) {
 			const char *path = NEXT;
 			said(mknod(path, S_IFCHR | 0600, strtoul(NEXT, NULL, 0)));
-		} else if (!strcmp(word, "until-told")) {
+		} else if (!strcmp(word, "until-input")) {
 			if (read(0, text, 1) != 1)
 				return 1;
 		} else if (!strcmp(word, "exit")) {

@@ -124,13 +124,13 @@ def test_devices_are_closed_when_the_last_descriptor_goes(stage: Stage) -> None:
         "/dev/kvm",
         "api",
         "dup",
-        "until-told",
+        "until-input",
         "close",
-        "until-told",
+        "until-input",
         "use",
         3,
         "close",
-        "until-told",
+        "until-input",
     )
     stage.serve(lambda: len(stage.toys.open) == 1)
     stage.tell(running)
@@ -144,7 +144,7 @@ def test_devices_are_closed_when_the_last_descriptor_goes(stage: Stage) -> None:
 
 def test_a_stranger_that_opens_and_closes_ends_nothing(stage: Stage) -> None:
     """A debugger may look at a descriptor through /proc."""
-    running = stage.start("open", "/dev/kvm", "api", "until-told", "api")
+    running = stage.start("open", "/dev/kvm", "api", "until-input", "api")
     stage.serve(lambda: len(stage.toys.open) == 1)
     os.close(os.open(f"/proc/{running.pid}/fd/3", os.O_RDWR))
     end = time.monotonic() + 0.05
@@ -156,7 +156,7 @@ def test_a_stranger_that_opens_and_closes_ends_nothing(stage: Stage) -> None:
 
 def test_a_full_descriptor_table_is_emfile(stage: Stage, probe: Path) -> None:
     steps = ("open", "/dev/kvm", "api", "open", "/dev/kvm", "api", "plain")
-    running = stage.start("until-told", *steps)
+    running = stage.start("until-input", *steps)
     resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (5, 5))
     stage.tell(running)
     printed = stage.finish(running)
@@ -240,7 +240,7 @@ def test_a_killed_program_leaves_nothing(stage: Stage) -> None:
 
 def test_a_killed_child_cancels_its_call_only(stage: Stage) -> None:
     """Its parent lives on with the same descriptor."""
-    running = stage.start("open", "/dev/kvm", "waiting-child", "until-told", "api")
+    running = stage.start("open", "/dev/kvm", "waiting-child", "until-input", "api")
     stage.serve(lambda: len(stage.toys.waiting) == 1)
     os.kill(stage.toys.waiting[0].caller.pid, signal.SIGKILL)
     stage.serve(lambda: not stage.toys.waiting)
@@ -322,7 +322,7 @@ def _server(probe: Path, *steps: object) -> subprocess.Popen[bytes]:
 
 def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
     """When it ends, the supervisor ends with the exit code that a shell would give."""
-    server = _server(probe, "open", "/dev/kvm", "until-told")
+    server = _server(probe, "open", "/dev/kvm", "until-input")
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"
     os.killpg(server.pid, signal.SIGINT)
@@ -332,7 +332,7 @@ def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
 
 def test_a_program_ends_with_its_supervisor(probe: Path) -> None:
     """SIGKILL leaves it no time to end anything; the pipes close when the last process is gone."""
-    server = _server(*(probe, "open", "/dev/kvm", "waiting-child", "until-told"))
+    server = _server(*(probe, "open", "/dev/kvm", "waiting-child", "until-input"))
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"
     server.kill()

@@ -56,7 +56,7 @@ def test_the_machine_and_its_mounts_stay_as_they_are(stage: Stage) -> None:
         return ours, sorted(os.listdir("/dev")), sorted(os.listdir("/sys/module"))
 
     before = seen()
-    running = stage.start("open", "/dev/kvm", "api", "until-told")
+    running = stage.start("open", "/dev/kvm", "api", "until-input")
     stage.serve(lambda: len(stage.toys.open) == 1)
     assert seen() == before
     stage.tell(running)
@@ -149,7 +149,7 @@ def test_opens_that_reuse_a_number_are_devices_of_their_own(stage: Stage) -> Non
 
 def test_ends_are_found_when_events_are_lost(stage: Stage) -> None:
     devices = stage.supervisor._namespaces
-    running = stage.start("open", "/dev/kvm", "api", "open", "/dev/sev", "api", "until-told")
+    running = stage.start("open", "/dev/kvm", "api", "open", "/dev/sev", "api", "until-input")
     stage.serve(lambda: len(stage.toys.open) == 2)
     assert devices._look_at_all() == []
     running.process.kill()

@@ -181,7 +181,7 @@ def test_a_device_that_the_door_does_not_have(stage: Stage) -> None:
 def test_a_descriptor_from_behind_another_door(stage: Stage) -> None:
     """It works as it is, but does not open anew what this door does not have."""
     other = Door({"/dev/kvm": stage.toys.device})
-    holder = stage.start("open", "/dev/sev", "api", "until-told", "api")
+    holder = stage.start("open", "/dev/sev", "api", "until-input", "api")
     stage.serve(lambda: len(stage.toys.open) == 1)
     passed = take_descriptor(holder.pid, 3)
     try:
@@ -196,7 +196,7 @@ def test_a_descriptor_from_behind_another_door(stage: Stage) -> None:
 
 
 def test_a_device_lives_on_with_a_descriptor_that_left_its_namespace(stage: Stage) -> None:
-    holder = stage.start("open", "/dev/sev", "api", "until-told")
+    holder = stage.start("open", "/dev/sev", "api", "until-input")
     stage.serve(lambda: len(stage.toys.open) == 1)
     passed = take_descriptor(holder.pid, 3)
     try:

@@ -21,15 +21,15 @@ def wanted(tcb: TcbVersion, state: str = "stored", wait: float | None = None) ->
     return {"tcb": tcb.components(), "state": state, "position": None, "wait_seconds": wait}
 
 
-def all_stored(told: Announcement) -> list[dict[str, Any]]:
-    return [wanted(told.reported), wanted(told.current)]
+def all_stored(announced: Announcement) -> list[dict[str, Any]]:
+    return [wanted(announced.reported), wanted(announced.current)]
 
 
 class FakeMirror:
     """``status`` and ``answer`` may change while it runs."""
 
     def __init__(self) -> None:
-        self.told: list[Announcement] = []
+        self.announced: list[Announcement] = []
         self.headers: list[dict[str, str]] = []
         self.targets: list[str] = []
         self.arrived = threading.Semaphore(0)
@@ -41,7 +41,7 @@ class FakeMirror:
     def wait(self) -> Announcement:
         """Return the next announcement, once it has been answered."""
         assert self.arrived.acquire(timeout=60), "no announcement came"
-        return self.told[-1]
+        return self.announced[-1]
 
 
 @contextlib.contextmanager
@@ -51,12 +51,12 @@ def fake_mirror() -> Iterator[FakeMirror]:
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            told = read_announcement(body)
-            mirror.told.append(told)
+            announced = read_announcement(body)
+            mirror.announced.append(announced)
             mirror.headers.append(dict(self.headers))
             mirror.targets.append(self.path)
             if mirror.status == 200:
-                answer: dict[str, Any] = {"wanted": mirror.answer(told)}
+                answer: dict[str, Any] = {"wanted": mirror.answer(announced)}
             else:
                 answer = {"error": "as the test wants", "code": "test"}
             data = json.dumps(answer).encode()

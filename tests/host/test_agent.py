@@ -395,8 +395,8 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
         assert rig.agent().sync().problem is None
         assert rig.seen_by_guest() == "right"
         assert rig.table().get(CRL_GUID) is None
-        (told,) = {event.message for event in rig.events if event.kind is EventKind.FAILED}
-        assert told.startswith(f"{crl}: ")
+        (message,) = {event.message for event in rig.events if event.kind is EventKind.FAILED}
+        assert message.startswith(f"{crl}: ")
     crl.unlink()
     crl.write_bytes(good)
     assert rig.agent().sync().problem is None
@@ -523,7 +523,7 @@ def test_the_key_server_is_left_alone_between_tries(rig: Rig) -> None:
     agent.sync()
     rig.server.down = False
     done = agent.sync()
-    assert isinstance(done.problem, UnavailableError), "told again, not asked again"
+    assert isinstance(done.problem, UnavailableError), "reported again, not asked again"
     assert rig.server.asked == []
     assert rig.agent().sync().problem is None
 

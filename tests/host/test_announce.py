@@ -38,7 +38,7 @@ from .fake_mirror import FakeMirror, fake_mirror, wanted
 from .rig import Rig
 from .site import Site, watching
 
-TOLD = announcement("host", OLD, NEW)
+ANNOUNCED = announcement("host", OLD, NEW)
 
 
 @pytest.fixture
@@ -56,15 +56,18 @@ def test_an_announcement_arrives_with_its_token_and_the_answer_is_read(
 ) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret\n")
-    mirror.answer = lambda told: [wanted(told.reported), wanted(told.current, "queued", 20)]
-    found = Announcer(config_of(mirror, token_file=str(token))).send(TOLD)
+    mirror.answer = lambda announced: [
+        wanted(announced.reported),
+        wanted(announced.current, "queued", 20),
+    ]
+    found = Announcer(config_of(mirror, token_file=str(token))).send(ANNOUNCED)
     assert found == (
         MirroredCertificate(OLD, "stored"),
         MirroredCertificate(NEW, "queued", 20),
     )
-    assert mirror.told == [TOLD]
+    assert mirror.announced == [ANNOUNCED]
     assert mirror.headers[0]["Authorization"] == "Bearer s3cret"
-    assert mirror.targets == [f"/api/v1/hosts/Genoa/{TOLD.hwid.hex()}"]
+    assert mirror.targets == [f"/api/v1/hosts/Genoa/{ANNOUNCED.hwid.hex()}"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_a_mirror_that_refuses_is_quoted(
 ) -> None:
     mirror.status = status
     with pytest.raises(kind, match="as the test wants") as refused:
-        Announcer(config_of(mirror)).send(TOLD)
+        Announcer(config_of(mirror)).send(ANNOUNCED)
     assert says in str(refused.value)
 
 
@@ -94,7 +97,7 @@ def test_the_token_does_not_follow_a_redirect(mirror: FakeMirror, tmp_path: Path
     with Answering(lambda _: ok(b"{}")) as thief:
         mirror.location = thief.url
         with pytest.raises(RefusedError):
-            Announcer(config_of(mirror, token_file=str(token))).send(TOLD)
+            Announcer(config_of(mirror, token_file=str(token))).send(ANNOUNCED)
         assert thief.targets == []
 
 
@@ -113,7 +116,7 @@ ANSWERS = {
 @pytest.mark.parametrize("body", ANSWERS.values(), ids=ANSWERS)
 def test_an_answer_that_makes_no_sense_is_an_error(body: bytes) -> None:
     with Answering(lambda _: ok(body)) as server, pytest.raises(RetryLaterError):
-        Announcer(MirrorConfig(MirrorAccess(server.url))).send(TOLD)
+        Announcer(MirrorConfig(MirrorAccess(server.url))).send(ANNOUNCED)
 
 
 def test_an_announcement_ends_in_time_whatever_the_mirror_does() -> None:
@@ -127,7 +130,7 @@ def test_an_announcement_ends_in_time_whatever_the_mirror_does() -> None:
     with Answering(lambda _: b"", feed=trickle) as server:
         start = time.monotonic()
         with pytest.raises(RetryLaterError, match="does not answer"):
-            Announcer(MirrorConfig(MirrorAccess(server.url)), limit=0.3).send(TOLD)
+            Announcer(MirrorConfig(MirrorAccess(server.url)), limit=0.3).send(ANNOUNCED)
         assert time.monotonic() - start < 30
         released.set()
 
@@ -136,7 +139,7 @@ def test_a_mirror_that_is_not_there_is_an_error_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(RetryLaterError, match=f"127.0.0.1:{port} does not answer"):
-        Announcer(MirrorConfig(MirrorAccess(f"http://127.0.0.1:{port}"))).send(TOLD)
+        Announcer(MirrorConfig(MirrorAccess(f"http://127.0.0.1:{port}"))).send(ANNOUNCED)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two words\n", b"\xff\n", b"a" * 5000])
@@ -156,26 +159,26 @@ def test_the_agent_does_not_wait_for_a_mirror_and_hears_of_it_once_it_works(
     results: list[str] = []
     begun, held = threading.Event(), threading.Event()
 
-    def slow(told: Announcement) -> list[dict[str, Any]]:
+    def slow(announced: Announcement) -> list[dict[str, Any]]:
         begun.set()
         held.wait(60)
-        return [wanted(told.current)]
+        return [wanted(announced.current)]
 
     mirror.answer = slow
     background = BackgroundAnnouncer(Announcer(config_of(mirror)), events.append, results.append)
-    background.announce(replace(TOLD, guests=0))
+    background.announce(replace(ANNOUNCED, guests=0))
     assert begun.wait(60)
     for guests in range(1, 5):  # none of these calls waits for the answer
-        background.announce(replace(TOLD, guests=guests))
+        background.announce(replace(ANNOUNCED, guests=guests))
     held.set()
     background.finish(60)
     # While the first was delayed, only the newest of the others waited.
-    assert [each.guests for each in mirror.told] == [0, 4]
+    assert [each.guests for each in mirror.announced] == [0, 4]
     mirror.status = 500
-    background.announce(TOLD)
+    background.announce(ANNOUNCED)
     background.finish(60)
     mirror.status = 200
-    background.announce(TOLD)
+    background.announce(ANNOUNCED)
     background.finish(60)
     kinds = [each.kind for each in events]
     assert kinds == [EventKind.ANNOUNCED, EventKind.NOT_ANNOUNCED, EventKind.ANNOUNCED]
@@ -189,7 +192,7 @@ def test_an_error_that_was_not_foreseen_stays_in_the_announcers_thread(
     announcer = Announcer(config_of(mirror))
     monkeypatch.setattr(announcer, "send", lambda _: 1 / 0)
     background = BackgroundAnnouncer(announcer, events.append)
-    background.announce(TOLD)
+    background.announce(ANNOUNCED)
     background.finish(60)
     assert [each.kind for each in events] == [EventKind.NOT_ANNOUNCED]
     assert "ZeroDivisionError" in events[0].message
@@ -202,22 +205,22 @@ def test_a_listener_that_raises_does_not_end_announcing(mirror: FakeMirror) -> N
 
     background = BackgroundAnnouncer(Announcer(config_of(mirror)), raising)
     for guests in range(2):
-        background.announce(replace(TOLD, guests=guests))
+        background.announce(replace(ANNOUNCED, guests=guests))
         background.finish(60)
-    assert [each.guests for each in mirror.told] == [0, 1]
+    assert [each.guests for each in mirror.announced] == [0, 1]
 
 
 def test_what_is_announced_is_what_the_agent_sees(rig: Rig) -> None:
     agent = rig.agent()
     agent.sync()
-    told = announcement_of(agent.firmware, agent.read_files(), "name")
-    assert (told.host, told.hwid, told.product) == (
+    announced = announcement_of(agent.firmware, agent.read_files(), "name")
+    assert (announced.host, announced.hwid, announced.product) == (
         "name",
         rig.firmware.chip.hwid,
         rig.firmware.product,
     )
-    assert told.current == told.reported == rig.reported()
-    (file,) = told.files
+    assert announced.current == announced.reported == rig.reported()
+    (file,) = announced.files
     assert (file.path, file.kind, file.state) == (str(rig.file), VekKind.VCEK, "right")
     assert file.certificates
     assert file.not_after is not None
@@ -294,7 +297,7 @@ def waited(mirror: FakeMirror, *keys: Key, patience: float = 3600) -> tuple[Told
     clock = ToldClock()
     said: list[str] = []
     wait_for_mirror(
-        Announcer(config_of(mirror)), TOLD, keys, patience, notice=said.append, clock=clock
+        Announcer(config_of(mirror)), ANNOUNCED, keys, patience, notice=said.append, clock=clock
     )
     return clock, said
 
@@ -326,7 +329,7 @@ def test_a_mirror_that_fails_meanwhile_is_asked_again(mirror: FakeMirror) -> Non
 
     clock = Back()
     wait_for_mirror(
-        Announcer(config_of(mirror)), TOLD, [NEXT], 100, notice=lambda _: None, clock=clock
+        Announcer(config_of(mirror)), ANNOUNCED, [NEXT], 100, notice=lambda _: None, clock=clock
     )
     assert len(clock.slept) == 1
 
@@ -350,7 +353,7 @@ def test_it_gives_up_with_a_reason(
 
 def test_only_vceks_are_waited_for(mirror: FakeMirror) -> None:
     waited(mirror, Key(VekKind.VLEK, NEW))
-    assert mirror.told == []
+    assert mirror.announced == []
 
 
 # The commands, on an emulated host.
@@ -368,11 +371,11 @@ def test_the_watch_announces_each_round_and_outlives_its_mirror(
     site: Site, mirror: FakeMirror
 ) -> None:
     with watching(site, config=configured(site, mirror.url)) as process:
-        told = mirror.wait()
-        while not told.files[0].in_step:
-            told = mirror.wait()
-        assert told.host == "emulated-1"
-        assert told.cpuid is not None
+        announced = mirror.wait()
+        while not announced.files[0].in_step:
+            announced = mirror.wait()
+        assert announced.host == "emulated-1"
+        assert announced.cpuid is not None
         mirror.status = 500
         assert process.stdout is not None
         lines = (json.loads(line) for line in process.stdout)
@@ -387,18 +390,20 @@ def test_commit_waits_for_the_mirror_and_tells_it_of_the_end(
 ) -> None:
     site.done("set-config", f"--reported-tcb={site.lowered()}")
     config = configured(site, mirror.url)
-    mirror.answer = lambda told: [wanted(told.current, "queued", 0)]
+    mirror.answer = lambda announced: [wanted(announced.current, "queued", 0)]
     refused = site.host("commit", "--wait-for-mirror=0", config=config)
     assert refused.returncode == 3
     assert "changed nothing" in refused.stderr
-    assert mirror.told[-1].reported != mirror.told[-1].current
+    assert mirror.announced[-1].reported != mirror.announced[-1].current
     states = ["queued", "stored"]
-    mirror.answer = lambda told: [wanted(told.current, states.pop(0) if states else "stored", 0)]
+    mirror.answer = lambda announced: [
+        wanted(announced.current, states.pop(0) if states else "stored", 0)
+    ]
     made = site.host("commit", "--wait-for-mirror", config=config)
     assert made.returncode == 0, made.stderr
     assert "does not have the certificate" in made.stderr
-    assert mirror.told[-1].reported == mirror.told[-1].current
-    assert mirror.told[-1].files[0].in_step
+    assert mirror.announced[-1].reported == mirror.announced[-1].current
+    assert mirror.announced[-1].files[0].in_step
 
 
 def test_waiting_for_a_mirror_needs_one(site: Site) -> None:

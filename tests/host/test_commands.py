@@ -239,8 +239,8 @@ def test_the_service_manager_is_notified_when_no_file_is_wrong(
         with watching(site, "--offline", kds="") as process:
             assert manager.recv(1000) == b"READY=1"
             assert site.file.read_bytes() == EMPTY
-            told = {manager.recv(1000).partition(b"=")[0] for _ in range(3)}
-            assert told == {b"STATUS", b"WATCHDOG"}
+            notified = {manager.recv(1000).partition(b"=")[0] for _ in range(3)}
+            assert notified == {b"STATUS", b"WATCHDOG"}
             process.terminate()
             while manager.recv(1000) != b"STOPPING=1":
                 continue

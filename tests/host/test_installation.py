@@ -34,12 +34,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def install(root: Path, *words: str, command: str = COMMAND) -> int:
-    return main(["host", "install", "--root", str(root), "--command", command, *words])
+def install(root: Path, *argv: str, command: str = COMMAND) -> int:
+    return main(["host", "install", "--root", str(root), "--command", command, *argv])
 
 
-def uninstall(root: Path, *words: str, command: str = COMMAND) -> int:
-    return main(["host", "uninstall", "--root", str(root), "--command", command, *words])
+def uninstall(root: Path, *argv: str, command: str = COMMAND) -> int:
+    return main(["host", "uninstall", "--root", str(root), "--command", command, *argv])
 
 
 def content(root: Path) -> dict[str, bytes | str]:
@@ -195,7 +195,7 @@ def test_a_wrong_configuration_is_named_with_its_line_before_anything_changes(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("argv", "code", "said"),
     [
         (["--group", "-x y"], 2, "not a valid group name"),
         (["--command", "snpcerts"], 2, "absolute path"),
@@ -204,9 +204,9 @@ def test_a_wrong_configuration_is_named_with_its_line_before_anything_changes(
     ],
 )
 def test_wrong_options_are_refused(
-    root: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+    root: Path, capsys: pytest.CaptureFixture[str], argv: list[str], code: int, said: str
 ) -> None:
-    assert install(root, *words) == code
+    assert install(root, *argv) == code
     assert said in capsys.readouterr().err
     assert set(content(root)) == {"etc/group"}
 
@@ -258,7 +258,7 @@ def test_a_full_or_read_only_etc_is_said_and_a_second_run_completes(
 ) -> None:
     if os.getuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare, to mount")
-    etc, words = root / "etc", [*SNPCERTS, "host", "install", "--root", str(root)]
+    etc, argv = root / "etc", [*SNPCERTS, "host", "install", "--root", str(root)]
     script = f"""
         mount -t tmpfs -o size=64k none {etc}; echo kvm:x:104: >{etc}/group
         mount -o remount,{options} {etc} || exit 9
@@ -266,7 +266,7 @@ def test_a_full_or_read_only_etc_is_said_and_a_second_run_completes(
         mount -o remount,rw,size=64k {etc}; "$@"; echo $?
     """
     made = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, "sh", *words, "--command", COMMAND],
+        ["unshare", "-m", "sh", "-c", script, "sh", *argv, "--command", COMMAND],
         capture_output=True,
         text=True,
     )

@@ -40,13 +40,13 @@ def test_the_units_command_is_one_of_ours_and_comes_before_vms(unit: Path) -> No
     text = unit.read_text()
     (command,) = re.findall(r"^ExecStart=/usr/bin/snpcerts (.*)$", text, re.MULTILINE)
     found: click.Command | None = cli
-    words = command.split()
+    argv = command.split()
     context = click.Context(cli)
     while isinstance(found, click.Group):
-        found = found.get_command(context, words.pop(0))
+        found = found.get_command(context, argv.pop(0))
     assert found is not None
     known = {option for each in found.params for option in each.opts}
-    assert set(words) <= known
+    assert set(argv) <= known
     before = re.findall(r"^Before=(.*)$", text, re.MULTILINE)
     assert {"libvirtd.service", "virtqemud.service"} <= set(before[0].split())
     assert "DeviceAllow=/dev/sev rw" in text
@@ -67,27 +67,25 @@ def test_the_example_configuration_says_the_defaults() -> None:
     assert whole.vlek_certificates == Config().vlek_certificates
 
 
-def _commands(
-    command: click.Command, words: tuple[str, ...]
-) -> Iterator[tuple[str, click.Command]]:
-    yield " ".join(words), command
+def _commands(command: click.Command, argv: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
+    yield " ".join(argv), command
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
             assert inner is not None
-            yield from _commands(inner, (*words, name))
+            yield from _commands(inner, (*argv, name))
 
 
 def test_the_manual_pages_name_every_command_and_option() -> None:
-    for words, command in _commands(cli, ("snpcerts",)):
-        page = "-".join(words.split()[:2])
+    for argv, command in _commands(cli, ("snpcerts",)):
+        page = "-".join(argv.split()[:2])
         text = (ROOT / "docs" / "man" / f"{page}.1").read_text().replace("\\-", "-")
-        assert words in text, words
+        assert argv in text, argv
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 for option in (*parameter.opts, *parameter.secondary_opts):
-                    assert option in text, f"{words} {option}: run packaging/man_pages.py docs/man"
+                    assert option in text, f"{argv} {option}: run packaging/man_pages.py docs/man"
 
 
 def test_the_manual_pages_are_the_ones_the_commands_make(tmp_path: Path) -> None:

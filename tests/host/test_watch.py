@@ -48,7 +48,7 @@ def test_logs_carry_the_figures() -> None:
     assert said["lock_wait_ms"] == 1.25
 
 
-def test_a_command_of_another_program_is_told_and_counted(rig: Rig) -> None:
+def test_a_command_of_another_program_is_reported_and_counted(rig: Rig) -> None:
     """Also if it held the lock, and the files always matched."""
     events: list[Event] = []
     agent = rig.agent()
@@ -60,9 +60,9 @@ def test_a_command_of_another_program_is_told_and_counted(rig: Rig) -> None:
     agent.sync()
     kinds = [each.kind for each in events]
     assert EventKind.DRIFT not in kinds
-    (told,) = (each for each in events if each.kind is EventKind.CHANGED)
-    assert told.fields["what"] == "reported_tcb"
-    assert str(lower) in told.message
+    (changed,) = (each for each in events if each.kind is EventKind.CHANGED)
+    assert changed.fields["what"] == "reported_tcb"
+    assert str(lower) in changed.message
     agent.sync()
     assert [each.kind for each in events].count(EventKind.CHANGED) == 1
 

@@ -66,9 +66,9 @@ def announcement(
 
 
 def host(
-    told: Announcement, *, seen: timedelta = timedelta(seconds=12), **other: object
+    announced: Announcement, *, seen: timedelta = timedelta(seconds=12), **other: object
 ) -> FleetHost:
-    return FleetHost(told, NOW - seen, NOW - timedelta(days=40), **other)  # type: ignore[arg-type]
+    return FleetHost(announced, NOW - seen, NOW - timedelta(days=40), **other)  # type: ignore[arg-type]
 
 
 def roll(done: int, hosts: int = 240) -> Roll:
@@ -101,8 +101,8 @@ def fleet(done: int = 150, hosts: int = 240) -> Fleet:
             found.append(host(announcement(name), target=NEW, next_state=NextState.STORED))
         else:
             ready = NextState.STORED if number < latest.stored else NextState.QUEUED
-            told = announcement(name, OLD, NEW)
-            found.append(host(told, target=NEW, next_state=ready))
+            announced = announcement(name, OLD, NEW)
+            found.append(host(announced, target=NEW, next_state=ready))
     found += [
         host(announcement(f"milan-{n:02}", MILAN_TCB, product=Product.MILAN, cpuid=MILAN))
         for n in range(40)
@@ -163,5 +163,5 @@ def history() -> HostHistory:
         (3, announcement(name, OLD, NEW)),
         (1, announcement(name)),
     )
-    seen = tuple(Seen(NOW - timedelta(days=days), told) for days, told in past)
+    seen = tuple(Seen(NOW - timedelta(days=days), announced) for days, announced in past)
     return HostHistory(NOW, host(announcement(name), target=NEW, next_state=NextState.STORED), seen)

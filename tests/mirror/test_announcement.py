@@ -68,8 +68,8 @@ def announcements(draw: st.DrawFn) -> Announcement:
 
 
 @given(announcements())
-def test_what_is_sent_is_what_is_read(told: Announcement) -> None:
-    assert read_announcement(json.dumps(told.to_json()).encode()) == told
+def test_what_is_sent_is_what_is_read(announced: Announcement) -> None:
+    assert read_announcement(json.dumps(announced.to_json()).encode()) == announced
 
 
 def test_the_states_of_files_are_those_of_the_agent() -> None:
@@ -145,6 +145,6 @@ def test_a_file_with_a_long_path_and_a_strange_reason_can_be_announced() -> None
         not_after=datetime(2030, 1, 1, tzinfo=UTC),
         reason="two\nlines \x1b[31m" + "b" * 9000,
     )
-    told = replace(announcement("host"), files=(file,) * MAX_REPORTED_FILES)
-    data = json.dumps(told.to_json()).encode()
-    assert read_announcement(data) == told
+    announced = replace(announcement("host"), files=(file,) * MAX_REPORTED_FILES)
+    data = json.dumps(announced.to_json()).encode()
+    assert read_announcement(data) == announced

@@ -47,8 +47,8 @@ def second() -> Announcement:
     return host(Chip.create(Product.MILAN), host="host-2")
 
 
-def named(told: Announcement, name: str) -> Announcement:
-    return host(Chip.create(Product.MILAN), host=name, hwid=told.hwid)
+def named(announced: Announcement, name: str) -> Announcement:
+    return host(Chip.create(Product.MILAN), host=name, hwid=announced.hwid)
 
 
 def refused(reply: Reply, status: int, code: str, *words: str) -> None:

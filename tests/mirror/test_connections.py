@@ -231,10 +231,10 @@ def strict(start: Start, ca: PrivateCa) -> RunningMirror:
 
 
 def announce(mirror: RunningMirror, name: str, chip: Chip | None = None, **access: object) -> bytes:
-    told = host(chip or Chip.create(Product.MILAN), host=name)
+    announced = host(chip or Chip.create(Product.MILAN), host=name)
     client = MirrorClient(MirrorAccess(mirror.url, **access), access_hint="")  # type: ignore[arg-type]  # a test's
-    path = f"hosts/{told.product.value.lower()}/{told.hwid.hex()}"
-    return client.call("PUT", path, told.to_json())
+    path = f"hosts/{announced.product.value.lower()}/{announced.hwid.hex()}"
+    return client.call("PUT", path, announced.to_json())
 
 
 def test_a_host_announces_itself_with_its_certificate(strict: RunningMirror, ca: PrivateCa) -> None:

@@ -40,7 +40,7 @@ def slow_fleet(start: Callable[..., RunningMirror]) -> RunningMirror:
     return start(tokens=TOKENS, gap=300.0)
 
 
-def told(amd: KeyServer, index: int = 0, **changed: Any) -> Announcement:
+def announced(amd: KeyServer, index: int = 0, **changed: Any) -> Announcement:
     chip = amd.lines[Product.MILAN].chips[index]
     plain = Announcement(
         host=f"host-{index}",
@@ -53,11 +53,11 @@ def told(amd: KeyServer, index: int = 0, **changed: Any) -> Announcement:
     return replace(plain, **changed)
 
 
-def put(mirror: RunningMirror, told: Announcement, token: str = AGENT) -> Reply:
+def put(mirror: RunningMirror, announced: Announcement, token: str = AGENT) -> Reply:
     return mirror.ask(
-        f"api/v1/hosts/{told.product.value}/{told.hwid.hex()}",
+        f"api/v1/hosts/{announced.product.value}/{announced.hwid.hex()}",
         method="PUT",
-        body=json.dumps(told.to_json()).encode(),
+        body=json.dumps(announced.to_json()).encode(),
         headers={"Authorization": f"Bearer {token}"},
     )
 
@@ -95,7 +95,7 @@ def until_stored(mirror: RunningMirror, resource: VcekResource) -> None:
 def test_what_an_announced_host_needs_next_is_fetched_before_it_commits(
     amd: KeyServer, fleet: RunningMirror
 ) -> None:
-    before = told(amd)
+    before = announced(amd)
     assert states(put(fleet, before)) == {219: "queued"}
     until_stored(fleet, vcek(amd))
     pending = replace(before, current=NEXT_TCB)
@@ -111,7 +111,7 @@ def test_what_an_announced_host_needs_next_is_fetched_before_it_commits(
 def test_a_roll_fetches_for_every_host_and_shows_how_far_each_has_come(
     amd: KeyServer, fleet: RunningMirror
 ) -> None:
-    hosts = [told(amd, index) for index in range(3)]
+    hosts = [announced(amd, index) for index in range(3)]
     for each in hosts:
         put(fleet, each)
     answer = roll(fleet, milan_roll())
@@ -135,10 +135,10 @@ def test_a_roll_fetches_for_every_host_and_shows_how_far_each_has_come(
 
 
 def test_a_host_has_a_page_and_a_history(amd: KeyServer, fleet: RunningMirror) -> None:
-    put(fleet, told(amd))
-    put(fleet, told(amd))
-    put(fleet, told(amd, current=NEXT_TCB))
-    at = f"Milan/{told(amd).hwid.hex()}"
+    put(fleet, announced(amd))
+    put(fleet, announced(amd))
+    put(fleet, announced(amd, current=NEXT_TCB))
+    at = f"Milan/{announced(amd).hwid.hex()}"
     found = json.loads(fleet.ask(f"api/v1/hosts/{at}").body)
     assert found["state"] == "behind"
     assert len(found["history"]) == 2
@@ -155,16 +155,16 @@ def test_a_waiting_host_comes_before_a_roll_and_a_roll_before_strangers(
     for number in range(1, 11):
         stranger = VcekResource(Product.MILAN, bytes([number]) * 64, MILAN_TCB)
         assert mirror.ask(stranger.path, headers={"Prefer": "wait=0"}).status == 503
-    put(mirror, told(amd, 0))
+    put(mirror, announced(amd, 0))
     roll(mirror, milan_roll(hosts=["host-0"]))
-    put(mirror, told(amd, 1, files=(file_report("empty"),)))
+    put(mirror, announced(amd, 1, files=(file_report("empty"),)))
     first = [(path.split("?")[0][-8:], need) for path, need in queue(mirror)[:4]]
-    chips = [told(amd, index).hwid.hex()[-8:] for index in range(2)]
+    chips = [announced(amd, index).hwid.hex()[-8:] for index in range(2)]
     assert first[0] == (chips[1], 0)
     assert first[1] == first[2] == (chips[0], 1)
     assert first[3][1] == 2
     # Its place is the first, whatever strangers have in the queue.
-    first_wanted = json.loads(put(mirror, told(amd, 1, files=(file_report("empty"),))).body)
+    first_wanted = json.loads(put(mirror, announced(amd, 1, files=(file_report("empty"),))).body)
     assert first_wanted["wanted"][0]["position"] == 0
     assert first_wanted["wanted"][0]["wait_seconds"] <= 301
 
@@ -173,7 +173,7 @@ def test_a_caller_about_an_announced_chip_is_no_stranger(
     amd: KeyServer, slow_fleet: RunningMirror
 ) -> None:
     until_stored(slow_fleet, vcek(amd, index=3))
-    put(slow_fleet, told(amd))
+    put(slow_fleet, announced(amd))
     assert queue(slow_fleet) == [(vcek(amd).path, 1)]
     assert slow_fleet.ask(vcek(amd).path, headers={"Prefer": "wait=0"}).status == 503
     assert queue(slow_fleet) == [(vcek(amd).path, 0)]
@@ -195,7 +195,7 @@ def test_without_a_token_nothing_can_be_written(
     amd: KeyServer, mirror_with_tokens: RunningMirror, name: str
 ) -> None:
     headers, status = WRONG_TOKENS[name]
-    each = told(amd)
+    each = announced(amd)
     for target, method in (
         (f"api/v1/hosts/Milan/{each.hwid.hex()}", "PUT"),
         ("api/v1/rolls", "POST"),
@@ -213,11 +213,11 @@ def mirror_with_tokens(start: Callable[..., RunningMirror]) -> RunningMirror:
 
 def test_an_agents_token_starts_no_roll(amd: KeyServer, mirror_with_tokens: RunningMirror) -> None:
     assert roll(mirror_with_tokens, milan_roll(), AGENT).status == 403
-    assert put(mirror_with_tokens, told(amd), ADMIN).status == 200
+    assert put(mirror_with_tokens, announced(amd), ADMIN).status == 200
 
 
 def test_without_token_files_writing_is_off(amd: KeyServer, mirror: RunningMirror) -> None:
-    found = put(mirror, told(amd))
+    found = put(mirror, announced(amd))
     assert found.status == 403
     assert "--agent-token-file" in found.text
 
@@ -239,7 +239,7 @@ def test_a_bad_body_is_refused_with_a_reason(
 ) -> None:
     mirror = mirror_with_tokens
     for target, method, token in (
-        (f"api/v1/hosts/Milan/{told(amd).hwid.hex()}", "PUT", AGENT),
+        (f"api/v1/hosts/Milan/{announced(amd).hwid.hex()}", "PUT", AGENT),
         ("api/v1/rolls", "POST", ADMIN),
     ):
         try:
@@ -259,9 +259,9 @@ def test_a_bad_body_is_refused_with_a_reason(
 def test_an_announcement_must_be_of_the_chip_in_the_url(
     amd: KeyServer, mirror_with_tokens: RunningMirror
 ) -> None:
-    body = json.dumps(told(amd, 1).to_json()).encode()
+    body = json.dumps(announced(amd, 1).to_json()).encode()
     found = mirror_with_tokens.ask(
-        f"api/v1/hosts/Milan/{told(amd, 0).hwid.hex()}",
+        f"api/v1/hosts/Milan/{announced(amd, 0).hwid.hex()}",
         method="PUT",
         body=body,
         headers={"Authorization": f"Bearer {AGENT}"},
@@ -294,7 +294,7 @@ def test_a_bad_roll_is_refused_and_queues_nothing(
 def test_a_roll_takes_chips_that_no_agent_has_announced(
     amd: KeyServer, mirror_with_tokens: RunningMirror
 ) -> None:
-    chip = told(amd).hwid.hex()
+    chip = announced(amd).hwid.hex()
     found = json.loads(roll(mirror_with_tokens, milan_roll(hosts=[chip])).body)
     assert (found["hosts"], found["queued"]) == (1, 1)
     until_stored(mirror_with_tokens, replace(vcek(amd), tcb=NEXT_TCB))
@@ -303,7 +303,7 @@ def test_a_roll_takes_chips_that_no_agent_has_announced(
 def test_metrics_are_readable_and_count_answers(amd: KeyServer, fleet: RunningMirror) -> None:
     until_stored(fleet, vcek(amd))
     until_stored(fleet, vcek(amd))
-    put(fleet, told(amd))
+    put(fleet, announced(amd))
     text = fleet.ask("metrics").text
     assert 'snpcerts_mirror_requests_total{outcome="hit",resource="vcek"} 1.0' in text
     assert 'snpcerts_mirror_hosts{state="in-step"} 1.0' in text
@@ -316,12 +316,15 @@ def test_a_full_queue_takes_no_more_from_agents_and_operators(
 ) -> None:
     until_stored(slow_fleet, vcek(amd, index=3))
     monkeypatch.setattr(wanted, "MAX_QUEUE", 2)
-    assert put(slow_fleet, told(amd, 0)).status == 200
-    many = [put(slow_fleet, told(amd, 1, current=replace(NEXT_TCB, snp=n))) for n in (30, 31)]
-    refused = [*many, roll(slow_fleet, milan_roll(hosts=[told(amd, n).hwid.hex() for n in (1, 2)]))]
+    assert put(slow_fleet, announced(amd, 0)).status == 200
+    many = [put(slow_fleet, announced(amd, 1, current=replace(NEXT_TCB, snp=n))) for n in (30, 31)]
+    refused = [
+        *many,
+        roll(slow_fleet, milan_roll(hosts=[announced(amd, n).hwid.hex() for n in (1, 2)])),
+    ]
     assert {(each.status, json.loads(each.body)["code"]) for each in refused} == {
         (409, "mirror-queue-full")
     }
     assert queue(slow_fleet) == [(vcek(amd).path, 1)]
     # A host that needs nothing more is still recorded.
-    assert put(slow_fleet, told(amd, 0, guests=7)).status == 200
+    assert put(slow_fleet, announced(amd, 0, guests=7)).status == 200

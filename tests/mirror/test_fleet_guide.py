@@ -91,27 +91,27 @@ def _url(script: str) -> str:
 
 
 def commands() -> list[list[str]]:
-    """Every command of ours that the page and the unit name, in words."""
+    """Every command of ours that the page and the unit name, split into its arguments."""
     found = re.findall(r"snpcerts (?:mirror|host|policy|emulate) [^`\n]*", PAGE)
     unit = UNIT.partition("ExecStart=/usr/bin/")[2].partition("\nLoad")[0].replace("\\\n", " ")
     return [shlex.split(each, comments=True) for each in (*found, unit)]
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_every_command_and_option_exists(words: list[str]) -> None:
-    if "--" in words:  # a command within another
-        words = words[: words.index("--")]
+@pytest.mark.parametrize("argv", commands(), ids=" ".join)
+def test_every_command_and_option_exists(argv: list[str]) -> None:
+    if "--" in argv:  # a command within another
+        argv = argv[: argv.index("--")]
     command: click.Command = cli
     context = click.Context(cli)
     options: set[str] = set()
-    for word in words[1:]:
+    for word in argv[1:]:
         if not isinstance(command, click.Group) or word.startswith("-"):
             continue
         known = command.get_command(context, word)
         if known is not None:
             command = known
             options |= {name for each in command.params for name in each.opts}
-    used = {word.partition("=")[0] for word in words if word.startswith("--")}
+    used = {word.partition("=")[0] for word in argv if word.startswith("--")}
     assert used <= options
 
 

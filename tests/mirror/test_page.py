@@ -80,7 +80,7 @@ class Reader(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    ("told", "seen", "state"),
+    ("announced", "seen", "state"),
     [
         (announcement("a"), 0, HostState.IN_STEP),
         (announcement("a", OLD, NEW), 0, HostState.BEHIND),
@@ -97,8 +97,8 @@ class Reader(HTMLParser):
         (replace(announcement("a"), files=()), 0, HostState.EMPTY),
     ],
 )  # fmt: skip
-def test_the_worst_about_a_host_is_its_state(told, seen, state) -> None:  # type: ignore[no-untyped-def]
-    found = host(told, seen=SILENT_AFTER + timedelta(seconds=1) if seen else timedelta(0))
+def test_the_worst_about_a_host_is_its_state(announced, seen, state) -> None:  # type: ignore[no-untyped-def]
+    found = host(announced, seen=SILENT_AFTER + timedelta(seconds=1) if seen else timedelta(0))
     assert found.state(NOW) is state
     assert bool(found.reason(NOW)) == (state is not HostState.IN_STEP)
 
@@ -140,16 +140,16 @@ HOSTILE = "</td><script>alert(1)</script>\"'&\u202e\x1b[2J"
 
 @pytest.mark.parametrize("hostile", [HOSTILE, "a" * 5000])
 def test_what_a_host_says_of_itself_stays_text(hostile: str) -> None:
-    told = replace(
+    announced = replace(
         announcement("a", OLD, None, file_report("wrong", hostile)),
         host=hostile,
         agent=hostile,
         firmware=hostile,
     )
-    bad = host(told)
+    bad = host(announced)
     shown = replace(fleet(), hosts=(bad,), queue=Queue({}, 10.0, problem=hostile, upstream=hostile))
     past = replace(history(), host=bad)
-    past = replace(past, seen=(*past.seen, replace(past.seen[0], announcement=told)))
+    past = replace(past, seen=(*past.seen, replace(past.seen[0], announcement=announced)))
     for page in (fleet_page(shown, HostFilter(text=hostile[:9])), host_page(past)):
         read = Reader(page)
         scripts = [tag for tag, _ in read.tags if tag == "script"]
@@ -251,8 +251,8 @@ def test_a_host_page_tells_its_history_newest_first() -> None:
 
 
 def test_the_same_announcement_again_is_no_change() -> None:
-    told = announcement("a")
-    assert list(changes(told, replace(told, guests=7))) == []
+    announced = announcement("a")
+    assert list(changes(announced, replace(announced, guests=7))) == []
 
 
 def test_ten_thousand_hosts_are_one_page_of_bounded_size() -> None:

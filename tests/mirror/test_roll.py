@@ -47,13 +47,13 @@ def test_a_roll_says_how_long_it_will_take(
     hosts = tmp_path / "hosts"
     chips = [vcek(amd, index=index).hwid.hex() for index in range(4)]
     hosts.write_text("# rack 1\n\n" + "\n".join(f"{chip}  # a comment" for chip in chips))
-    words = ["mirror", "roll", "--product", "milan", "--tcb", NEXT, "--hosts", str(hosts)]
-    words += ["--mirror", fleet.url, "--token-file", token]
-    assert main([*words, "--json"]) == 0
+    argv = ["mirror", "roll", "--product", "milan", "--tcb", NEXT, "--hosts", str(hosts)]
+    argv += ["--mirror", fleet.url, "--token-file", token]
+    assert main([*argv, "--json"]) == 0
     found = documented("mirror roll", capsys.readouterr().out)
     assert (found["hosts"], found["stored"], found["queued"]) == (4, 0, 4)
     assert 0 <= found["wait_seconds"] <= 4 * 300
-    assert main(words) == 0
+    assert main(argv) == 0
     text = capsys.readouterr().out
     assert "4 hosts" in text
     assert re.search(r"the last one    in \d+ min", text)
@@ -62,7 +62,7 @@ def test_a_roll_says_how_long_it_will_take(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("argv", "code", "says"),
     [
         (["--tcb", "bl=4"], 2, "missing"),
         (["--tcb", NEXT], 2, "milan or genoa"),
@@ -81,7 +81,7 @@ def test_what_cannot_be_announced_is_refused_with_a_reason(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    words: list[str],
+    argv: list[str],
     code: int,
     says: str,
 ) -> None:
@@ -90,7 +90,7 @@ def test_what_cannot_be_announced_is_refused_with_a_reason(
     (tmp_path / "odd").write_text("nowhere\n")
     monkeypatch.setenv("SNPCERTS_MIRROR", fleet.url)
     monkeypatch.setenv("SNPCERTS_MIRROR_TOKEN_FILE", token)
-    assert main(["mirror", "roll", *words]) == code
+    assert main(["mirror", "roll", *argv]) == code
     assert says in capsys.readouterr().err
 
 
@@ -99,6 +99,6 @@ def test_an_answer_of_another_server_is_an_error(
     body: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Answering(lambda _: ok(body)) as server:
-        words = ["--tcb", NEXT, "--product", "milan", "--mirror", server.url]
-        assert main(["mirror", "roll", *words]) == 3
+        argv = ["--tcb", NEXT, "--product", "milan", "--mirror", server.url]
+        assert main(["mirror", "roll", *argv]) == 3
     assert "cannot be read" in capsys.readouterr().err

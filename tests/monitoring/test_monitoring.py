@@ -65,11 +65,11 @@ def of_host() -> set[str]:
 def of_mirror(start: Callable[..., RunningMirror]) -> set[str]:
     """The metrics of a mirror with one announced host."""
     mirror = start(tokens=Tokens((AGENT,), (ADMIN,)))
-    told: Announcement = announcement("m", MILAN_TCB, product=_milan(), cpuid=MILAN)
+    sent: Announcement = announcement("m", MILAN_TCB, product=_milan(), cpuid=MILAN)
     answer = mirror.ask(
-        f"api/v1/hosts/Milan/{told.hwid.hex()}",
+        f"api/v1/hosts/Milan/{sent.hwid.hex()}",
         method="PUT",
-        body=json.dumps(told.to_json()).encode(),
+        body=json.dumps(sent.to_json()).encode(),
         headers={"Authorization": f"Bearer {AGENT}"},
     )
     assert answer.status == 200, answer.text
@@ -171,8 +171,8 @@ def test_promtool_can_read_every_expression_of_the_dashboard(
     run(promtool, "check", "rules", str(path))
 
 
-def run(promtool: Path, *words: str) -> None:
+def run(promtool: Path, *argv: str) -> None:
     made = subprocess.run(
-        [promtool, *words], cwd=FOLDER, capture_output=True, text=True, timeout=240
+        [promtool, *argv], cwd=FOLDER, capture_output=True, text=True, timeout=240
     )
     assert made.returncode == 0, made.stdout + made.stderr

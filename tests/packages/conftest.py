@@ -49,10 +49,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def build(out: Path, *words: str) -> None:
+def build(out: Path, *argv: str) -> None:
     """Build a release from a copy of the tree, so that no other installation is near."""
     made = subprocess.run(
-        [FETCHED / "venv/bin/python", ROOT / "packaging/build.py", out, *words],
+        [FETCHED / "venv/bin/python", ROOT / "packaging/build.py", out, *argv],
         capture_output=True,
         text=True,
         env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},

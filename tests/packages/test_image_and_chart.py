@@ -33,9 +33,9 @@ def helm() -> Path:
     return path
 
 
-def rendered(helm: Path, *words: str) -> list[dict[str, Any]]:
+def rendered(helm: Path, *argv: str) -> list[dict[str, Any]]:
     made = subprocess.run(
-        [helm, "template", "snp", CHART, "--kube-version", "1.34", *words],
+        [helm, "template", "snp", CHART, "--kube-version", "1.34", *argv],
         capture_output=True,
         text=True,
         check=True,
@@ -63,16 +63,16 @@ def container_of(document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_arguments(words: list[str]) -> None:
+def check_arguments(argv: list[str]) -> None:
     """Each word is one of our commands, or an option that its command has."""
     found: click.Command | None = cli
-    words = list(words)
+    argv = list(argv)
     context = click.Context(cli)
     while isinstance(found, click.Group):
-        found = found.get_command(context, words.pop(0))
+        found = found.get_command(context, argv.pop(0))
     assert found is not None
     options = {option for each in found.params for option in each.opts}
-    assert {word.partition("=")[0] for word in words} <= options
+    assert {word.partition("=")[0] for word in argv} <= options
 
 
 def test_the_chart_has_no_faults(helm: Path) -> None:
@@ -111,8 +111,8 @@ def test_several_mirrors_need_a_database_that_they_share(helm: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         rendered(helm, "--set", "mirror.replicas=2")
     assert "mirror.databaseSecret" in failed.value.stderr
-    words = ("--set", "mirror.replicas=2", "--set", "mirror.databaseSecret=db")
-    documents = rendered(helm, *words)
+    argv = ("--set", "mirror.replicas=2", "--set", "mirror.databaseSecret=db")
+    documents = rendered(helm, *argv)
     deployment = of_kind(documents, "Deployment")
     assert deployment["spec"]["replicas"] == 2
     assert container_of(deployment)["env"][0]["name"] == "SNPCERTS_MIRROR_DATABASE"

@@ -51,7 +51,7 @@ request:			/* ECX pages; then EAX is ret, BL the pages */
 	pop %ecx
 2:	mov $REQUEST, %dx
 	out %al, %dx
-	cmp $28, %al		/* ENOSPC: KVM has told the pages */
+	cmp $28, %al		/* ENOSPC: KVM has set the number of pages */
 	je 3f
 	mov %cl, %bl
 3:	mov $CONSOLE, %dx

@@ -74,8 +74,8 @@ def test_a_missing_file_is_an_empty_table(qemu: Qemu, tmp_path: Path) -> None:
         assert first.ret == second.ret == 0
         assert second.buffer.startswith(EMPTY)
         assert set(second.buffer[len(EMPTY) :]) == {UNTOUCHED}
-    told = f"snpcerts shim: {missing}: guests get no certificates: No such file or directory"
-    assert made.stderr.splitlines().count(told) == 1
+    message = f"snpcerts shim: {missing}: guests get no certificates: No such file or directory"
+    assert made.stderr.splitlines().count(message) == 1
 
 
 def test_an_update_makes_it_busy(qemu: Qemu, certs: Path) -> None:

@@ -86,7 +86,7 @@ class Vcpu:
 
 
 class Vm:
-    """A VM; of type SNP and initialised unless told otherwise."""
+    """A VM; of type SNP and initialised by default."""
 
     def __init__(self, kind: int = SNP_VM, *, enables: bool = False) -> None:
         # The fake does not care which file it is asked about.

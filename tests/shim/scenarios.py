@@ -87,7 +87,7 @@ def a_table_of_whole_pages_needs_no_more(file: Path) -> None:
 
 
 @scenario
-def a_small_buffer_is_told_the_pages(file: Path) -> None:
+def a_small_buffer_gets_the_number_of_pages(file: Path) -> None:
     file.write_bytes(TABLE)
     _, vcpu, memory = guest()
     for npages in (0, 1):

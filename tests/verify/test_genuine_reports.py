@@ -307,10 +307,10 @@ def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> 
                 assert got == _of_extension(evidence, name), (name, got)
             continue
         expected = {"subject": SUBJECTS[place], "key": KEYS[place]}.get(name) or PARTS[name]
-        told = {each.format(place) for each in expected}
+        reasons = {each.format(place) for each in expected}
         if place == "leaf":
-            told = {each.replace("leaf-unreadable", f"{slot}-unreadable") for each in told}
-        assert got == told, (name, got)
+            reasons = {each.replace("leaf-unreadable", f"{slot}-unreadable") for each in reasons}
+        assert got == reasons, (name, got)
 
 
 def _of_extension(evidence: Evidence, name: str) -> set[str]:
