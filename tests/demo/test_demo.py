@@ -83,7 +83,7 @@ def test_the_last_line_is_the_verdict(capsys: pytest.CaptureFixture[str]) -> Non
     options = ["--seconds", "0.3", "--updates", "2", "--guests", "1"]
     assert main(["demo", *options, "--break", "no-handshake"]) in (0, 1)
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("Guests ask for attestation reports")
+    assert first.startswith("Guests request attestation reports")
     assert re.match(
         r"(FAILED: with the lock, )?[\d,]+ (of|reports?,) .*; without the lock, .*", last
     )
@@ -111,7 +111,7 @@ def test_every_conclusion_says_what_was_counted() -> None:
 
 @pytest.mark.parametrize(
     ("program", "moment"),
-    [(DEMO, "Guests ask"), (QUICK, "Starting"), (QUICK, "do not verify")],
+    [(DEMO, "Guests request"), (QUICK, "Starting"), (QUICK, "do not verify")],
     ids=["before it starts", "at its start", "meanwhile"],
 )
 def test_ctrl_c_at_any_moment_prints_one_line(program: list[str], moment: str) -> None:

@@ -100,13 +100,13 @@ def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["update", "--snp", "1"], 1, "INVALID_CONFIG"),
-        (["update", "--fmc", "1"], 2, "has no such component"),
-        (["update", "--version", "1.x.3"], 2, "not a number"),
+        (["update", "--fmc", "1"], 2, "TCB has no component fmc"),
+        (["update", "--version", "1.x.3"], 2, "expected an integer"),
         (["update", "--version", "1.2"], 2, "three numbers"),
         (["update", "--version", "1.2.999"], 2, "three numbers"),
         (["update", "--mitigations", "-1"], 2, "64-bit"),
         (["verify-mitigation", "1"], 1, "INVALID_COMMAND"),
-        (["verify-mitigation", "one"], 2, "not a number"),
+        (["verify-mitigation", "one"], 2, "expected an integer"),
     ],
 )
 def test_wrong_orders_are_reported_in_one_line(

@@ -148,10 +148,10 @@ def test_a_commit_drops_the_vlek(laptop: Laptop) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["firmware", "update", "--current", "fmc=1"], "has no fmc"),
+        (["firmware", "update", "--current", "fmc=1"], "has no component fmc"),
         (["firmware", "update", "--current", "snp=1,snp=2"], "twice"),
-        (["firmware", "update", "--current", "snp=30", "--snp", "31"], "too"),
-        (["reboot", "--bios", "snp=300"], "not a component"),
+        (["firmware", "update", "--current", "snp=30", "--snp", "31"], "already sets"),
+        (["reboot", "--bios", "snp=300"], "expected components"),
         (["reboot", "--bios", "snp=30", "--version", "1.2"], "three numbers"),
     ],
 )

@@ -110,7 +110,7 @@ def test_two_threads_write_one_timeline() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--trace", "x.json"), 2, "--trace needs --watch"),
+        (("--trace", "x.json"), 2, "--trace can only be used with"),
         (("--watch", "--trace", "/nowhere/x.json"), 1, "cannot write /nowhere/x.json"),
     ],
 )

@@ -146,7 +146,7 @@ def test_a_mirror_that_is_not_there_is_an_error_that_names_it() -> None:
 def test_a_file_that_holds_no_token_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="no token"):
+    with pytest.raises(InputError, match="expected a token"):
         read_token(str(path))
     with pytest.raises(InputError, match="No such file"):
         read_token(str(tmp_path / "none"))
@@ -409,4 +409,4 @@ def test_commit_waits_for_the_mirror_and_tells_it_of_the_end(
 def test_waiting_for_a_mirror_needs_one(site: Site) -> None:
     refused = site.host("commit", "--wait-for-mirror")
     assert refused.returncode == 2
-    assert "[mirror] url" in refused.stderr
+    assert "section [mirror]" in refused.stderr

@@ -178,7 +178,7 @@ def test_a_guest_that_gives_no_report_leaves_a_report_of_what_was_seen(host: Sit
     [
         (("--vmm", "no-such-vmm-anywhere {certs}"), 2, "no such program"),
         (("--vmm", "'"), 2, "--vmm: No closing quotation"),
-        (("--vmm", ""), 2, "--vmm: the command line is empty"),
+        (("--vmm", ""), 2, "--vmm: expected a command line"),
         (("--update", "nonsense"), 2, "--update nonsense"),
         (("-o", "/nowhere/report.json"), 1, "cannot write /nowhere/report.json"),
     ],

@@ -102,7 +102,7 @@ def test_a_report_names_its_vcek(host: Host, run: Run) -> None:
     assert code == 0
     assert documented("kds fetch vcek", out)["hwid"] == host.resource(Product.TURIN).hwid.hex()
     code, _, err = run("fetch", "vcek", "--report", "report", "--product", "milan", product="turin")
-    assert (code, "is for Turin" in err) == (2, True)
+    assert (code, "found a report for Turin" in err) == (2, True)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_a_file_named_as_the_cache_is_not_an_empty_cache(host: Host, run: Run) -
     host.cache.write_bytes(b"a certificate, say")
     code, out, err = run("show", server=False)
     assert (code, out) == (2, "")
-    assert "not a directory" in err
+    assert "expected a directory" in err
     assert host.cache.read_bytes() == b"a certificate, say"
 
 
@@ -218,11 +218,11 @@ def test_a_damaged_cache_shows(host: Host, run: Run) -> None:
     code, out, _ = run("show", server=False)
     assert code == 1
     assert "not a readable X.509 certificate" in out
-    assert "not a file of the cache" in out
+    assert "not a resource's file" in out
     code, _, err = run("fetch", "vcek", *named(host))
     assert code == 0
     assert "warning" in err
-    assert ": damaged" in err
+    assert ": the file is damaged" in err
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,9 @@ def refusing(_target: str) -> bytes:
     ("value", "said"),
     [
         ("http://user:secret@127.0.0.1:CLOSED", "cannot be reached"),
-        ("nonsense://proxy", "https_proxy .* 'nonsense'"),
-        ("socks5://127.0.0.1:1", "https_proxy .* 'socks5'"),
-        ("http://[", "https_proxy does not hold a proxy"),
+        ("nonsense://proxy", "https_proxy: .* 'nonsense'"),
+        ("socks5://127.0.0.1:1", "https_proxy: .* 'socks5'"),
+        ("http://[", "https_proxy: expected the URL of a proxy"),
         ("REFUSING", "refused the request: 407"),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_proxy_that_cannot_be_used_is_named_and_not_tried_again(
             client.get(CHAIN, bytes)
     assert "https_proxy" in caught.value.message
     assert "secret" not in caught.value.message
-    assert "correct that" in str(caught.value.hint)
+    assert "remove the cause" in str(caught.value.hint)
     assert clock.waits == []
     assert client.results == {"unreachable": 1}
 

@@ -133,7 +133,7 @@ def test_strange_files_are_errors_not_traps(tmp_path: Path) -> None:
         store.read(WANTED)
     path.rmdir()
     path.write_bytes(bytes(MAX_BODY + 1))
-    with pytest.raises(CacheError, match="larger"):
+    with pytest.raises(CacheError, match="found more"):
         store.read(WANTED)
 
 

@@ -90,7 +90,7 @@ TCB = {"bootloader": 1, "tee": 0, "snp": 2, "microcode": 3}
         (b"", "JSON"),
         (b"[]", "object"),
         (b"[" * 100_000, "JSON"),
-        (b" " * (MAX_BYTES + 1), "limit"),
+        (b" " * (MAX_BYTES + 1), "at most"),
         (altered(version=2), "version"),
         (altered(product="Rome"), "product"),
         (altered(product=7), "product"),

@@ -134,7 +134,7 @@ def test_a_wrong_database_is_named(command: str, url: str, tmp_path: Path) -> No
 def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
     code, out = run("import", "--database", f"sqlite:///{tmp_path}/x.db", str(tmp_path / "none"))
     assert code == 2
-    assert "not a directory" in out
+    assert "expected a directory" in out
 
 
 # Faults of the database.

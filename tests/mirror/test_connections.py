@@ -247,9 +247,9 @@ def test_a_host_announces_itself_with_its_certificate(strict: RunningMirror, ca:
 
 def test_a_certificate_speaks_for_its_own_host_alone(strict: RunningMirror, ca: PrivateCa) -> None:
     own = str(ca.issue("rack1-host7.example"))
-    with pytest.raises(RefusedError, match="not for 'rack1-host8'") as refused:
+    with pytest.raises(RefusedError, match="certificate for 'rack1-host8'") as refused:
         announce(strict, "rack1-host8", certificate=own, key=own)
-    assert "common name of the certificate" in str(refused.value.hint)
+    assert "common name in the client certificate" in str(refused.value.hint)
     assert strict.mirror.records.fleet().hosts == ()
 
 

@@ -219,7 +219,7 @@ def test_tcbs_are_judged_by_the_confirmed_floors_of_their_processor() -> None:
     ("ready", "says"),
     [
         (NextState.STORED, "1 host can commit"),
-        (NextState.QUEUED, "1 host should wait before the commit"),
+        (NextState.QUEUED, "1 host should not commit yet"),
         (NextState.NOT_FOUND, "1 host must not commit yet"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_roll_says_how_long_it_will_take(
         (["--tcb", NEXT, "--product", "turin"], 2, "fmc"),
         (["--tcb", NEXT, "--product", "milan"], 1, "no Milan host has announced itself"),
         (["--tcb", NEXT, "--product", "milan", "--hosts", "none"], 2, "No such file"),
-        (["--tcb", NEXT, "--product", "milan", "--hosts", "empty"], 2, "no hosts found"),
+        (["--tcb", NEXT, "--product", "milan", "--hosts", "empty"], 2, "found no host"),
         (["--tcb", NEXT, "--product", "milan", "--hosts", "odd"], 1, "'nowhere'"),
         (["--tcb", NEXT, "--product", "milan", "--token-file", "odd"], 1, "403"),
         (["--tcb", NEXT, "--product", "milan", "--mirror", "http://mirror.example"], 2, "https"),

@@ -141,21 +141,21 @@ def _report(**changes: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (_report(_32=number(32, 1)), "unknown field 32"),
+        (_report(_32=number(32, 1)), "found field 32"),
         (_report(_32=number(1, 2)), "field 1 appears twice"),
         (_report(_4=blob(4, bytes(15))), "family_id: expected 16 bytes, found 15"),
         (_report(_28=blob(28, bytes(144))), "signature: expected 512 bytes, found 144"),
-        (_report(_19=b""), "chip_id: missing; expected 64 bytes"),
+        (_report(_19=b""), "chip_id: expected 64 bytes, but"),
         (_report(_4=number(4, 1)), "family_id: expected bytes, found a number"),
         (_report(_3=blob(3, b"x")), "policy: expected a number, found bytes"),
         (_report(_6=number(6, 1 << 32)), "vmpl: 4294967296 does not fit in 4 bytes"),
         (_report(_21=number(21, 256)), "current_build: 256 does not fit in 1 bytes"),
-        (_report(_29=number(29, 1 << 28)), "cpuid1eax_fms: 0x10000000 is not a family"),
-        (_report(_29=number(29, 1 << 20)), "cpuid1eax_fms: 0x100000 is not a family"),
-        (_report(_29=number(29, 0xFF00F00)), "cpuid1eax_fms: 0xff00f00 is not a family"),
+        (_report(_29=number(29, 1 << 28)), "cpuid1eax_fms: expected a family, .* 0x10000000"),
+        (_report(_29=number(29, 1 << 20)), "cpuid1eax_fms: expected a family, .* 0x100000"),
+        (_report(_29=number(29, 0xFF00F00)), "cpuid1eax_fms: expected a family, .* 0xff00f00"),
         (_report(_29=number(29, 1 << 33)), "does not fit in 4 bytes"),
-        (_report(_2=varint(2 << 3 | 5) + bytes(4)), "field 2 has wire type 5"),
-        (_report(_2=varint(2 << 3 | 3)), "field 2 has wire type 3"),
+        (_report(_2=varint(2 << 3 | 5) + bytes(4)), "for field 2, found 5"),
+        (_report(_2=varint(2 << 3 | 3)), "for field 2, found 3"),
         (_report(_3=b"\x18\x80\x80\x00"), "shortest form"),
         (_report(_3=b"\x18" + b"\xff" * 9 + b"\x02"), "more than 64 bits"),
         (_report(_3=b"\x18" + b"\xff" * 11), "more than 64 bits"),
@@ -173,18 +173,18 @@ def test_malformed_reports_are_errors_that_name_the_field(message: bytes, text: 
 @pytest.mark.parametrize(
     ("rest", "text"),
     [
-        (blob(4, b""), "unknown field 4"),
+        (blob(4, b""), "found field 4"),
         (blob(1, b""), "field 1 appears twice"),
         (number(2, 1), "expected bytes, found a number"),
         (blob(2, blob(1, b"")), "has no data"),
         (blob(2, blob(1, b"a") + blob(1, b"b")), "field 1 appears twice"),
-        (blob(2, blob(5, b"a")), "unknown field 5"),
+        (blob(2, blob(5, b"a")), "found field 5"),
         (blob(2, blob(1, b"a") + extra("63da758d-e664-4564-adc5-f4b93be8accd", b"b")), "twice"),
         (blob(2, extra("0" * 8 + "-0000" * 3 + "-" + "0" * 12, b"b")), "is zero"),
-        (blob(2, extra("63da758de6644564adc5f4b93be8accd", b"b")), "must be written as"),
-        (blob(2, extra("VCEK", b"b")), "is not a GUID"),
-        (blob(2, blob(7, blob(1, b"\xff" * 36))), "is not a GUID"),
-        (blob(2, blob(7, b"")), "is not a GUID"),
+        (blob(2, extra("63da758de6644564adc5f4b93be8accd", b"b")), "expected the key in the form"),
+        (blob(2, extra("VCEK", b"b")), "expected a GUID"),
+        (blob(2, blob(7, blob(1, b"\xff" * 36))), "expected a GUID"),
+        (blob(2, blob(7, b"")), "expected a GUID"),
         (b"\x12\x7f", "127 bytes, but only 0 follow"),
     ],
 )
@@ -194,13 +194,13 @@ def test_malformed_chains_are_errors(rest: bytes, text: str) -> None:
 
 
 def test_an_attestation_without_a_report_is_an_error() -> None:
-    with pytest.raises(FormatError, match="the report is missing"):
+    with pytest.raises(FormatError, match="expected a report in the message"):
         attestation_proto.read_attestation(blob(2, CHAIN))
 
 
 def test_certificates_are_as_many_as_in_a_table_at_most() -> None:
     many = b"".join(extra(f"{index:08x}-0000-4000-8000-{0:012x}", b"x") for index in range(1, 800))
-    with pytest.raises(FormatError, match=f"more than {MAX_ENTRIES}"):
+    with pytest.raises(FormatError, match=f"at most {MAX_ENTRIES}"):
         Evidence.from_bytes(attestation(REPORT, many))
 
 

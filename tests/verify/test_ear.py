@@ -207,13 +207,16 @@ def test_a_token_is_signed_with_es256_and_brings_its_key() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "not a private key"),
-        (b"\xff\0" * 50, "not a private key"),
-        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "not a private key"),
+        (b"", "expected a private key"),
+        (b"\xff\0" * 50, "expected a private key"),
+        (
+            b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+            "expected a private key",
+        ),
         (pem(ec.derive_private_key(7, ec.SECP384R1())), "found secp384r1"),
         (pem(rsa_key("ark")), "found another kind of key"),
         (pem(KEY, b"password"), "password"),
-        (CA.ark.make(), "not a private key"),
+        (CA.ark.make(), "expected a private key"),
     ],
     ids=range(7),
 )

@@ -180,8 +180,8 @@ def test_old_data_is_warned_about() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("rome", "unknown bulletin"),
-        ("Battering RAM", "no policy can demand it"),
+        ("rome", "expected one of the bulletins"),
+        ("Battering RAM", "no policy can require protection"),
     ],
 )
 def test_a_bulletin_that_no_policy_can_ask_for_is_named(name: str, said: str) -> None:

@@ -221,7 +221,7 @@ def test_reports_of_unknown_chips_cost_few_requests_and_no_file() -> None:
         verdict = judge(server, Evidence(_bogus(ca, number)))
     assert len(server.asked) == LIMIT
     assert verdict.status is Status.UNDECIDED
-    assert "too many recent VCEK requests" in verdict.reasons[0].message
+    assert "too many recent requests for VCEKs" in verdict.reasons[0].message
     assert [path.name for path in server.folder.iterdir()] == ["fruitless"]
 
 

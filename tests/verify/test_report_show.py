@@ -44,7 +44,7 @@ def said(report: bytes) -> dict[str, tuple[str, str]]:
             SmallCa(kind=VekKind.VLEK).report(flags=1 << 2 | 2),
             "report MASK_CHIP_KEY",
             "1",
-            "the host masks the chip's key; this firmware still signs with the VLEK",
+            "the host masks the chip's key, but this firmware still signs with the VLEK",
         ),
         (CA.report(flags=5 << 2), "report signed by", "reserved (5)", ""),
         (CA.report(policy=0x30000 | 1 << 19), "guest policy debug", "1", "read and write"),

@@ -250,10 +250,10 @@ NAMED = {
     b"--x\r\nContent-Disposition: form-data\r\n\r\n" + REPORT: "a multipart form",
     b"\xd2\x84\x43\xa1\x01\x26\xa0\x59\x04\xa0" + REPORT + b"\x40": "a COSE message",
     zlib.compress(REPORT): "zlib data",
-    b'{"a": 1}\n{"a": 2}\n': "text follows a complete JSON value",
+    b'{"a": 1}\n{"a": 2}\n': "found more text after it",
     REPORT.decode("latin-1").encode(): "read as Latin-1 and written as UTF-8",
-    REPORT.decode(errors="replace").encode(): "bytes that are not text were replaced",
-    BUNDLES["Azure IMDS JSON"]: "it has certificates, but no report",
+    REPORT.decode(errors="replace").encode(): "bytes that are no valid text were replaced",
+    BUNDLES["Azure IMDS JSON"]: "with certificates only",
     b'{"provider": "tdx_guest", "outblob": "AAAA"}': "found Intel TDX",
     b"\x82\xa4kind\xa7sev-snp" + bytes(100): "an attestation in MessagePack",
 }
@@ -274,7 +274,7 @@ def test_a_report_whose_line_ends_were_changed_is_named() -> None:
 
 @pytest.mark.parametrize("behind", [b"x", b"\n\n", b"\r", b" \n"])
 def test_only_a_line_end_may_follow_a_report_without_a_table(behind: bytes) -> None:
-    with pytest.raises(FormatError, match="neither a report"):
+    with pytest.raises(FormatError, match="expected a report of 1184 bytes, alone or"):
         Evidence.from_bytes(REPORT + behind)
 
 
@@ -285,18 +285,18 @@ PACKED = shapes.dstack_packed(REPORT, *DERS)
     ("data", "problem"),
     [
         (PACKED[:-1], "ends before its last value|but only|ends within a number"),
-        (PACKED + b"\0", "1 bytes follow its end"),
+        (PACKED + b"\0", "found 1 more bytes"),
         (b"\x82" + shapes.packed("sev-snp") + b"\1" + shapes.packed("sev-snp") + b"\1", "twice"),
         (b"\x81" + shapes.packed("sev-snp") + b"\x91" * 1000 + b"\0", "nested too deeply"),
         (b"\x81" + shapes.packed("sev-snp") + b"\xdd\xff\xff\xff\xff", "but only"),
-        (b"\x82" + shapes.packed("sev-snp") + b"\1\1\1", "a key is not text"),
-        (b"\x81" + shapes.packed("sev-snp") + b"\xc7\1\1\1", "type 0xc7"),
-        (b"\x81" + shapes.packed("sev-snp") + b"\xa2\xff\xfe", "not UTF-8"),
+        (b"\x82" + shapes.packed("sev-snp") + b"\1\1\1", "expected text as the key"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\xc7\1\1\1", "found 0xc7"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\xa2\xff\xfe", "expected text in UTF-8"),
         (
             b"\x81" + shapes.packed("sev-snp") + b"\xdc\xff\xff" + b"\x90" * 0xFFFF,
-            "more than 10000 maps and arrays",
+            "at most 10000 maps and arrays",
         ),
-        (b"\x81" + shapes.packed("sev-snp") + b"\1", "none of these holds a report"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\1", "without a report"),
     ],
 )
 def test_bad_message_pack_is_an_error(data: bytes, problem: str) -> None:
@@ -315,7 +315,7 @@ def test_a_response_without_a_report_says_why() -> None:
     refused[0] = 0x16
     with pytest.raises(FormatError, match="status 0x16"):
         Evidence.from_bytes(bytes(refused))
-    with pytest.raises(FormatError, match="truncated: the report ends"):
+    with pytest.raises(FormatError, match="where the report ends"):
         Evidence.from_bytes(shapes.response(REPORT)[:1000])
 
 
@@ -412,7 +412,10 @@ def test_an_anchor_may_be_amds_cert_chain(run: Command) -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        (CHAIN.encode(), "a certificate in PEM, not a certificate table (give it with --certs)"),
+        (
+            CHAIN.encode(),
+            "a certificate in PEM, not a certificate table (pass the certificate with --certs)",
+        ),
         (ARK, "a certificate in DER, not a certificate table"),
         (REPORT, "an attestation report, not a certificate table"),
         (b"<html><head>", "an HTML page, not a certificate table"),
@@ -556,7 +559,7 @@ def test_a_stale_table_in_a_file(run: Command) -> None:
     code, out, _ = run("report", "--table", "stale")
     assert code == 1
     assert "tcb-mismatch" in out
-    assert "next: the certificate belongs to a different key" in out
+    assert "next: the certificate is not for the key that signed" in out
 
 
 def test_pipes_and_standard_input() -> None:

@@ -29,7 +29,7 @@ def test_status_and_reasons_cannot_disagree() -> None:
     leaf = EndorsementCert.from_bytes(CA.leaf.make())
     root = AMD_ANCHORS[0]
     Verdict(Status.VERIFIED, (), report=report, leaf=leaf, root=root)
-    with pytest.raises(ValueError, match="refusal"):
+    with pytest.raises(ValueError, match="needs a reason"):
         Verdict(Status.REFUSED, ())
     with pytest.raises(ValueError, match="verified"):
         Verdict(Status.VERIFIED, (REASON,), report=report, leaf=leaf, root=root)

@@ -8,9 +8,9 @@
 for its work, ``verify_text``, ``verify_advice`` and ``verify_ear`` for its output.
 ``evidence_files`` finds reports and certificates in files.
 
-For all commands: ``files`` reads and writes files, ``say`` prints, ``signals`` ends a command
-cleanly, and ``examples`` has the examples in the help. Options and their values:
-``source_options``, ``product_option``, ``hex_option``, ``tcb_components``. ``bulletin_age`` warns
-if the list of bulletins is old. Imports ``abi``, ``endorsement``, ``verify``, ``kds``,
-``certfile``, ``vmm``, ``guest``, ``emulator``, ``conformance`` and ``demo``.
+All commands use ``files``, which reads and writes files, ``say``, which prints, ``signals``, which
+ends a command cleanly, and ``examples``, the examples in the help. ``source_options``,
+``product_option``, ``hex_option`` and ``tcb_components`` declare shared options and parse their
+values. ``bulletin_age`` warns if the list of bulletins is old. Imports ``abi``, ``endorsement``,
+``verify``, ``kds``, ``certfile``, ``vmm``, ``guest``, ``emulator``, ``conformance`` and ``demo``.
 """

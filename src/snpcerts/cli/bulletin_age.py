@@ -9,7 +9,7 @@ from snpcerts.cli.say import present
 
 
 def warn_if_old() -> None:
-    """Warn on standard error if the list in this release is old."""
+    """Warn on standard error if this release's list of security bulletins is old."""
     from snpcerts.verify.bulletins import bulletin_data
 
     problem = bulletin_data().age_problem(datetime.now(UTC).date())

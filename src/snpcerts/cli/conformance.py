@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.option("--list", "list_only", is_flag=True, help="Print the checks and their rules.")
+@click.option(
+    "--list",
+    "list_only",
+    is_flag=True,
+    help="Print the checks and the rules behind them, and run nothing.",
+)
 @click.option(
     "--only", metavar="ID", multiple=True, help="Run only this check. May be given several times."
 )
@@ -46,7 +51,7 @@ if TYPE_CHECKING:
     default=2000,
     show_default=True,
     metavar="MS",
-    help="The longest time that the VMM claims to wait for the lock.",
+    help="Longest time for which the VMM, by its own claim, waits for the lock.",
 )
 @click.option(
     "--timeout",
@@ -54,14 +59,14 @@ if TYPE_CHECKING:
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time limit for one step, such as the VMM's start or a request.",
+    help="Time limit for each step, such as the VMM's start or a request.",
 )
 @click.option(
     "--stop-signal",
     metavar="NAME",
     default="TERM",
     show_default=True,
-    help="The signal that makes the VMM stop its vCPUs and end.",
+    help="Signal that makes the VMM stop its vCPUs and end.",
 )
 @click.option(
     "--keep",
@@ -80,29 +85,29 @@ if TYPE_CHECKING:
         "FILE, write one for each check that --keep saves."
     ),
 )
-@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a check is skipped.")
+@click.option("--fail-on-skip", is_flag=True, help="Exit with code 1 if a check is skipped.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     metavar="N",
-    help="How many VMMs run at a time.  [default: two for each processor, at most 8]",
+    help="Number of VMMs that run at the same time. [default: two for each processor, at most 8]",
 )
 @click.option(
     "--kernel",
     type=click.Choice(["7.2", "7.3"]),
     default="7.3",
     show_default=True,
-    help="The Linux release of the emulated host.",
+    help="Linux release that the emulated host runs.",
 )
 @click.option(
     "--firmware",
     type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
     default="documented",
     show_default=True,
-    help="Which source the host's firmware follows where sources disagree.",
+    help="Source that the emulated firmware follows where sources disagree about AMD's firmware.",
 )
-@click.option("--junit", metavar="FILE", help="Also write the report as JUnit XML.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--junit", metavar="FILE", help="Also write the results to FILE, as JUnit XML.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.argument("vmm", nargs=-1)
 def command(
     list_only: bool,
@@ -122,9 +127,10 @@ def command(
 ) -> None:
     """Run VMM with scripted guests and judge how it handles KVM_EXIT_SNP_REQ_CERTS.
 
-    VMM is a command line, with {certs} in place of its certificate file. The suite starts the
-    unmodified VMM once for each scenario, on an emulated SNP host, so it needs no SNP hardware. The
-    exit code is 1 if a check fails, or if none could be judged. Advice does not change it.
+    VMM is a command line with {certs} where the path of the certificate file belongs. The suite
+    starts the unmodified VMM once for each scenario, on an emulated SNP host, so it needs no SNP
+    hardware. The exit code is 1 if a check fails or if no check could be judged. Advice does not
+    change the exit code.
     """
     from snpcerts.conformance.result import (
         ResultState,
@@ -143,19 +149,25 @@ def command(
         _list(as_json)
         return
     if not vmm:
-        raise UsageError("no VMM given", hint="snpcerts conformance -- ./vmm --certs {certs}")
+        raise UsageError(
+            "expected the VMM's command line, found none",
+            hint=(
+                "give the command line after --, as in snpcerts conformance -- ./vmm --certs "
+                "{certs}"
+            ),
+        )
     if trace == "" and keep is None:
         raise UsageError(
             "--trace needs a FILE, or a directory from --keep",
-            hint="add --keep DIR, or give a FILE",
+            hint="add --keep DIR, or name a file: --trace FILE",
         )
     keeping = None if keep is None else Keeping(Path(keep), trace == "")
     if trace:
         # Without "--", click takes the VMM itself for FILE, which would then be written over.
         if os.path.isfile(trace) and os.access(trace, os.X_OK):
             raise UsageError(
-                f"--trace {trace}: this is a program, so it is not overwritten with a timeline",
-                hint="put -- before the VMM's command, or give another file",
+                f"--trace {trace}: expected the file to write the timeline to, found a program",
+                hint="put -- before the VMM's command, or name another file",
             )
         check_output(trace)
     timeline = Timeline("snpcerts conformance") if trace else None
@@ -213,21 +225,19 @@ def command(
         click.echo(f"{summary} in {seconds:.1f} s")
     skipped = totals[ResultState.SKIPPED]
     if skipped == len(results) and not as_json:
-        click.echo("no check was judged", err=True)
+        click.echo("no check could be judged", err=True)
     if totals[ResultState.FAILED] or skipped == len(results) or (fail_on_skip and skipped):
         raise click.exceptions.Exit(1)
 
 
 def _program(name: str) -> str:
-    """Return the path of the VMM. Raises :class:`UsageError` if it cannot run on the emulated
-    host.
-    """
+    """Return the path of the VMM. Raises :class:`UsageError` if the emulated host cannot run it."""
     found = shutil.which(name)
     if found is None:
         exists = os.path.isfile(name)
         raise UsageError(
             f"cannot run {name}: {'not executable' if exists else 'no such program'}",
-            hint="make it executable (chmod +x)" if exists else "give its path",
+            hint="make it executable (chmod +x)" if exists else "give the program's path",
         )
     try:
         status = os.stat(found)
@@ -239,20 +249,21 @@ def _program(name: str) -> str:
         wide, machine = head[4] == _ELFCLASS64, int.from_bytes(head[18:20], "little")
         if not wide or machine != _EM_X86_64:
             raise UsageError(
-                f"{name} is not a 64-bit program for x86-64",
-                hint="SNP guests run on x86-64: build the VMM for it",
+                f"{name}: expected a 64-bit program for x86-64, found one for another architecture",
+                hint="SNP guests run only on x86-64: build the VMM for x86-64",
             )
     elif not head.startswith(b"#!"):
-        raise UsageError(f"{name} is neither an ELF program nor a script")
+        raise UsageError(f"{name}: expected an ELF program or a script, found neither")
     if status.st_mode & (stat.S_ISUID | stat.S_ISGID) and os.geteuid() != status.st_uid:
         click.echo(
-            f"{name} is setuid or setgid, which has no effect here: it runs as this user", err=True
+            f"{name} is setuid or setgid, which has no effect here: the program runs as this user",
+            err=True,
         )
     return found
 
 
 def _why_not_judged(result: Result) -> str:
-    """Return why the check was skipped; empty if it was not skipped."""
+    """Return why the check was skipped, or an empty string if it was not skipped."""
     return result.detail if result.state.value == "skipped" else ""
 
 
@@ -291,5 +302,6 @@ def _signal(name: str) -> signal.Signals:
         return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
     except KeyError:
         raise UsageError(
-            f"--stop-signal {name}: unknown signal", hint="use TERM, INT, USR1 or another name"
+            f"--stop-signal {name}: expected the name of a signal",
+            hint="give a signal's name, such as TERM, INT or USR1",
         ) from None

@@ -28,15 +28,15 @@ _BREAKS: Final = ["no-lock", "no-handshake"]
 _DETAILS: Final = 4  # mismatches of one run that are described in full
 _TICK: Final = 0.5  # seconds between two dots
 _FIRST: Final = (
-    "Guests ask for attestation reports with certificates while the key that signs\n"
-    "the reports changes. The first run does not use the certificate file's lock, the\n"
+    "Guests request attestation reports with certificates while the key that signs the\n"
+    "reports changes. The first run does not use the certificate file's lock, the\n"
     "second does. All hardware is emulated; the programs above it are real.\n"
 )
 _NEXT: Final = (
-    "\nNext: snpcerts conformance --help  judge how your own VMM does it"
-    "\n      snpcerts emulate --help      run your own programs on this machine"
-    "\n      docs/protocol.md             why the lock works, and when it does not"
-    "\n      docs/operators.md            set up a host\n"
+    "\nNext: snpcerts conformance --help  check how your own VMM serves certificates\n"
+    "      snpcerts emulate --help      run your own programs on this machine\n"
+    "      docs/protocol.md             why the lock works, and when it does not\n"
+    "      docs/operators.md            set up a host\n"
 )
 
 
@@ -46,14 +46,14 @@ _NEXT: Final = (
     type=click.IntRange(1, 64),
     default=4,
     show_default=True,
-    help="Number of guests, each in its own VMM.",
+    help="Number of guests. Each runs in its own VMM.",
 )
 @click.option(
     "--updates",
     type=click.IntRange(0, 100_000),
     default=20,
     show_default=True,
-    help="Number of signing key changes in each run.",
+    help="How often the signing key changes in each run.",
 )
 @click.option(
     "--seconds",
@@ -67,12 +67,21 @@ _NEXT: Final = (
     type=int,
     default=0,
     show_default=True,
-    help="Seed for the order of keys and the delays.",
+    help="Seed for the random order of the keys and for the random delays.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print only the counts, as one JSON object.")
-@click.option("--trace", metavar="FILE", help="Write a timeline of both runs, for ui.perfetto.dev.")
 @click.option(
-    "--picture", metavar="FILE", help="Draw one second from the middle of each run, as an SVG."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print only the counts and the conclusion, as one JSON object.",
+)
+@click.option(
+    "--trace", metavar="FILE", help="Write a timeline of both runs to FILE, for ui.perfetto.dev."
+)
+@click.option(
+    "--picture",
+    metavar="FILE",
+    help="Draw one second from the middle of each run, and write the drawing to FILE as SVG.",
 )
 @click.option("--break", "broken", type=click.Choice(_BREAKS), hidden=True)
 def command(
@@ -106,7 +115,7 @@ def command(
             stage.break_line()
             number = signal.Signals(ended.exit_code - 128)
             by = "Ctrl-C" if number is signal.SIGINT else number.name
-            say(f"snpcerts: the demo was ended by {by}; it left nothing behind", err=True)
+            say(f"snpcerts: the demo was interrupted by {by} and left nothing behind", err=True)
         raise
 
 
@@ -174,7 +183,7 @@ def _write(
     host: EmulatedHost,
     seconds: float,
 ) -> None:
-    """Write the timeline and the picture, if requested."""
+    """Write the timeline and the drawing that the options request."""
     from snpcerts.demo.demo_timeline import timeline_of
     from snpcerts.demo.picture import DemoRunShown, picture_of
 
@@ -187,7 +196,7 @@ def _write(
     if (path := files["picture"]) is not None:
         unlocked, locked = (DemoRunShown(*each) for each in zip(courses, tallies, strict=True))
         write_output(path, picture_of(unlocked, locked, seconds).encode())
-        stage.say(f"\n{path}: one second of both runs")
+        stage.say(f"\n{path}: a drawing of one second from each run")
 
 
 def _number(count: int, what: str) -> str:
@@ -208,7 +217,7 @@ class _Narrator:
         self._open = False  # whether the last printed line is unfinished
 
     def say(self, text: str) -> None:
-        """Print whole lines, wrapped to the terminal."""
+        """Print ``text``, which consists of whole lines, wrapped to the terminal."""
         if not self._quiet:
             present(text)
 
@@ -243,7 +252,7 @@ class _Narrator:
         click.echo(f" done in {time.monotonic() - start:.1f} s")
 
     def follow(self, run: DemoRun, course: Course) -> Tally:
-        """Follow a run to its end. Print what happens, and record it in ``course``."""
+        """Follow a run to its end. Print its events and record them in ``course``."""
         from snpcerts.demo.conclusion import summary
         from snpcerts.demo.demo_event import AllUp
         from snpcerts.demo.tally import Tally

@@ -34,17 +34,16 @@ _door = click.option(
     show_default=True,
     envvar="SNPCERTS_DOOR",
     help=(
-        "How PROGRAM finds the emulated devices. 'namespace' gives it a mount "
-        "namespace of its own, which does not slow down other opens; 'trap' "
-        "intercepts each open. 'auto' uses the namespace if the kernel allows "
-        "it. server.log in the platform's directory says which way was used "
-        "and why."
+        "How PROGRAM finds the emulated devices. 'namespace' runs it in its own mount namespace, "
+        "which does not slow down the opening of other files. 'trap' intercepts every file that "
+        "PROGRAM opens. 'auto' uses the namespace if the kernel allows one. server.log in the "
+        "platform's directory says which of the two was used and why."
     ),
 )
 
 
 class _PlatformOptions:
-    """The options before the subcommand, which select the platform."""
+    """The options that select the platform. They stand before the subcommand."""
 
     def __init__(self, platform: str | None, product: Product | None, firmware: str | None) -> None:
         self._platform = platform
@@ -52,7 +51,7 @@ class _PlatformOptions:
         self._firmware = firmware
 
     def name(self, platform: str) -> None:
-        """Use the platform that is named after the subcommand."""
+        """Select the platform whose directory was given after the subcommand."""
         self._platform = platform
 
     @property
@@ -63,9 +62,9 @@ class _PlatformOptions:
 
     @contextlib.contextmanager
     def home(self) -> Iterator[PlatformHome]:
-        """Return the named platform, and create it if it is missing.
+        """Yield the platform that --platform names, and create it if it does not exist.
 
-        If none is named, return a temporary one.
+        Without --platform, yield a temporary platform.
         """
         from snpcerts.emulator.machine.enter import throw_away
 
@@ -77,20 +76,20 @@ class _PlatformOptions:
                 yield home
 
     def lasting_home(self) -> PlatformHome:
-        """Return the platform of --platform. Raises :class:`UsageError` if the option is
-        missing.
+        """Return the platform that --platform names. Raises :class:`UsageError` without that
+        option.
         """
         from snpcerts.emulator.machine.home import PlatformHome
 
         if self._platform is None:
-            raise UsageError("no platform given", hint="give --platform DIR")
+            raise UsageError("the option --platform is missing", hint="give --platform DIR")
         home = PlatformHome(Path(self._platform).absolute())
         home.prepare(self.product, self.choices)
         return home
 
 
 def _named_after(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
-    """Accept --platform after the subcommand, as before it. Two different values are an error."""
+    """Accept --platform after the subcommand too. Raises :class:`UsageError` for two values."""
     options = ctx.find_object(_PlatformOptions)
     if value is None or options is None:
         return
@@ -118,13 +117,19 @@ _platform = click.option(
     "--platform",
     metavar="DIR",
     envvar="SNPCERTS_PLATFORM",
-    help="Use the machine stored in DIR; create it if needed. [default: a temporary machine]",
+    help=(
+        "Use the machine stored in DIR, and create it if it does not exist. [default: a "
+        "temporary machine]"
+    ),
 )
 @product_option("[default: milan]")
 @click.option(
     "--firmware",
     type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
-    help="Which source the firmware follows where sources disagree. [default: documented]",
+    help=(
+        "Source that the emulated firmware follows where sources disagree about AMD's "
+        "firmware. [default: documented]"
+    ),
 )
 @click.pass_context
 def command(
@@ -132,10 +137,9 @@ def command(
 ) -> None:
     """Run unmodified programs on an emulated SNP platform.
 
-    When a program opens /dev/sev, /dev/kvm or /dev/sev-guest, it gets an
-    emulated device. Commands that name the same DIR share one machine: its
-    chip, TCBs and running VMs. 'snpcerts emulate firmware rows' shows where
-    sources disagree about AMD's firmware.
+    When a program opens /dev/sev, /dev/kvm or /dev/sev-guest, it gets an emulated device. Commands
+    with the same --platform DIR share one machine: its chip, TCBs and running VMs. 'snpcerts
+    emulate firmware rows' shows where sources disagree about AMD's firmware.
     """
     ctx.obj = _PlatformOptions(platform, product, firmware)
 
@@ -145,27 +149,33 @@ def command(
 @click.option(
     "--requests",
     type=click.IntRange(0, 10_000_000),
-    help="How many extended reports each vCPU of a VM requests before it ends. [default: 1]",
+    help=(
+        "Number of extended reports that each vCPU of a VM requests before the vCPU ends. "
+        "[default: 1]"
+    ),
 )
 @click.option(
     "--pages",
     type=click.IntRange(0, 64),
-    help="Size of the buffer in a guest's first request, in pages.",
+    help="Size of the certificate buffer in a guest's first request, in pages.",
 )
 @click.option(
-    "--pause", type=click.FloatRange(0, 3600), default=0.0, help="Seconds between requests."
+    "--pause",
+    type=click.FloatRange(0, 3600),
+    default=0.0,
+    help="Seconds between a vCPU's requests.",
 )
 @click.option(
     "--busy-delay",
     type=click.FloatRange(0, 3600),
     default=2.0,
     show_default=True,
-    help="Seconds a guest waits after BUSY.",
+    help="Seconds that a guest waits after BUSY before it tries again.",
 )
 @click.option(
     "--outcomes",
     metavar="FILE",
-    help="Append a JSON line to FILE for each report that a guest requests.",
+    help="Append one line of JSON to FILE for each report that a guest requests.",
 )
 @click.option(
     "--exit-number",
@@ -173,8 +183,8 @@ def command(
     default="43",
     show_default=True,
     help=(
-        "The number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in "
-        "kernel trees that carry the patch series as posted."
+        "Number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in kernel trees with the "
+        "patch series as posted."
     ),
 )
 @click.option(
@@ -182,14 +192,15 @@ def command(
     type=click.Choice(["7.2", "7.3"]),
     default="7.3",
     show_default=True,
-    help="The Linux release to emulate. Releases differ in some answers.",
+    help="Linux release to emulate. Some answers of KVM differ between releases.",
 )
 @click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
 @click.option(
     "--with-guest",
     is_flag=True,
     help=(
-        "Like --serve, but PROGRAM may also play the guest of its VM: it sees /dev/sev-guest too."
+        "Like --serve, but PROGRAM also sees /dev/sev-guest, so that PROGRAM can also act as the "
+        "guest of its own VM."
     ),
 )
 @_door
@@ -209,7 +220,7 @@ def host(
     door: str,
     program: tuple[str, ...],
 ) -> None:
-    """Run PROGRAM on the host: it sees /dev/sev and /dev/kvm."""
+    """Run PROGRAM on the emulated host, where it sees /dev/sev and /dev/kvm."""
     from snpcerts.emulator.frontdoor import ways
     from snpcerts.emulator.guest.script import GuestScript
     from snpcerts.emulator.kvm.release import KernelRelease
@@ -240,13 +251,19 @@ def host(
 @command.command(context_settings=_PROGRAM)
 @_platform
 @click.option(
-    "--vm", metavar="NAME", help="The VM to attach to. [default: the only one that serves programs]"
+    "--vm",
+    metavar="NAME",
+    help="Running VM whose guest runs PROGRAM. [default: the only VM that serves programs]",
 )
-@click.option("--certs", metavar="FILE", help="Start a VM whose VMM serves this certificate file.")
+@click.option(
+    "--certs",
+    metavar="FILE",
+    help="Start a VM for PROGRAM, with a VMM that serves this certificate file.",
+)
 @click.option(
     "--kernel",
     type=click.Choice(["7.2", "7.3"]),
-    help="The Linux release of the host on which --certs starts the VM. [default: 7.3]",
+    help="Linux release of the host on which --certs starts the VM. [default: 7.3]",
 )
 @_door
 @click.argument("program", nargs=-1, required=True)
@@ -259,7 +276,7 @@ def guest(
     door: str,
     program: tuple[str, ...],
 ) -> None:
-    """Run PROGRAM in a guest: it sees /dev/sev-guest."""
+    """Run PROGRAM in an emulated guest, where it sees /dev/sev-guest."""
     from snpcerts.emulator.frontdoor import ways
     from snpcerts.emulator.kvm.release import NEWEST
     from snpcerts.emulator.machine.enter import become_guest_program, start_reference_vm
@@ -267,7 +284,10 @@ def guest(
     if vm is not None and certs is not None:
         raise UsageError("--vm and --certs cannot be combined")
     if certs is None and kernel is not None:
-        raise UsageError("--kernel needs --certs", hint="a running VM uses its host's kernel")
+        raise UsageError(
+            "--kernel can only be used with --certs",
+            hint="omit --kernel: a running VM already has its host's kernel",
+        )
     if certs is not None and not os.path.exists(certs):
         raise InputError(f"{certs}: No such file or directory")
     if certs is None:
@@ -283,14 +303,14 @@ def guest(
 @click.option(
     "--vlek",
     metavar="CSP",
-    help="Also write the certificates and the hashstick of a VLEK for the provider CSP.",
+    help="Also write the certificates and the hashstick of a VLEK of the cloud provider CSP.",
 )
 @click.pass_obj
 def certificates(options: _PlatformOptions, directory: str, vlek: str | None) -> None:
-    """Write the certificates for the signing key, issued by the emulated AMD, to DIRECTORY.
+    """Write the emulated AMD's certificates for the signing key into DIRECTORY.
 
     The command writes vcek.der, ask.der, ark.der and table.bin. With --vlek it also writes
-    vlek.der, asvk.der, table-vlek.bin, and hashstick.bin for the firmware's VLEK_LOAD.
+    vlek.der, asvk.der, table-vlek.bin, and hashstick.bin, which SNP_VLEK_LOAD takes.
     """
     from snpcerts.abi.tcb import TcbVersion
     from snpcerts.emulator.amd.certificates import vcek_of, vlek_of
@@ -323,15 +343,20 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
 
 @command.command("key-server", short_help="Run the emulated AMD's key server.")
 @_platform
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: a free port]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="TCP port to listen on. [default: a free port]",
+)
 @click.option(
     "--throttle",
     type=click.FloatRange(0, 3600),
     default=0.0,
     metavar="SECONDS",
     help=(
-        "Give each address at most one VCEK per SECONDS seconds, as AMD's server does. "
-        "[default: no limit]"
+        "Serve each client address at most one VCEK certificate every SECONDS seconds, as AMD's "
+        "server does. [default: no limit]"
     ),
 )
 @click.option(
@@ -339,18 +364,32 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     type=click.Choice(["address", "certificate"]),
     default="address",
     show_default=True,
-    help="What to limit: all VCEKs that an address gets, or only how often it gets the same one.",
+    help=(
+        "What --throttle limits: how often an address gets any VCEK certificate, or how "
+        "often it gets the same one."
+    ),
 )
-@click.option("--throttle-lengthens", is_flag=True, help="A refused request restarts the interval.")
 @click.option(
-    "--fault", "faults", multiple=True, metavar="NAME", help="Corrupt every answer in this way."
+    "--throttle-lengthens",
+    is_flag=True,
+    help="Start the interval of --throttle again after each refused request.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME",
+    help=(
+        "Fault to put into every answer. An unknown NAME prints the known ones. May be given "
+        "several times."
+    ),
 )
 @click.option(
     "--delay",
     type=click.FloatRange(0, 3600),
     default=5.0,
     metavar="SECONDS",
-    help="How long a slow answer takes. [default: 5]",
+    help="Duration of an answer that a fault slows down. [default: 5]",
 )
 @click.pass_obj
 def key_server(
@@ -362,10 +401,11 @@ def key_server(
     faults: tuple[str, ...],
     delay: float,
 ) -> None:
-    """Run the emulated AMD's key server on this machine until interrupted.
+    """Run the key server of the emulated AMD on this machine until interrupted.
 
-    The command prints the server's URL for 'snpcerts kds fetch --kds'. The root to trust is the
-    ark.der that 'emulate certificates' writes. /stats shows request counts.
+    The command prints the server's URL, which 'snpcerts kds fetch --kds' takes. The root to trust
+    is the ark.der that 'snpcerts emulate certificates' writes. The server counts requests under
+    /stats.
     """
     from snpcerts.emulator.amd.key_server_faults import Faults, Throttle, Throttled, faults_of_names
     from snpcerts.emulator.machine.key_server import KeyServer
@@ -383,13 +423,13 @@ def key_server(
 
 @command.command()
 @_platform
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.pass_obj
 def status(options: _PlatformOptions, as_json: bool) -> None:
     """Show the machine: product, firmware, TCBs and running VMs.
 
-    The command also shows the TCBs of the VCEK and the VLEK in use, which no interface of real
-    firmware reports.
+    The command also shows which TCBs the current VCEK and VLEK belong to. No interface of real
+    firmware reports that.
     """
     from snpcerts.emulator.machine.enter import ask
 
@@ -409,7 +449,7 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
 
 @command.group(short_help="Change the firmware as no ioctl can.")
 def firmware() -> None:
-    """Change the machine's firmware in ways no ioctl can, or show its choices."""
+    """Change the emulated firmware in ways that no ioctl can, or show how it can behave."""
 
 
 @firmware.command()
@@ -418,7 +458,7 @@ def firmware() -> None:
 def reload(options: _PlatformOptions) -> None:
     """Shut the firmware down and initialise it again.
 
-    'modprobe -r kvm_amd' and 'modprobe kvm_amd' do the same. The command is refused while VMs run.
+    'modprobe -r kvm_amd' and 'modprobe kvm_amd' do the same. The firmware refuses while VMs run.
     """
     _order(options, {"do": "reload"})
 
@@ -429,17 +469,17 @@ def reload(options: _PlatformOptions) -> None:
     "--bios",
     metavar=METAVAR,
     default="",
-    help="Components of the TCB that the BIOS installs. The others go back to the committed TCB.",
+    help="TCB components that the BIOS installs. The others return to their committed values.",
 )
 @click.option(
-    "--version", metavar="MAJOR.MINOR.BUILD", help="Version of the firmware that the BIOS installs."
+    "--version", metavar="MAJOR.MINOR.BUILD", help="Firmware version that the BIOS installs."
 )
 @click.pass_obj
 def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
     """Reboot the machine, with a new BIOS if --bios is given.
 
-    The VLEK, the masks, a configured TCB and an uncommitted update are lost. The command refuses a
-    BIOS below the committed TCB, and fails while VMs run.
+    The machine loses a loaded VLEK, the masks, a configured reported TCB and an uncommitted update.
+    The command fails while VMs run, and for a BIOS below the committed TCB.
     """
     order: dict[str, object] = {"do": "reboot", "tcb": _changed_levels(options, "--bios", bios)}
     if version is not None:
@@ -450,9 +490,12 @@ def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
 @firmware.command(short_help="Update the running firmware, uncommitted.")
 @_platform
 @click.option(
-    "--current", metavar=METAVAR, default="", help="The new current TCB, as in snp=25,ucode=220."
+    "--current",
+    metavar=METAVAR,
+    default="",
+    help="Components of the new current TCB, as in snp=25,ucode=220.",
 )
-@click.option("--fmc", type=_LEVEL, help="Turin only.")
+@click.option("--fmc", type=_LEVEL, help="New FMC level of the current TCB, only on Turin.")
 @click.option("--bootloader", type=_LEVEL)
 @click.option("--tee", type=_LEVEL)
 @click.option("--snp", type=_LEVEL)
@@ -472,17 +515,16 @@ def update(
 ) -> None:
     """Update the running firmware without committing: the current TCB changes.
 
-    Components that are not named keep their values. 'snpcerts host commit'
-    makes the update final.
+    Components that no option names keep their values. 'snpcerts host commit' commits the update.
     """
     named = {name: level for name, level in levels.items() if level is not None}
     layout = options.lasting_home().firmware().product.tcb_layout
     for name in named:
         if name not in layout.components:
-            raise UsageError(f"--{name}: this product's TCB has no such component")
+            raise UsageError(f"--{name}: this product's TCB has no component {name}")
     together = _changed_levels(options, "--current", current)
     if twice := named.keys() & together.keys():
-        raise UsageError(f"--{min(twice)}: --current names this component too")
+        raise UsageError(f"--{min(twice)}: --current already sets this component")
     order: dict[str, object] = {"do": "update", "tcb": {**together, **named}}
     if version is not None:
         order["version"] = _version_parts(version)
@@ -496,18 +538,20 @@ def update(
 @click.argument("vector")
 @click.pass_obj
 def verify_mitigation(options: _PlatformOptions, vector: str) -> None:
-    """Have the firmware verify one mitigation: the bit that is set in VECTOR.
+    """Tell the firmware to verify one mitigation: the only bit that is set in VECTOR.
 
-    On a host, an operator writes VECTOR to
-    /sys/firmware/sev/vulnerabilities/verified_mitigations.
+    On a real host, an operator writes VECTOR to
+    /sys/firmware/sev/vulnerabilities/verified_mitigations instead.
     """
     _order(options, {"do": "verify-mitigation", "vector": _vector("VECTOR", vector)})
 
 
 @firmware.command(short_help="Show where sources disagree about AMD's firmware.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def rows(as_json: bool) -> None:
-    """Show where sources disagree about AMD's firmware and what each choice does."""
+    """Show where sources disagree about AMD's firmware, and what each choice of --firmware does
+    there.
+    """
     from snpcerts.emulator.psp.choices import DEFAULT, DEFAULT_REASON, NAMES, ROWS
 
     table = [
@@ -556,19 +600,21 @@ def _say_tcbs(answer: Mapping[str, Any]) -> None:
 
 
 def _changed_levels(options: _PlatformOptions, option: str, text: str) -> dict[str, int]:
-    """Return the components that ``text`` names. The product must have all of them."""
+    """Return the TCB components in ``text`` and their values. Raises :class:`UsageError` if the
+    product's TCB lacks one.
+    """
     found = tcb_components(option, text)
     layout = options.lasting_home().firmware().product.tcb_layout
     for name in found:
         if name not in layout.components:
-            raise UsageError(f"{option}: this product's TCB has no {name}")
+            raise UsageError(f"{option}: this product's TCB has no component {name}")
     return found
 
 
 def _version_parts(text: str) -> list[int]:
     parts = [_integer("--version", part, 10) for part in text.split(".")]
     if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
-        raise UsageError(f"--version {text}: expected three numbers from 0 to 255")
+        raise UsageError(f"--version {text}: expected three numbers from 0 to 255, as in 1.55.25")
     return parts
 
 
@@ -576,11 +622,11 @@ def _integer(what: str, text: str, base: int) -> int:
     try:
         return int(text, base)
     except ValueError:
-        raise UsageError(f"{what}: {text!r} is not a number") from None
+        raise UsageError(f"{what}: expected an integer, found {text!r}") from None
 
 
 def _vector(what: str, text: str) -> int:
     value = _integer(what, text, 0)
     if not 0 <= value < 1 << 64:
-        raise UsageError(f"{what}: {text} is not a 64-bit vector")
+        raise UsageError(f"{what}: expected a 64-bit integer, found {text}")
     return value

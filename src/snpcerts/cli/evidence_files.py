@@ -4,7 +4,8 @@
 A file is evidence in any format (:mod:`snpcerts.verify.evidence`). A table may also be in a file
 beside it: ``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a directory, files are
 recognised by their content, not by their names. Every report there is evidence, and every
-certificate there is used for every report there. Directories are searched one level deep.
+certificate there may be used for each of these reports. The search includes subdirectories, but not
+their subdirectories.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Sort(enum.Enum):
 
 @dataclass(eq=False)
 class Shelf:
-    """The certificate files in one directory. They are read once, when first needed."""
+    """The certificate files for some of a directory's reports. They are read once, when first
+    needed.
+    """
 
     files: tuple[str, ...]
     _given: Given | None = field(default=None, repr=False)
@@ -86,7 +89,7 @@ class EvidenceFiles:
         if evidence.table is not None:
             raise InputError(
                 f"{self.report}: expected a report of {REPORT_SIZE} bytes without a table",
-                hint=f"it contains a table, but {self.table} was given too",
+                hint=f"omit {self.table}, because {self.report} already contains a table",
             )
         table = read_input(self.table, limit=MAX_SIZE)
         with _named(self.table):
@@ -97,7 +100,7 @@ class EvidenceFiles:
 
 
 def places(path: str) -> Iterator[EvidenceFiles]:
-    """Return the evidence at ``path``, which is a file or a directory, sorted by name.
+    """Yield each piece of evidence at ``path``, a file or a directory, in the order of file names.
 
     Raises :class:`InputError` for a directory without evidence.
     """
@@ -121,13 +124,15 @@ def places(path: str) -> Iterator[EvidenceFiles]:
     if not found:
         said = "; ".join((*top.others, *(other for each in inner for other in each.others)))
         raise InputError(
-            f"{path}: no evidence in this directory{': ' if said else ''}{said[:400]}",
-            hint="give a report",
+            f"{path}: expected a report in this directory, found "
+            f"none{': ' if said else ''}{said[:400]}",
+            hint="give a report, or a directory that contains one",
         )
 
 
 def certificates(path: str) -> Given:
-    """Return the certificates in a directory, whatever their names, or in one file.
+    """Return the certificates in one file, or in all files of a directory, whatever their names
+    are.
 
     Raises :class:`InputError` if there is no such directory or file.
     """
@@ -173,7 +178,10 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
             continue
         total += len(data)
         if total > _MAX_SHELF_SIZE:
-            problems.append(f"more than {_MAX_SHELF_SIZE} bytes; the rest is not read")
+            problems.append(
+                f"the files have more than {_MAX_SHELF_SIZE} bytes together; those after "
+                f"{base} were not read"
+            )
             break
         bundle = read_bundle(data)
         others.update(dict.fromkeys(bundle.certificates))
@@ -190,7 +198,7 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
 
 
 def not_a_table(data: bytes) -> InputError | None:
-    """Return an error that names what was given as a table; None if it may be one."""
+    """Return an error that says what ``data`` is instead of a table; None if it may be a table."""
     from snpcerts.endorsement.bundle import read_bundle
     from snpcerts.endorsement.file_kind import kind_of, looks_like_table
 
@@ -199,7 +207,9 @@ def not_a_table(data: bytes) -> InputError | None:
     kind = kind_of(data)
     if not read_bundle(data).empty:
         name = kind.name if kind.known else "a certificate in DER"
-        return InputError(f"found {name}, not a certificate table", hint="give it with --certs")
+        return InputError(
+            f"found {name}, not a certificate table", hint="pass the certificate with --certs"
+        )
     if not kind.known:
         return None
     return InputError(f"found {kind.name}, not a certificate table", hint=kind.unwrap)
@@ -207,7 +217,9 @@ def not_a_table(data: bytes) -> InputError | None:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """The contents of a directory: paths by kind. ``others`` describes the rest."""
+    """The paths in a directory, by kind of file. ``others`` describes the files of no use as
+    evidence.
+    """
 
     reports: tuple[str, ...]
     certificates: tuple[str, ...]
@@ -275,7 +287,9 @@ def _opener(path: str, flags: int) -> int:
 
 
 def _sort_of(data: bytes, size: int) -> Sort:
-    """Return the kind of a file. ``data`` is all of it or its first bytes."""
+    """Return the kind of a file of ``size`` bytes. ``data`` is the whole file or its first
+    bytes.
+    """
     from snpcerts.endorsement.encoded_text import bytes_in, starts_like_json, text_of
     from snpcerts.endorsement.file_kind import kind_of, looks_like_report, looks_like_table
 
@@ -331,7 +345,7 @@ def _starts_as_evidence(data: bytes) -> bool:
 
 
 class _named:  # noqa: N801 (used as a statement)
-    """Adds the file's name to errors about its content."""
+    """A context manager that adds the name of a file to errors about the file's content."""
 
     def __init__(self, path: str) -> None:
         self._path = "standard input" if path == STANDARD_INPUT else path
@@ -351,7 +365,10 @@ def _listed(folder: str) -> list[str]:
             for entry in entries:
                 names.append(entry.name)
                 if len(names) > MAX_FILES:
-                    raise InputError(f"{folder}: more than {MAX_FILES} files")
+                    raise InputError(
+                        f"{folder}: expected at most {MAX_FILES} files in this directory, "
+                        "found more"
+                    )
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}") from None
     return sorted(name for name in names if not name.startswith("."))
@@ -372,7 +389,7 @@ def _size(path: str) -> int:
 
 
 def _beside(path: str) -> str | None:
-    """Return the table beside a report. None if there is none or it is empty."""
+    """Return the path of the table beside a report; None if no such file exists or it is empty."""
     folder, name = os.path.split(path)
     if name == _OUTBLOB:
         table = os.path.join(folder, _AUXBLOB)

@@ -56,7 +56,7 @@ EXAMPLES: Final = {
 
 
 def add_examples(name: str, command: click.Command) -> click.Command:
-    """Add their examples to a command and its subcommands; return the command."""
+    """Add the examples to a command and to its subcommands; return the command."""
     if isinstance(command, click.Group):
         for word, inner in command.commands.items():
             add_examples(f"{name} {word}", inner)

@@ -32,7 +32,7 @@ def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
 
 
 def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, datetime]:
-    """Do the same as :func:`read_input`, and also return the file's modification time (UTC)."""
+    """Read a file as :func:`read_input` does. Return its bytes and its modification time (UTC)."""
     if path == STANDARD_INPUT:
         return _read_stream(0, "standard input", limit), datetime.now(UTC)
     try:
@@ -46,7 +46,7 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
             return _read_stream(fd, path, limit), datetime.now(UTC)
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"{path}: {kind}", hint="give a file")
+            raise InputError(f"{path}: {kind}", hint="give the path of a file")
         with open(fd, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     except OSError as error:
@@ -58,10 +58,12 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 
 
 def _read_stream(fd: int, name: str, limit: int) -> bytes:
-    """Read to the end. Do not wait long for a pipe without a writer."""
+    """Read a stream to its end. Raise an error soon if it is a terminal or a pipe without a
+    writer.
+    """
     if os.isatty(fd):
         raise InputError(
-            f"{name} is a terminal", hint="redirect a file into it: verify - < report.bin"
+            f"{name} is a terminal", hint="redirect a file to standard input: verify - < report.bin"
         )
     data = bytearray()
     poll = select.poll()
@@ -121,7 +123,7 @@ def write_output(path: str, data: bytes) -> None:
 
 
 def open_output(path: str) -> FileIO:
-    """Open a file for writing while a command runs, unbuffered. An existing file is emptied.
+    """Open a file for unbuffered writing while a command runs. An existing file is emptied.
 
     Links are followed if they belong to root or this user. Raises :class:`RefusedError`.
     """
@@ -133,7 +135,7 @@ def open_output(path: str) -> FileIO:
 
 
 def check_output(path: str) -> None:
-    """Raise now the error that :func:`write_output` would raise after long work. Write nothing."""
+    """Raise the error that :func:`write_output` would raise for ``path``. Write nothing."""
     try:
         path_of_file = resolve(path)
         if not _is_stream(path):
@@ -144,9 +146,9 @@ def check_output(path: str) -> None:
 
 
 def _is_stream(path: str) -> bool:
-    """Whether ``path`` must be written to and not replaced.
+    """Return whether the file at ``path`` must be written to in place instead of replaced.
 
-    Raises an error if neither is possible.
+    Raises ``OSError`` if it can be neither written to nor replaced.
     """
     try:
         mode = os.stat(path).st_mode

@@ -20,7 +20,7 @@ _AUTO = "auto"
 
 @click.group()
 def command() -> None:
-    """Attest from inside an SNP guest."""
+    """Request attestation reports from inside an SNP guest."""
 
 
 @command.command(short_help="Request an attestation report.")
@@ -29,7 +29,10 @@ def command() -> None:
     "--output",
     required=True,
     metavar="FILE",
-    help="Write the report here. Use - for standard output, as 'host prove-key' expects.",
+    help=(
+        "File to write the report to. For use with 'snpcerts host prove-key', give -, which is "
+        "standard output."
+    ),
 )
 @click.option(
     "--format",
@@ -38,32 +41,36 @@ def command() -> None:
     default="report",
     show_default=True,
     help=(
-        "What to write: the report alone, or the report and its certificates "
-        "as a tsm-report (application/vnd.veraison.tsm-report+json or +cbor)."
+        "Format of the output: the report alone, or the report and its certificates as a "
+        "tsm-report (application/vnd.veraison.tsm-report+json or +cbor)."
     ),
 )
-@click.option("--table-out", metavar="FILE", help="Write the host's certificate table here.")
+@click.option("--table-out", metavar="FILE", help="File to write the host's certificate table to.")
 @click.option(
     "--report-data",
     metavar="HEX",
     help="Up to 64 bytes of report data, padded with zeros. [default: 64 random bytes]",
 )
 @click.option(
-    "--vmpl", type=click.IntRange(0, 3), help="The report's VMPL. [default: the guest's own]"
+    "--vmpl",
+    type=click.IntRange(0, 3),
+    help=(
+        "VMPL for which to request the report. [default: the VMPL that the guest's kernel runs at]"
+    ),
 )
 @click.option(
     "--key-sel",
     type=click.Choice(["default", "vcek", "vlek"]),
     default="default",
     show_default=True,
-    help="The key that signs; 'default' is the VLEK if one is loaded, otherwise the VCEK.",
+    help="Key that signs the report. 'default' is the VLEK if one is loaded, otherwise the VCEK.",
 )
 @click.option(
     "--via",
     type=click.Choice([_AUTO, "sev-guest", "configfs-tsm"]),
     default=_AUTO,
     show_default=True,
-    help="Which kernel interface to use; 'auto' prefers sev-guest.",
+    help="Kernel interface to use. 'auto' prefers sev-guest.",
 )
 @click.option("--device", default="/dev/sev-guest", show_default=True, metavar="PATH")
 @click.option(
@@ -71,9 +78,9 @@ def command() -> None:
     default="/sys/kernel/config/tsm/report",
     show_default=True,
     metavar="DIR",
-    help="The directory of configfs-tsm.",
+    help="Directory in which configfs-tsm is mounted.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def report(
     output: str,
     form: str,
@@ -89,13 +96,14 @@ def report(
     """Request an attestation report and, with --table-out, its certificates.
 
     The kernel has two interfaces for reports: the device /dev/sev-guest, and configfs-tsm, which
-    serves all kinds of confidential guests. If both exist, the command uses the device, because its
-    errors are more precise.
+    serves all kinds of confidential guests. If both exist, the command uses the device, because the
+    device's errors are more precise.
     """
     data = os.urandom(_SIZE) if report_data is None else _report_data(report_data)
     if output == "-" and (as_json or table_out is not None):
         raise UsageError(
-            "-o - cannot be combined with --json or --table-out", hint="write the report to a file"
+            "'-o -' cannot be combined with --json or --table-out",
+            hint="write the report to a file",
         )
     from snpcerts.abi.guest_message import KeySelect
     from snpcerts.guest.attestation import Interface, Paths, attest
@@ -151,5 +159,5 @@ def report(
 def _report_data(text: str) -> bytes:
     data = hex_bytes("--report-data", text)
     if len(data) > _SIZE:
-        raise UsageError(f"--report-data has {len(data)} bytes; at most {_SIZE} are allowed")
+        raise UsageError(f"--report-data: expected at most {_SIZE} bytes, found {len(data)}")
     return data.ljust(_SIZE, b"\0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses bytes in hexadecimal, as commands print them and as people copy them."""
+"""Parses hexadecimal bytes in the forms in which commands print them and people copy them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _BETWEEN: Final = re.compile(r"[\s:]+")
 
 
 def hex_bytes(option: str, text: str) -> bytes:
-    """Parse the bytes. Accepts a leading ``0x``, blanks and colons between bytes, and any case.
+    """Parse hexadecimal bytes in either case. A leading ``0x``, and blanks or colons between the
+    bytes, are allowed.
 
     Raises :class:`UsageError`, which names the option, for anything else.
     """
@@ -20,4 +21,4 @@ def hex_bytes(option: str, text: str) -> bytes:
     try:
         return bytes.fromhex(bare)
     except ValueError:
-        raise UsageError(f"{option} {text[:80]}: not hexadecimal") from None
+        raise UsageError(f"{option} {text[:80]}: expected bytes in hexadecimal") from None

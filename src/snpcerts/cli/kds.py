@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts kds``: certificates from AMD's key server, through a cache of verified
-certificates.
-"""
+"""``snpcerts kds``: certificates from AMD's key server, and a cache of verified certificates."""
 
 from __future__ import annotations
 
@@ -49,16 +47,17 @@ _Key = tuple[Product, bytes, TcbVersion]
 
 @click.group()
 def command() -> None:
-    """Fetch certificates from AMD's key server, and show what is cached.
+    """Fetch certificates from AMD's key server, and show what the cache holds.
 
-    The cache keeps verified certificates, and snpcerts requests each one only once, because the key
-    server throttles and is sometimes unreachable. Cached certificates are verified again each time.
+    The key server throttles and is sometimes unreachable, so snpcerts keeps verified certificates
+    in a cache and requests each of them only once. Certificates from the cache are verified again
+    at each use.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """The options of every ``fetch`` command."""
+    """The options that all ``fetch`` commands share."""
 
     output: str | None
     server: SourceOptions
@@ -67,7 +66,7 @@ class _Where:
 
     @contextmanager
     def source(self, doing: str) -> Iterator[CertificateSource]:
-        """Open the source. Show progress to a person."""
+        """Open the certificate source, and show progress on standard error while the block runs."""
         anchors = anchors_of(self.server.anchors)
         # Load it before the clock starts, because the reported time is the key server's.
         importlib.import_module("snpcerts.kds.source")
@@ -80,7 +79,9 @@ class _Where:
                 raise
 
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], line: str) -> None:
-        """Write the files to the requested directory, and print their names."""
+        """Write the files to the directory of ``-o``, if given. Print ``line`` and the files'
+        names, or one JSON object.
+        """
         written: dict[str, str] = {}
         if self.output is not None:
             make_directory(self.output)
@@ -96,7 +97,7 @@ class _Where:
 
 
 def _common(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of :class:`_Where`, as its first argument."""
+    """Add the options of :class:`_Where` to a command, which gets them as its first argument."""
 
     @functools.wraps(function)
     @source_options
@@ -105,49 +106,61 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         function(_Where(output, server, refresh, as_json), **options)
 
-    wrapped = click.option("-o", "output", metavar="DIR", help="Also write files into DIR.")(
-        wrapped
+    wrapped = click.option(
+        "-o",
+        "output",
+        metavar="DIR",
+        help="Also write the certificates or the revocation list into DIR, in DER.",
+    )(wrapped)
+    refresh = click.option(
+        "--refresh", is_flag=True, help="Ask the key server even if the cache holds what is wanted."
     )
-    refresh = click.option("--refresh", is_flag=True, help="Request it even if it is in the cache.")
     return refresh(_JSON(wrapped))
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 _PRODUCT = product_option(required=True)
-_VLEK = click.option(
-    "--vlek", is_flag=True, help="Fetch the chain or list for VLEKs instead of VCEKs."
-)
+_VLEK = click.option("--vlek", is_flag=True, help="Fetch for VLEKs instead of VCEKs.")
 
 
 @command.group(short_help="Get certificates or revocation lists.")
 def fetch() -> None:
     """Get certificates or revocation lists from the cache, otherwise from the key server.
 
-    Exit codes: 0 done, 1 refused (it does not verify, or the server answers 404), 2 wrong usage or
-    unreadable input, 3 the server is unreachable or throttles: try again later.
+    Exit codes: 0 done, 1 refused (the answer does not verify, or the server answers 404), 2 wrong
+    usage or unreadable input, 3 the server is unreachable or throttles: try again later.
     """
 
 
 @fetch.command(short_help="Get the VCEK certificate for a chip and a TCB.")
-@product_option("The chip's product.")
-@click.option("--hwid", metavar="HEX", help="The chip ID: 64 bytes, or 8 on Turin.")
+@product_option("Product of the chip.")
+@click.option("--hwid", metavar="HEX", help="Chip ID in hexadecimal: 64 bytes, or 8 on Turin.")
 @click.option(
-    "--tcb", metavar="TCB", help="The reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
+    "--tcb", metavar="TCB", help="Reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
 )
 @click.option(
-    "--report", metavar="FILE", help="Take product, chip ID and TCB from an attestation report."
+    "--report",
+    metavar="FILE",
+    help=(
+        "File with an attestation report, from which to take the product, the chip ID and the TCB."
+    ),
 )
 @_common
 def vcek(
     where: _Where, product: Product | None, hwid: str | None, tcb: str | None, report: str | None
 ) -> None:
-    """Get the VCEK certificate for a chip and a TCB: vcek.der, with ask.der and ark.der."""
+    """Get the VCEK certificate for a chip and a TCB, and the certificates above it. With -o, write
+    vcek.der, ask.der and ark.der.
+    """
     if report is not None:
         if hwid is not None or tcb is not None:
             raise UsageError("--report cannot be combined with --hwid or --tcb")
         candidates = _from_report(report, product)
     elif product is None or hwid is None or tcb is None:
-        raise UsageError("which VCEK?", hint="give --product, --hwid and --tcb, or --report")
+        raise UsageError(
+            "the options do not say which VCEK to fetch",
+            hint="give --report, or all of --product, --hwid and --tcb",
+        )
     else:
         candidates = [(product, _hwid(hwid, product), _tcb(tcb, product))]
     products = " or ".join(chip.value for chip, _, _ in candidates)
@@ -172,7 +185,9 @@ def vcek(
 @_VLEK
 @_common
 def chain(where: _Where, product: Product, vlek: bool) -> None:
-    """Get the certificates above the leaf: ask.der (or asvk.der) and ark.der."""
+    """Get the certificates above the leaf. With -o, write ask.der (with --vlek, asvk.der) and
+    ark.der.
+    """
     kind, label = _kind(vlek), "ASVK" if vlek else "ASK"
     with where.source(f"fetching the {label} and ARK of {product.value}") as source:
         intermediate, root = source.chain(product, kind, refresh=where.refresh)
@@ -188,7 +203,7 @@ def chain(where: _Where, product: Product, vlek: bool) -> None:
 @_VLEK
 @_common
 def crl(where: _Where, product: Product, vlek: bool) -> None:
-    """Get the ARK's revocation list: crl.der."""
+    """Get the ARK's revocation list. With -o, write crl.der."""
     from snpcerts.endorsement.crl import load_crl
 
     kind = _kind(vlek)
@@ -214,9 +229,10 @@ def crl(where: _Where, product: Product, vlek: bool) -> None:
 @ANCHOR
 @_JSON
 def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
-    """Show what is cached, how long it is valid, and whether it verifies.
+    """Show which files are in the cache, how long each is valid, and whether it verifies.
 
-    Exit codes: 0 everything verifies, 1 a file does not verify, 2 wrong usage or not a directory.
+    Exit codes: 0 everything verifies, 1 a file does not verify, 2 wrong usage or the cache is not a
+    directory.
     """
     from snpcerts.kds.inventory import inventory
     from snpcerts.kds.store import Store
@@ -224,7 +240,8 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     where = cache_directory(cache)
     if where.exists() and not where.is_dir():
         raise InputError(
-            f"{where}: not a directory", hint="give the directory of the cache with --cache"
+            f"{where}: expected a directory, found none",
+            hint="name the cache's directory with --cache",
         )
     found = inventory(Store(where), anchors_of(anchors), datetime.now(UTC))
     if as_json:
@@ -243,9 +260,9 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
 def _first_of(
     source: CertificateSource, candidates: Sequence[_Key], *, refresh: bool
 ) -> tuple[Endorsement, _Key]:
-    """Return the VCEK for the first of these products that has one on the key server.
+    """Return the certificates for the first candidate for which the key server has a VCEK.
 
-    It must be below a trusted root.
+    If some candidates are for products with a trusted root, only these are tried.
     """
     from snpcerts.kds.errors import KdsNotFoundError
 
@@ -260,9 +277,10 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Return the products that a report may come from. A version 2 report does not name its own.
+    """Return product, chip ID and TCB for each product that the report may come from.
 
-    As with 'verify --fetch', these are the products whose TCB layout fits the report.
+    A version 2 report does not name its product, so all products whose TCB layout fits are
+    returned, as for 'verify --fetch'.
     """
     from snpcerts.abi.report import SigningKey
 
@@ -271,24 +289,28 @@ def _from_report(path: str, product: Product | None) -> list[_Key]:
     if product is not None:
         if report.product not in (None, product):
             said = "" if report.product is None else report.product.value
-            raise UsageError(f"{path}: this report is for {said}", hint="omit --product")
+            raise UsageError(
+                f"{path}: expected a report for {product.value}, found a report for {said}",
+                hint="omit --product, or give the report's product",
+            )
         products = (product,)
     if not products:
         raise UsageError(
-            f"{path}: the report does not say which product it is for", hint="give --product"
+            f"{path}: the report does not say which product it is for",
+            hint="name the product with --product",
         )
     if report.signing_key is not SigningKey.VCEK:
         raise InputError(
-            f"{path}: the report was not signed by a VCEK",
-            hint="a VLEK's certificate comes from the cloud provider, not from the key server",
+            f"{path}: expected a report signed by a VCEK, found a report signed by another key",
+            hint="if a VLEK signed the report, get the VLEK's certificate from the cloud provider",
         )
     if report.chip_id_masked:
         raise InputError(
             (
-                f"{path}: the report hides its chip ID (MASK_CHIP_ID), so it does not say which "
-                "chip's VCEK signed it"
+                f"{path}: the report hides its chip ID (MASK_CHIP_ID), so the report does not say "
+                "which chip's VCEK signed it"
             ),
-            hint="give --hwid, --tcb and --product; the host's operator knows the chip",
+            hint="give --hwid, --tcb and --product; the host's operator knows the chip ID",
         )
     found: list[_Key] = []
     unfit: list[FormatError] = []
@@ -311,7 +333,9 @@ def _kind(vlek: bool) -> VekKind:
 
 
 def _hwid(text: str, product: Product) -> bytes:
-    """Parse the chip ID. For Turin, also accept it with the zeros that follow it in a report."""
+    """Parse a chip ID. For products with a shorter one, also accept the 64 bytes of a report's
+    field, whose other bytes are zero.
+    """
     data = hex_bytes("--hwid", text)
     if len(data) == CHIP_ID_SIZE and not any(data[product.hwid_size :]):
         return hwid_of_chip_id(data, product)
@@ -341,7 +365,9 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Print on standard error what takes longer than a second and what it waits for."""
+    """Print on standard error what is being done, if it takes longer than a second, and what it
+    waits for.
+    """
     if shows_progress():
         from rich.console import Console
         from rich.text import Text

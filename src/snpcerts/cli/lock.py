@@ -13,7 +13,7 @@ from snpcerts.cli.say import say, say_line
 @click.option(
     "--shared",
     is_flag=True,
-    help="Take the shared lock, as a VMM does, instead of an update's exclusive lock.",
+    help="Take the shared lock, as a VMM does, instead of the exclusive lock, as an update does.",
 )
 @click.option(
     "--seconds", type=click.FloatRange(min=0), metavar="N", help="Release the lock after N seconds."
@@ -21,9 +21,8 @@ from snpcerts.cli.say import say, say_line
 def command(file: str, shared: bool, seconds: float | None) -> None:
     """Hold the lock on a certificate FILE until interrupted.
 
-    While the exclusive lock is held, guests that ask for certificates get BUSY
-    and try again. If another process holds the lock, the command fails at once
-    and names that process.
+    While the command holds the exclusive lock, guests that request certificates get BUSY and try
+    again. If another process holds the lock, the command fails at once and names that process.
     """
     from snpcerts.certfile.hold import hold
 

@@ -26,16 +26,19 @@ from snpcerts.printable import printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("table", "Build, show and extract certificate tables."),
-    "verify": ("verify", "Verify an attestation report with its certificates."),
-    "policy": ("policy_commands", "Write policies from AMD's security bulletins."),
-    "host": ("host", "Keep an SNP host's certificate files in step with its firmware."),
-    "report": ("report", "Print an attestation report in readable form."),
+    "verify": ("verify", "Verify attestation reports with their certificates."),
+    "policy": (
+        "policy_commands",
+        "Write policies from AMD's security bulletins, and reference values from policies.",
+    ),
+    "host": ("host", "Keep an SNP host's certificate files matched to its firmware's signing key."),
+    "report": ("report", "Print attestation reports in readable form."),
     "lock": ("lock", "Hold a certificate file's lock, as an update does."),
     "kds": ("kds", "Fetch certificates from AMD's key server; keep only what verifies."),
     "mirror": ("mirror", "Mirror AMD's key server for a fleet of hosts."),
-    "run": ("run", "Run a VMM so that its SNP guests get certificates."),
-    "guest": ("guest", "Attest from inside an SNP guest."),
-    "emulate": ("emulate", "Run programs on an emulated SNP platform, unmodified."),
+    "run": ("run", "Run an unmodified VMM, and give its SNP guests certificates."),
+    "guest": ("guest", "Request attestation reports from inside an SNP guest."),
+    "emulate": ("emulate", "Run unmodified programs on an emulated SNP platform."),
     "conformance": ("conformance", "Test how a VMM serves certificates to its guests."),
     "demo": ("demo", "Watch guests, firmware and updates work together, without SNP hardware."),
 }
@@ -77,7 +80,7 @@ class _LateGroup(click.Group):
 )
 @click.version_option(__version__, "-v", "--version", prog_name="snpcerts")
 def cli() -> None:
-    """Give SEV-SNP guests the certificates that match the key that signs their reports."""
+    """Give SEV-SNP guests certificates that match the key that signs their reports."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts policy``: policies for ``snpcerts verify --policy``."""
+"""``snpcerts policy``: policies for ``snpcerts verify --policy``, and reference values for other
+verifiers.
+"""
 
 from __future__ import annotations
 
@@ -32,28 +34,30 @@ def command() -> None:
     "names",
     multiple=True,
     metavar="NAME",
-    help="A bulletin such as AMD-SB-3023, or an attack such as EntrySign. [default: all]",
+    help=(
+        "Bulletin, such as AMD-SB-3023, or attack, such as EntrySign, whose fixes to "
+        "require. May be given several times. [default: all bulletins]"
+    ),
 )
 @click.option(
     "--product",
     "products",
     multiple=True,
     type=ProductName(),
-    help="A product to accept; several may be given. [default: all]",
+    help="Product to accept. May be given several times. [default: all products]",
 )
 @click.option(
-    "--unconfirmed", is_flag=True, help="Also require values that only one public source gives."
+    "--unconfirmed", is_flag=True, help="Also require values that only one public source confirms."
 )
 def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool) -> None:
     """Print a policy that requires the fixes of security bulletins.
 
-    The policy has the products that it accepts, a floor for each processor, and the
-    bits that show a mitigation. Redirect it to a file, add report_data and
-    measurements, and give it to 'snpcerts verify --policy'. A processor without a
-    floor is refused.
+    The policy lists the accepted products, a floor for each processor, and the report bits that
+    show a mitigation. It refuses processors without a floor. Redirect the policy to a file, add
+    report_data and measurements, and pass the file to 'snpcerts verify --policy'.
 
-    Without --bulletin, the policy requires all bulletins that every named product can meet, and
-    accepts products that only AMD-SB-3045 refuses.
+    Without --bulletin, the policy requires the fixes of all bulletins that every named product can
+    meet. It also accepts products that only AMD-SB-3045 refuses.
     """
     from snpcerts.verify.bulletins import bulletin_data, policy_text
 
@@ -71,9 +75,11 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
 
 
 @command.command(short_help="List the bulletins, their values and their sources.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def bulletins(as_json: bool) -> None:
-    """List the bulletins, their values, and the public sources of each value."""
+    """List AMD's security bulletins, the values that they require, and the public sources of each
+    value.
+    """
     from snpcerts.verify.bulletins import bulletin_data
 
     data = bulletin_data()
@@ -146,14 +152,17 @@ def _reference_options(function: Any) -> Any:
             "--product",
             "keyword",
             type=click.Choice([product.keyword for product in Product], case_sensitive=False),
-            help="The product whose floor to write, if the policy has floors for several.",
+            help=(
+                "Product whose floor to write. Needed only if the policy has floors for "
+                "several products."
+            ),
         ),
         click.option(
             "-o",
             "--output",
             metavar="FILE",
             required=True,
-            help="File to write; - is standard output.",
+            help="File to write the reference values to; - is standard output.",
         ),
         click.argument("policy"),
     ):
@@ -164,10 +173,10 @@ def _reference_options(function: Any) -> Any:
 @command.command()
 @_reference_options
 def rvps(policy: str, output: str, keyword: str | None) -> None:
-    """Write a policy's reference values for Trustee's RVPS.
+    """Write a policy's reference values in the form that Trustee's RVPS takes.
 
-    The file is a message of type 'sample' for 'rvps-tool register'. It uses the names of Trustee's
-    default policy. The command names the demands that the file cannot carry on standard error.
+    The file is a message of type 'sample' for 'rvps-tool register', with the names that Trustee's
+    default policy uses. Standard error lists the policy's demands that the file cannot express.
     """
     from snpcerts.verify.reference_values import rvps_message
 
@@ -179,8 +188,8 @@ def rvps(policy: str, output: str, keyword: str | None) -> None:
 def corim(policy: str, output: str, keyword: str | None) -> None:
     """Write a policy's reference values as a CoRIM with AMD's SEV-SNP profile.
 
-    The file is an unsigned CoRIM for Veraison. The policy must name measurements. The command names
-    the demands that a CoRIM cannot carry on standard error.
+    The file is an unsigned CoRIM for Veraison. The policy must list measurements. Standard error
+    lists the policy's demands that a CoRIM cannot express.
     """
     from snpcerts.verify.reference_values import corim as corim_of
 
@@ -199,7 +208,7 @@ def _product(keyword: str | None) -> Product | None:
 
 def _write_values(values: ReferenceValues, output: str) -> None:
     if values.left_out:
-        say(f"snpcerts: the file cannot carry: {', '.join(values.left_out)}", err=True)
+        say(f"snpcerts: the file cannot express: {', '.join(values.left_out)}", err=True)
     if output == "-":
         sys.stdout.buffer.write(values.data)
     else:

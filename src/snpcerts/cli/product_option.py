@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``--product`` option."""
+"""Declares the option ``--product``, and parses the names of products and processors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ _CHOICE = click.Choice(
 
 
 class ProductName(click.ParamType[str]):
-    """A product in any case, its name in certificates (Milan-B0), or a processor's market name."""
+    """The name of a product or processor, in either case: milan, Milan-B0 as in certificates, or
+    Bergamo.
+    """
 
     name = "product"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        """Return the list of products for the help."""
+        """Return the names of the products, for the help."""
         return _CHOICE.get_metavar(param, ctx)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the product's keyword. As on the key server, Bergamo and Siena count as Genoa."""
+        """Return the keyword of the product that ``value`` names. Bergamo and Siena count as Genoa,
+        as on the key server.
+        """
         word = value.strip().lower()
         processor = PROCESSORS.get(word.replace(" ", "-").replace("_", "-"))
         if processor is not None:
@@ -44,7 +48,7 @@ class ProductName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the products for completion."""
+        """Return the product names that complete ``incomplete``."""
         return _CHOICE.shell_complete(ctx, param, incomplete)
 
 
@@ -52,7 +56,9 @@ _NAME = ProductName()
 
 
 def product_option(text: str | None = None, *, required: bool = False) -> Callable[..., Any]:
-    """Make a ``--product`` option. Its value is a :class:`Product`, or None if it is not given."""
+    """Make a ``--product`` option, whose help is ``text``. Its value is a :class:`Product`, or None
+    if the option is not given.
+    """
     return click.option("--product", type=_NAME, callback=_product, required=required, help=text)
 
 

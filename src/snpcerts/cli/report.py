@@ -13,18 +13,18 @@ from snpcerts.cli.say import present, say
 
 @click.group()
 def command() -> None:
-    """Print attestation reports. These commands verify nothing."""
+    """Print attestation reports, without verifying them."""
 
 
 @command.command()
 @click.argument("report")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def show(report: str, as_json: bool) -> None:
-    """Show every field of a report and explain its bits.
+    """Show every field of a report, and explain its bits.
 
-    REPORT is a report of 1184 bytes, with or without a certificate table behind it, a protocol
-    buffer of go-sev-guest, or the HCL report of an Azure VM. The fields are unverified claims: see
-    'snpcerts verify'.
+    REPORT is a file with a report of 1184 bytes, which a certificate table may follow, a protocol
+    buffer of go-sev-guest, or the HCL report of an Azure VM. The command does not verify the
+    fields; 'snpcerts verify' does.
     """
     from snpcerts.verify.explain import explain, explained_json
 

@@ -26,7 +26,10 @@ from snpcerts.vmm import preload
     type=click.IntRange(0, preload.MAX_TIMEOUT),
     default=preload.DEFAULT_TIMEOUT,
     show_default=True,
-    help="Milliseconds that a vCPU waits for an update before its guest gets BUSY.",
+    help=(
+        "Milliseconds that a vCPU waits for an update of the file to end before its guest "
+        "gets BUSY."
+    ),
 )
 @click.option(
     "--print-environment",
@@ -39,22 +42,20 @@ def command(
 ) -> None:
     """Run PROGRAM, a VMM such as QEMU, and give its SNP guests certificates.
 
-    A library preloaded into PROGRAM answers KVM's requests for certificates. It does nothing for
-    VMs that are not SNP, or in VMMs that serve certificates themselves. 'snpcerts run' refuses
-    programs that cannot load the library, such as static ones.
+    The command preloads a library into PROGRAM, which answers KVM's requests for certificates. The
+    library does nothing for VMs that are not SNP guests, and nothing in VMMs that serve
+    certificates themselves. The command refuses programs that cannot load the library, such as
+    statically linked ones.
     """
     if print_environment == bool(program):
-        raise UsageError("give either a PROGRAM or --print-environment")
+        raise UsageError("expected either a PROGRAM or --print-environment")
     if print_environment:
         environment = preload.environment(certs_filename, certs_timeout, {})
         for name, value in environment.items():
             if not value.isprintable():
                 raise UsageError(
-                    (
-                        f"the value of {name} would be {value!r}, which contains unprintable "
-                        "characters"
-                    ),
-                    hint="use a path without unprintable characters",
+                    (f"expected only printable characters in the value of {name}, found {value!r}"),
+                    hint="use a path that has only printable characters",
                 )
         for name, value in environment.items():
             say(f"{name}={value}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints text for people, escaped so that untrusted text cannot harm a terminal or log."""
+"""Prints text for people, and escapes it so that untrusted text cannot harm a terminal or log."""
 
 from __future__ import annotations
 
@@ -52,18 +52,19 @@ _HANG: Final = 2
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print one or more lines to standard output or error, unchanged.
+    """Print one or more lines unchanged, to standard output or, with ``err``, to standard error.
 
-    This keeps line breaks. Untrusted text that may contain a line break must go through
+    Line breaks stay. Pass untrusted text, which may contain a line break, through
     :func:`snpcerts.printable.printable` first.
     """
     click.echo(printable_lines(str(text)), err=err)
 
 
 def present(text: object = "", *, err: bool = False) -> None:
-    """Print text for people: on a terminal, colour its states and wrap it to the width.
+    """Print text for people. On a terminal, colour words such as "verified", and wrap to the
+    terminal's width.
 
-    Elsewhere it prints as :func:`say` does, so that pipes and logs get plain, whole lines.
+    Elsewhere, print as :func:`say` does, so that pipes and logs get plain, whole lines.
     """
     stream = sys.stderr if err else sys.stdout
     if not stream.isatty():
@@ -91,7 +92,8 @@ def _show_line(console: Console, line: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """Wrap ``line`` between words. Indent the following lines to the text after its labels.
+    """Wrap ``line`` between words, and indent the new lines to the column of the text after the
+    label.
 
     A word that is too long for any line (a measurement) stays whole.
     """
@@ -120,8 +122,8 @@ def shows_progress() -> bool:
 
 
 def say_line(text: object, *, err: bool = False) -> None:
-    """Print as :func:`present` does, but on one line.
+    """Print as :func:`present` does, with line breaks escaped so that the text stays on one line.
 
-    Untrusted text in it, such as a file's name, cannot change that.
+    Untrusted text, such as a file's name, therefore cannot begin a line of its own.
     """
     present(printable(str(text)), err=err)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handles signals for commands that must first clean up processes or directories."""
+"""Handles signals for commands that must clean up processes or directories before they end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class EndedBySignalError(BaseException):
     """A signal asked the command to end.
 
-    This is not a failure, so ``except Exception`` does not catch it.
+    Being no failure, it is not an ``Exception``, so ``except Exception`` does not catch it.
     """
 
     def __init__(self, number: int) -> None:
@@ -26,10 +26,10 @@ class EndedBySignalError(BaseException):
 
 @contextlib.contextmanager
 def ends_cleanly() -> Iterator[None]:
-    """Leave the block at the first signal that would end the command. Ignore later ones.
+    """Leave the block at the first signal that would end the command, and ignore later signals.
 
-    Signals that were already ignored (nohup) stay ignored. Outside the main thread this does
-    nothing.
+    Signals that were already ignored (as under nohup) stay ignored. Outside the main thread, this
+    context manager does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options for a command's certificate source, and the only code that opens one."""
+"""The options that select a command's certificate source, and the code that opens the source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 def _cache(default: str) -> Callable[..., Any]:
     return click.option(
-        "--cache", metavar="DIR", help=f"Directory of the cache. [default: {default}]"
+        "--cache",
+        metavar="DIR",
+        help=f"Directory of the cache of verified certificates. [default: {default}]",
     )
 
 
@@ -36,7 +38,7 @@ ANCHOR = click.option(
     "anchors",
     metavar="FILE",
     multiple=True,
-    help="Trust this root (ARK) instead of AMD's. May be given several times.",
+    help="File with a root (ARK) to trust instead of AMD's roots. May be given several times.",
 )
 _TIMEOUT = click.option(
     "--timeout",
@@ -44,19 +46,27 @@ _TIMEOUT = click.option(
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to try, including the waits that the key server requires.",
+    help=(
+        "Time limit for getting a certificate, in seconds, including the waits that the key "
+        "server requires."
+    ),
 )
-_KDS = click.option("--kds", "url", metavar="URL", help="Key server or mirror. [default: AMD's]")
+_KDS = click.option(
+    "--kds",
+    "url",
+    metavar="URL",
+    help="URL of the key server or mirror. [default: AMD's key server]",
+)
 _OFFLINE = click.option(
-    "--offline", is_flag=True, help="Use only the cache, and contact no key server."
+    "--offline", is_flag=True, help="Use only the cache, and send no request to a key server."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The options as given. None, False or () means that an option was not given.
+    """The values of these options. None, False or () means that an option was not given.
 
-    ``timeout`` is in seconds. None means the default of the key server's client.
+    ``timeout`` is in seconds. None means the key server client's default.
     """
 
     url: str | None
@@ -71,9 +81,10 @@ class SourceOptions:
         anchors: Sequence[Anchor],
         notice: Callable[[str], None] | None = None,
     ) -> Iterator[CertificateSource]:
-        """Open the source.
+        """Open the certificate source that the options select, and close it after the block.
 
-        ``notice`` is called with what it waits for. The default prints it to standard error.
+        When the source waits, it calls ``notice`` with the reason. The default prints the reason to
+        standard error.
         """
         from snpcerts.kds.source import open_certificate_source
 
@@ -93,12 +104,14 @@ class SourceOptions:
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command these options, as one :class:`SourceOptions` named ``server``."""
+    """Add these options to a command, which gets them as one :class:`SourceOptions` named
+    ``server``.
+    """
     return _with_source(function, (_KDS, CACHE, _OFFLINE, _TIMEOUT, ANCHOR))
 
 
 def source_options_of_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the same options except ``--timeout``.
+    """Add these options except ``--timeout`` to a command, as :func:`source_options` does.
 
     Host commands use ``--timeout`` for other waits.
     """
@@ -129,7 +142,9 @@ def _with_source(
 
 
 def cache_directory(given: str | None) -> Path:
-    """Return the named cache or the default: the host's cache for root, otherwise the user's."""
+    """Return the cache directory: ``given`` or, if that is None, the host's for root and the user's
+    for others.
+    """
     if given is not None:
         return Path(given)
     if os.geteuid() == 0:
@@ -140,9 +155,10 @@ def cache_directory(given: str | None) -> Path:
 
 
 def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
-    """Read the roots in these files, each as an anchor and as the file's content.
+    """Read the roots (ARKs) in these files. Return each as an anchor and as the certificate's
+    bytes.
 
-    Raises :class:`InputError`, which names the file, if one is not an ARK.
+    Raises :class:`InputError`, which names the file, if a file holds no ARK.
     """
     from snpcerts.endorsement.anchors import anchor_from_certificate
     from snpcerts.endorsement.certificate import load_certificate
@@ -159,8 +175,8 @@ def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
 
 
 def _root_of_chain(data: bytes) -> bytes:
-    """Return the ARK in a file like AMD's cert_chain: PEM, with one ARK and otherwise ASKs or
-    ASVKs. Return ``data`` for any other file: what came with evidence is no anchor.
+    """Return the ARK if ``data`` is PEM with one ARK and only ASKs or ASVKs besides, like AMD's
+    cert_chain. Otherwise return ``data``, because a root that came with evidence is no anchor.
     """
     from snpcerts.endorsement.bundle import read_bundle
     from snpcerts.endorsement.ca_name import CaRole
@@ -176,7 +192,7 @@ def _root_of_chain(data: bytes) -> bytes:
 
 
 def anchors_of(paths: Sequence[str]) -> tuple[Anchor, ...]:
-    """Read the anchors in these files. Return AMD's if no file is given.
+    """Read the anchors in these files. Without a file, return the anchors for AMD's roots.
 
     Raises the same errors as :func:`trusted_roots`.
     """

@@ -27,19 +27,21 @@ _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 def command() -> None:
     """Build, show and extract certificate tables.
 
-    A host gives its guests a certificate table with an attestation report. The
-    table holds GUIDs, offsets and lengths, then the certificates, in the layout
-    of the GHCB specification.
+    A guest gets a certificate table from its host together with an attestation report. The table
+    begins with GUIDs, offsets and lengths, and the certificates follow, as the GHCB specification
+    lays down.
     """
 
 
 @command.command()
 @click.option("-o", "--output", required=True, metavar="FILE", help="File to write the table to.")
-@click.option("--vcek", metavar="F", help="VCEK certificate.")
-@click.option("--vlek", metavar="F", help="VLEK certificate.")
-@click.option("--ask", metavar="F", help="ASK certificate, or the ASVK with a VLEK.")
-@click.option("--ark", metavar="F", help="ARK certificate.")
-@click.option("--crl", metavar="F", help="Certificate revocation list.")
+@click.option("--vcek", metavar="F", help="File with the VCEK certificate.")
+@click.option("--vlek", metavar="F", help="File with the VLEK certificate.")
+@click.option(
+    "--ask", metavar="F", help="File with the ASK certificate or, for a VLEK, the ASVK certificate."
+)
+@click.option("--ark", metavar="F", help="File with the ARK certificate.")
+@click.option("--crl", metavar="F", help="File with the certificate revocation list (CRL).")
 @click.option(
     "--chain",
     metavar="F",
@@ -53,14 +55,22 @@ def command() -> None:
     "entries",
     multiple=True,
     metavar="GUID=F",
-    help="Add an entry that holds the file's bytes unchanged. May be given several times.",
+    help=(
+        "Add an entry with this GUID, which holds FILE's bytes unchanged. May be given "
+        "several times."
+    ),
 )
 @click.option(
     "--force",
     is_flag=True,
-    help="Build a table that no verifier could use; replace FILE even if it is not a table.",
+    help=(
+        "Build the table even if no verifier could use it, and replace the output file even "
+        "if it is not a table."
+    ),
 )
-@click.option("--oversize", is_flag=True, help="Allow more than a Linux guest can fetch (16 KiB).")
+@click.option(
+    "--oversize", is_flag=True, help="Allow a table larger than a Linux guest can fetch (16 KiB)."
+)
 def build(
     output: str,
     entries: tuple[str, ...],
@@ -71,22 +81,25 @@ def build(
 ) -> None:
     """Build a certificate table from certificates in DER or PEM.
 
-    The table holds DER. The command replaces FILE under its lock, so VMMs can serve it at the same
-    time. It refuses certificates that no verifier could use together, such as swapped ASK and ARK
-    certificates.
+    The table's certificates are in DER. The command replaces FILE while it holds the file's lock,
+    so VMMs can serve FILE at the same time. It refuses certificates that no verifier could use
+    together, such as swapped ASK and ARK certificates.
     """
     found = _certificates(slots, chain, force)
     parts = [TableEntry(_GUIDS[slot], found[slot]) for slot in _SLOTS if slot in found]
     parts += [_entry(text) for text in entries]
     if not parts:
-        raise UsageError("the table would have no entries", hint="give --vcek, --ask, --ark ...")
+        raise UsageError(
+            "no certificate for the table was given",
+            hint="give at least one of --vcek, --vlek, --ask, --ark, --crl, --chain and --entry",
+        )
     table = CertTable(tuple(parts))
     data = table.encode()
     if len(data) > cert_table.LINUX_GUEST_LIMIT and not oversize:
         raise RefusedError(
-            f"the table would have {len(data)} bytes; a Linux guest fetches at most "
-            f"{cert_table.LINUX_GUEST_LIMIT}",
-            hint="omit entries, or give --oversize",
+            f"the table would have {len(data)} bytes, but a Linux guest fetches at most "
+            f"{cert_table.LINUX_GUEST_LIMIT} bytes",
+            hint="omit an entry, or allow the size with --oversize",
         )
     from snpcerts.certfile.file import CertFile
 
@@ -96,8 +109,10 @@ def build(
 
 @command.command()
 @click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--lenient", is_flag=True, help="Show the readable entries of a malformed table.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option(
+    "--lenient", is_flag=True, help="Also accept a malformed table, and show its readable entries."
+)
 def show(file: str, as_json: bool, lenient: bool) -> None:
     """List the entries of a certificate table."""
     data = read_input(file)
@@ -119,7 +134,8 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
             present(f"  problem: {problem}", err=True)
     if problems:
         raise InputError(
-            f"{file}: malformed table, {len(problems)} problem(s); only readable entries are shown"
+            f"{file}: the table is malformed ({len(problems)} problems); only its readable "
+            "entries are shown"
         )
 
 
@@ -131,11 +147,11 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
     type=click.Choice(["der", "pem"]),
     default="der",
     show_default=True,
-    help="Encoding of the files written.",
+    help="Encoding in which to write certificates and revocation lists.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def extract(file: str, directory: str, encoding: str, as_json: bool) -> None:
-    """Write a table's entries into a directory, one file each.
+    """Write each entry of a table to its own file in a directory.
 
     Certificates and CRLs are written in the chosen encoding. An entry with an unknown GUID is
     written unchanged, to a file named after the GUID.
@@ -162,7 +178,8 @@ def _decode(file: str, data: bytes) -> CertTable:
         if (wrong := not_a_table(data)) is not None:
             raise InputError(f"{file}: {wrong.message}") from None
         raise InputError(
-            f"{file}: {error.message}", hint="'table show --lenient' shows the readable entries"
+            f"{file}: {error.message}",
+            hint="see the readable entries with 'snpcerts table show --lenient'",
         ) from None
     return table
 
@@ -170,9 +187,9 @@ def _decode(file: str, data: bytes) -> CertTable:
 def _certificates(
     slots: Mapping[str, str | None], chain: str | None, force: bool
 ) -> dict[str, bytes]:
-    """Return DER by slot.
+    """Return the certificates that the options name, in DER, by slot.
 
-    Raises an error if a file is not a certificate, does not fit its slot, or would be useless to a
+    Raises an error if a file holds no certificate, does not fit its slot, or is useless to a
     verifier.
     """
     from snpcerts.endorsement.table_certificates import (
@@ -203,7 +220,8 @@ def _certificates(
     if reasons and not force:
         said = "; ".join(map(str, reasons))
         raise RefusedError(
-            f"no verifier could use this table: {said}", hint="--force builds it anyway"
+            f"no verifier could use a table with these certificates: {said}",
+            hint="correct the options, or build the table anyway with --force",
         )
     return found
 
@@ -233,9 +251,9 @@ def _output(file: str, table: CertTable, entry: TableEntry, encoding: str) -> tu
 
 
 def _file_name(table: CertTable, entry: TableEntry) -> str:
-    """Return the name of the file.
+    """Return the name of the file for an entry, without its extension.
 
-    ASK and ASVK share a GUID. A table with a VLEK and no VCEK has an ASVK.
+    ASK and ASVK share one GUID, which means the ASVK in a table with a VLEK and no VCEK.
     """
     if entry.guid == cert_table.ASK_GUID:
         has_vlek = table.get(cert_table.VLEK_GUID) is not None

@@ -25,75 +25,102 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("evidence", nargs=-1, required=True)
-@click.option("--table", metavar="FILE", help="Certificate table that came with the report.")
+@click.option(
+    "--table", metavar="FILE", help="File with the certificate table that came with the report."
+)
 @click.option(
     "--certs",
     metavar="DIR",
     help=(
-        "Directory with the certificates (vcek or vlek, ask or asvk, ark, "
-        "cert_chain) and the CRL (crl), as .der or .pem files."
+        "Directory with certificates and revocation lists (CRLs), in DER or PEM, or one such file."
     ),
 )
-@click.option("--fetch", is_flag=True, help="Ask AMD's key server for what is missing.")
+@click.option(
+    "--fetch",
+    is_flag=True,
+    help="Request missing certificates and revocation lists from AMD's key server.",
+)
 @source_options
 @click.option(
     "--order",
     metavar="NAMES",
     default=ORDER,
     show_default=True,
-    help="The order in which sources are tried.",
+    help="Order in which to try the sources of certificates: the table, --certs, the key server.",
 )
 @click.option(
     "--at",
     metavar="TIME",
-    help="Time at which the certificates must be valid (RFC 3339). [default: now]",
+    help=(
+        "Time at which the certificates must be valid, as in 2026-01-31T12:00:00Z (RFC "
+        "3339). [default: now]"
+    ),
 )
 @click.option(
     "--crl",
     multiple=True,
     metavar="KIND=FILE",
     help=(
-        "Revocation list for vcek or vlek leaves. With KIND=, a list for that "
-        "kind is also required. Without KIND=, the list adds revocations, but "
-        "does not satisfy that requirement."
+        "File with a revocation list (CRL) for VCEKs (KIND is vcek) or VLEKs (vlek). Reports of "
+        "that kind are then refused unless such a list is current. Without KIND=, the list only "
+        "adds revocations."
     ),
 )
 @click.option(
     "--require-crl",
     is_flag=True,
-    help="Refuse reports unless a source other than the host supplies a current revocation list.",
+    help=(
+        "Refuse reports unless a source other than the host supplies a current revocation "
+        "list (CRL)."
+    ),
 )
 @click.option(
     "--max-crl-age",
     metavar="AGE",
     help=(
-        "Refuse a list that was fetched from the key server longer ago than "
-        "this: 90m, 12h, 7d. [default: 1d with --fetch or --kds, otherwise any "
-        "age]"
+        "Refuse a revocation list (CRL) that was fetched from the key server longer ago than "
+        "AGE: 90m, 12h, 7d. [default: 1d with --fetch or --kds, otherwise any age]"
     ),
 )
-@click.option("--ignore-crl", is_flag=True, help="Ignore all revocation lists.")
-@click.option("--policy", metavar="FILE", help="TOML file with requirements on reports.")
-@click.option("--report-data", metavar="HEX", help="Required REPORT_DATA, padded with zeros.")
-@click.option("--user-data", metavar="HEX", help="Required user data in an HCL report.")
+@click.option("--ignore-crl", is_flag=True, help="Ignore all revocation lists (CRLs).")
+@click.option("--policy", metavar="FILE", help="TOML file with the policy that reports must meet.")
+@click.option(
+    "--report-data",
+    metavar="HEX",
+    help=(
+        "Report data that the report must carry: up to 64 bytes in hexadecimal, padded with zeros."
+    ),
+)
+@click.option(
+    "--user-data",
+    metavar="HEX",
+    help="User data that the runtime data of an HCL report must carry, in hexadecimal.",
+)
 @click.option(
     "--measurement",
     multiple=True,
     metavar="HEX",
-    help="Accepted launch measurement. May be given several times.",
+    help="Launch measurement to accept, in hexadecimal. May be given several times.",
 )
-@click.option("--host-data", metavar="HEX", help="Required HOST_DATA.")
+@click.option(
+    "--host-data",
+    metavar="HEX",
+    help="HOST_DATA that the report must carry: 32 bytes in hexadecimal.",
+)
 @click.option(
     "--vmpl",
     multiple=True,
     type=click.IntRange(0, 3),
-    help="Accepted VMPL. May be given several times.",
+    help="VMPL to accept. May be given several times.",
 )
 @click.option(
     "--min-tcb",
     multiple=True,
     metavar="PRODUCT:bl=N,...",
-    help="Lowest reported TCB, with every component: milan:bl=4,tee=0,snp=24,ucode=219.",
+    help=(
+        "Lowest reported TCB to accept for a product, with every component, as in "
+        "milan:bl=4,tee=0,snp=24,ucode=219. May be given once for each product."
+    ),
 )
 @click.option("--allow-debug", is_flag=True, help="Accept guests that can be debugged.")
 @click.option(
@@ -102,21 +129,37 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="Number of processes that share the work of a thousand or more reports.",
+    help=(
+        "Number of processes that share the work. Takes effect only for a thousand or more reports."
+    ),
 )
 @click.option(
-    "--explain", is_flag=True, help="Name the attacks and bulletins behind each failed check."
+    "--explain",
+    is_flag=True,
+    help="For each failed check, name the attacks and bulletins behind the rule.",
 )
 @click.option(
     "--ear",
     metavar="FILE",
-    help="Write the verdict on a single report to FILE as an EAR, a signed JWT; - is standard "
-    "output.",
+    help=(
+        "Also write the verdict on the only report to FILE as an EAR, a signed JWT; - is "
+        "standard output, instead of the verdict."
+    ),
 )
 @click.option(
-    "--ear-key", metavar="FILE", help="Private key for --ear: EC P-256, in PEM, without a password."
+    "--ear-key",
+    metavar="FILE",
+    help=(
+        "File with the private key that signs the EAR of --ear: EC P-256, in PEM, without a "
+        "password."
+    ),
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also list what was not checked.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Also list the checks that were not made because nothing asked for them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")
 def command(
     evidence: tuple[str, ...],
@@ -138,17 +181,18 @@ def command(
 ) -> None:
     """Verify attestation reports with their certificates.
 
-    EVIDENCE is a report of 1184 bytes, a report with its certificate table right
-    behind it (or beside it: x.bin and x.table, outblob and auxblob), a protocol
-    buffer of go-sev-guest, the HCL report of an Azure VM, or a directory of these.
+    EVIDENCE is a file or a directory of files. A file holds a report of 1184 bytes, which its
+    certificate table may follow, a protocol buffer of go-sev-guest, or the HCL report of an Azure
+    VM. The table may also be in a second file beside the report's: x.bin and x.table, or outblob
+    and auxblob.
 
-    Verified means that a key that the root endorses for the report's chip, product and TCB signed
-    the report, and that the report meets the policy. By default the policy only refuses guests that
-    can be debugged or moved by a migration agent, and a reported TCB above the current one. So give
-    at least --report-data. The output lists what was not checked.
+    A report is verified if its signing key is endorsed by a trusted root for the report's chip,
+    product and TCB, and if the report meets the policy. The default policy refuses only guests that
+    can be debugged or moved by a migration agent, and a reported TCB above the current TCB.
+    Therefore give at least --report-data. The output shows what was not checked.
 
-    Exit codes: 0 all verified, 1 one was refused, 2 wrong usage or unreadable input, 3
-    certificates were not available.
+    Exit codes: 0 all reports were verified, 1 a report was refused, 2 wrong usage or unreadable
+    input, 3 certificates were not available.
     """
     if (ear is None) != (ear_key is None):
         raise UsageError("--ear and --ear-key must be given together")
@@ -167,11 +211,11 @@ def command(
     result = None
     if ear is not None and ear_key is not None:
         if len(given) != 1:
-            raise UsageError("--ear works for one report only")
+            raise UsageError("--ear accepts only one report")
         result = EarFile.to(ear, ear_key, policy, asked["policy"])
     if table is not None:
         if len(given) != 1:
-            raise UsageError("--table works for one report only")
+            raise UsageError("--table accepts only one report")
         given = [dataclasses.replace(given[0], table=table)]
     with ExitStack() as stack:
         source: CertificateSource | None = None
@@ -193,8 +237,12 @@ def _time(text: str) -> datetime:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f"--at {text!r}: not an RFC 3339 time", hint="write it as 2026-01-31T12:00:00Z"
+            f"--at {text!r}: expected an RFC 3339 time",
+            hint="write the time as 2026-01-31T12:00:00Z",
         ) from None
     if when.tzinfo is None:
-        raise UsageError(f"--at {text!r}: the time zone is missing", hint="add Z for UTC")
+        raise UsageError(
+            f"--at {text!r}: expected a time with a time zone",
+            hint="append Z to a time in UTC",
+        )
     return when

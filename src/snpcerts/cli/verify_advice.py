@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice for each cause of a verdict other than *verified*."""
+"""Says what to do next, for each cause of a verdict other than *verified*."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ if TYPE_CHECKING:
     from snpcerts.verify.verdict import Verdict
 
 _LATER: Final = "try again later"
-_SUPPLY: Final = "supply what is missing: --certs DIR, --crl KIND=FILE or --fetch"
+_SUPPLY: Final = (
+    "supply the missing certificates with --certs DIR or --fetch, a missing revocation list "
+    "with --crl KIND=FILE or --fetch"
+)
 _SUPPLY_VLEK: Final = (
-    "a VLEK's certificate comes from the cloud provider, never from the "
-    "key server: take the host's table from the guest (guest report "
-    "--table-out FILE, verify --table FILE), or give --certs DIR"
+    "a VLEK's certificate comes from the cloud provider, never from the key server: save the "
+    "host's table in the guest (snpcerts guest report --table-out FILE) and give it with --table "
+    "FILE, or give the certificate with --certs DIR"
 )
 _ANOTHER_KEY: Final = (
-    "the certificate belongs to a different key than the one that signed: "
-    "give the right one with --certs DIR or --fetch. After a firmware "
-    "update, a host's table is out of date until 'snpcerts host sync' has "
-    "run there"
+    "the certificate is not for the key that signed the report: supply the right certificate "
+    "with --certs DIR or --fetch. After a firmware update, a host's table is out of date until "
+    "'snpcerts host sync' has run on that host"
 )
 _ANOTHER_CHAIN: Final = (
-    "the certificates do not belong together: give the leaf, ASK (or ASVK) "
-    "and ARK of one product with --certs DIR, or use --fetch"
+    "the certificates do not belong together: give the leaf, the ASK (or ASVK) and the ARK of "
+    "one product with --certs DIR, or use --fetch"
 )
 _ARCHIVED: Final = (
-    "the key server issues a new certificate for each request: to verify "
-    "as of an earlier time (--at), give the certificate that was archived "
-    "then, with --certs DIR or --offline --cache DIR"
+    "the certificate is newer than the time in --at, because the key server issues a new "
+    "certificate for each request: give a certificate that was archived at that time, with "
+    "--certs DIR or --offline --cache DIR"
 )
-_PAST: Final = "verify archived evidence as of its own time: --at TIME"
+_PAST: Final = (
+    "if the evidence is archived, verify it as of the time when it was made, with --at TIME"
+)
 _NONCE: Final = (
-    "REPORT_DATA of an HCL report is the digest of its runtime data. The "
-    "nonce is the user data in the runtime data: give --user-data HEX"
+    "the report data of an HCL report is the digest of its runtime data, and a nonce is in the "
+    "user data of the runtime data: give the nonce with --user-data HEX instead of --report-data"
 )
 _EMULATOR: Final = (
-    "this evidence comes from the emulator, whose root is not trusted by "
-    "default. For a test, trust its root with --anchor FILE"
+    "this evidence comes from the emulator, whose root is not trusted by default: for a test, "
+    "trust that root with --anchor FILE"
 )
 _MASKED: Final = (
-    "the host hides its chip ID: only a policy with allow_masked_chip_id = true accepts this"
+    "the host hides its chip ID: to accept that, use a policy file with allow_masked_chip_id = true"
 )
 _MISSING: Final = frozenset(
     {
@@ -75,9 +79,10 @@ _OF_ANOTHER_CHAIN: Final = frozenset(
 
 
 def advice(verdict: Verdict) -> Iterator[str]:
-    """Return one sentence for each kind of cause, most likely first.
+    """Yield one sentence for each cause of the verdict that has a remedy, the most likely cause
+    first.
 
-    Empty if there is no advice.
+    Yields nothing if no cause has a remedy.
     """
     codes = {reason.code for reason in verdict.reasons}
     if ReasonCode.VLEK_MISSING in codes:
@@ -110,6 +115,8 @@ def _has_runtime_data(verdict: Verdict) -> bool:
 
 
 def _is_emulated(verdict: Verdict) -> bool:
-    """Whether the issuer's name contains EMULATED. The name is used only for advice."""
+    """Return whether the name of the leaf's issuer contains EMULATED. Only this advice depends on
+    that name.
+    """
     leaf = verdict.leaf
     return leaf is not None and EMULATED in leaf.certificate.issuer.rfc4514_string()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the verdict on a report as an EAR."""
+"""Writes the verdict on a report as an EAR (EAT attestation result)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EarFile:
-    """Where to write the EAR, the key that signs it, and what it says about the policy."""
+    """The file to write an EAR to, the key that signs the EAR, and the policy that it names."""
 
     path: str
     signer: EarSigner
@@ -27,10 +27,11 @@ class EarFile:
 
     @classmethod
     def to(cls, path: str, key: str, policy: Policy, policy_file: str | None) -> EarFile:
-        """Read the key and prepare the EAR.
+        """Read the key that signs the EAR, and derive the policy's identifier and the nonce.
 
-        The policy's identifier is the SHA-256 of its file, and says whether options changed the
-        policy. The nonce is the required report data, if it has the size of a nonce.
+        The policy's identifier is the SHA-256 of the policy file, with "+options" if options
+        changed the policy. The nonce is the required report data, if its size is one that EAT
+        allows for a nonce.
         """
         from snpcerts.verify.ear import MAX_NONCE, MIN_NONCE, EarSigner
         from snpcerts.verify.policy import Policy
@@ -51,11 +52,11 @@ class EarFile:
 
     @property
     def on_standard_output(self) -> bool:
-        """Whether the EAR replaces the verdict on standard output."""
+        """Whether the EAR goes to standard output, in place of the verdict."""
         return self.path == "-"
 
     def write(self, verdict: Verdict) -> None:
-        """Sign and write the EAR.
+        """Make the EAR for a verdict, sign it, and write it.
 
         Raises :class:`~snpcerts.errors.RefusedError` if the file cannot be written.
         """

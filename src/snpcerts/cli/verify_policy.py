@@ -24,7 +24,7 @@ FETCHED_LIST_AGE = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """The options as given. None, empty or False means that an option was not given."""
+    """The values of these options. None, empty or False means that an option was not given."""
 
     policy: str | None
     report_data: str | None
@@ -40,7 +40,9 @@ class PolicyOptions:
     asks_server: bool  # whether the key server can be asked for what is missing
 
     def read(self) -> Policy:
-        """Read the policy file, if any, and add the options."""
+        """Return the policy in the file, or the default policy without a file, as changed by the
+        options.
+        """
         from snpcerts.verify.policy import Policy, Revocation
         from snpcerts.verify.policy_file import read_age, read_policy
 
@@ -85,7 +87,7 @@ def _hex(name: str, text: str) -> bytes:
 
 
 def _floor(policy: Policy, texts: Iterable[str]) -> Any:
-    """Return the policy's floor with these values added."""
+    """Return the policy's floor with the values of ``--min-tcb`` added."""
     from snpcerts.verify.policy import TcbFloor
 
     floor = policy.minimum_tcb or TcbFloor()
@@ -95,10 +97,10 @@ def _floor(policy: Policy, texts: Iterable[str]) -> Any:
         if product is None:
             known = ", ".join(each.keyword for each in Product)
             raise UsageError(
-                f"--min-tcb {text}: the product must be one of {known}",
+                f"--min-tcb {text}: expected one of the products {known}",
                 hint=(
-                    "write floors for single processors in a policy file: 'snpcerts policy "
-                    "floors' makes one"
+                    "for a floor of a single processor, use a policy file, which 'snpcerts "
+                    "policy floors' can write"
                 ),
             )
         floor = dataclasses.replace(floor, **{product.keyword: _tcb(text, levels, product)})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads, verifies and prints one report or many, and returns the exit code."""
+"""Reads and verifies one report or many, prints the verdicts, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WORST_FIRST = ("refused", "unreadable", "undecided")
 
 @dataclass(frozen=True, slots=True)
 class VerifyRun:
-    """What to verify and how."""
+    """What one call of ``snpcerts verify`` verifies, and how."""
 
     places: list[EvidenceFiles]
     sources: list[CollateralSource]
@@ -46,7 +46,7 @@ class VerifyRun:
     reported: set[Shelf] = field(default_factory=set)  # directories whose files have been reported
 
     def print(self, as_json: bool) -> int:
-        """Print the verdicts as they arrive. Return the exit code."""
+        """Verify the reports and print each verdict when it is known. Return the exit code."""
         if len(self.places) == 1:
             verdict = next(self._verdicts(iter([self._read(self.places[0])])))
             path = self.places[0].report
@@ -114,7 +114,7 @@ class VerifyRun:
         alone = len(self.places) == 1 and (product is None or product.is_pinned)
         if alone and not self.has_more and own.empty and evidence.table is None:
             raise UsageError(
-                "there are no certificates to verify with",
+                "no certificates were supplied to verify the report with",
                 hint="give --table FILE, --certs DIR or --fetch",
             )
         return dataclasses.replace(evidence, collateral=own)
@@ -133,7 +133,9 @@ class VerifyRun:
         )
 
     def _results(self) -> Iterator[tuple[str, Verdict | SnpCertsError]]:
-        """Yield verdicts and read errors, in the order of ``places``."""
+        """Yield each file's path with its verdict, or with the error if it could not be read, in
+        the order of ``places``.
+        """
         waiting: deque[tuple[str, SnpCertsError | None]] = deque()
 
         def readable() -> Iterator[Evidence]:
@@ -165,7 +167,9 @@ def _unread(
 
 
 def _progress(stack: ExitStack, total: int) -> Callable[[], object]:
-    """Return a function to call once for each report. On terminals it draws a progress bar."""
+    """Return a function to call once for each report. It draws a progress bar if both standard
+    streams are terminals.
+    """
     if not shows_progress():
         return lambda: None
     from rich.console import Console

@@ -23,7 +23,9 @@ ORDER = "table,certs,kds"
 
 
 def _given_list(text: str) -> SuppliedCrl:
-    """Parse ``vcek=FILE``, ``vlek=FILE`` or ``FILE``. With ``FILE`` the list's kind is unknown."""
+    """Read the revocation list of ``--crl vcek=FILE``, ``vlek=FILE`` or ``FILE``. In the last form,
+    the list's kind is unknown.
+    """
     from snpcerts.endorsement.vek import VekKind
     from snpcerts.verify.collateral import SuppliedCrl, Supplier
 
@@ -38,7 +40,7 @@ def _given_list(text: str) -> SuppliedCrl:
 
 @dataclass(frozen=True, slots=True)
 class _Roots:
-    """The trusted roots, each for the reports of one product."""
+    """The trusted roots, as a source of ARKs: each root serves the reports of one product."""
 
     by_product: dict[Product, bytes]
 
@@ -57,7 +59,9 @@ def sources_in_order(
     server: CertificateSource | None,
     at: datetime,
 ) -> list[CollateralSource]:
-    """Return the sources in that order. ``roots`` come last, but before the key server."""
+    """Return the certificate sources in the order of ``--order``. ``roots`` come last, but before
+    the key server.
+    """
     from snpcerts.verify.sources import OWN, GivenCrls
 
     names = order.split(",")

@@ -22,21 +22,21 @@ OUTCOMES = ("verified", "refused", "unreadable", "undecided")
 
 
 def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None) -> str:
-    """Return one JSON object.
+    """Return the JSON object for a verdict, as one line.
 
-    ``attacks``, if requested, are the attacks that the failed rules protect against.
+    ``attacks`` are the attacks that the failed rules protect against. None leaves the field out.
     """
     found = {} if attacks is None else {"attacks": list(attacks)}
     return json.dumps({"evidence": path} | verdict.to_json() | found)
 
 
 def unreadable_json(path: str, error: SnpCertsError) -> str:
-    """Return one JSON object about a file that contains no evidence."""
+    """Return the JSON object for a file that contains no evidence."""
     return json.dumps({"evidence": path, "verdict": "unreadable", "error": str(error)})
 
 
 def one_line(path: str, verdict: Verdict) -> str:
-    """Return the line for one of many verdicts."""
+    """Return the line that is printed for a verdict among many."""
     said = ", ".join(dict.fromkeys(reason.code.value for reason in verdict.reasons))
     product = "" if verdict.product is None else verdict.product.value
     if not said:
@@ -45,7 +45,9 @@ def one_line(path: str, verdict: Verdict) -> str:
 
 
 def summary(counts: Counter[str], reasons: Counter[str]) -> str:
-    """Return the number of verdicts for each status, and the reasons, most frequent first."""
+    """Return lines that count the verdicts by status and the reasons by code, most frequent reasons
+    first.
+    """
     total = sum(counts.values())
     parts = [f"{counts[name]} {name}" for name in OUTCOMES if counts[name] or name == "verified"]
     lines = [f"{total} in all: {', '.join(parts)}"]
@@ -54,7 +56,9 @@ def summary(counts: Counter[str], reasons: Counter[str]) -> str:
 
 
 def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) -> str:
-    """Return a single verdict in detail. ``verbose`` also lists what was not checked."""
+    """Return the lines for the verdict on a single report. With ``verbose``, they also list what
+    was not checked.
+    """
     key = "?" if verdict.signing_key is None else verdict.signing_key.name
     product = "unknown product" if verdict.product is None else verdict.product.value
     lines: list[str] = []
@@ -66,7 +70,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
             lines.append("attacks and bulletins behind the failed checks:")
             lines += (f"  {attack}" for attack in attacks)
         if verdict.sources:
-            lines.append("answers from the certificate sources:")
+            lines.append("problems with the certificate sources:")
             lines += (f"  {each.source}: {each.problem}" for each in verdict.sources)
         lines += (f"next: {each}" for each in advice(verdict))
         lines.append("the report claims the following, but it is not verified:")
@@ -88,7 +92,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
 
 
 def _foreign(verdict: Verdict) -> str:
-    """Return the remark after "verified" for a root that is not AMD's."""
+    """Return what to add after "verified" if the root is not AMD's; empty if it is."""
     if verdict.root is None or verdict.root_is_amds:
         return ""
     return f", with a root that is not AMD's: {verdict.root.name!r}"
@@ -124,7 +128,7 @@ def _list(judged: JudgedList) -> str:
     if judged.problems:
         said.append("not usable: " + "; ".join(map(str, judged.problems)))
     elif not judged.believed:
-        said.append("not judged, because there is no trusted root")
+        said.append("not judged, because no trusted root was found")
     elif not judged.counts:
         said.append("only its revocations count")
     return ", ".join(said)

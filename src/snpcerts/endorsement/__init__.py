@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The X.509 side of AMD's endorsement keys: VCEK, VLEK, their chains and the pinned roots.
 
-For all other packages, ``judge`` decides whether certificates certify a key, and gives each
+``judge`` decides for all other packages whether certificates certify a key, and gives each
 ``reason`` to refuse them. It uses ``chain`` (leaf, issuer and ARK), ``anchors`` (the trusted ARKs),
 ``signature`` (AMD's signature algorithm) and ``crl`` (revocation lists). ``vek`` reads what a VCEK
 or VLEK certificate certifies.
 
-Parsing: ``certificate`` reads one certificate; ``der`` and ``structure`` read its parts, and
-``ca_name`` an authority's name. ``encoding`` converts between DER and PEM. Files in any form:
+Parsing: ``certificate`` reads one certificate, ``der`` and ``structure`` read the parts of one, and
+``ca_name`` reads an authority's name. ``encoding`` converts between DER and PEM. Files in any form:
 ``encoded_text`` decodes hexadecimal, base64, PEM and JSON; ``bundle`` finds all certificates in a
 file; ``file_kind`` recognises files of the wrong kind; ``sorting`` finds a chain among
-certificates; ``table_certificates`` fills a certificate table. Imports ``abi``.
+certificates; ``table_certificates`` selects certificates for a certificate table. Imports ``abi``.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 """Trust anchors: the AMD Root Keys (ARK), pinned by their public key.
 
 A pin is the SHA-384 of the key's DER SubjectPublicKeyInfo. So a root certificate that is issued
-again for the same key stays trusted, and no other becomes trusted. The pins are in the table of
-:mod:`snpcerts.abi.product`.
+again for the same key stays trusted, and no certificate for another key becomes trusted. The pins
+are in the table of :mod:`snpcerts.abi.product`.
 
-An anchor also knows the digest of one certificate of its key. The signature of that certificate on
-itself was checked when the anchor was made; for AMD's three, a test checks it. A root with the same
-digest is that certificate, so its signature is not checked again for each chain. Any other root of
-the same key (issued again, or with altered dates or flags) has another digest, and its signature is
-checked.
+An anchor also holds the digest of one certificate for its key. The signature of that certificate on
+itself was checked when the anchor was made; for AMD's three roots, a test checks it. A root with
+the same digest is that certificate, so its signature is not checked again for each chain. Any other
+root for the same key (issued again, or with altered dates or flags) has another digest, so its
+signature is checked.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ EMULATED: Final = "EMULATED"
 class Anchor:
     """A root key that is trusted for one product's chains.
 
-    ``spki_sha384`` is the 48-byte SHA-384 of its DER SubjectPublicKeyInfo;
-    ``name`` is for people. ``certificate_sha384`` is the SHA-384 of a root certificate (DER) with
-    this key, **whose signature on itself has been checked**; None if there is none. It only saves
-    checking that signature again: trust depends on the key alone.
+    ``spki_sha384`` is the 48-byte SHA-384 of the key's DER SubjectPublicKeyInfo. ``name`` is for
+    people. ``certificate_sha384`` is the SHA-384 of a root certificate (DER) for this key, **whose
+    signature on itself has been checked**, or None. It only saves checking that signature again,
+    because trust depends on the key alone.
     """
 
     product: Product
@@ -47,8 +47,8 @@ class Anchor:
     certificate_sha384: bytes | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
-        """Hash only the bytes, which cache their hash. This is part of a key looked up for each
-        report.
+        """Hash only the digest's bytes, which cache their hash, because anchors are looked up for
+        each report.
         """
         return hash(self.spki_sha384)
 
@@ -62,13 +62,15 @@ AMD_ANCHORS: tuple[Anchor, ...] = tuple(
 
 @functools.lru_cache(maxsize=64)
 def spki_sha384(certificate: Certificate) -> bytes:
-    """Return the SHA-384 of the DER SubjectPublicKeyInfo of the certificate's key."""
+    """Return the SHA-384 of a certificate's SubjectPublicKeyInfo in DER."""
     spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha384(spki).digest()
 
 
 def is_amds(anchor: Anchor) -> bool:
-    """Whether this is one of AMD's pinned roots, by its key. The name does not matter."""
+    """Return whether an anchor's key is that of one of AMD's pinned roots. The anchor's name does
+    not matter.
+    """
     return any(
         anchor.spki_sha384 == pinned.spki_sha384 and anchor.product is pinned.product
         for pinned in AMD_ANCHORS
@@ -85,8 +87,8 @@ def anchor_from_certificate(certificate: Certificate) -> Anchor:
     if cn is None or name is None or name.role is not CaRole.ARK:
         known = ", ".join(f"ARK-{product.value}" for product in Product if product.is_pinned)
         raise InputError(
-            f"the root's common name is {cn!r}, expected one of {known}",
-            hint="give a root certificate (ARK), not an issuer or a leaf",
+            f"expected one of {known} as the root's common name, found {cn!r}",
+            hint="give a root certificate (ARK) instead of an issuer or a leaf",
         )
     key = authority_key(certificate)
     signed = key is not None and bears_signature_of(certificate, key)

@@ -16,8 +16,8 @@ JSON, with any of these as its values     Azure's IMDS (THIM): ``vcekCert``,
 certificate table                         a host's, as ``snpcerts table`` shows it
 ========================================  ============================================
 
-This module checks only whether a certificate can be read. It takes time and memory in proportion to
-the file's size. The number of certificates is bounded.
+This module checks only whether a certificate can be read. The time and memory that it takes are
+proportional to the file's size, and the number of certificates is bounded.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ _PEM_BUNDLES: Final = ("PKCS7", "CMS")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The contents of a file: the DER of its certificates and lists, each once, in order.
+    """The certificates and revocation lists in a file: their DER, each once, in the order in which
+    they stand.
 
-    ``others`` describes the contents that are neither.
+    ``others`` describes the parts of the file that are neither.
     """
 
     certificates: tuple[bytes, ...] = ()
@@ -68,21 +69,23 @@ class Bundle:
 
     @property
     def empty(self) -> bool:
-        """Whether the file has neither a certificate nor a list."""
+        """Whether the file contains neither a certificate nor a revocation list."""
         return not self.certificates and not self.lists
 
 
 def read_bundle(data: bytes) -> Bundle:
-    """Return every certificate and list in ``data``. Never raises, whatever ``data`` is."""
+    """Return every certificate and revocation list in ``data``. Never raises an error, whatever
+    ``data`` is.
+    """
     if len(data) > MAX_TEXT:
-        return Bundle(others=(f"{len(data)} bytes, more than the limit",))
+        return Bundle(others=(f"a file of {len(data)} bytes, which is above the limit",))
     reader = _BundleReader()
     reader.read(data, 0)
     return Bundle(tuple(reader.certificates), tuple(reader.lists), tuple(reader.others))
 
 
 class _BundleReader:
-    """Collects what it finds. It uses dictionaries as ordered sets."""
+    """Reads a file and collects what it contains, in dictionaries that serve as ordered sets."""
 
     def __init__(self) -> None:
         self.certificates: dict[bytes, None] = {}
@@ -91,7 +94,7 @@ class _BundleReader:
         self.unknown = 0  # number of other parts; naming one takes as long as reading it
 
     def read(self, data: bytes, depth: int) -> None:
-        """Read data of any kind, including an encoding of another kind."""
+        """Read data in any format, which may also encode data in another format."""
         if depth > _MAX_DEPTH or not data:
             self._other(data)
         elif looks_like_table(data):
@@ -108,7 +111,7 @@ class _BundleReader:
                 self._other(data)
 
     def _text(self, text: str, depth: int) -> bool:
-        """Read text; return whether it is an encoding of anything."""
+        """Read text, and return whether it encodes anything."""
         if starts_like_json(text):
             try:
                 self._json(read_json(text, "JSON"), depth)
@@ -147,7 +150,9 @@ class _BundleReader:
             self.others[kind_of_label(block.label).name] = None
 
     def _elements(self, data: bytes, *, first_alone: bool = False) -> None:
-        """Read consecutive DER elements, and those in a structure that encloses certificates."""
+        """Read consecutive DER elements, and the elements inside a structure that encloses
+        certificates.
+        """
         at = 0
         for _ in range(_MAX_ELEMENTS):
             if at >= len(data):
@@ -175,7 +180,7 @@ class _BundleReader:
             self.others[_TOO_MANY] = None
 
     def _one(self, der: bytes) -> bool:
-        """Keep an element if it is a certificate or a list."""
+        """Keep an element if it is a certificate or a revocation list. Return whether it is."""
         if len(der) < _LEAST // 2:
             return False
         if der in self.certificates or der in self.lists:
@@ -215,7 +220,9 @@ def _named(data: bytes) -> str:
 
 
 def _leaves(value: Any) -> Iterator[str | list[Any]]:
-    """Yield the texts and arrays of numbers that are long enough for a certificate."""
+    """Yield the texts and arrays of numbers in a JSON value that are long enough for a
+    certificate.
+    """
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -231,7 +238,7 @@ def _leaves(value: Any) -> Iterator[str | list[Any]]:
 
 
 def _enclosed(der: bytes) -> Iterator[bytes]:
-    """Yield the certificates and lists in a PKCS #7 or CMS SignedData, unparsed.
+    """Yield the certificates and revocation lists in a PKCS #7 or CMS SignedData, unparsed.
 
     RFC 5652 section 5.1: ContentInfo is {contentType, [0] SignedData}; SignedData is
     {version, digestAlgorithms, encapContentInfo, [0] certificates, [1] crls, ...}.

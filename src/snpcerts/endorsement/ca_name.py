@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the common name of an AMD certificate authority.
 
-``ARK-Milan`` is the root of Milan, ``SEV-Milan`` is its issuer of VCEKs (ASK), and
-``SEV-VLEK-Milan`` its issuer of VLEKs (ASVK). More words may follow the product: test authorities
-use them to identify themselves.
+``ARK-Milan`` is Milan's root, ``SEV-Milan`` issues Milan's VCEK certificates (it is the ASK), and
+``SEV-VLEK-Milan`` issues the VLEK certificates (the ASVK). More words may follow the product, by
+which test authorities identify themselves.
 
 Source: the certificates that the key server (57230) returns.
 """
@@ -19,7 +19,9 @@ from snpcerts.abi.product import Product
 
 
 class CaRole(enum.Enum):
-    """The role of an authority's certificate. The value is the common name's prefix."""
+    """The role of a certificate authority. The value is the prefix of the authority's common
+    name.
+    """
 
     ARK = "ARK"
     ASK = "SEV"
@@ -28,7 +30,7 @@ class CaRole(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class CaName:
-    """Role and product of an authority."""
+    """The role and the product of a certificate authority."""
 
     role: CaRole
     product: Product
@@ -41,7 +43,7 @@ _SHORT_NAME = 256  # characters; shorter names are cached
 
 
 def parse_ca_name(name: str | None) -> CaName | None:
-    """Parse a common name. Returns None if it is not that of an AMD-style authority."""
+    """Parse an authority's common name; None if it does not have the form of AMD's."""
     if name is None or len(name) > _SHORT_NAME:
         return _parsed(name or "")
     return _remembered(name)

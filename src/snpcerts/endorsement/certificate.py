@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses one X.509 certificate, completely and up front.
+"""Parses one X.509 certificate completely, before any of it is used.
 
 Certificates come from untrusted hosts and networks. This module parses every part that the package
-uses, so a bad certificate causes a :class:`~snpcerts.errors.FormatError` here and nowhere else.
+uses, so that a bad certificate causes a :class:`~snpcerts.errors.FormatError` here and nowhere
+else.
 
-:mod:`snpcerts.endorsement.structure` declares the structures and says why. The library parses keys.
-Extensions that the package evaluates are parsed too. All others (key identifiers, locations of
-revocation lists) stay bytes.
+:mod:`snpcerts.endorsement.structure` declares the structures, and says why it does. The X.509
+library parses keys. Extensions that the package evaluates are parsed too, and all others (key
+identifiers, locations of revocation lists) stay bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _KEY_AGREEMENT, _KEY_CERT_SIGN, _CRL_SIGN, _ENCIPHER_ONLY, _DECIPHER_ONLY = 4, 5
 
 
 class Extension(NamedTuple):
-    """An extension; ``value`` is the content of its OCTET STRING."""
+    """An extension of a certificate. ``value`` is the content of the extension's OCTET STRING."""
 
     oid: x509.ObjectIdentifier
     critical: bool
@@ -74,9 +75,7 @@ class BasicConstraints:
 
 @dataclass(frozen=True, slots=True)
 class KeyUsage:
-    """The permitted uses of the certificate's key. Only the uses that snpcerts checks are
-    listed.
-    """
+    """Those of the permitted uses of a certificate's key that snpcerts checks."""
 
     key_cert_sign: bool
     crl_sign: bool
@@ -86,11 +85,11 @@ class KeyUsage:
 class Certificate:
     """A parsed X.509 version 3 certificate. It has not been verified.
 
-    Two certificates are equal if their bytes are equal. Attributes that
-    ``cryptography.x509.Certificate`` also has have the same meaning. ``der`` is the whole
+    Two certificates are equal if their bytes are equal. Attributes with the names that
+    ``cryptography.x509.Certificate`` uses have the same meaning as there. ``der`` is the whole
     certificate. ``tbs_certificate_bytes``, ``inner_algorithm`` (inside the signed part) and
-    ``outer_algorithm`` are DER inside it. ``unused_bits`` belongs to the signature's BIT STRING;
-    only 0 is correct.
+    ``outer_algorithm`` are parts of it, in DER. ``unused_bits`` belongs to the signature's BIT
+    STRING; only 0 is correct.
     """
 
     der: bytes
@@ -117,7 +116,7 @@ class Certificate:
         return load_certificate, (self.der, "certificate")
 
     def public_key(self) -> PublicKeyTypes:
-        """Return the certificate's key."""
+        """Return the public key that the certificate certifies."""
         return self.key
 
     def public_bytes(self, encoding: Encoding) -> bytes:
@@ -126,19 +125,19 @@ class Certificate:
             return self.der
         if encoding is Encoding.PEM:
             return to_pem_block(self.der, "CERTIFICATE")
-        raise ValueError("a certificate is written as DER or PEM")
+        raise ValueError("expected the encoding DER or PEM for a certificate")
 
 
 def load_certificate(data: bytes, what: str) -> Certificate:
     """Parse ``data``, one X.509 version 3 certificate in DER or PEM.
 
-    ``what`` names it in errors ("VCEK"). Only white space may surround a PEM block. Raises
-    :class:`FormatError` for more than 64 KiB, for bytes before or after the certificate, for a
-    duplicate extension, and for any part that cannot be read.
+    ``what`` names the certificate in errors, as in "VCEK". Only white space may surround a PEM
+    block. Raises :class:`FormatError` for more than 64 KiB, for bytes before or after the
+    certificate, for a duplicate extension, and for any part that cannot be read.
     """
     if len(data) > MAX_CERTIFICATE_SIZE:
         raise FormatError(
-            what, (f"found {len(data)} bytes; a certificate has at most {MAX_CERTIFICATE_SIZE}")
+            what, (f"expected at most {MAX_CERTIFICATE_SIZE} bytes, found {len(data)}")
         )
     der = _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
     try:
@@ -179,9 +178,9 @@ def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertific
 
 
 def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension, ...]:
-    """Return the extensions of a certificate, a list or an entry of one.
+    """Return the extensions of a certificate, of a revocation list, or of an entry in a list.
 
-    Raises ValueError for a duplicate extension, and for a field that is present but empty (RFC 5280
+    Raises ValueError if an extension occurs twice, and if the field is present but empty (RFC 5280
     section 4.2).
     """
     if found is None:
@@ -193,7 +192,7 @@ def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension
         seen: set[x509.ObjectIdentifier] = set()
         for oid, _, _ in extensions:
             if oid in seen:
-                raise ValueError(f"duplicate extension {oid.dotted_string}")
+                raise ValueError(f"the extension {oid.dotted_string} occurs twice")
             seen.add(oid)
     return extensions
 
@@ -204,7 +203,9 @@ def name_of(part: asn1.TLV) -> x509.Name:
 
 
 def _named(part: asn1.TLV) -> tuple[x509.Name, str | None]:
-    """Return a distinguished name and its common name."""
+    """Parse a distinguished name. Return it with its common name, or None if it does not have
+    exactly one.
+    """
     if len(part.data) > _SHORT_NAME:
         name = structure.name_of(part)
         return name, common_name(name)
@@ -228,7 +229,9 @@ def _read_basic_constraints(value: bytes) -> BasicConstraints:
     read = structure.read(structure.BasicConstraintsDer, value)
     length = read.path_len_constraint
     if length is not None and (length < 0 or not read.ca):
-        raise ValueError("basicConstraints has an impossible path length")
+        raise ValueError(
+            "basicConstraints has a path length that is negative, or has one without being a CA's"
+        )
     return BasicConstraints(read.ca, length)
 
 
@@ -241,27 +244,27 @@ def _read_key_usage(value: bytes) -> KeyUsage:
         return bit < size and bool(octets[bit // 8] & 0x80 >> bit % 8)
 
     if not has(_KEY_AGREEMENT) and (has(_ENCIPHER_ONLY) or has(_DECIPHER_ONLY)):
-        raise ValueError("keyUsage restricts a key agreement that it does not allow")
+        raise ValueError("keyUsage restricts key agreement, but does not allow key agreement")
     return KeyUsage(has(_KEY_CERT_SIGN), has(_CRL_SIGN))
 
 
 _KIND = re.compile(r"ParseError \{ kind: (\w+)")
 _PLAIN = {
-    "ShortData": "it ends too early",
-    "ExtraData": "bytes follow after its end",
-    "UnexpectedTag": "a part of it has the wrong type",
-    "InvalidLength": "one of its lengths is wrong",
-    "EncodedDefault": "it encodes a default value, which DER forbids",
-    "OidTooLong": "one of its object identifiers is too long",
+    "ShortData": "the data ends too early",
+    "ExtraData": "more bytes follow the end",
+    "UnexpectedTag": "a part has the wrong type",
+    "InvalidLength": "a length is wrong",
+    "EncodedDefault": "a default value is encoded, which DER forbids",
+    "OidTooLong": "an object identifier is too long",
 }
 
 
 def plainly(error: BaseException) -> str:
-    """Return the library's error about DER in plain words."""
+    """Return what is wrong with DER, in plain words, from the library's error."""
     kind = _KIND.search(str(error))
     if kind is None:
         return str(error) or type(error).__name__
-    return _PLAIN.get(kind[1], "one of its values is invalid")
+    return _PLAIN.get(kind[1], "a value is invalid")
 
 
 def _der_of_pem(data: bytes, what: str) -> bytes:
@@ -269,17 +272,17 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
     if match is None:
         raise FormatError(
             what,
-            "expected exactly one PEM block, of type CERTIFICATE",
-            hint="split a chain into one file or table entry per certificate",
+            "expected exactly one PEM block of type CERTIFICATE, found other text",
+            hint="split a chain into one file or table entry for each certificate",
         )
     try:
         return base64.b64decode(re.sub(rb"[\r\n]", b"", match[1]), validate=True)
     except binascii.Error as error:
-        raise FormatError(what, f"the PEM body is not base64: {error}") from error
+        raise FormatError(what, f"expected base64 in the PEM block: {error}") from error
 
 
 def to_pem_block(der: bytes, label: str) -> bytes:
-    """Return DER as one PEM block with lines of 64 characters (RFC 7468)."""
+    """Return DER as a PEM block with that label and lines of 64 characters (RFC 7468)."""
     body = base64.b64encode(der)
     lines = [body[at : at + _PEM_WIDTH] for at in range(0, len(body), _PEM_WIDTH)]
     mark = label.encode("ascii")
@@ -289,6 +292,6 @@ def to_pem_block(der: bytes, label: str) -> bytes:
 
 
 def common_name(name: x509.Name) -> str | None:
-    """Return the name's common name (CN); None unless it has exactly one."""
+    """Return the common name (CN) in a distinguished name; None if there is not exactly one."""
     found = [attribute.value for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else None

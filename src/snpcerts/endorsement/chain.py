@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chain of an endorsement key: VCEK or VLEK, ASK or ASVK, ARK.
+"""Checks the chain of an endorsement key: VCEK or VLEK, ASK or ASVK, ARK.
 
-This module checks everything that it can and lists every problem, so that a user with three
-problems sees all three at once. Checks that do not depend on the time (:func:`check_chain`) are
-separate from those that do (:func:`windows_of`), so that their results can be cached. Only AMD's
-signature algorithm is accepted (:mod:`snpcerts.endorsement.signature`).
-:mod:`snpcerts.endorsement.crl` judges revocation.
+This module lists every problem that it can find, so that a user with three problems sees all three
+at once. Checks that do not depend on the time (:func:`check_chain`) are separate from those that do
+(:func:`windows_of`), so that the results of the former can be cached. Only AMD's signature
+algorithm is accepted (:mod:`snpcerts.endorsement.signature`). :mod:`snpcerts.endorsement.crl`
+judges revocation.
 
 Sources: KDS (57230) chapter 3; RFC 5280 sections 4.2.1 and 6.1.
 """
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class Position(enum.Enum):
-    """A certificate's place in the chain."""
+    """A certificate's place in a chain."""
 
     LEAF = "leaf"
     INTERMEDIATE = "ask"
@@ -92,10 +92,10 @@ _EXPIRED = {
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Three certificates that should belong together. None for one that is not available.
+    """Three certificates that should belong together. A certificate that is not available is None.
 
-    ``kind`` is the expected kind of leaf. ``leaf_product`` is the product in the leaf's extensions,
-    if they could be read.
+    ``kind`` is the expected kind of leaf. ``leaf_product`` is the product in the leaf's extensions;
+    None if these could not be read.
     """
 
     kind: VekKind
@@ -105,13 +105,13 @@ class Chain:
     leaf_product: Product | None = None
 
     def label(self, place: Position) -> str:
-        """Return the name of the certificate in this position: VCEK, ASK, ..."""
+        """Return the name of the certificate in a position of the chain, such as VCEK or ASK."""
         if place is Position.LEAF:
             return self.kind.name
         return self.role(place).name
 
     def role(self, place: Position) -> CaRole:
-        """Return the role of the authority in this position of the chain."""
+        """Return the role of the authority in a position of the chain."""
         if place is Position.ROOT:
             return CaRole.ARK
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
@@ -121,9 +121,9 @@ def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
     """Return every problem of a chain that does not depend on the time, leaf first.
 
     A missing certificate (None) is not a problem here, and checks that need it are skipped. The
-    caller knows why it is missing and must not trust the chain. This combines :func:`check_leaf`,
-    :func:`check_authorities` and :func:`check_products`. They are separate because all chips of a
-    product have the same authorities.
+    caller knows why it is missing, and must not trust the chain. The checks are those of
+    :func:`check_leaf`, :func:`check_authorities` and :func:`check_products`, which are separate
+    because all chips of a product have the same authorities.
     """
     return (*check_leaf(chain), *check_authorities(chain, anchors), *check_products(chain))
 
@@ -131,17 +131,17 @@ def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
 def check_authorities(
     chain: Chain, anchors: Sequence[Anchor], *, self_signed: bool = False
 ) -> tuple[Reason, ...]:
-    """Return the problems of intermediate and root that do not depend on the leaf.
+    """Return the problems of the intermediate and the root that do not depend on the leaf.
 
-    ``self_signed`` says that the root's signature on itself has been checked: its bytes are those
-    of an anchor's certificate (:class:`~snpcerts.endorsement.anchors.Anchor`).
+    ``self_signed`` says that the root's signature on itself has been checked, because the root is
+    the certificate that an anchor holds (:class:`~snpcerts.endorsement.anchors.Anchor`).
     """
     return (*_intermediate(chain), *_root(chain, anchors, self_signed))
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A certificate's period of validity in UTC, both ends inclusive."""
+    """A certificate's period of validity, in UTC and with both ends inclusive."""
 
     place: Position
     label: str
@@ -149,7 +149,9 @@ class Window:
     not_after: datetime
 
     def problem_at(self, at: datetime) -> Reason | None:
-        """Return the certificate's problem at the time ``at`` (with a time zone), or None."""
+        """Return the reason if the certificate is not valid at the time ``at`` (with a time zone),
+        otherwise None.
+        """
         if at < self.not_before:
             return Reason(
                 _NOT_YET_VALID[self.place],
@@ -166,7 +168,7 @@ class Window:
 
 
 def windows_of(chain: Chain) -> tuple[Window, ...]:
-    """Return the validity period of each available certificate, leaf first."""
+    """Return the period of validity of each certificate that the chain has, leaf first."""
     placed = zip(Position, (chain.leaf, chain.intermediate, chain.root), strict=True)
     return tuple(
         Window(
@@ -181,14 +183,14 @@ def windows_of(chain: Chain) -> tuple[Window, ...]:
 
 
 def check_leaf(chain: Chain) -> Iterator[Reason]:
-    """Yield the problems of the leaf, and of the intermediate as its issuer."""
+    """Yield the problems of the leaf, and those of the intermediate as the leaf's issuer."""
     if chain.leaf is None:
         return
     cn = chain.leaf.subject_common_name
     if cn != chain.kind.common_name:
         yield Reason(
             ReasonCode.LEAF_KIND,
-            f"the leaf's common name is {cn!r}, expected {chain.kind.common_name!r}",
+            f"expected {chain.kind.common_name!r} as the leaf's common name, found {cn!r}",
         )
     yield from _critical(chain, Position.LEAF, chain.leaf)
     yield from _issued(chain, Position.LEAF, chain.leaf, chain.intermediate)
@@ -228,7 +230,7 @@ def _root(chain: Chain, anchors: Sequence[Anchor], self_signed: bool) -> Iterato
 
 
 def anchor_of(root: Certificate, anchors: Sequence[Anchor]) -> Anchor | None:
-    """Return the anchor that makes this root trusted, or None."""
+    """Return the anchor that makes a root trusted; None if the root is not trusted."""
     pin, name = spki_sha384(root), _ca_name(root)
     for anchor in anchors:
         if anchor.spki_sha384 == pin and name is not None and anchor.product is name.product:
@@ -243,7 +245,7 @@ def _ca_name(certificate: Certificate) -> CaName | None:
 def _authority(
     chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
-    """Check that a certificate is an authority that may have ``below`` other authorities below
+    """Check that a certificate is an authority's that may have ``below`` other authorities below
     it.
     """
     role = chain.role(place)
@@ -252,15 +254,16 @@ def _authority(
         cn = certificate.subject_common_name
         yield Reason(
             _NAME[place],
-            f"the {role.name}'s common name is {cn!r}, expected '{role.value}-' and a product",
+            f"expected '{role.value}-' and a product as the {role.name}'s common name, found "
+            f"{cn!r}",
         )
     if authority_key(certificate) is None:
         key = certificate.public_key()
         bits = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else ""
         yield Reason(
             _KEY[place],
-            f"the {role.name}'s key is {type(key).__name__}{bits}, "
-            f"expected RSA of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits",
+            f"expected an RSA key of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits in the {role.name}, "
+            f"found {type(key).__name__}{bits}",
         )
     for message in _authority_flags(certificate, below):
         yield Reason(_CA[place], f"the {role.name} {message}")
@@ -283,7 +286,7 @@ _EVALUATED = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 
 
 def _critical(chain: Chain, place: Position, certificate: Certificate) -> Iterator[Reason]:
-    """Check for unknown critical extensions, which RFC 5280 forbids to ignore."""
+    """Check for unknown critical extensions, which RFC 5280 forbids ignoring."""
     for extension in certificate.extensions:
         if not extension.critical:
             continue
@@ -307,8 +310,8 @@ def _issued(
     *,
     signed: bool = False,
 ) -> Iterator[Reason]:
-    """Check that ``issuer`` issued ``certificate``: algorithm, name, and signature unless that is
-    known to be right (``signed``).
+    """Check that ``issuer`` issued ``certificate``: the algorithm, the name and, unless ``signed``
+    says that it was checked before, the signature.
     """
     problem = algorithm_problem(certificate.inner_algorithm, certificate.outer_algorithm)
     if problem is not None:
@@ -332,7 +335,7 @@ def _issued(
 
 
 def check_products(chain: Chain) -> Iterator[Reason]:
-    """Check that all certificates belong to one product."""
+    """Check that all certificates are for one product."""
     said: list[tuple[str, Product]] = []
     if chain.leaf_product is not None:
         said.append((chain.label(Position.LEAF), chain.leaf_product))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses and checks revocation lists.
 
-AMD publishes one list per product and kind (VCEK, VLEK), signed by the ARK. It contains serial
-numbers of intermediates; the first Genoa ASK was revoked this way. It cannot contain leaves,
-because intermediates issue them and all have serial number 0.
+AMD publishes one list for each product and kind of leaf (VCEK, VLEK), signed by the ARK. A list
+contains the serial numbers of intermediates; the first Genoa ASK was revoked this way. It cannot
+contain leaves, because these are issued by intermediates and all have serial number 0.
 
-A list is believed only if the root's key signed it, with the algorithm of AMD's certificates, and
+A list is believed only if the root's key signed it with the algorithm of AMD's certificates, and if
 it has no unknown critical extension. Such an extension, in the list or in an entry, could reverse
-its meaning (delta and indirect lists have them).
+the meaning (delta and indirect lists have such extensions).
 
 Source: RFC 5280 section 5; KDS (57230) chapter 3.
 """
@@ -50,7 +50,9 @@ _PEM = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class RevokedCertificate:
-    """An entry of a list: a revoked certificate and the date of its revocation."""
+    """An entry of a revocation list: a revoked certificate's serial number, and the date of its
+    revocation.
+    """
 
     serial_number: int
     revocation_date: datetime
@@ -59,10 +61,10 @@ class RevokedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class RevocationList:
-    """A parsed list. Its signature and dates have not been checked.
+    """A parsed revocation list, whose signature and dates have not been checked.
 
-    Times are in UTC, and both are inclusive. Two lists are equal if their bytes are equal. ``der``
-    is the whole list. ``signed``, ``inner_algorithm`` and ``outer_algorithm`` are DER inside it.
+    Both times are in UTC and inclusive. Two lists are equal if their bytes are equal. ``der`` is
+    the whole list. ``signed``, ``inner_algorithm`` and ``outer_algorithm`` are parts of it, in DER.
     :meth:`entries` parses ``raw_entries``.
     """
 
@@ -79,11 +81,13 @@ class RevocationList:
     unused_bits: int = field(compare=False, repr=False)
 
     def __len__(self) -> int:
-        """Return the number of entries."""
+        """Return the number of entries in the list."""
         return len(self.raw_entries)
 
     def entries(self) -> Iterator[RevokedCertificate]:
-        """Parse the entries in order. Raises ValueError for an entry that cannot be read."""
+        """Parse and yield the entries in order. Raises ValueError for an entry that cannot be
+        read.
+        """
         for raw in self.raw_entries:
             entry = raw.parse(structure.RevokedCertificateDer)
             yield RevokedCertificate(
@@ -105,10 +109,10 @@ class RevocationList:
 def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
     """Parse ``data``, one revocation list (X.509 version 2) in DER or PEM.
 
-    This does not parse the entries: anyone can send a long list, and parsing it takes a hundred
-    times as long as checking its signature. :func:`check_crl` parses them if the root signed the
-    list. Raises :class:`FormatError` for more than 1 MiB, for extra data around the list, for a
-    part that cannot be read, and for a list without nextUpdate.
+    The entries are not parsed, because anyone can send a long list, and parsing its entries takes a
+    hundred times as long as checking its signature. :func:`check_crl` parses the entries if the
+    root signed the list. Raises :class:`FormatError` for more than 1 MiB, for extra data around the
+    list, for a part that cannot be read, and for a list without nextUpdate.
     """
     der = _der_of(data, what)
     try:
@@ -117,13 +121,16 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
         extensions = extensions_of(tbs.crl_extensions)
         issuer = name_of(tbs.issuer)
         if tbs.revoked_certificates == []:
-            raise ValueError("its list of revoked certificates is present but empty")
+            raise ValueError("the list of revoked certificates is present but empty")
     except UNREADABLE as error:
         raise FormatError(what, f"not a readable revocation list: {plainly(error)}") from error
     if tbs.version != structure.V2_LIST:
-        raise FormatError(what, "not an X.509 v2 list")
+        raise FormatError(what, "expected an X.509 v2 revocation list, found another version")
     if tbs.next_update is None:
-        raise FormatError(what, "the list has no nextUpdate, so it would never expire")
+        raise FormatError(
+            what,
+            "expected the field nextUpdate, without which the list would never expire, found none",
+        )
     return RevocationList(
         der,
         issuer,
@@ -140,10 +147,10 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
 
 
 def bears_signature(data: bytes, root: Certificate, what: str = "CRL") -> bool:
-    """Whether the root's key signed ``data``, a list in DER or PEM.
+    """Return whether the root's key signed ``data``, a revocation list in DER or PEM.
 
-    For long lists, which are expensive to parse: this parses nothing else. Raises
-    :class:`FormatError` if the outermost structure is not that of a list.
+    Nothing else is parsed, because parsing a long list is expensive. Raises :class:`FormatError` if
+    the outermost structure is not that of a list.
     """
     whole = read_element(_der_of(data, what), 0, what).content
     signed = read_element(whole, 0, what)
@@ -159,18 +166,18 @@ def bears_signature(data: bytes, root: Certificate, what: str = "CRL") -> bool:
 
 def _der_of(data: bytes, what: str) -> bytes:
     if len(data) > MAX_CRL_SIZE:
-        raise FormatError(what, f"found {len(data)} bytes; a list has at most {MAX_CRL_SIZE}")
+        raise FormatError(what, f"expected at most {MAX_CRL_SIZE} bytes, found {len(data)}")
     return _der_of_pem(data, what) if data.lstrip().startswith(_PEM_MARK) else bytes(data)
 
 
 def _der_of_pem(data: bytes, what: str) -> bytes:
     match = _PEM.fullmatch(data)
     if match is None:
-        raise FormatError(what, "expected exactly one PEM block, of type X509 CRL")
+        raise FormatError(what, "expected exactly one PEM block of type X509 CRL, found other text")
     try:
         return base64.b64decode(re.sub(rb"[\r\n]", b"", match[1]), validate=True)
     except ValueError as error:
-        raise FormatError(what, f"the PEM body is not base64: {error}") from error
+        raise FormatError(what, f"expected base64 in the PEM block: {error}") from error
 
 
 def check_crl(
@@ -179,11 +186,12 @@ def check_crl(
     intermediate: Certificate | None,
     label: str,
 ) -> tuple[Reason, ...]:
-    """Return the problems that do not depend on the time, and what the list revokes.
+    """Return the problems of a revocation list that do not depend on the time, or what the list
+    revokes.
 
-    ``root`` is the ARK that should have signed it; ``label`` is the intermediate's name. A
-    revocation counts whatever its date and reason, but only in a believed list, because anyone can
-    write a list.
+    ``root`` is the ARK that should have signed the list. ``label`` is the intermediate's name, such
+    as ASK. A revocation counts whatever its date and reason are, but only in a list without
+    problems, because anyone can write a list.
     """
     doubts = tuple(_doubts(revocation, root))
     if doubts:
@@ -222,8 +230,8 @@ def _doubts(revocation: RevocationList, root: Certificate) -> Iterator[Reason]:
 def _odd_extensions(
     revocation: RevocationList, entries: tuple[RevokedCertificate, ...]
 ) -> Iterator[Reason]:
-    """Yield the first critical extension of the list or of an entry. snpcerts knows no such
-    extension.
+    """Yield a reason for the first critical extension of the list or of an entry, because snpcerts
+    knows no critical extension.
     """
     places = (
         ("the CRL", revocation.extensions),
@@ -263,12 +271,16 @@ def _revoked(
 
 
 def crl_problem_at(revocation: RevocationList, at: datetime) -> Reason | None:
-    """Return the list's problem at that time, which has a time zone; None if there is none."""
+    """Return the reason if the list is not current at the time ``at`` (with a time zone), otherwise
+    None.
+    """
     return untimely(revocation.this_update, revocation.next_update, at)
 
 
 def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reason | None:
-    """Return the problem of a list with these two times at ``at``. All have a time zone."""
+    """Return the reason if a list with these two times is not current at ``at``, otherwise None.
+    All times have a time zone.
+    """
     if at < this_update:
         return Reason(
             ReasonCode.CRL_NOT_YET_VALID,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of DER that certificates need and the X.509 library does not read.
+"""Reads those parts of DER in certificates that the X.509 library does not read.
 
-AMD's extension values are a bare INTEGER or IA5String. The two algorithm identifiers of a
-certificate are compared as bytes. This module reads nothing else.
+The values of AMD's extensions are a bare INTEGER or IA5String, and the two algorithm identifiers of
+a certificate are compared as bytes. This module reads nothing else.
 
 Source: X.690 sections 8.1 (tag, length) and 10.1 (definite, shortest lengths).
 """
@@ -22,7 +22,9 @@ _MAX_LENGTH_BYTES = 4
 
 
 class Element(NamedTuple):
-    """A tag-length-value element: its tag byte, its content, and where it starts and ends."""
+    """A tag-length-value element: its tag byte, its content, and the offsets of its start and
+    end.
+    """
 
     tag: int
     content: bytes
@@ -31,17 +33,21 @@ class Element(NamedTuple):
 
 
 def read_element(data: bytes, at: int, what: str) -> Element:
-    """Return the element that starts at byte ``at`` of ``data``.
+    """Return the DER element that starts at offset ``at`` of ``data``.
 
-    Raises :class:`FormatError`, with the offset, if the bytes end too early, the tag has more than
-    one byte, or the length is not in its shortest form.
+    Raises :class:`FormatError`, which names the offset, if the data ends too early, the tag has
+    more than one byte, or the length is not in its shortest form.
     """
     if at + 2 > len(data):
         raise FormatError(what, "the data ends within a DER tag or length", offset=at)
     tag, length = data[at], data[at + 1]
     start = at + 2
     if tag & 0x1F == 0x1F:
-        raise FormatError(what, f"DER tag {tag:#04x} has more than one byte", offset=at)
+        raise FormatError(
+            what,
+            f"expected a DER tag of one byte, found {tag:#04x}, with which a longer tag begins",
+            offset=at,
+        )
     if length >= _LONG_FORM:
         count = length - _LONG_FORM
         encoded = data[start : start + count]
@@ -49,7 +55,7 @@ def read_element(data: bytes, at: int, what: str) -> Element:
             raise FormatError(what, "the DER length cannot be read", offset=at + 1)
         length = int.from_bytes(encoded, "big")
         if length < _LONG_FORM or encoded[0] == 0:
-            raise FormatError(what, "DER length is not in its shortest form", offset=at + 1)
+            raise FormatError(what, "the DER length is not in its shortest form", offset=at + 1)
         start += count
     end = start + length
     if end > len(data):
@@ -62,29 +68,36 @@ def read_element(data: bytes, at: int, what: str) -> Element:
 def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
     element = read_element(data, 0, what)
     if element.tag != tag:
-        raise FormatError(what, f"the DER tag is {element.tag:#04x}, expected {tag:#04x} ({name})")
+        raise FormatError(
+            what, f"expected the DER tag {tag:#04x} ({name}), found {element.tag:#04x}"
+        )
     if element.end != len(data):
-        raise FormatError(what, f"{len(data) - element.end} bytes follow the {name}")
+        raise FormatError(
+            what,
+            f"expected only one {name}, found {len(data) - element.end} bytes behind the first",
+        )
     return element.content
 
 
 def read_byte_integer(data: bytes, what: str, name: str) -> int:
     """Parse ``data`` as an INTEGER from 0 to 255.
 
-    Raises :class:`FormatError`, which names both, for anything else.
+    Raises :class:`FormatError`, which names ``what`` and ``name``, for anything else.
     """
     if len(data) == 3 and data[0] == INTEGER and data[1] == 1 and data[2] < 0x80:
         return data[2]  # the form of nearly all of them
     what = f"{what} {name}"
     content = _read_whole(data, INTEGER, "INTEGER", what)
     if not content:
-        raise FormatError(what, "INTEGER has no content")
+        raise FormatError(what, "expected an INTEGER with content, found an empty one")
     value = int.from_bytes(content, "big", signed=True)
     shortest = (value if value >= 0 else ~value).bit_length() // 8 + 1
     if len(content) != shortest:
-        raise FormatError(what, f"INTEGER {content[:8].hex()} is not in its shortest form")
+        raise FormatError(
+            what, f"expected an INTEGER in its shortest form, found {content[:8].hex()}"
+        )
     if not 0 <= value <= 255:
-        raise FormatError(what, f"INTEGER {content[:8].hex()} is not between 0 and 255")
+        raise FormatError(what, f"expected an INTEGER from 0 to 255, found {content[:8].hex()}")
     return value
 
 
@@ -94,7 +107,7 @@ def read_ia5_string(data: bytes, what: str) -> str:
     """
     content = _read_whole(data, IA5_STRING, "IA5String", what)
     if not content.isascii():
-        raise FormatError(what, "IA5String has bytes above 0x7f")
+        raise FormatError(what, "expected an IA5String of 7-bit characters, found bytes above 0x7f")
     return content.decode("ascii")
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text forms of bytes: hexadecimal, base64, PEM and JSON, as people copy them.
+"""Decodes bytes that people copied as text: in hexadecimal, base64, PEM or JSON.
 
-Every function takes time and memory in proportion to the text. It returns None (or yields nothing)
-for text that it does not recognise. The caller decides whether that is an error.
+The time and memory that a function takes are proportional to the length of the text. Functions
+return None (or yield nothing) for text that they do not recognise, and the caller decides whether
+that is an error.
 
 Sources: RFC 4648 for base64 and base64url; RFC 7468 section 2 for PEM, which lets text precede
 BEGIN and asks readers to ignore blanks; RFC 8259 for JSON.
@@ -55,7 +56,7 @@ _BASE64_IN_PEM: Final = re.compile(r"[A-Za-z0-9+/=]*")
 
 
 def text_of(data: bytes) -> str | None:
-    """Return ``data`` as text without its byte order mark; None if it is not text."""
+    """Return ``data`` as text, without a byte order mark; None if ``data`` is not text."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             try:
@@ -71,11 +72,11 @@ def text_of(data: bytes) -> str | None:
 
 
 def bytes_in(text: str) -> bytes | None:
-    """Return the bytes that a text encodes in hexadecimal, base64 or base64url, or as a dump.
+    """Return the bytes that ``text`` encodes in hexadecimal, base64 or base64url, or as a dump.
 
-    It accepts white space anywhere, quotes around the text, ``0x``, ``\\x``, colons and commas
-    between bytes, and missing padding. It also accepts a name before the bytes (``REPORT=``) and a
-    literal of a program (``xxd -i``, ``[]byte{...}``, ``b'...'``). Returns None for any other text.
+    The text may have white space anywhere, quotes around it, ``0x``, ``\\x``, colons or commas
+    between bytes, and no padding. A name may precede the bytes (``REPORT=``), and they may be a
+    literal in a program (``xxd -i``, ``[]byte{...}``, ``b'...'``). Returns None for any other text.
     """
     text = text.strip()
     for read in (bytes_in_numbers, _in_program, _encoded, _in_setting):
@@ -86,11 +87,13 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def bytes_in_numbers(text: str) -> bytes | None:
-    """Return the bytes of 64 or more decimal numbers in Go's notation: ``[3 0 255]``.
+    """Return the bytes that 64 or more decimal numbers in Go's notation, as in ``[3 0 255]``,
+    encode.
 
-    None for any other text.
+    Returns None for any other text.
 
-    A text in which every number has two digits could also be hexadecimal, so it is not accepted.
+    A text in which every number has two digits is not accepted, because it could also be
+    hexadecimal.
     """
     if not _DECIMALS.fullmatch(text):
         return None
@@ -101,7 +104,7 @@ def bytes_in_numbers(text: str) -> bytes | None:
 
 
 def _in_program(text: str) -> bytes | None:
-    """Return the bytes of a literal in a program."""
+    """Return the bytes of a literal in a program; None if ``text`` is not such a literal."""
     literal = _BYTES_LITERAL.fullmatch(text)
     if literal is not None:
         value: bytes = ast.literal_eval(text)
@@ -116,7 +119,9 @@ def _in_program(text: str) -> bytes | None:
 
 
 def _in_setting(text: str) -> bytes | None:
-    """Return the bytes after a name, as in a settings file, YAML or a form."""
+    """Return the bytes that follow a name, as in a settings file, in YAML or in a form; None for
+    other text.
+    """
     start = _ASSIGNED.match(text)
     if start is None:
         return None
@@ -152,7 +157,9 @@ def _encoded(text: str) -> bytes | None:
 
 
 def _dumped(text: str) -> bytes | None:
-    """Return the bytes of a dump by ``xxd``, ``hexdump`` or ``od``. ``*`` means repeated lines."""
+    """Return the bytes in a dump by ``xxd``, ``hexdump`` or ``od``, where ``*`` means repeated
+    lines; None for other text.
+    """
     lines = [line.strip() for line in text.splitlines()]
     match = _DUMP_OFFSET.match(lines[0]) if lines else None
     if match is None:
@@ -192,17 +199,19 @@ def _of_lines(lines: list[str], base: int) -> bytes | None:
 
 
 class PemBlock(NamedTuple):
-    """The part of a PEM block between BEGIN and END. ``content`` is None if it is not base64."""
+    """A PEM block: its label, and the bytes between BEGIN and END. ``content`` is None if these are
+    not base64.
+    """
 
     label: str
     content: bytes | None
 
 
 def pem_blocks(text: str) -> Iterator[PemBlock]:
-    """Yield every PEM block. Ignore any text before, between and after them.
+    """Yield every PEM block in a text, and ignore all text before, between and after the blocks.
 
-    Also ignore blanks, empty lines, header lines (``Proc-Type:``) and escaped line breaks
-    (backslash, n).
+    Inside a block, ignore blanks, empty lines, header lines (``Proc-Type:``) and escaped line
+    breaks (backslash, n).
     """
     if "\\n" in text:
         text = text.replace("\\r", "\n").replace("\\n", "\n")
@@ -230,15 +239,15 @@ def pem_blocks(text: str) -> Iterator[PemBlock]:
 
 
 def starts_like_json(text: str) -> bool:
-    """Whether the first character is that of a JSON object or array."""
+    """Return whether ``text`` begins like a JSON object or array."""
     return text.lstrip()[:1] in ("{", "[")
 
 
 def read_json(text: str, what: str) -> Any:
-    """Return the value of a JSON text.
+    """Return the value that a JSON text encodes.
 
     Raises :class:`FormatError`, which names ``what``, for anything else, for a duplicate key in an
-    object, and for too deep nesting.
+    object, and for values nested too deeply.
     """
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -246,29 +255,34 @@ def read_json(text: str, what: str) -> Any:
         if len(values) < len(found):
             counts = collections.Counter(key for key, _ in found)
             twice = next(key for key in values if counts[key] > 1)
-            raise FormatError(what, f"the key {twice[:40]!r} appears twice")
+            raise FormatError(what, f"the key {twice[:40]!r} appears twice in an object")
         return values
 
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number)
     except RecursionError:
-        raise FormatError(what, "nested too deeply") from None
+        raise FormatError(what, "the values are nested too deeply") from None
     except ValueError as error:
         if str(error).startswith("Extra data"):
             raise FormatError(
-                what, "text follows a complete JSON value", hint="give one value at a time"
+                what,
+                "expected one JSON value, found more text after it",
+                hint="split the file into one file for each JSON value",
             ) from None
-        raise FormatError(what, f"not valid JSON: {str(error)[:120]}") from None
+        raise FormatError(
+            what, f"expected valid JSON, found an error: {str(error)[:120]}"
+        ) from None
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not a valid JSON number")
+    raise ValueError(f"expected a JSON number, found {name}")
 
 
 def bytes_of_json(value: Any) -> bytes | None:
     """Return the bytes that a JSON value encodes.
 
-    The value is a text that :func:`bytes_in` reads, or an array of numbers.
+    The value is a text that :func:`bytes_in` reads, or an array of numbers from 0 to 255. Returns
+    None for other values.
     """
     if isinstance(value, str):
         return bytes_in(value)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts certificates and revocation lists between DER and PEM, and describes them in one
-line.
-"""
+"""Converts certificates and revocation lists between DER and PEM, and describes each in a line."""
 
 from __future__ import annotations
 
@@ -15,20 +13,23 @@ _PEM_START = b"-----BEGIN "
 
 
 def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
-    """Return one certificate or, with ``crl``, one revocation list as DER. ``data`` is DER or PEM.
+    """Return the DER of the certificate or, with ``crl``, the revocation list in ``data``, which is
+    DER or PEM.
 
-    Raises :class:`FormatError`, which names ``what``, if it is neither.
+    Raises :class:`FormatError`, which names ``what``, for anything else.
     """
     return (load_crl if crl else load_certificate)(data, what).der
 
 
 def to_pem(data: bytes, *, crl: bool) -> bytes:
-    """Return the PEM form of a result of :func:`to_der`."""
+    """Return DER that :func:`to_der` returned as PEM."""
     return to_pem_block(to_der(data, crl=crl, what="DER"), "X509 CRL" if crl else "CERTIFICATE")
 
 
 def describe(data: bytes, *, crl: bool) -> str:
-    """Return one line about a certificate or revocation list. Never raises for bad data."""
+    """Describe a certificate or, with ``crl``, a revocation list in one line. Never raises an error
+    for bad data.
+    """
     form = "PEM" if data.startswith(_PEM_START) else "DER"
     try:
         if crl:

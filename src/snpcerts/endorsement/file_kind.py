@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises files of the wrong kind: names the kind for people, and says how to convert the file.
+"""Recognises files of the wrong kind, names the kind for people, and says how to convert the file.
 
-A file called ``vcek.der`` may be the key server's error page, and one called ``report.bin`` another
-machine's quote. This module decides nothing. It names the most likely kind of a file, so that its
-owner need not guess.
+A file called ``vcek.der`` may be the key server's error page, and a file called ``report.bin`` may
+be another machine's quote. This module names the most likely kind of a file, so that the owner of
+the file need not guess. It decides nothing.
 
 Sources: the first bytes that each format's specification gives; for quotes, Intel "TDX DCAP Quoting
 Library API" and TCG "TPM 2.0 Structures" (TPMS_ATTEST); for Nitro, COSE (RFC 9052).
@@ -29,9 +29,9 @@ _SHOWN: Final = 60
 
 
 class FileKind(NamedTuple):
-    """A kind of file. ``name`` fits after "is": "an HTML page".
+    """A kind of file. ``name`` is a noun phrase such as "an HTML page".
 
-    ``unwrap`` says how to convert it, if that is possible.
+    ``unwrap`` says how to convert such a file, or what to do instead. None if nothing can be done.
     """
 
     name: str
@@ -40,14 +40,14 @@ class FileKind(NamedTuple):
 
 
 _BINARY: Final = (
-    (b"\x1f\x8b", FileKind("gzip data", "unpack it first: gunzip")),
-    (b"\xfd7zXZ\0", FileKind("xz data", "unpack it first: xz -d")),
-    (b"\x28\xb5\x2f\xfd", FileKind("zstd data", "unpack it first: zstd -d")),
-    (b"\x78\x01", FileKind("zlib data", "unpack it first: pigz -dz, or Python's zlib")),
-    (b"\x78\x9c", FileKind("zlib data", "unpack it first: pigz -dz, or Python's zlib")),
-    (b"\x78\xda", FileKind("zlib data", "unpack it first: pigz -dz, or Python's zlib")),
-    (b"BZh", FileKind("bzip2 data", "unpack it first: bunzip2")),
-    (b"PK\x03\x04", FileKind("a zip archive", "unpack it first: unzip")),
+    (b"\x1f\x8b", FileKind("gzip data", "unpack the file first, with gunzip")),
+    (b"\xfd7zXZ\0", FileKind("xz data", "unpack the file first, with xz -d")),
+    (b"\x28\xb5\x2f\xfd", FileKind("zstd data", "unpack the file first, with zstd -d")),
+    (b"\x78\x01", FileKind("zlib data", "unpack the file first, with pigz -dz or Python's zlib")),
+    (b"\x78\x9c", FileKind("zlib data", "unpack the file first, with pigz -dz or Python's zlib")),
+    (b"\x78\xda", FileKind("zlib data", "unpack the file first, with pigz -dz or Python's zlib")),
+    (b"BZh", FileKind("bzip2 data", "unpack the file first, with bunzip2")),
+    (b"PK\x03\x04", FileKind("a zip archive", "unpack the file first, with unzip")),
     (b"\x7fELF", FileKind("a program (ELF)")),
     (b"%PDF", FileKind("a PDF document")),
     (b"\x89PNG", FileKind("a PNG image")),
@@ -55,29 +55,32 @@ _BINARY: Final = (
         b"\xffTCG",
         FileKind(
             "a TPM quote",
-            "the SNP report of an Azure guest is in its TPM: tpm2_nvread -C o 0x01400001",
+            "read the SNP report of an Azure guest from its TPM, with tpm2_nvread -C o 0x01400001",
         ),
     ),
-    (b"HCLA", FileKind("an HCL report from an Azure guest", "give it as evidence")),
+    (b"HCLA", FileKind("an HCL report from an Azure guest", "give this file as the evidence")),
     (
         b"\x84\x44\xa1\x01\x38\x22",
         FileKind(
             "an AWS Nitro attestation document (COSE)",
-            "it is not an SNP report: get one inside an SNP guest with snpcerts guest report",
+            "request an SNP report inside an SNP guest, with snpcerts guest report",
         ),
     ),
     (
         b"\xd2\x84\x44\xa1\x01\x38\x22",
         FileKind(
             "an AWS Nitro attestation document (COSE)",
-            "it is not an SNP report: get one inside an SNP guest with snpcerts guest report",
+            "request an SNP report inside an SNP guest, with snpcerts guest report",
         ),
     ),
 )
 _COSE: Final = FileKind(
-    "a COSE message (RFC 9052)", "the payload is the third of its four parts: give only the payload"
+    "a COSE message (RFC 9052)",
+    "give only the message's payload, which is the third of its four parts",
 )
-_FORM: Final = FileKind("a multipart form (multipart/form-data)", "give only the body of one part")
+_FORM: Final = FileKind(
+    "a multipart form (multipart/form-data)", "give only the body of one of its parts"
+)
 _ANSWER: Final = re.compile(r"HTTP/[\d.]{1,3} \d{3}\b")
 _TDX_TYPE, _SGX_TYPE = 0x81, 0
 _SGX_START: Final = b"\3\0\2\0"  # version 3, signed with ECDSA P-256
@@ -112,22 +115,22 @@ _PEM_KINDS: Final = {
 
 
 def kind_of(data: bytes) -> FileKind:
-    """Return the most likely kind of ``data``. Never raises."""
+    """Return the most likely kind of a file with the content ``data``. Never raises an error."""
     if not data:
         return FileKind("empty")
     if not any(data):
         return FileKind(
-            f"{len(data)} zero bytes", "nothing was written into the file: get it again"
+            f"{len(data)} zero bytes", "get the file again, because nothing was written into it"
         )
     for start, kind in _BINARY:
         if data.startswith(start):
             return kind
     if data[257:262] == b"ustar":
-        return FileKind("a tar archive", "unpack it first: tar -xf")
+        return FileKind("a tar archive", "unpack the file first, with tar -xf")
     if data[2:6] == b"HCLA":
         return FileKind(
             "an HCL report behind a size of two bytes (TPM2B)",
-            "remove the first two bytes: tail -c +3",
+            "remove the first two bytes, with tail -c +3",
         )
     if data[:2] in (b"\xd2\x84", b"\xd2\x9f"):
         return _COSE
@@ -147,17 +150,17 @@ def kind_of(data: bytes) -> FileKind:
 
 
 def looks_like_report(data: bytes) -> bool:
-    """Whether the first bytes are those of a report, complete or truncated."""
+    """Return whether ``data`` begins like a report, which may be truncated."""
     version = int.from_bytes(data[:4], "little")
     # The bytes after the version distinguish a quote from a report.
     return len(data) >= 64 and version in VERSIONS and data[0x34:0x38] == b"\1\0\0\0"
 
 
 def resembles_report(data: bytes) -> bool:
-    """Whether the first bytes may be those of a report, even if one field has a wrong value.
+    """Return whether ``data`` may begin with a report, even if one field has a wrong value.
 
-    Two of its version, policy and signature algorithm must be plausible. What has fewer is no
-    altered report, and no report of a future version, but another file.
+    At least two of version, policy and signature algorithm must be plausible. A file with fewer is
+    neither an altered report nor a report of a future version, but something else.
     """
     version = int.from_bytes(data[:4], "little")
     policy = int.from_bytes(data[8:16], "little")
@@ -171,7 +174,7 @@ def resembles_report(data: bytes) -> bool:
 
 
 def looks_like_table(data: bytes) -> bool:
-    """Whether the first bytes are an entry of a certificate table with a known GUID."""
+    """Return whether ``data`` begins with an entry of a certificate table that has a known GUID."""
     guids = {guid.bytes for guid in GUID_NAMES} | {guid.bytes_le for guid in GUID_NAMES}
     return len(data) >= ENTRY_SIZE and data[:16] in guids
 
@@ -181,18 +184,22 @@ def _structure(data: bytes) -> FileKind | None:
         if len(data) < REPORT_SIZE:
             return FileKind(
                 f"a truncated report: {len(data)} of {REPORT_SIZE} bytes",
-                "copy it again, as a binary file",
+                "copy the report again, as a binary file",
             )
-        return FileKind("an attestation report", "give it as evidence")
+        return FileKind("an attestation report", "give this file as the evidence")
     if looks_like_table(data):
-        return FileKind("a certificate table", "give it with --table, or as --certs")
+        return FileKind("a certificate table", "give this file with --table or --certs")
     version, kind = int.from_bytes(data[:2], "little"), int.from_bytes(data[4:8], "little")
     if len(data) > 432 and version in (4, 5) and kind == _TDX_TYPE:
         return FileKind(
-            "an Intel TDX quote", "it comes from another kind of guest, not from an SEV-SNP guest"
+            "an Intel TDX quote",
+            "request a report in an SEV-SNP guest: this quote comes from another kind of guest",
         )
     if len(data) > 432 and data[:4] == _SGX_START and kind == _SGX_TYPE:
-        return FileKind("an Intel SGX quote", "it is not an SNP report")
+        return FileKind(
+            "an Intel SGX quote",
+            "request a report in an SEV-SNP guest: this quote comes from an enclave",
+        )
     usage, bits = (
         int.from_bytes(data[0x24:0x28], "little"),
         int.from_bytes(data[0x38:0x3C], "little"),
@@ -200,17 +207,20 @@ def _structure(data: bytes) -> FileKind | None:
     if data[:4] == b"\1\0\0\0" and usage in (0, 0x13) and bits in _AMD_SIZES:
         return FileKind(
             "a certificate in AMD's binary SEV format, which is not X.509",
-            "get the X.509 chain instead: snpcerts kds fetch chain",
+            "get the X.509 chain instead, with snpcerts kds fetch chain",
         )
     if len(data) >= 0x60 and data[0x30:0x34] == b"\1\1\x60\0" and data[0x34] in range(1, 19):
-        return FileKind("an encrypted guest message", "only the guest's kernel can open it")
+        return FileKind(
+            "an encrypted guest message",
+            "give the report inside the message, which only the guest's kernel can decrypt",
+        )
     return None
 
 
 def _der(data: bytes) -> FileKind | None:
     if _PKCS12_START.match(data):
         return FileKind(
-            "a PKCS #12 file", "extract its certificates: openssl pkcs12 -nokeys -in FILE"
+            "a PKCS #12 file", "extract the certificates, with openssl pkcs12 -nokeys -in FILE"
         )
     if data[:1] == b"\x30" and _PKCS7_OID in data[:32]:
         return FileKind("a PKCS #7 bundle")
@@ -230,14 +240,15 @@ def _text(text: str) -> FileKind:
         return _pem(text)
     if _ANSWER.match(text):
         return FileKind(
-            "a server's response with its headers", "fetch it without the headers: curl without -i"
+            "a server's response with its headers",
+            "fetch the file without the headers, as curl does without -i",
         )
     if text.startswith(_LFS):
-        return FileKind("a Git LFS pointer", "fetch the file itself: git lfs pull")
+        return FileKind("a Git LFS pointer", "fetch the file itself, with git lfs pull")
     if _DISPLAYED.match(text):
         return FileKind(
-            "a report printed for people, as snpguest display does",
-            "give the binary report that it was printed from",
+            "a report printed for people, as by snpguest display",
+            "give the binary report from which this text was printed",
         )
     if text.startswith("#!"):
         return FileKind("a script")
@@ -248,7 +259,7 @@ def _text(text: str) -> FileKind:
     if _TOKEN.fullmatch(text):
         return FileKind(
             "a signed token (JWT)",
-            "its issuer has already judged the evidence; ask for the evidence itself",
+            "ask for the evidence itself, because the token's issuer has already judged it",
         )
     short = " ".join(text.split())
     if len(short) <= _SHOWN:
@@ -260,13 +271,14 @@ def _pem(text: str) -> FileKind:
     labels = list(dict.fromkeys(block.label for block in pem_blocks(text)))
     if not labels:
         return FileKind(
-            "truncated PEM: it has a BEGIN line, but no END line", "copy the whole text"
+            "truncated PEM, with a BEGIN line but no END line",
+            "copy the whole text, from the BEGIN line to the END line",
         )
     return kind_of_label(labels[0])
 
 
 def kind_of_label(label: str) -> FileKind:
-    """Return what a PEM block with that label contains."""
+    """Return the kind of content that a PEM block with that label has."""
     if label.endswith("PRIVATE KEY"):
         return FileKind("a private key")
     known = _PEM_KINDS.get(label)

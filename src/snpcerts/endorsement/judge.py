@@ -2,13 +2,13 @@
 """Judges whether certificates certify a key, and remembers its findings.
 
 The verifier asks about the key that signed a report, the key server's client about the VCEK that it
-requested, and the host's agent about the signing key. All get the same reasons.
+requested, and the host's agent about the signing key. All three get the same reasons.
 
 A host serves the same three certificates with every report, and parsing and checking them costs
-more than checking a report. So findings are cached by content: the bytes of each certificate, and
-the anchors. Findings about ASK and ARK, and about each revocation list, are also cached separately.
-They are the same for all chips of a product, and they are most of the work for a new VCEK. Only
-findings that do not depend on the time are cached; validity is checked each time.
+more than checking a report. Therefore findings are cached, under the bytes of the certificates and
+the anchors. Findings about ASK and ARK, and about each revocation list, are also cached separately,
+because they are the same for all chips of a product and are most of the work for a new VCEK. Only
+findings that do not depend on the time are cached. Validity is checked each time.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ _ALWAYS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
 class ChainBytes(NamedTuple):
-    """A chain as bytes, each DER or PEM. None for a certificate that is not supplied.
+    """The bytes of a chain's certificates, each in DER or PEM. A certificate that was not supplied
+    is None.
 
     ``intermediate`` is the ASK of a VCEK or the ASVK of a VLEK.
     """
@@ -82,15 +83,15 @@ class ChainBytes(NamedTuple):
 
     @classmethod
     def from_table(cls, table: CertTable, kind: VekKind) -> ChainBytes:
-        """Return the chain for a key of that kind from a certificate table."""
+        """Return the chain for a key of that kind that a certificate table holds."""
         leaf = leaf_of_slots(kind, table.get(VCEK_GUID), table.get(VLEK_GUID))
         return cls(leaf, table.get(ASK_GUID), table.get(ARK_GUID))
 
 
 def leaf_of_slots(kind: VekKind, vcek: bytes | None, vlek: bytes | None) -> bytes | None:
-    """Return the leaf of that kind from the slots of a certificate table.
+    """Return the leaf of that kind from the VCEK and VLEK slots of a certificate table.
 
-    Some hosts put a VLEK into the VCEK's slot.
+    A VLEK in the VCEK's slot is found too, because some hosts put it there.
     """
     if kind is VekKind.VCEK:
         return vcek
@@ -108,10 +109,10 @@ def _is_of_kind(kind: VekKind, data: bytes) -> bool:
 
 
 class ChainFacts(NamedTuple):
-    """Which certificates were supplied, and which parts could be parsed.
+    """Which certificates of a chain were supplied and parsed.
 
-    ``of_no_chip`` is True for a VLEK's chain. ``leaf_read`` and ``key_read`` say whether the leaf
-    and its key could be parsed.
+    ``of_no_chip`` is True for a VLEK's chain. ``leaf_read`` and ``key_read`` say whether the leaf's
+    extensions and its key could be parsed.
     """
 
     of_no_chip: bool = False
@@ -126,9 +127,10 @@ class ChainFacts(NamedTuple):
 class CrlFindings:
     """Findings about a revocation list that do not depend on the time.
 
-    ``believed`` says that the root signed the list and that every part is known. If not, ``doubts``
-    say why, unless there was no root. ``revoked`` is the part of the chain that the list revokes.
-    ``product`` is its issuer's product. Times are None if the list cannot be parsed.
+    ``believed`` says that the root signed the list and that the list has no unknown part. If not,
+    ``doubts`` say why, unless there was no root. ``revoked`` has a reason for each certificate of
+    the chain that the list revokes. ``product`` is the product of the list's issuer. The times are
+    None if the list cannot be parsed.
     """
 
     believed: bool
@@ -139,7 +141,9 @@ class CrlFindings:
     next_update: datetime | None = None
 
     def problems_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Return why this is not a current list of the root at ``at``, a time with a time zone."""
+        """Return why the list is not a current list of the root at ``at``, a time with a time
+        zone.
+        """
         if self.this_update is None or self.next_update is None:
             return self.doubts
         late = untimely(self.this_update, self.next_update, at)
@@ -150,11 +154,12 @@ class CrlFindings:
 class Findings:
     """Findings about a set of certificates that do not depend on the time.
 
-    ``key`` is the leaf's key if it is a P-384 key that could be parsed. It says nothing about
-    trust: it shows whether the key signed the report, whatever else is wrong. ``reasons`` lists the
-    chain's problems and the revocations in believed lists, however old. ``anchor`` is the anchor
-    that the ARK's key matches, if any. ``lists`` are the revocation lists in the order given.
-    ``in_force`` is the period in which all certificates are valid, both ends inclusive.
+    ``key`` is the leaf's key, if it is a P-384 key that could be parsed. It says nothing about
+    trust, and only serves to check whether the key signed the report, whatever else is wrong.
+    ``reasons`` lists the chain's problems and the revocations in believed lists, however old.
+    ``anchor`` is the anchor with the ARK's key, if any. ``lists`` has the findings about the
+    revocation lists, in their order. ``in_force`` is the period in which all certificates are
+    valid, both ends inclusive.
     """
 
     leaf: EndorsementCert | None
@@ -179,7 +184,7 @@ NOTHING: Final = Findings(None, None, (), (), ChainFacts())
 
 
 class JudgeMemory:
-    """Findings about recent chains. Their number is bounded. Threads may share them."""
+    """A cache of a bounded number of findings about recent chains, which threads may share."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._chains: _FoundCache[Findings] = _FoundCache(limit)
@@ -197,7 +202,7 @@ class JudgeMemory:
         anchors: Sequence[Anchor],
         lists: Sequence[bytes] = (),
     ) -> Findings:
-        """Do the same as :func:`find`, with cached findings if possible."""
+        """Return what :func:`find` returns, from the cache if possible."""
         leaf, intermediate, root = chain
         # Callers may pass a bytearray. For bytes this makes no copy.
         chain = ChainBytes(
@@ -218,7 +223,7 @@ class JudgeMemory:
     def authorities(
         self, kind: VekKind, chain: ChainBytes, anchors: tuple[Anchor, ...]
     ) -> _Authorities:
-        """Do the same as :func:`_find_authorities`, with cached findings if possible."""
+        """Return what :func:`_find_authorities` returns, from the cache if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, self._content(anchors))
         known = self._authorities.get(key)
@@ -230,7 +235,7 @@ class JudgeMemory:
     def revocation(
         self, kind: VekKind, chain: ChainBytes, data: bytes, authorities: _Authorities
     ) -> CrlFindings:
-        """Do the same as :func:`_judge_list`, with cached findings if possible."""
+        """Return what :func:`_judge_list` returns, from the cache if possible."""
         above = ChainBytes(None, chain.intermediate, chain.root)
         key = (kind is VekKind.VCEK, above, _list_key(data))
         known = self._lists.get(key)
@@ -240,7 +245,9 @@ class JudgeMemory:
         return known
 
     def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
-        """Return the anchors in a form that hashes quickly. The last ones used are cached."""
+        """Return the anchors in a form that hashes quickly. The form of the last anchors is
+        cached.
+        """
         last, content = self._trusted
         if last is not anchors:
             content = tuple(
@@ -253,7 +260,7 @@ class JudgeMemory:
 
 
 class _FoundCache(Generic[_Found]):
-    """A cache of findings by key. It drops the least recently used ones."""
+    """A cache of findings by key, which drops the least recently used findings."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -282,7 +289,7 @@ class _FoundCache(Generic[_Found]):
 
 @dataclass(frozen=True, slots=True)
 class _Authorities:
-    """The intermediate and the root, with the problems of each."""
+    """The intermediate and the root of a chain, and their problems."""
 
     ask: Certificate | None
     ark: Certificate | None
@@ -298,10 +305,10 @@ def find(
     revocation_lists: Sequence[bytes] = (),
     memory: JudgeMemory | None = None,
 ) -> Findings:
-    """Parse and judge the certificates that should endorse a key of that kind.
+    """Parse and judge certificates that should endorse a key of that kind.
 
-    The leaf's reasons come first. ``memory`` may already have findings about the authorities and
-    lists.
+    The reasons about the leaf come first. If ``memory`` already has findings about the authorities
+    or the lists, those are used.
     """
     reasons: list[Reason] = []
     loaded = _load(certificates.leaf, kind.name, *_LEAF_CODES[kind], reasons)
@@ -361,8 +368,9 @@ def _find_authorities(
 
 
 def _is_pinned(root: bytes, anchors: tuple[Anchor, ...]) -> bool:
-    """Whether these bytes are an anchor's certificate, whose signature on itself was checked when
-    the anchor was made. Trust does not follow from this: the key is compared as for any root.
+    """Return whether ``root`` is the certificate that an anchor holds, whose signature on itself
+    was checked when the anchor was made. This does not make the root trusted: its key is compared
+    as any root's is.
     """
     if len(root) > _SHORT_ROOT:
         return False
@@ -399,7 +407,7 @@ def judge_list(
 ) -> CrlFindings:
     """Judge the parts of a revocation list that do not depend on the time.
 
-    ``root`` should have signed it.
+    ``root`` is the ARK that should have signed the list; None if it is not available.
     """
     issuer = parse_ca_name(crl.issuer_common_name)
     product = None if issuer is None else issuer.product
@@ -415,10 +423,10 @@ def judge_list(
 def revocations(
     kind: VekKind, crl: bytes | None, intermediate: Certificate, root: Certificate
 ) -> tuple[Reason, ...]:
-    """Return which of the two certificates a revocation list (DER or PEM, or None) revokes.
+    """Return a reason for each of the two certificates that a revocation list revokes.
 
-    A list that the root did not sign is ignored. An old list still counts, because a revocation is
-    permanent.
+    ``crl`` is the list in DER or PEM, or None. A list that the root did not sign is ignored. An old
+    list still counts, because a revocation is permanent.
     """
     if crl is None:
         return ()
@@ -436,23 +444,27 @@ def judge_authorities(
     anchors: Sequence[Anchor],
     at: datetime,
 ) -> tuple[Reason, ...]:
-    """Return why these two are not the product's authorities below a trusted ARK at that time."""
+    """Return why two certificates are not the product's ASK (or ASVK) and its trusted ARK, valid at
+    ``at``.
+    """
     chain = Chain(kind, None, intermediate, root, product)
     late = (window.problem_at(at) for window in windows_of(chain))
     return (*check_chain(chain, anchors), *(reason for reason in late if reason is not None))
 
 
 def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
-    """Return the period in which all of them are valid. If there are none, it is unlimited."""
+    """Return the period in which all certificates are valid, which is unlimited without
+    certificates.
+    """
     spans = [(window.not_before, window.not_after) for window in windows]
     firsts, lasts = zip(*spans, _ALWAYS, strict=True)
     return max(firsts), min(lasts)
 
 
 def _list_key(data: bytes) -> _ListKey:
-    """Return the key of a list in the cache.
+    """Return the key under which findings about a revocation list are cached.
 
-    For a long list it is a digest, so that the list itself is not kept.
+    A long list's key is a digest, so that the list itself is not kept.
     """
     if len(data) <= _SHORT_LIST:
         return bytes(data)
@@ -501,11 +513,11 @@ def mismatches(
     tcb: TcbVersion | None,
     expected_by: str,
 ) -> Iterator[Reason]:
-    """Yield the reasons why a leaf does not certify the expected key: product, chip, TCB.
+    """Yield the reasons why a leaf is not for the expected key: its product, chip or TCB differs.
 
-    A value of None is unknown and is not compared. ``hwid`` is the significant bytes of the chip
-    ID; a VLEK has none. Every component of the TCB must be equal, because each TCB has its own key.
-    ``expected_by`` says where the expectation comes from, such as "the report".
+    A value of None is unknown and not compared. ``hwid`` is the significant bytes of the chip ID,
+    which a VLEK does not have. Every component of the TCB must be equal, because each TCB has its
+    own key. ``expected_by`` says in messages what the leaf is compared with, such as "the report".
     """
     if product is not None and product is not leaf.product:
         yield Reason(
@@ -544,10 +556,10 @@ def _level(components: dict[str, int], name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Every problem of certificates for one key at one time.
+    """Every problem of the certificates for a key, at one time.
 
-    ``leaf`` is None if it cannot be parsed. ``not_after`` is the time when the first certificate
-    expires.
+    ``leaf`` is None if the leaf cannot be parsed. ``not_after`` is the time at which the first of
+    the certificates expires.
     """
 
     leaf: EndorsementCert | None
@@ -556,35 +568,35 @@ class Judgement:
 
     @property
     def sound(self) -> bool:
-        """Whether the certificates certify the key without any problem."""
+        """Whether the certificates certify the key, without any problem."""
         return not self.reasons
 
     @property
     def wrong(self) -> tuple[Reason, ...]:
-        """Problems that do not come from the passing of time: another key, an untrusted root."""
+        """The problems that do not come with time, such as another key or an untrusted root."""
         timely = (*EXPIRED, *REVOKED, *NOT_YET_VALID)
         return tuple(each for each in self.reasons if each.code not in timely)
 
     @property
     def lapsed(self) -> tuple[Reason, ...]:
-        """Problems that come from the passing of time: an expired or revoked certificate."""
+        """The problems that come with time: expired and revoked certificates."""
         return tuple(each for each in self.reasons if each.code in (*EXPIRED, *REVOKED))
 
     @property
     def early(self) -> tuple[Reason, ...]:
-        """Certificates that are not valid yet.
+        """The problems of certificates that are not valid yet.
 
-        They have been issued already, so the clock must be behind.
+        Such certificates have been issued already, so the clock must be behind.
         """
         return tuple(each for each in self.reasons if each.code in NOT_YET_VALID)
 
 
 class ChipJudge:
-    """Judges certificates for the keys of one chip, using a set of trusted roots.
+    """Judges certificates for the keys of one chip, with a set of trusted roots.
 
-    ``hwid`` is the significant bytes of the chip ID. ``expected_by`` says in messages where the
-    expected key comes from. ``known_crl`` returns the known revocation list for a kind of key, or
-    None. A list that its root did not sign is ignored. An old list still counts.
+    ``hwid`` is the significant bytes of the chip ID. ``expected_by`` says in messages what the leaf
+    is compared with. ``known_crl`` returns the known revocation list for a kind of key, or None. A
+    list that the root did not sign is ignored. An old list still counts.
     """
 
     def __init__(

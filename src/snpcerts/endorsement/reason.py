@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every reason to refuse certificates or a report, each with a stable code and a sentence.
 
-Programs and dashboards match on the code, whose meaning never changes. The message says what was
-found in this case, and its wording may change. Each code names the check that it fails.
+Programs and dashboards test the code, whose meaning never changes. The message says what was found
+in this case, and its wording may change. Each code also says which check has failed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NextStep(enum.StrEnum):
 
 
 class Authenticity(enum.StrEnum):
-    """The checks that make a report genuine. The value is the check's name."""
+    """The checks that a genuine report passes. The value is the check's name."""
 
     REPORT_LAYOUT = "report-layout"
     LEAF = "leaf"
@@ -38,11 +38,11 @@ class Authenticity(enum.StrEnum):
 
 
 class ReasonCode(enum.StrEnum):
-    """A reason's code.
+    """The stable code of a reason.
 
-    ``check`` is the check of authenticity that it fails. It is None for the policy's checks, which
-    have the name of the code, and for codes that fail no check. ``description`` is its sentence in
-    the documentation. ``next_step`` says what the caller should do.
+    ``check`` is the check of authenticity that has failed. It is None for codes of the policy's
+    checks, which are named after the code, and for codes without a check. ``description`` is the
+    code's sentence in the documentation. ``next_step`` says what the caller should do.
     """
 
     check: Authenticity | None
@@ -604,14 +604,14 @@ UNTIMELY = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a report is refused: a stable code, and a message for people."""
+    """A reason to refuse a report or certificates: a stable code, and a message for people."""
 
     code: ReasonCode
     message: str
 
     @property
     def next_step(self) -> NextStep:
-        """What the caller should do about the reason."""
+        """What the caller should do because of this reason."""
         return self.code.next_step
 
     def __str__(self) -> str:

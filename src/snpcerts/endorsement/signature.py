@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one signature algorithm of AMD's authorities, for certificates and revocation lists.
+"""The only signature algorithm of AMD's authorities, for certificates and revocation lists.
 
-RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, over RSA keys of at least 4096
-bits. Nothing else is accepted.
+It is RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, with RSA keys of at least
+4096 bits. Nothing else is accepted.
 
 Sources: KDS (57230) chapter 3; RFC 4055 section 3.1 for the parameters.
 """
@@ -33,7 +33,9 @@ _SHOWN = 80  # bytes of an unknown algorithm that a message shows
 
 
 def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
-    """Return the certificate's key if an authority may sign with it, otherwise None."""
+    """Return a certificate's key if it is an RSA key with which an authority may sign, otherwise
+    None.
+    """
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         return key
@@ -41,9 +43,9 @@ def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
 
 
 def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
-    """Whether the key made the signature with that algorithm.
+    """Return whether ``key`` made ``signature`` over ``signed`` with AMD's algorithm.
 
-    The certificate's own fields do not count.
+    What the certificate says about the algorithm does not count.
     """
     try:
         key.verify(signature, signed, _PSS, _SHA384)
@@ -53,8 +55,8 @@ def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
 
 
 def bears_signature_of(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
-    """Whether the key made the certificate's signature with AMD's algorithm; the certificate's own
-    field does not count.
+    """Return whether ``key`` signed the certificate with AMD's algorithm, whatever the certificate
+    says about the algorithm.
     """
     # With a count of unused bits other than 0, two certificates of different bytes could have the
     # same signature.
@@ -64,19 +66,21 @@ def bears_signature_of(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
 
 
 def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
-    """Return a signature made with that algorithm."""
+    """Return the signature by ``key`` over ``signed`` with AMD's algorithm."""
     return key.sign(signed, _PSS, _SHA384)
 
 
 def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
-    """Compare the two AlgorithmIdentifiers, inside and outside a signed part, in DER."""
+    """Return what is wrong with the two AlgorithmIdentifiers (DER) inside and outside a signed
+    part; None if nothing is.
+    """
     if inner != outer:
         return (
             f"has the signature algorithm {_short(inner)} inside its signed part, but "
             f"{_short(outer)} outside it"
         )
     if outer not in _ENCODINGS:
-        return f"has the signature algorithm {_short(outer)}, expected {ALGORITHM_WANTED}"
+        return f"has the signature algorithm {_short(outer)} instead of {ALGORITHM_WANTED}"
     return None
 
 
@@ -86,7 +90,9 @@ def _short(algorithm: bytes) -> str:
 
 
 def _encodings() -> Iterator[bytes]:
-    """Yield every DER encoding of the algorithm. Hash parameters and trailer field are optional."""
+    """Yield every DER encoding of the algorithm, with and without the optional hash parameters and
+    trailer field.
+    """
 
     def der(tag: int, *parts: bytes) -> bytes:
         content = b"".join(parts)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the certificates in a collection that form a chain, by their content.
 
-A certificate's subject shows whether it is a leaf, an ASK or ASVK, or an ARK. Its issuer names the
-certificate above it, and a leaf's extensions name its chip and TCB. The result is a bounded number
-of chains, most likely first. The judge then checks the signatures and the pinned root to decide
-which chain is right.
+A certificate's subject shows whether it is a leaf, an ASK or ASVK, or an ARK. The issuer names the
+certificate above, and a leaf's extensions name the chip and the TCB. The result is a bounded number
+of chains, the most likely first. The judge then decides which chain is right, by the signatures and
+the pinned root.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _SHORT: Final = 4 << 10  # bytes; certificates up to this size are cached
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """A certificate and its kind: a leaf's kind, an authority's name, or neither.
+    """A certificate and what it is: a leaf of a kind, an authority with a name, or neither.
 
-    ``leaf`` is the content of its extensions, None if they cannot be read.
+    ``leaf`` is the content of a leaf's extensions; None if these cannot be read.
     """
 
     der: bytes
@@ -44,7 +44,7 @@ class Sorted:
 
 
 def sort(data: bytes) -> Sorted | None:
-    """Return the kind of one certificate, DER or PEM; None if it cannot be read."""
+    """Parse one certificate (DER or PEM) and find out its kind; None if it cannot be read."""
     return _known(bytes(data)) if len(data) <= _SHORT else _sort(data)
 
 
@@ -76,7 +76,7 @@ _known = functools.lru_cache(maxsize=256)(_sort)
 
 
 def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
-    """Return all certificates in these files or bundles, each once."""
+    """Return all certificates in these certificates and bundles, each once."""
     found: dict[tuple[bytes, bytes, bytes], Sorted] = {}
     for part in parts:
         one = sort(part)
@@ -90,10 +90,10 @@ def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
 def chains(
     kind: VekKind, certificates: Iterable[Sorted], fits: Callable[[EndorsementCert], bool]
 ) -> Iterator[ChainBytes]:
-    """Yield chains for a leaf of that kind, most likely first.
+    """Yield possible chains with a leaf of that kind, the most likely first.
 
-    ``fits`` says whether a leaf is for the right chip and TCB. Other leaves are used only if none
-    fits.
+    ``fits`` says whether a leaf is for the right chip and TCB. Other leaves are used only if no
+    leaf fits.
     """
     heap = tuple(certificates)
     leaves = [each for each in heap if each.kind is kind]
@@ -108,7 +108,7 @@ def chains(
 
 
 def _some(found: list[Sorted]) -> list[Sorted | None]:
-    """Return the first few, or a single None if there are none."""
+    """Return the first few certificates, or a single None without certificates."""
     return list(found[:_TRIED]) or [None]
 
 
@@ -117,14 +117,12 @@ def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
-    """Return the intermediate of the other kind. The reason will then name the mismatch."""
+    """Return the intermediates of any kind, so that a reason names the mismatch."""
     return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
 
 
 def _above(below: Sorted | None, authorities: list[Sorted]) -> list[Sorted]:
-    """Return the authorities, starting with those that the certificate below names as its
-    issuer.
-    """
+    """Return the authorities, first those that the certificate ``below`` names as its issuer."""
     if below is None:
         return authorities
     return sorted(authorities, key=lambda each: each.subject != below.issuer)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The structures of X.509, declared under their names in RFC 5280.
 
-:mod:`cryptography.hazmat.asn1` reads and writes them. It accepts only DER: shortest lengths, no
-encoded default values, no trailing bytes. Parts that are signed or compared as bytes are declared
-as ``TLV``.
+:mod:`cryptography.hazmat.asn1` reads and writes these structures. It accepts only DER: lengths in
+shortest form, no encoded default values, no trailing bytes. Parts that are signed or compared as
+bytes are declared as ``TLV``.
 
-snpcerts does not load certificates with ``cryptography.x509``: all AMD leaf certificates have
-serial number 0, which RFC 5280 forbids, and a future release will refuse to load them.
+snpcerts does not load certificates with ``cryptography.x509``, because all AMD leaf certificates
+have serial number 0. RFC 5280 forbids that number, and a future release of the library will refuse
+such certificates.
 
 Source: RFC 5280 sections 4.1, 4.2.1 and 5.1, appendix A.
 """
@@ -34,7 +35,7 @@ class SubjectPublicKeyInfo:
 
 @asn1.sequence
 class ExtensionDer:
-    """One extension. Its value is DER, or AMD's own format."""
+    """One extension. Its value is in DER, or in AMD's own format."""
 
     extn_id: x509.ObjectIdentifier
     critical: Annotated[bool, asn1.Default(False)]
@@ -43,7 +44,7 @@ class ExtensionDer:
 
 @asn1.sequence
 class Validity:
-    """The period of validity, both ends inclusive."""
+    """A certificate's period of validity, both ends inclusive."""
 
     not_before: asn1.UTCTime | asn1.GeneralizedTime
     not_after: asn1.UTCTime | asn1.GeneralizedTime
@@ -76,7 +77,9 @@ class RevokedCertificateDer:
 
 @asn1.sequence
 class TbsCertList:
-    """The part of a revocation list that is signed. Its entries are read one by one."""
+    """The part of a revocation list that is signed. The entries in it are parsed later, one by
+    one.
+    """
 
     version: int | None
     signature: asn1.TLV
@@ -105,12 +108,14 @@ class BasicConstraintsDer:
 
 
 def read(structure: type[_T], der: bytes) -> _T:
-    """Parse ``der``, one whole structure. Raises ValueError for anything else."""
+    """Parse ``der``, which must be one whole structure of that type. Raises ValueError for anything
+    else.
+    """
     return asn1.decode_der(structure, der)
 
 
 def der_of(part: object) -> bytes:
-    """Return the DER of a structure or of a part of one."""
+    """Return the DER of a structure or of a part of a structure."""
     return asn1.encode_der(part)
 
 
@@ -123,5 +128,5 @@ def name_of(part: asn1.TLV) -> x509.Name:
 
 
 def time_of(time: asn1.UTCTime | asn1.GeneralizedTime) -> datetime:
-    """Return the time in UTC."""
+    """Return a time of a certificate as a datetime in UTC."""
     return time.as_datetime()

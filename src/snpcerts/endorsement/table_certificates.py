@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates for the slots of a certificate table, and whether a verifier could use them."""
+"""Selects certificates for the slots of a certificate table, and checks whether a verifier could
+use them.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,17 @@ _MISSING: Final = frozenset(
     }
 )
 _TITLES: Final = {"vcek": "a VCEK", "vlek": "a VLEK", "ask": "an ASK or ASVK", "ark": "an ARK"}
-_INSIST: Final = "--force takes it anyway"
+_INSIST: Final = "give another file, or use the certificate anyway with --force"
 
 
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
-    """Return the certificate (DER) in a file for a slot: ``vcek``, ``vlek``, ``ask`` or ``ark``.
+    """Return the certificate (DER) in a file that fits a slot: ``vcek``, ``vlek``, ``ask`` or
+    ``ark``.
 
-    The file may contain others too. ``vlek`` selects the ASVK if the file contains both ASK and
-    ASVK. Raises :class:`InputError`, which names ``what``, if there is no certificate or more than
-    one fits. Raises :class:`RefusedError` if none fits, unless ``force`` is set.
+    The file may contain other certificates too. If it contains both an ASK and an ASVK, ``vlek``
+    selects the ASVK. Raises :class:`InputError`, which names ``what``, if the file has no
+    certificate or more than one that fits, and :class:`RefusedError` if none fits. ``force``
+    accepts the only certificate in a file even if it does not fit.
     """
     found = certificates_in(data, what)
     fitting = [each for each in found if slot_of(each) == slot]
@@ -52,9 +56,9 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
 
 
 def certificates_in(data: bytes, what: str) -> list[Sorted]:
-    """Return all certificates of a file.
+    """Return all certificates in a file.
 
-    Raises :class:`InputError`, which names the kind of file, if it has none.
+    Raises :class:`InputError`, which names the kind of file, if the file has no certificate.
     """
     bundle = read_bundle(data)
     if not bundle.certificates:
@@ -64,9 +68,9 @@ def certificates_in(data: bytes, what: str) -> list[Sorted]:
 
 
 def list_in(data: bytes, what: str) -> bytes:
-    """Return the only revocation list (DER) of a file.
+    """Return the only revocation list in a file, in DER.
 
-    Raises :class:`InputError` unless there is exactly one.
+    Raises :class:`InputError` if the file does not contain exactly one.
     """
     bundle = read_bundle(data)
     if len(bundle.lists) == 1:
@@ -79,7 +83,9 @@ def list_in(data: bytes, what: str) -> bytes:
 
 
 def slot_of(certificate: Sorted) -> str | None:
-    """Return the table slot for the certificate."""
+    """Return the slot of a certificate table that a certificate belongs into; None if it fits no
+    slot.
+    """
     if certificate.kind is not None:
         return certificate.kind.value
     if certificate.authority is not None:
@@ -88,10 +94,11 @@ def slot_of(certificate: Sorted) -> str | None:
 
 
 def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
-    """Return the reasons why no verifier could use a table of these certificates.
+    """Return the reasons why no verifier could use a table with these certificates.
 
-    Empty if a verifier could use it. The verifier decides whether it trusts the ARK. A table may
-    lack some of the three certificates. If it has both kinds of leaf, one of them has to fit.
+    The result is empty if a verifier could use the table. Whether the ARK is trusted does not
+    matter, because the verifier decides that. A table may lack some of the three certificates. If
+    it has both a VCEK and a VLEK, one of them must fit.
     """
     ark = slots.get("ark")
     anchors = () if ark is None else _trusting(ark)

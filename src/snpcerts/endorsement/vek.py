@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VCEK and VLEK certificates: which key, product and TCB they certify.
+"""Reads VCEK and VLEK certificates: which key, product and TCB they certify.
 
 Source: KDS (57230) chapter 3, "VCEK certificate format" and the same for VLEKs, checked against
 genuine certificates. The values are X.509 extensions below 1.3.6.1.4.1.3704.1:
@@ -21,8 +21,8 @@ suffix   name          value
 =======  ============  =========================================
 
 No released source (virtee/sev 8.0.0, snpguest, snphost, google/go-sev-guest, Trustee; autumn 2026)
-says which structVersion and which SPLs a certificate of Venice has. The one public source of its
-URL's parameters is virtee/snpguest pull request 159, which is not merged.
+says which structVersion and which SPLs a certificate for Venice has. The only public source for the
+parameters of its URL is virtee/snpguest pull request 159, which is not merged.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class VekKind(enum.Enum):
 
     @property
     def common_name(self) -> str:
-        """The common name in such a leaf's subject."""
+        """The common name that the subject of such a leaf has."""
         return f"SEV-{self.name}"
 
 
@@ -101,9 +101,9 @@ class VekKind(enum.Enum):
 class EndorsementCert:
     """A parsed VCEK or VLEK certificate.
 
-    ``hwid`` is the chip ID (64 bytes, 8 on Turin), set only for a VCEK. ``csp_id`` names the cloud
-    provider and is set only for a VLEK. The certificate may not be genuine:
-    :mod:`snpcerts.endorsement.chain` checks that.
+    ``hwid`` is the chip ID (64 bytes, or 8 on Turin) of a VCEK, and ``csp_id`` names the cloud
+    provider of a VLEK; for the other kind they are None. Whether the certificate is genuine is not
+    checked here but by :mod:`snpcerts.endorsement.chain`.
     """
 
     certificate: Certificate
@@ -123,18 +123,21 @@ class EndorsementCert:
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
-        """Parse DER or PEM. Raises the :class:`FormatError` of either step."""
+        """Parse a certificate in DER or PEM, and read its AMD extensions. Raises
+        :class:`FormatError` if one of the two fails.
+        """
         return cls.from_certificate(load_certificate(data, what))
 
     @classmethod
     def from_certificate(
         cls, certificate: Certificate, key: ec.EllipticCurvePublicKey | None = None
     ) -> Self:
-        """Read the AMD extensions of a parsed certificate; ``key`` is its key, if already parsed.
+        """Read the AMD extensions of a parsed certificate. ``key`` is the certificate's key, if it
+        was checked before.
 
-        Raises :class:`FormatError`, which names the extension, for one that is missing, of another
-        type, out of range, not allowed here, or unknown below AMD's arc. Also raises it if the key
-        is not on P-384.
+        Raises :class:`FormatError`, which names the extension, if an extension is missing, of
+        another type, out of range, not allowed here, or unknown below AMD's arc. Also raises it if
+        the key is not on P-384.
         """
         kind = _kind(certificate)
         what = kind.name
@@ -149,14 +152,18 @@ class EndorsementCert:
             value = read_ia5_string(required(name), f"{what} {name}")
             if len(value) > _MAX_TEXT:
                 raise FormatError(
-                    what, f"found {len(value)} characters; the limit is {_MAX_TEXT}", field=name
+                    what, f"expected at most {_MAX_TEXT} characters, found {len(value)}", field=name
                 )
             return value
 
         product_name = text("productName")
         product = product_of_name(product_name)
         if product is None:
-            raise FormatError(what, f"unknown product {product_name!r}", field="productName")
+            raise FormatError(
+                what,
+                f"expected the name of a known product, found {product_name!r}",
+                field="productName",
+            )
         if not product.is_pinned:
             raise FormatError(what, product.unpinned_text, field="productName")
         tcb = _tcb(required, product, what)
@@ -187,7 +194,7 @@ def _read_again(der: bytes) -> EndorsementCert:
 
 
 def p384_key(certificate: Certificate, what: str) -> ec.EllipticCurvePublicKey:
-    """Return the certificate's key. Raises :class:`FormatError` unless it is an EC key on P-384."""
+    """Return a certificate's key. Raises :class:`FormatError` if it is not an EC key on P-384."""
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
         return key
@@ -196,7 +203,9 @@ def p384_key(certificate: Certificate, what: str) -> ec.EllipticCurvePublicKey:
 
 
 def is_amd_extension(oid: x509.ObjectIdentifier) -> bool:
-    """Whether the extension is one of AMD's for endorsement keys."""
+    """Return whether an object identifier is that of one of AMD's extensions for endorsement
+    keys.
+    """
     return oid.dotted_string.startswith(_BELOW_AMD_ARC)
 
 
@@ -206,18 +215,20 @@ def _kind(certificate: Certificate) -> VekKind:
         if cn == kind.common_name:
             return kind
     names = " or ".join(kind.common_name for kind in VekKind)
-    raise FormatError("leaf certificate", f"the common name is {cn!r}, expected {names}")
+    raise FormatError("leaf certificate", f"expected {names} as the common name, found {cn!r}")
 
 
 def _amd_extensions(certificate: Certificate, what: str) -> dict[str, bytes]:
-    """Return raw values by name. Duplicates have already been refused."""
+    """Return the raw values of AMD's extensions by name. Duplicates have already been refused."""
     values: dict[str, bytes] = {}
     for oid, _, value in certificate.extensions:
         name = _NAMES_BY_OID.get(oid)
         if name is not None:
             values[name] = value
         elif is_amd_extension(oid):
-            raise FormatError(what, "unknown AMD extension", field=oid.dotted_string)
+            raise FormatError(
+                what, "the extension below AMD's arc is unknown", field=oid.dotted_string
+            )
     return values
 
 
@@ -226,7 +237,7 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
     if _LAYOUTS.get(version) is not product.tcb_layout:
         raise FormatError(
             what,
-            f"version {version} is not used in {product.value} certificates",
+            f"expected a version that {product.value} certificates use, found {version}",
             field="structVersion",
         )
     components: dict[str, int] = {}
@@ -240,9 +251,10 @@ def _tcb(required: Callable[[str], bytes], product: Product, what: str) -> TcbVe
 
 
 def _hwid(value: bytes, product: Product, what: str) -> bytes:
-    """Return the chip ID, which is bare bytes or an OCTET STRING of that size.
+    """Return the chip ID in an extension's value, which is bare bytes or an OCTET STRING.
 
-    The length shows which: the first byte cannot, because a bare ID may start with any byte.
+    The length shows which of the two it is. The first byte cannot show it, because a bare ID may
+    start with any byte.
     """
     size = product.hwid_size
     if len(value) == size:

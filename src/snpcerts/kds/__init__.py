@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD's key server (KDS): its URLs, a client, and a cache of verified certificates.
 
-Callers use ``source``, which returns only certificates that verify. ``verifier_sources`` offers it
-to the verifier. ``cached_fetch`` gets a resource from the cache or the server. ``store`` is the
-cache on disk, and ``inventory`` lists it. ``body`` reads certificates from an answer.
+Callers use ``source``, which returns only certificates that verify. ``verifier_sources`` makes them
+available to the verifier. ``cached_fetch`` gets a resource from the cache or the server. ``store``
+is the cache on disk, and ``inventory`` lists its files. ``body`` reads certificates from an answer.
 
 ``client`` requests the resources named by ``url``, through ``proxy``, and trusts the roots of
-``trust``. ``request_deadline`` ends its requests in time. ``retry`` says how long to wait, measured
-by ``clock``. All processes of a host share three files: ``request_queue`` lets one of them ask at a
-time, ``server_state`` remembers when the server may be asked again, and ``failed_requests`` limits
-the requests that strangers' reports cause. ``errors`` groups failures by what the caller does next.
-Imports ``verify``, ``endorsement`` and ``abi``.
+``trust``. ``request_deadline`` ends its requests in time. ``retry`` says how long to wait, and
+``clock`` measures that time. Three modules keep files that all processes of a host share:
+``request_queue`` lets one process at a time ask the server, ``server_state`` remembers when the
+server may be asked again, and ``failed_requests`` limits the requests that strangers' reports
+cause. ``errors`` groups failures by what the caller should do next. Imports ``verify``,
+``endorsement`` and ``abi``.
 """
 
 from __future__ import annotations

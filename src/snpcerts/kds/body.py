@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads certificates from bodies of the key server's answers, or from the cache's files.
+"""Reads certificates from the bodies of the key server's answers, or from files of the cache.
 
 A body that cannot be read, such as an error page or a truncated answer, raises
-:class:`~snpcerts.errors.FormatError`. It says nothing about the chip.
+:class:`~snpcerts.errors.FormatError`. Such a body says nothing about the chip.
 :mod:`snpcerts.endorsement.judge` decides whether a readable body is the requested certificate.
 
 Source: KDS (57230) chapter 3 for the bodies.
@@ -28,51 +28,56 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE---
 
 @dataclass(frozen=True, slots=True)
 class ChainPair:
-    """The parsed ASK or ASVK, and the parsed ARK."""
+    """The two certificates above a leaf, parsed: the ASK or ASVK, and the ARK."""
 
     intermediate: Certificate
     root: Certificate
 
     @property
     def not_before(self) -> datetime:
-        """The time from which both are valid."""
+        """The time from which both certificates are valid."""
         return max(self.intermediate.not_valid_before_utc, self.root.not_valid_before_utc)
 
     @property
     def not_after(self) -> datetime:
-        """The time at which the first of the two expires."""
+        """The time at which the first of the two certificates expires."""
         return min(self.intermediate.not_valid_after_utc, self.root.not_valid_after_utc)
 
     def der(self) -> tuple[bytes, bytes]:
-        """Return (intermediate, root) in DER."""
+        """Return (intermediate, root), both in DER."""
         return der_of(self.intermediate), der_of(self.root)
 
     def pem(self) -> bytes:
-        """Return both as the key server writes them: PEM, the intermediate first."""
+        """Return both certificates as the key server writes them: in PEM, the intermediate
+        first.
+        """
         pem = Encoding.PEM
         return self.intermediate.public_bytes(pem) + self.root.public_bytes(pem)
 
 
 def der_of(certificate: Certificate) -> bytes:
-    """Return the certificate's DER."""
+    """Return a certificate in DER."""
     return certificate.der
 
 
 def read_vcek(body: bytes) -> Certificate:
-    """Return the certificate in ``body``. Raises :class:`FormatError` unless it is exactly one."""
+    """Return the only certificate in ``body``. Raises :class:`FormatError` if ``body`` is anything
+    else.
+    """
     return load_certificate(body, "VCEK")
 
 
 def read_chain(body: bytes) -> ChainPair:
-    """Return the two PEM certificates in ``body``, intermediate first.
+    """Return the two PEM certificates in ``body``, of which the intermediate comes first.
 
-    Raises :class:`FormatError` for any other number of certificates, or anything but white space
-    around them.
+    Raises :class:`FormatError` for any other number of certificates, and if there is more than
+    white space around them.
     """
     blocks = _PEM_BLOCK.findall(body)
     if len(blocks) != 2 or _PEM_BLOCK.sub(b"", body).strip():
         raise FormatError(
-            "certificate chain", f"{len(blocks)} PEM certificates, must be 2 and nothing else"
+            "certificate chain",
+            f"expected 2 PEM certificates and nothing else, found {len(blocks)} certificates",
         )
     return ChainPair(
         load_certificate(blocks[0], "certificate chain, first certificate"),
@@ -81,10 +86,10 @@ def read_chain(body: bytes) -> ChainPair:
 
 
 def same_key(one: bytes, other: bytes) -> bool:
-    """Whether two certificates (DER or PEM) certify one key for the same chip and TCB.
+    """Return whether two certificates (DER or PEM) certify the same key for the same chip and TCB.
 
-    The key server issues a new certificate for each request. Its bytes differ each time; its public
-    key and extensions do not. Raises :class:`FormatError` if either cannot be read.
+    The key server issues a new certificate for each request, with other bytes but the same public
+    key and extensions. Raises :class:`FormatError` if one of the two cannot be read.
     """
     first, second = (load_certificate(data, "certificate") for data in (one, other))
     return _key_and_extensions(first) == _key_and_extensions(second)

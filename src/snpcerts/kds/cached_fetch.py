@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches verified resources from the cache, or from the key server into the cache.
+"""Gets verified resources from the cache, or from the key server, whose answers go into the cache.
 
-This module does not know what it fetches: each caller passes a function that judges the result.
-Concurrent requests for one resource are merged.
+This module does not know what it fetches, because each caller passes a function that judges the
+result. Concurrent requests for one resource are merged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ _MAX_UNKEPT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Verified(Generic[T]):
-    """A verified resource, its form in the cache, and its period of validity."""
+    """A verified resource, its bytes in the cache, its period of validity, and the time to renew
+    it.
+    """
 
     value: T
     kept_as: bytes
@@ -51,15 +53,16 @@ class Verified(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest(Generic[T]):
-    """One resource at one time, and how to judge bytes for it.
+    """The resource that a caller wants, the time at which it must be valid, and how to judge its
+    bytes.
 
-    ``judge`` returns the resource in a body, or the reasons against it. It raises
-    :class:`FormatError` for a body that cannot be read. ``prepare`` fetches what judging needs.
-    ``retry_after_repair`` fetches what may remove those reasons, and returns whether to judge the
+    ``judge`` returns the resource in a body, or the reasons against that resource, and raises
+    :class:`FormatError` for a body that cannot be read. ``prepare`` fetches what ``judge`` needs.
+    ``retry_after_repair`` fetches what may remove the reasons, and returns whether to judge the
     body again. ``reject_replacement`` returns why the new resource (first argument) must not
-    replace the cached one (second), or None. A ``budget`` is for a resource that is not essential:
-    it limits the request to one try and that many seconds. ``lenient`` says that ``judge`` accepts
-    resources that other judges reject.
+    replace the cached one (second), or None. ``budget``, for a resource that is not essential,
+    limits the request to one try of that many seconds. ``lenient`` says that ``judge`` accepts
+    resources that the judges of other requests reject.
     """
 
     resource: Resource
@@ -76,23 +79,28 @@ class FetchRequest(Generic[T]):
 
     @property
     def cache_key(self) -> tuple[object, ...]:
-        """The key for merging: concurrent requests with the same key get the same answer."""
+        """The key by which requests are merged: concurrent requests with the same key get the same
+        answer.
+        """
         return (self.resource, self.refresh, self.budget, self.lenient)
 
 
 @dataclass(slots=True)
 class _Cached(Generic[T]):
-    """What the cache contained at the last look, and the identity of its file at the first look."""
+    """The cached resource when the cache was last read, and the version of its file when it was
+    first read.
+    """
 
     value: Verified[T] | None
     version: object
 
 
 class CachedFetch:
-    """Gets requested resources. Without a client it uses only the cache.
+    """Gets resources from the cache, or from the key server through a client. Without a client, it
+    uses only the cache.
 
-    ``warn`` is called with problems that do not stop the work. Thread-safe. Processes that share
-    the cache take turns.
+    ``warn`` is called with problems that do not stop the work. Objects of this class are
+    thread-safe. Processes that share the cache take turns at the key server.
     """
 
     def __init__(self, store: Store, client: KdsClient | None, warn: Callable[[str], None]) -> None:
@@ -106,7 +114,9 @@ class CachedFetch:
         self._unkept: OrderedDict[Resource, bytes] = OrderedDict()
 
     def kept(self, resource: Resource) -> bytes | None:
-        """Return the cached body, however old and not verified, without asking the key server."""
+        """Return the cached body of a resource, however old and unverified, without asking the key
+        server.
+        """
         with self._lock:
             kept = self._unkept.get(resource)
         with contextlib.suppress(CacheError):
@@ -114,8 +124,8 @@ class CachedFetch:
         return None
 
     def get(self, request: FetchRequest[T]) -> Verified[T]:
-        """Return the resource from the cache, from a request already in progress, or from a new
-        one.
+        """Return the resource from the cache, from a request that is already in progress, or from a
+        new request.
 
         Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` or :class:`KdsUntrustedError`
         if nothing verifies.
@@ -146,25 +156,29 @@ class CachedFetch:
                 del self._asking[key]
 
     def _renew(self, request: FetchRequest[T]) -> Verified[T]:
-        """Ask in this process's turn. If that fails, use the cached resource if it is valid."""
+        """Ask the key server in this process's turn. If that fails, return the cached resource if
+        it is valid.
+        """
         client = self.client
         if client is None:
             cached = self._cached(request, report=True)
             if cached is None:
                 raise KdsUnavailableError(
                     (
-                        f"{request.resource}: the cache {self.store.root} has no valid copy, "
-                        "and --offline forbids contacting a key server"
+                        f"{request.resource}: the cache {self.store.root} has no valid copy, and "
+                        "--offline forbids a request to the key server"
                     ),
-                    hint="fetch it on a machine with network access, and copy the cache to "
-                    "this one",
+                    hint=(
+                        "fetch this resource on a machine with network access, and copy its "
+                        "cache to this machine"
+                    ),
                 )
             return cached
         request.prepare()
         known = _Cached(self._cached(request, report=True), self.store.version(request.resource))
 
         def settled() -> Verified[T] | None:
-            """Return the resource if another process fetched it while this one waited for its
+            """Return the resource if another process fetched it while this process waited for its
             turn.
             """
             cached = self._cached(request)
@@ -198,7 +212,7 @@ class CachedFetch:
                 raise
             with self._lock:
                 self._renewal_failed[request.resource] = time.monotonic()
-            self._warn(f"not renewed, so the cached one stays in use: {error}")
+            self._warn(f"the cached copy stays in use, because its renewal failed: {error}")
             return known.value
 
     def _judged(
@@ -213,7 +227,7 @@ class CachedFetch:
         if not isinstance(judged, list):
             return judged
         raise KdsUntrustedError(
-            f"{request.resource}: the answer from {client.url} is not trusted",
+            f"{request.resource}: {client.url} sent an answer that does not verify",
             reasons=[str(reason) for reason in judged],
             hint=_hint(judged, request.at),
         )
@@ -236,17 +250,17 @@ class CachedFetch:
         except CacheError as error:
             problem = str(error)
         except FormatError as error:
-            problem = f"{path}: damaged: {error}"
+            problem = f"{path}: the file is damaged: {error}"
         else:
             if not isinstance(judged, list):
                 return judged
             problem = f"{path}: {'; '.join(map(str, judged))}"
         if report:
-            self._warn(f"cached file not used: {problem}")
+            self._warn(f"a file in the cache was not used: {problem}")
         return None
 
     def _due(self, request: FetchRequest[T], cached: Verified[T]) -> bool:
-        """Whether to try to renew a resource that is still valid."""
+        """Return whether to try to renew a cached resource that is still valid."""
         if self.client is None or request.at < cached.renew_at:
             return False
         with self._lock:
@@ -254,7 +268,7 @@ class CachedFetch:
         return failed is None or time.monotonic() - failed > RENEWAL_PAUSE
 
     def _keep(self, resource: Resource, data: bytes) -> None:
-        """Write to the cache; if that fails, keep the resource in memory for a while."""
+        """Write the resource to the cache. If that fails, keep it in memory for a while."""
         with self._lock:
             self._renewal_failed.pop(resource, None)
             self._unkept.pop(resource, None)
@@ -265,10 +279,13 @@ class CachedFetch:
                 self._unkept[resource] = data
                 while len(self._unkept) > _MAX_UNKEPT:
                     self._unkept.popitem(last=False)
-            self._warn(f"{resource}: fetched, but not cached: {error}")
+            self._warn(f"{resource}: the fetched copy could not be cached: {error}")
 
 
 def _hint(reasons: list[Reason], at: datetime) -> str:
     if all(reason.code in UNTIMELY for reason in reasons):
-        return f"check the clock: it shows {at:%Y-%m-%dT%H:%M:%SZ}"
-    return "the answer was neither cached nor used"
+        return f"check this machine's clock, which shows {at:%Y-%m-%dT%H:%M:%SZ}"
+    return (
+        "try again later, or use another key server or mirror; the answer was neither cached "
+        "nor used"
+    )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the key server, within limits of time, size and number of tries.
+"""Sends requests to the key server, within limits of time, size and number of tries.
 
 This module decides only whether there was an answer and whether it can be read.
-:mod:`snpcerts.kds.source` decides whether it is the right one. Only the body of an answer counts,
-not what its headers say about the body.
+:mod:`snpcerts.kds.source` decides whether the answer is the right one. Only an answer's body
+counts, not what the headers say about the body.
 
 Sources: KDS (57230) chapter 4, and reports by users of AMD's server: 404 for valid chips, 429 for
 minutes on end, hours without a connection.
@@ -47,10 +47,10 @@ _MAX_REDIRECTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class FailedRequest:
-    """A failed try that may succeed later.
+    """A try that failed, although a later one may succeed.
 
     ``result`` is a key of :attr:`KdsClient.results`. ``retry_after`` is the server's Retry-After in
-    seconds. If ``again`` is false, another try soon would fail in the same way.
+    seconds. ``again`` is false if another try soon would fail in the same way.
     """
 
     result: str
@@ -65,7 +65,7 @@ class FailedRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Asked(Generic[T]):
-    """One call of :meth:`KdsClient.get`. Times are those of the clock."""
+    """One call of :meth:`KdsClient.get`. Its times are those of the client's clock."""
 
     resource: Resource
     read: Callable[[bytes], T]
@@ -77,22 +77,22 @@ class _Asked(Generic[T]):
 
     @property
     def paced(self) -> bool:
-        """Whether the server is known to require a pause between two such requests."""
+        """Whether the server is known to require a pause between two requests of this kind."""
         return isinstance(self.resource, VcekResource)
 
 
 @dataclass(frozen=True, slots=True)
 class _BackOff:
-    """What prevents a request now, and for how many seconds."""
+    """Why a request must not be sent now, and for how many seconds."""
 
     problem: str
     wait: float
 
 
 class KdsClient:
-    """Asks one key server, AMD's or a mirror. Thread-safe.
+    """A client for one key server, AMD's or a mirror. Thread-safe.
 
-    ``notice`` is called with a sentence before every wait.
+    Before every wait, the client calls ``notice`` with a sentence.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class KdsClient:
 
     @property
     def results(self) -> Mapping[str, int]:
-        """The number of requests by outcome.
+        """The number of requests so far, by outcome.
 
         Keys: ``ok``, ``not-found``, ``throttled``, ``server-error``,
         ``unreachable``, ``unreadable``, ``refused``.
@@ -133,14 +133,14 @@ class KdsClient:
         budget: float | None = None,
         patient: bool = True,
     ) -> T:
-        """Return what ``read`` returns for the answer's body.
+        """Request a resource, and return what ``read`` returns for the answer's body.
 
         If ``read`` raises :class:`FormatError`, the body counts as no answer, because some error
         pages come with status 200. ``read`` runs in this process's turn in ``line``. Before the
-        request, ``settled`` returns what another process has fetched in the meantime, if anything.
-        Processes in the line that want the same resource share the tries and their outcome.
-        ``attempts`` and ``budget`` override those of the policy. Without ``patient`` the call does
-        not wait: it fails if it may not ask now.
+        request, ``settled`` is called, which returns what another process has fetched in the
+        meantime, if anything. Processes in ``line`` that want the same resource share the tries and
+        their outcome. ``attempts`` and ``budget`` override the policy's. Without ``patient``, the
+        call fails if it would have to wait before the request.
 
         Raises :class:`KdsUnavailableError` if there was no answer within the policy's limits,
         :class:`KdsNotFoundError` immediately after a 404, and :class:`KdsUntrustedError` if
@@ -167,7 +167,8 @@ class KdsClient:
     def ask_once(
         self, resource: Resource, read: Callable[[bytes], T], *, limit: float
     ) -> T | FailedRequest:
-        """Make one request now, within ``limit`` seconds, for a caller with its own queue and pace.
+        """Make one request now, within ``limit`` seconds. This is for callers with a queue and a
+        pace of their own.
 
         Raises the same errors as :meth:`get` for a final answer.
         """
@@ -180,9 +181,9 @@ class KdsClient:
         return answer.value
 
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
-        """Return what to wait for, if anything.
+        """Return why and how long to wait before the request; None if it may be sent now.
 
-        Raises the error that another process got for the same resource.
+        If another process got an error for the same resource, raise the same error.
         """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
@@ -197,19 +198,27 @@ class KdsClient:
             if error is not None:
                 raise error
         if now >= asked.deadline:
-            waited = f"other processes of this host used the key server for {asked.budget:.0f} s"
+            waited = (
+                f"this host's other processes used the key server for {asked.budget:.0f} s, "
+                "which left no time for this request"
+            )
             raise self._unavailable(asked, waited, self._gap(state))
         pauses = [_BackOff("the key server asked for a pause", state.hold_until - now)]
         if asked.paced:
             gap = self._gap(state)
-            pauses.append(_BackOff(f"it sends one VCEK every {gap:.0f} s", state.next_at - now))
+            pauses.append(
+                _BackOff(
+                    f"the key server sends one VCEK certificate every {gap:.0f} s",
+                    state.next_at - now,
+                )
+            )
         if last is not None and (ours or last.retry_after is not None):
             pauses.append(_BackOff(last.problem, last.again_at - now))
         longest = max(pauses, key=lambda pause: pause.wait)
         return longest if longest.wait > 0 else None
 
     def _ask(self, turn: Turn, asked: _Asked[T]) -> _Received[T] | None:
-        """Make one try and record its outcome for other processes.
+        """Make one try, and record its outcome for the other processes.
 
         Returns None if another try should follow.
         """
@@ -256,7 +265,9 @@ class KdsClient:
         return None
 
     def _hold_off(self, state: ServerState, failed: FailedRequest, count: int, now: float) -> float:
-        """Return the seconds until this may be requested again; after a 429, until anything may."""
+        """Return the seconds until this resource or, after a 429, any resource may be requested
+        again.
+        """
         if not failed.throttled:
             return self.policy.wait_after(count, failed.retry_after)
         wait = self.policy.hold_off(state.refusals + 1, failed.retry_after)
@@ -271,7 +282,7 @@ class KdsClient:
         return max(known, state.gap)
 
     def close(self) -> None:
-        """Close connections. The client remains usable."""
+        """Close the connections. The client remains usable."""
         with self._lock:
             clients, self._http = self._http, {}
         for client in clients.values():
@@ -286,20 +297,20 @@ class KdsClient:
     def _unavailable(
         self, asked: _Asked[T], problem: str, wait: float, failed: FailedRequest | None = None
     ) -> KdsUnavailableError:
-        """Return the error for giving up. ``failed`` is the last try; its Retry-After is passed
-        on.
+        """Return the error for giving up after ``failed``, the last try, whose Retry-After the
+        error passes on.
         """
         named = failed is None or failed.throttled or failed.retry_after is not None
         if named:
             then = f"try again in {math.ceil(wait)} s"
         elif failed is not None and not failed.again:
-            then = "correct that, then try again"
+            then = "remove the cause, then try again"
         else:
             then = "try again later"
         return KdsUnavailableError(
             f"{asked.resource}: no usable answer from {self.url}: {problem}",
             retry_after=float(math.ceil(wait)) if named else None,
-            hint=f"this says nothing about the certificate; {then}",
+            hint=f"{then}; the failure says nothing about the certificate",
         )
 
     def _count(self, result: str) -> None:
@@ -319,27 +330,31 @@ class KdsClient:
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
             if time.monotonic() >= deadline:
-                said = f"it took longer than {min(asked.budget, self.policy.request):.0f} s"
+                said = (
+                    f"the request took longer than {min(asked.budget, self.policy.request):.0f} s"
+                )
             return FailedRequest("unreachable", said)
         if status == 404:
             self._count("not-found")
             raise KdsNotFoundError(
                 f"{resource}: {self.url} answered 404",
                 hint=(
-                    "the server does not know this chip or TCB, or it is faulty: AMD's key "
-                    "server has answered 404 for valid chips for days. A cached "
-                    "certificate remains valid"
+                    "check the chip ID and the TCB. If both are right, try again later, because "
+                    "AMD's key server has answered 404 for valid chips for days. Cached "
+                    "certificates remain valid"
                 ),
             )
         retry_after = parse_retry_after(headers.get("retry-after"), headers.get("date"))
         if status == 429:
-            return FailedRequest("throttled", "it answered 429, too many requests", retry_after)
+            return FailedRequest(
+                "throttled", "the server answered 429, too many requests", retry_after
+            )
         if status >= 500 or status in (408, 425):
-            return FailedRequest("server-error", f"it answered {status}", retry_after)
+            return FailedRequest("server-error", f"the server answered {status}", retry_after)
         if status != 200:
             return FailedRequest(
                 "refused",
-                f"it answered {status}; check for a proxy or another server in between",
+                f"the server answered {status}; check for a proxy or another server in between",
                 again=False,
             )
         try:
@@ -351,15 +366,16 @@ class KdsClient:
             log.info("%s: body of %d bytes: %s", resource, len(body), error)
             return FailedRequest(
                 "unreadable",
-                f"it answered 200 with unexpected content ({error}), perhaps an error page",
+                f"the server answered 200 with unexpected content ({error}), perhaps an error page",
             )
 
     def _exchange(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and body, after redirects.
+        """Request a URL and follow redirects. Return the status, headers and body of the last
+        answer.
 
-        Any server may answer, because the body is verified. Two kinds of redirect are not followed:
-        one from https to http, because it would reveal the request, and one from another machine to
-        this one.
+        A redirect may lead to any server, because the body is verified. Two kinds of redirect are
+        not followed: from https to http, because the request would be readable on the way, and from
+        another machine to this machine.
         """
         for _ in range(_MAX_REDIRECTS + 1):
             status, headers, body = self._request(url, deadline)
@@ -370,10 +386,11 @@ class KdsClient:
                 target = checked_target(url, location)
             except ValueError as error:
                 raise _NotOursError(
-                    "refused", f"it redirected to {location[:120]!r}: {error}"
+                    "refused",
+                    f"the server redirected to {location[:120]!r}, which is not followed: {error}",
                 ) from None
             url = target
-        raise _NotOursError("refused", f"it redirected more than {_MAX_REDIRECTS} times")
+        raise _NotOursError("refused", f"the server redirected more than {_MAX_REDIRECTS} times")
 
     def _request(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
         import httpx2
@@ -397,7 +414,8 @@ class KdsClient:
                             body += part
                             if len(body) > MAX_BODY:
                                 raise _NotOursError(
-                                    "unreadable", f"its answer has more than {MAX_BODY} bytes"
+                                    "unreadable",
+                                    f"the server's answer has more than {MAX_BODY} bytes",
                                 )
             except httpx2.TransportError as error:
                 lasting = None if time.monotonic() >= deadline else _lasting(error, proxy, trace)
@@ -444,13 +462,15 @@ class KdsClient:
 
 
 def _lasting(error: Exception, proxy: Proxy | None, trace: RequestTrace) -> str | None:
-    """Return a local problem that would also make another try fail; None if there is none."""
+    """Return the problem that would make another try fail too, such as a wrong proxy; None if there
+    is no such problem.
+    """
     import httpx2
 
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return (
-            f"its TLS certificate does not verify ({error}). If a proxy is in "
-            "between, its root must be among the trusted ones "
+            f"the server's TLS certificate does not verify ({error}). If a proxy replaces that "
+            "certificate, the proxy's root must be among the trusted roots "
             f"({places_of_roots(os.environ)})"
         )
     if proxy is None:
@@ -469,7 +489,7 @@ class _Received(Generic[T]):
 
 
 class _NotOursError(Exception):
-    """An answer that another request would not improve."""
+    """A request failed in a way that another try would not change."""
 
     def __init__(self, result: str, message: str) -> None:
         super().__init__(message)

@@ -12,14 +12,16 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock:
-    """Seconds since this machine booted (CLOCK_BOOTTIME), the same for all its processes.
+    """A clock that counts the seconds since this machine booted (CLOCK_BOOTTIME), the same for all
+    processes.
 
-    Setting the time of day does not change it, and it keeps running while the machine sleeps.
+    Setting the time of day does not change this clock, and it keeps running while the machine
+    sleeps.
     """
 
     @cached_property
     def boot(self) -> str:
-        """An identifier of the boot that :meth:`now` counts from. Empty if unknown."""
+        """The identifier of the boot from which :meth:`now` counts; empty if unknown."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return _BOOT_ID.read_text(encoding="ascii").strip()
         return ""
@@ -29,7 +31,9 @@ class Clock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> float:
-        """Return the time of day, in seconds since the epoch. It can be set at any moment."""
+        """Return the time of day in seconds since the epoch, which anyone with the right can
+        change.
+        """
         return time.time()
 
     def sleep(self, seconds: float) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of key server requests, grouped by what the caller does next.
+"""The errors of requests to the key server, grouped by what the caller should do next.
 
-An unreachable or throttling server is never reported as bad evidence, because a caller would then
-give up for good.
+An unreachable or throttling server is never reported as bad evidence, because the caller would then
+never try again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from snpcerts.errors import RefusedError, RetryLaterError
 
 
 class KdsUnavailableError(RetryLaterError):
-    """The key server was unreachable, or refused the request for now.
+    """The key server was unreachable, or refused the request for the time being.
 
-    ``retry_after`` is the number of seconds to wait, or None if the server named none.
+    ``retry_after`` is the number of seconds to wait, or None if the server did not name a time.
     """
 
     code = "kds-unavailable"
@@ -30,15 +30,16 @@ class KdsUnavailableError(RetryLaterError):
 class KdsNotFoundError(RefusedError):
     """The key server answered 404.
 
-    That does not prove a wrong request: it has answered 404 for valid chips, and for its own
-    chains, for up to a day.
+    This does not prove that the request was wrong: AMD's server has answered 404 for valid chips,
+    and for its own chains, for up to a day.
     """
 
     code = "kds-not-found"
 
 
 class KdsUntrustedError(RefusedError):
-    """The answer is not a certificate for this chip and TCB from a trusted root.
+    """The answer does not verify: it is not the requested certificate or revocation list from a
+    trusted root.
 
     ``reasons`` lists every problem, one sentence each.
     """
@@ -56,6 +57,8 @@ class KdsUntrustedError(RefusedError):
 
 
 class CacheError(RefusedError):
-    """A file of the cache cannot be read or written. Certificates can still be fetched."""
+    """A file of the cache cannot be read or written. Certificates can still be fetched without the
+    cache.
+    """
 
     code = "kds-cache"

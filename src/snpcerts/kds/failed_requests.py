@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits the number of fruitless requests in an hour.
+"""Limits how many fruitless requests are made in an hour.
 
-Anyone can cause such requests, by sending a report to a verifier that fetches certificates. The
-count is kept in the cache, for all processes that share it. One file holds eight bytes for each
-request of the last hour, at most :data:`LIMIT` of them. If it cannot be written, each process keeps
-its own count.
+A fruitless request is one that did not help to verify a report. Anyone can cause such requests, by
+sending made-up reports to a verifier that fetches certificates. A file in the cache holds the count
+for all processes that share the cache: eight bytes for each request of the last hour, for at most
+:data:`LIMIT` requests. If the file cannot be written, each process keeps a count of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STAMP: Final = struct.Struct("<d")  # seconds since the epoch
 
 
 class FruitlessRequests:
-    """The count of one cache. Safe to share among threads and processes."""
+    """The count of fruitless requests in one cache. Threads and processes can share it."""
 
     def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._root = root
@@ -37,10 +37,10 @@ class FruitlessRequests:
         self._own: list[float] = []
 
     def count(self) -> tuple[float, float]:
-        """Count one request. Return a token that takes it back and 0; over the limit, 0 and the
-        wait.
+        """Count one request. Return a token for :meth:`take_back`, and 0. Above the limit, return 0
+        and the seconds to wait.
 
-        The wait is in seconds.
+        A request above the limit is not counted and must not be made.
         """
         now = self._clock()
         with self._stamps() as stamps:
@@ -50,7 +50,7 @@ class FruitlessRequests:
         return now, 0.0
 
     def take_back(self, counted: Iterable[float]) -> None:
-        """Take these requests back, because they were useful."""
+        """Remove requests from the count, because they proved useful."""
         counted = list(counted)
         if not counted:
             return
@@ -61,7 +61,9 @@ class FruitlessRequests:
 
     @contextlib.contextmanager
     def _stamps(self) -> Iterator[list[float]]:
-        """Yield the requests of the last hour, oldest first. Changes to the list are saved."""
+        """Yield the times of the last hour's requests, oldest first. Save the changes that the
+        block makes to that list.
+        """
         with self._lock:
             descriptor = self._open()
             try:

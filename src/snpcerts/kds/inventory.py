@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the cache: each file, its resource, its validity, and whether it verifies."""
+"""Lists the files of the cache, each with its resource, its end of validity, and whether it
+verifies.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from snpcerts.kds.url import ChainResource, CrlResource, Resource
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One file in the cache. ``problem`` is None if it verifies."""
+    """One file in the cache. ``problem`` is None if the file verifies."""
 
     place: PurePosixPath
     title: str
@@ -48,7 +50,7 @@ class Kept:
 
 
 def inventory(store: Store, anchors: Sequence[Anchor], at: datetime) -> list[Kept]:
-    """Yield every file of the cache with its state at that time. Chains come first.
+    """Return every file of the cache with its state at the time ``at``, chains first.
 
     Raises :class:`CacheError` if a directory cannot be listed.
     """
@@ -60,7 +62,7 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
         data = store.read_place(place) or b""
         resource, certificate = _resource(place, data)
         if resource is None:
-            return Kept(place, "not a file of the cache", None, "not used")
+            return Kept(place, "not a resource's file", None, "not used")
         if isinstance(resource, ChainResource):
             pair = read_chain(data)
             reasons = _of_chain(resource, pair, anchors, at) + _revoked(store, resource, pair)
@@ -79,7 +81,7 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
         reasons += _revoked(store, above_it, above)
         return _kept(place, resource, leaf.not_valid_after_utc, reasons)
     except (FormatError, CacheError) as error:
-        return Kept(place, "cannot be judged", None, str(error))
+        return Kept(place, "unreadable", None, str(error))
 
 
 def _of_chain(
@@ -91,14 +93,16 @@ def _of_chain(
 
 
 def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Reason, ...]:
-    """Return the revocations in the cached revocation list, if there is one."""
+    """Return the reasons against a chain in the cached revocation list; none if no list is
+    cached.
+    """
     crl = store.read(CrlResource(resource.product, resource.kind))
     return revocations(resource.kind, crl, pair.intermediate, pair.root)
 
 
 def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, Certificate | None]:
-    """Return the resource at a place. For a VCEK of Milan or Genoa, the certificate names the
-    product.
+    """Return the resource that the file at ``place`` holds. Only the certificate says whether a
+    VCEK is for Milan or for Genoa, so in that case the parsed certificate is returned too.
     """
     candidates = [each for each in (resource_at(place, product) for product in Product) if each]
     if len(candidates) < 2:
@@ -114,7 +118,10 @@ def _kind(resource: Resource) -> VekKind:
 def _chain(store: Store, resource: ChainResource) -> ChainPair:
     data = store.read(resource)
     if data is None:
-        raise CacheError(f"{store.path_of(resource)}: the chain that could verify it is missing")
+        raise CacheError(
+            f"{store.path_of(resource)}: expected this chain in the cache, with which to verify "
+            "another file, found none"
+        )
     return read_chain(data)
 
 

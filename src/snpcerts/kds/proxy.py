@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the proxy for a URL in the environment, by curl's rules.
+"""Finds the proxy for a URL in environment variables, by curl's rules.
 
-HTTP libraries interpret ``NO_PROXY`` differently, and some even fail on an IPv6 address in it. Here
-an entry of ``NO_PROXY`` that cannot be read matches nothing. Unlike curl, this module also uses
-``HTTP_PROXY`` in capitals, unless ``REQUEST_METHOD`` is set, because a remote client could then
-have chosen its value.
+HTTP libraries interpret ``NO_PROXY`` differently, and some even fail on an IPv6 address in it.
+Here, an entry of ``NO_PROXY`` that cannot be read matches nothing. Unlike curl, this module also
+uses ``HTTP_PROXY`` in capitals. It ignores that variable if ``REQUEST_METHOD`` is set, because a
+remote client could then have chosen the value.
 
 Source: curl's manual page, ENVIRONMENT and --noproxy.
 """
@@ -21,27 +21,27 @@ from snpcerts.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy's URL, and the variable that names it."""
+    """The URL of a proxy, and the environment variable that holds the URL."""
 
     url: str
     variable: str
 
     def __str__(self) -> str:
-        """Return the proxy's URL without user name and password."""
+        """Describe the proxy for a message, without user name and password."""
         return f"the proxy {self.place}, set by {self.variable},"
 
     @property
     def place(self) -> str:
-        """Scheme, host and port."""
+        """The proxy's scheme, host and port."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
-    """Return the proxy to use for a URL, or None.
+    """Return the proxy to use for a URL; None if the URL should be requested directly.
 
-    Raises :class:`InputError`, which names the variable, if its value is not a proxy's URL or the
-    kind of proxy is unsupported.
+    Raises :class:`InputError`, which names the variable, if the variable's value is not a URL or
+    the kind of proxy is not supported.
     """
     parts = urlsplit(url)
     variable = _variable(parts.scheme, environment)
@@ -56,12 +56,13 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
         host = None
     if not host or not text.isprintable() or " " in text:
         raise InputError(
-            f"the environment variable {variable} does not hold a proxy URL", hint=_HINT
+            f"the environment variable {variable}: expected the URL of a proxy, found another text",
+            hint=_HINT,
         )
     if found.scheme not in ("http", "https"):
         raise InputError(
             (
-                f"the environment variable {variable} names a proxy with the unsupported "
+                f"the environment variable {variable}: expected an http or https proxy, found the "
                 f"scheme {found.scheme!r}"
             ),
             hint=_HINT,
@@ -69,11 +70,16 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     return Proxy(text, variable)
 
 
-_HINT = "as in HTTPS_PROXY=http://proxy:3128; NO_PROXY lists the hosts to reach directly"
+_HINT = (
+    "set the variable as in HTTPS_PROXY=http://proxy:3128, and list the hosts to reach "
+    "directly in NO_PROXY"
+)
 
 
 def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
-    """Return the first variable for this scheme that is set. An empty value means no proxy."""
+    """Return the name of the first variable that is set for this scheme; None if none is set or its
+    value is empty.
+    """
     names = [f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"]
     remote = "REQUEST_METHOD" in environment
     usable = (name for name in names if not (remote and name == "HTTP_PROXY"))
@@ -82,7 +88,7 @@ def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
 
 
 def _excepted(host: str, environment: Mapping[str, str]) -> bool:
-    """Whether ``no_proxy`` covers this host."""
+    """Return whether ``no_proxy`` covers ``host``."""
     said = environment.get("no_proxy", environment.get("NO_PROXY", ""))
     if said == "*":
         return True
@@ -95,13 +101,17 @@ def _excepted(host: str, environment: Mapping[str, str]) -> bool:
 
 
 def _names(entry: str, host: str) -> bool:
-    """Whether the name matches this entry or is one of its subdomains."""
+    """Return whether ``host`` is the name in this entry of ``no_proxy`` or one of its
+    subdomains.
+    """
     name = entry.lower().rstrip(".").removeprefix(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
 def _has(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether the address equals this entry or, if the entry has a slash, is in that network."""
+    """Return whether the address is the one in this entry of ``no_proxy`` or, if the entry has a
+    slash, in that network.
+    """
     try:
         if "/" in entry:
             return address in ipaddress.ip_network(entry, strict=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class RequestTrace:
-    """Receives each stage of a request from the library, and knows the sockets of its
+    """Receives the events of a request from the HTTP library, and remembers the sockets of the
     connections.
     """
 
@@ -33,22 +33,22 @@ class RequestTrace:
                     self.shut()
 
     def shut(self) -> None:
-        """Shut down the connections."""
+        """Shut down all connections of the request."""
         for each in tuple(self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Forget the connections and close their duplicates."""
+        """Close the duplicates of the connections' sockets."""
         for each in self._sockets:
             each.close()
 
 
 @contextmanager
 def cut_off_at(deadline: float) -> Iterator[RequestTrace]:
-    """Shut down the connection at the deadline, even if bytes keep arriving slowly.
+    """Shut down the block's connections at the deadline, even if bytes keep arriving slowly.
 
-    The library's own time limits restart with every byte.
+    The HTTP library's own time limits start again with every byte, so they are not enough.
     """
     trace = RequestTrace(deadline)
     timer = threading.Timer(max(deadline - time.monotonic(), 0.0), trace.shut)

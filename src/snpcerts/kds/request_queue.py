@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets only one process of a host at a time ask a key server.
+"""Lets only one of a host's processes at a time send a request to a key server.
 
-A key server throttles by address, whatever the request. So the cache has one lock (the turn) for
-each server, and one file that says when the server may be asked again. A turn lasts for one
-request. Longer waits happen outside the turn, so that a long wait for a certificate does not delay
-a revocation list that is available now.
+A key server throttles by client address, whatever the request. Therefore the cache has one lock
+(the turn) for each server, and one file that says when the server may be asked again. A turn lasts
+for one request. Processes wait outside their turn, so that a long wait for a certificate does not
+delay a revocation list that is available now.
 
-The kernel releases the lock however its process ends. The state file is replaced atomically before
-and after each request. If a process is stopped in its turn (by a debugger, or in a frozen
-container) and writes nothing for a long time, it loses the turn to the holder of a second lock.
+The kernel releases the lock when its process ends, however that happens. The state file is replaced
+atomically before and after each request. A process that is stopped in its turn (by a debugger, or
+in a frozen container) and writes nothing for a long time loses the turn to the holder of a second
+lock.
 
-Turns are only a courtesy to the key server. A process that cannot lock, or cannot write to the
-cache, uses only its own memory.
+Turns are only a courtesy to the key server. A process that cannot take the lock or write to the
+cache keeps the state in its own memory.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _LONGEST_POLL: Final = 0.2
 
 
 class Turn:
-    """This process's turn at the key server.
+    """The right of this process to send one request to the key server.
 
-    ``state`` may be changed and then saved. ``cut_off`` says that the previous process was stopped
-    during its request.
+    The holder may change ``state`` and then save it. ``cut_off`` says that the previous holder was
+    stopped during its request.
     """
 
     def __init__(self, line: RequestQueue, folder: int | None, state: ServerState) -> None:
@@ -52,12 +53,12 @@ class Turn:
         self.cut_off = state.asking is not None
 
     def save(self) -> None:
-        """Save the state for the other processes."""
+        """Save ``state`` for the other processes."""
         self._line.write(self._folder, self.state)
 
 
 class RequestQueue:
-    """Lets the processes that share ``root`` take turns at the server with that URL.
+    """Lets the processes that share the cache ``root`` take turns at the key server ``url``.
 
     Without ``root``, only the threads that share this object take turns.
     """
@@ -72,7 +73,7 @@ class RequestQueue:
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[Turn]:
-        """Wait for the turn until ``deadline``, then proceed with or without it.
+        """Wait for the turn until ``deadline``, and then run the block with or without it.
 
         A thread that already has the turn keeps it, because judging one answer may require another
         request.
@@ -93,7 +94,9 @@ class RequestQueue:
                 self._mine.turn = None
 
     def write(self, folder: int | None, state: ServerState) -> None:
-        """Save the state. If that fails, keep it in memory."""
+        """Save the server's state for the other processes. If that fails, keep the state in
+        memory.
+        """
         state.saved = self.clock.now()
         state.forget(state.saved)
         with self._here:
@@ -103,7 +106,7 @@ class RequestQueue:
                 _replace(folder, f"{self._name}.json", state.encode(self.clock))
 
     def _read(self, folder: int | None) -> ServerState:
-        """Return the state in memory or in the file, whichever is newer."""
+        """Return the server's state from memory or from the file, whichever is newer."""
         with self._here:
             known = replace(self._known, failures=dict(self._known.failures))
         found = None if folder is None else self._saved(folder)
@@ -119,7 +122,9 @@ class RequestQueue:
         return None
 
     def _folder(self) -> int | None:
-        """Return a descriptor of the directory; None if it cannot be opened or created."""
+        """Return a file descriptor for the directory of locks; None if it cannot be opened or
+        created.
+        """
         if self._root is None:
             return None
         with contextlib.suppress(OSError):
@@ -129,9 +134,9 @@ class RequestQueue:
         return None
 
     def _lock(self, stack: contextlib.ExitStack, folder: int, deadline: float) -> None:
-        """Hold one of the two locks until the stack ends.
+        """Take one of the server's two locks, and release it when ``stack`` is closed.
 
-        If other processes hold both for too long, hold none.
+        If other processes hold both locks for too long, return without a lock.
         """
         for name in (f"{self._name}.lock", f"{self._name}.spare"):
             try:
@@ -145,7 +150,9 @@ class RequestQueue:
                 return
 
     def _locked(self, descriptor: int, folder: int, deadline: float) -> bool:
-        """Wait for the lock. Return False if its holder is stuck or the time is up."""
+        """Wait for the lock and take it. Return False if its holder is stuck or the deadline has
+        passed.
+        """
         clock = self.clock
         silent_since = clock.now()
         # Whatever the deadline, leave time for the second lock and for the request.
@@ -172,7 +179,9 @@ class RequestQueue:
 
 
 def _open_own(folder: int, name: str, flags: int) -> int | None:
-    """Open a file of the cache. None if it is not a regular file or has a second name."""
+    """Open a file in ``folder`` and return its file descriptor; None if it is not a regular file or
+    has a second name.
+    """
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     found = os.fstat(descriptor)
@@ -183,7 +192,9 @@ def _open_own(folder: int, name: str, flags: int) -> int | None:
 
 
 def _replace(folder: int, name: str, data: bytes) -> None:
-    """Write atomically: even after a crash, the file has the whole old or the whole new content."""
+    """Write a file atomically: even after a crash, it has the whole old or the whole new
+    content.
+    """
     temporary = f".{name}.new"  # always the same name, so that at most one is left behind
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long to wait before asking the key server again.
+"""Decides how long to wait before the next request to the key server.
 
-AMD's server throttles by client address. Public reports agree that it returns about one VCEK in ten
-seconds, whichever VCEK it is, and then answers 429 with Retry-After. Some users saw refusals grow
-with the number of requests. No report mentions a throttled chain or revocation list. So requests
-for VCEKs are spaced, and a 429 stops all requests.
+AMD's server throttles by client address. Public reports agree that it serves an address about one
+VCEK certificate in ten seconds, whichever it is, and answers other requests with 429 and
+Retry-After. Some users saw longer refusals after more requests. No report mentions a throttled
+chain or revocation list. Therefore requests for VCEK certificates are spaced, and a 429 stops all
+requests.
 
 Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates); attestation-rs issue 88, NVFlare
 3764, dstack 746, c8s 627.
@@ -33,15 +34,16 @@ _random = random.SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Limits for requesting one resource. All times are in seconds.
+    """The limits for requesting one resource. All times are in seconds.
 
-    ``budget`` limits the total time of tries and waits. ``request`` limits one try; ``connect`` and
-    ``silence`` limit its waits for a connection and for the next bytes. After a failure the wait is
-    ``first_wait``, doubled each time up to ``longest_wait``. After a 429 it is the time that the
-    server names, or ``throttled_wait`` if it names no future time; this is doubled with each
-    further refusal up to ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that a
-    fleet does not return all at once. ``gap`` is the time between two VCEKs. None means AMD's gap
-    for AMD's server, and a learnt gap for other servers.
+    ``attempts`` limits the number of tries, and ``budget`` the total time of tries and waits.
+    ``request`` limits the time of one try, ``connect`` its wait for a connection, and ``silence``
+    its wait for the next bytes. The wait after a failure is ``first_wait``, doubled with each
+    further failure up to ``longest_wait``. The wait after a 429 is the time that the server names,
+    or ``throttled_wait`` if it names no future time, doubled with each further 429 up to
+    ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that a fleet does not return
+    all at once. ``gap`` is the time between two requests for VCEK certificates. None means AMD's
+    gap for AMD's server, and an observed gap for other servers.
     """
 
     attempts: int = 4
@@ -56,18 +58,22 @@ class RetryPolicy:
     gap: float | None = None
 
     def wait_after(self, failures: int, retry_after: float | None) -> float:
-        """Return the wait for one resource after that many failures that were not 429s."""
+        """Return the wait before the next try for a resource, after that many failures other than
+        429s.
+        """
         wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         return _stretched(max(wait, retry_after or 0.0))
 
     def hold_off(self, refusals: int, retry_after: float | None) -> float:
-        """Return how long not to ask the server after that many consecutive 429s."""
+        """Return how long to send no request to the server, after that many consecutive 429s."""
         named = self.named_wait(retry_after)
         doubled = min(named * 2.0 ** min(refusals - 1, 16), self.longest_hold_off)
         return _stretched(max(named, doubled))
 
     def named_wait(self, retry_after: float | None) -> float:
-        """Return the wait that a 429 requires. A missing or past time still requires a wait."""
+        """Return the wait that a single 429 requires, even if the server names no time or a past
+        one.
+        """
         if retry_after is None or retry_after < _SOON:
             return self.throttled_wait
         return retry_after
@@ -78,10 +84,10 @@ def _stretched(wait: float) -> float:
 
 
 def parse_retry_after(value: str | None, date: str | None) -> float | None:
-    """Parse a Retry-After header into seconds, 0 to an hour. None if it is unreadable.
+    """Return the seconds in a Retry-After header, from 0 to an hour; None if it cannot be read.
 
-    ``date`` is the answer's Date header. A Retry-After date is relative to it, so a wrong clock on
-    this machine does not matter.
+    ``date`` is the answer's Date header. A date in Retry-After is compared with it, so that a wrong
+    clock on this machine does not matter.
     """
     if value is None:
         return None

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all processes of a host know about one key server: when it may be asked again.
+"""What all processes of a host know about one key server: when it may be asked again, and what
+failed.
 
-All times are those of :class:`snpcerts.kds.clock.Clock`, in seconds. On disk they are relative to
-the time of writing, which is stored both in that clock and as time of day. The first is right until
-the machine reboots, even if the time of day is set. The second is used after a reboot. Nothing in
-the file can delay a request for more than an hour.
+All times are those of :class:`snpcerts.kds.clock.Clock`, in seconds. In the file, they are relative
+to the time of writing, which is stored both by that clock and as time of day. The clock's time is
+right until the machine reboots, even if the time of day is set. The time of day is used after a
+reboot. Nothing in the file can delay a request for more than an hour.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ KdsError = KdsUnavailableError | KdsNotFoundError | KdsUntrustedError
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The outcome of the last request for one resource.
+    """The failure of the last request for a resource.
 
-    ``tries`` counts consecutive requests. The next one must not come before ``again_at``. ``over``
-    says that the process that asked has given up.
+    ``tries`` counts consecutive requests. The next request must not come before ``again_at``.
+    ``over`` says that the process that sent the request has given up.
     """
 
     at: float
@@ -56,7 +57,7 @@ class Failure:
     def of(
         cls, error: KdsError, problem: str, *, at: float, tries: int, over: bool, again_at: float
     ) -> Failure:
-        """Return the outcome for that error. ``problem`` describes it in a few words."""
+        """Return the failure that ``error`` describes. ``problem`` describes it in a few words."""
         message = error.message
         retry_after: float | None = None
         reasons: tuple[str, ...] = ()
@@ -78,7 +79,9 @@ class Failure:
         )
 
     def error(self) -> KdsError | None:
-        """Return the same error, for another process that wants the same resource."""
+        """Return the error again, for another process that wants the same resource; None if its
+        code is unknown.
+        """
         if self.code == KdsUnavailableError.code:
             return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
         if self.code == KdsNotFoundError.code:
@@ -88,19 +91,20 @@ class Failure:
         return None
 
     def ours(self, since: float, now: float) -> bool:
-        """Whether a process that has wanted the resource since ``since`` takes part in these
-        tries.
+        """Return whether this failure also counts for a process that has wanted the resource since
+        ``since``.
         """
         return self.at >= since or (not self.over and now < self.again_at + _GRACE)
 
 
 @dataclass(slots=True)
 class ServerState:
-    """The state of one server.
+    """The state of one key server, as the file holds it.
 
-    ``saved`` is when the state was written; ``asking`` is when a request for a VCEK started.
-    ``hold_until`` applies to every request, ``next_at`` to the next VCEK. ``gap`` is the time that
-    the server has been observed to need between two VCEKs.
+    ``saved`` is the time at which the state was written, and ``asking`` the time at which a request
+    for a VCEK started, if it has not ended. No request may be sent before ``hold_until``, and no
+    request for a VCEK before ``next_at``. ``gap`` is the time between two VCEKs that the server was
+    observed to require.
     """
 
     saved: float = -math.inf
@@ -113,13 +117,13 @@ class ServerState:
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def cut_off(self, now: float, gap: float, request: float) -> None:
-        """Record that a process was stopped during its request. The request still counts."""
+        """Record that a process was stopped during its request, which still counts for the pace."""
         if self.asking is not None:
             self.next_at = max(self.next_at, min(now, self.asking + request) + gap)
             self.asking = None
 
     def forget(self, now: float) -> None:
-        """Remove entries that no longer matter."""
+        """Remove what is too old to matter at the time ``now``."""
         if now > self.refused_at + _FORGET:
             self.refusals, self.gap = 0, 0.0
         recent = {
@@ -131,14 +135,16 @@ class ServerState:
         self.failures = {path: recent[path] for path in kept}
 
     def refused(self, now: float, hold_off: float, gap: float) -> None:
-        """Record a 429: no request for ``hold_off`` seconds, and a ``gap`` between VCEKs."""
+        """Record a 429: send no request for ``hold_off`` seconds, and then leave ``gap`` seconds
+        between VCEKs.
+        """
         self.hold_until = now + min(hold_off, MAX_RETRY_AFTER)
         self.refusals += 1
         self.refused_at = now
         self.gap = max(self.gap, min(gap, MAX_GAP))
 
     def encode(self, clock: Clock) -> bytes:
-        """Write JSON, of at most :data:`MAX_SIZE` bytes."""
+        """Return the state as JSON of at most :data:`MAX_SIZE` bytes."""
         at = self.saved
         failures = [
             {
@@ -176,7 +182,9 @@ class ServerState:
 
     @classmethod
     def decode(cls, data: bytes, clock: Clock) -> ServerState | None:
-        """Parse the file and convert its times to ``clock``. Return None if it is unusable."""
+        """Parse the file's bytes, and convert its times to those of ``clock``. Return None if the
+        bytes are unusable.
+        """
         try:
             said = json.loads(data)
             at = _written_at(said, clock)

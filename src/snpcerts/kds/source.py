@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gets certificates from the cache, or from the key server into the cache.
+"""Gets verified certificates from the cache, or from the key server, whose answers go into the
+cache.
 
 This module returns and caches only certificates that chain to a pinned ARK and, for a VCEK, name
-the requested chip and TCB. The same applies to cached files: one that has been changed is reported
-and replaced, never returned. A valid cached certificate takes precedence over any answer of the key
-server, which has answered 404 for valid chips for days.
+the requested chip and TCB. Cached files are judged in the same way, so a file that was changed is
+reported and replaced, never returned. A valid cached certificate takes precedence over any answer
+from the key server, which has answered 404 for valid chips for days.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ _OF_ANOTHER_ISSUER: Final = frozenset({ReasonCode.LEAF_SIGNATURE, ReasonCode.LEA
 
 @dataclass(frozen=True, slots=True)
 class Endorsement:
-    """A verified VCEK and the certificates above it, each in DER.
+    """A verified VCEK certificate and the two certificates above it, each in DER.
 
-    ``not_after`` is the time when the first of the three expires.
+    ``not_after`` is the time at which the first of the three expires.
     """
 
     leaf: bytes
@@ -66,7 +67,7 @@ class Endorsement:
     not_after: datetime
 
     def table(self) -> CertTable:
-        """Return the three certificates as a table."""
+        """Return the three certificates as a certificate table."""
         return CertTable(
             (
                 TableEntry(VCEK_GUID, self.leaf),
@@ -87,18 +88,20 @@ def _silent(_doing: str) -> AbstractContextManager[object]:
 
 
 class CertificateSource:
-    """Returns verified certificates from ``store``, otherwise from ``client``.
+    """Returns verified certificates from the cache ``store`` or, if they are missing there, from
+    ``client``.
 
-    Without a client it works offline. ``warn`` is called with problems that do not stop the work: a
-    cache that cannot be written, a damaged file in it, a failed renewal. Thread-safe. Concurrent
-    requests for one resource are merged, across threads and processes that share the cache.
+    Without a client, the source works offline. It calls ``warn`` with problems that do not stop the
+    work: a cache that cannot be written, a damaged file in the cache, a failed renewal. Objects of
+    this class are thread-safe. Concurrent requests for one resource are merged, across threads and
+    processes that share the cache.
 
-    With ``heed_revocation``, a chain that the cached revocation list revokes is not trusted: it is
-    fetched again, together with the leaf below it. Without it, the code that judges the
-    certificates must handle revocation.
+    With ``heed_revocation``, a chain that the cached revocation list revokes is not trusted, and is
+    fetched again together with the leaf below it. Otherwise the code that judges the certificates
+    must handle revocation.
 
-    ``progress`` is called with a description of each fetch, and returns a context that lasts as
-    long as the fetch.
+    For each fetch, ``progress`` is called with a description, and returns a context manager that
+    surrounds the fetch.
     """
 
     def __init__(
@@ -133,16 +136,17 @@ class CertificateSource:
         at: datetime | None = None,
         refresh: bool = False,
     ) -> Endorsement:
-        """Return the VCEK of a chip at a TCB, verified, valid at ``at`` (default: now).
+        """Return the verified VCEK certificate for a chip at a TCB, valid at ``at`` (default: now),
+        with the certificates above it.
 
-        ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. With ``refresh`` the key
-        server is asked even if the certificate is cached; if that fails, the cached one is
-        returned.
+        ``hwid`` is the significant bytes of the chip ID: 64, or 8 on Turin. With ``refresh``, the
+        key server is asked even if the certificate is cached. If that fails, the cached certificate
+        is returned.
 
         Raises :class:`UsageError` for a hwID or TCB that does not fit the product,
-        :class:`KdsUnavailableError` (with ``retry_after``) if it is not cached and there was no
-        answer, :class:`KdsNotFoundError` for a 404, and :class:`KdsUntrustedError` if the answer
-        does not verify.
+        :class:`KdsUnavailableError` (with ``retry_after``) if the certificate is not cached and
+        there was no answer, :class:`KdsNotFoundError` for a 404, and :class:`KdsUntrustedError` if
+        the answer does not verify.
         """
         resource = VcekResource(product, hwid, tcb)
         _check_pinned(product)
@@ -193,7 +197,7 @@ class CertificateSource:
 
         Raises the same errors as :meth:`vcek`.
         """
-        with self._progress(f"requesting the chain of a {kind.name}"):
+        with self._progress(f"requesting the certificate chain of a {kind.name}"):
             return self._chain(product, kind, _when(at), refresh=refresh).value.der()
 
     def crl(
@@ -208,10 +212,10 @@ class CertificateSource:
     ) -> bytes:
         """Return the ARK's revocation list in DER, signed by a pinned ARK and current at ``at``.
 
-        It is cached until its nextUpdate. ``refresh`` fetches it sooner, and so does ``max_age`` if
-        the list was fetched longer ago. AMD's lists are valid for a year, in which much may be
-        revoked. With a ``budget`` the list is requested once, for at most that many seconds. Raises
-        the same errors as :meth:`vcek`.
+        The list stays in the cache until its nextUpdate. With ``refresh``, or if it was fetched
+        longer ago than ``max_age``, the list is fetched sooner. AMD's lists are valid for a year,
+        in which much may be revoked. With a ``budget``, the list is requested once, for at most
+        that many seconds. Raises the same errors as :meth:`vcek`.
         """
         when = _when(at)
         with self._progress("requesting a revocation list"):
@@ -248,8 +252,8 @@ class CertificateSource:
         return self._fetch.get(request).kept_as
 
     def known_crl(self, product: Product, kind: VekKind = VekKind.VCEK) -> bytes | None:
-        """Return the cached revocation list, unverified, of any age, without asking the key
-        server.
+        """Return the cached revocation list, unverified and of any age, without asking the key
+        server; None if none is cached.
         """
         return self._fetch.kept(CrlResource(product, kind))
 
@@ -263,9 +267,10 @@ class CertificateSource:
         withdrawn: bool = False,
         budget: float | None = None,
     ) -> Verified[ChainPair]:
-        """Return the chain.
+        """Return the verified certificates above a leaf.
 
-        With ``withdrawn``, a revoked one is accepted too, because its root verifies lists.
+        With ``withdrawn``, a revoked chain is accepted too, because its root still verifies
+        revocation lists.
         """
         _check_pinned(product)
         resource = ChainResource(product, kind)
@@ -300,15 +305,18 @@ def open_certificate_source(
     warn: Callable[[str], None] = log.warning,
     progress: Callable[[str], AbstractContextManager[object]] = _silent,
 ) -> CertificateSource:
-    """Return the source for a cache directory and a key server (default: AMD's).
+    """Return the certificate source for a cache directory and a key server (default: AMD's).
 
-    ``timeout`` limits the seconds spent on one resource, including waits that the key server asks
-    for (default: 60). ``notice`` is called with a sentence before every wait; ``warn`` and
-    ``progress`` are as in :class:`CertificateSource`. Raises :class:`UsageError` for an invalid
-    URL, and for a URL with ``offline``.
+    ``timeout`` is the time limit for one resource in seconds, including the waits that the key
+    server requires (default: 60). ``notice`` is called with a sentence before every wait; ``warn``
+    and ``progress`` are as in :class:`CertificateSource`. Raises :class:`UsageError` if the URL is
+    invalid, or if a URL and ``offline`` are given together.
     """
     if offline and url is not None:
-        raise UsageError("--offline forbids contacting a key server", hint="omit the URL")
+        raise UsageError(
+            "--offline cannot be combined with a key server URL",
+            hint="omit the URL, or omit --offline",
+        )
     client = None
     if not offline:
         policy = RetryPolicy()
@@ -335,22 +343,27 @@ def _when(at: datetime | None) -> datetime:
     if at is None:
         return datetime.now(UTC)
     if at.tzinfo is None:
-        raise UsageError(f"{at.isoformat()} has no time zone")
+        raise UsageError(f"at: expected a time with a time zone, found {at.isoformat()}")
     return at
 
 
 def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
-    """Refuse another key. A chip has only one VCEK at a TCB, however many certificates it has."""
+    """Return a reason against a certificate for another key, because a chip has only one VCEK at a
+    TCB.
+    """
     if same_key(new.kept_as, old.kept_as):
         return None
     return Reason(
         ReasonCode.LEAF_KEY,
-        "its key or extensions differ from those of the cached one, which verifies",
+        "the certificate's key or extensions differ from those of the cached certificate, which "
+        "verifies",
     )
 
 
 def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
-    """Refuse an older list, because a replayed list must not hide what a newer one revokes."""
+    """Return a reason against a list older than the cached one, because a replayed list must not
+    hide what a newer one revokes.
+    """
     if new.not_before >= old.not_before:
         return None
-    return Reason(ReasonCode.CRL_OLDER, "it is older than the cached one")
+    return Reason(ReasonCode.CRL_OLDER, "the revocation list is older than the cached list")

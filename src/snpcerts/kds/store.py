@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache on disk: certificates that have verified, one file each.
+"""The cache on disk: one file for each certificate, chain or revocation list that has verified.
 
 ::
 
@@ -14,13 +14,13 @@
 The offline store of the trustee verifier (confidential-containers/trustee) uses the first two names
 below its configured path. Its ``deps/verifier/src/snp/mod.rs`` writes the hwID in lower case (8
 bytes on Turin, otherwise 64) and the components of the *reported* TCB in this order, in decimal,
-with at least two digits. For ``fmc`` its code, test and guide have ``_fmc05``; only the description
-of the change that added the layout (pull request 1498) has a second underscore. So trustee can use
-a cache, or a copy of its ``vcek`` directory, unchanged. The names do not contain the product,
-because the certificate does, and it is read before use.
+with at least two digits. For ``fmc``, trustee's code, test and guide have ``_fmc05``; only the
+description of the change that added the layout (pull request 1498) has a second underscore. So
+trustee can use a cache, or a copy of the cache's ``vcek`` directory, unchanged. The file names need
+not contain the product, because the certificate names it and is read before use.
 
 The store handles names, sizes and atomic replacement, and verifies nothing. Its callers must judge
-what they read as they judge an answer from the network.
+what they read from it in the same way as an answer from the network.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _DIRECTORY_MODE: Final = 0o755
 
 
 def place_of(resource: Resource) -> PurePosixPath:
-    """Return the place of a resource in the cache."""
+    """Return the path of a resource's file, relative to the cache's directory."""
     if isinstance(resource, VcekResource):
         named = resource.tcb.components()
         name = "".join(
@@ -84,9 +84,10 @@ def place_of(resource: Resource) -> PurePosixPath:
 
 
 def resource_at(place: PurePosixPath, product: Product) -> Resource | None:
-    """Return the resource of ``product`` at ``place``, or None if the place is not one.
+    """Return the resource of ``product`` that a file at ``place`` holds; None if no resource has
+    that place.
 
-    Only the spelling that :func:`place_of` writes is accepted.
+    Only the spelling that :func:`place_of` returns is accepted.
     """
     try:
         resource = _resource_at(place, product)
@@ -118,44 +119,50 @@ def _kind(word: str) -> VekKind | None:
 
 
 class Store:
-    """The cache below one directory, which is created at the first write."""
+    """The cache in one directory, which is created at the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path_of(self, resource: Resource) -> Path:
-        """Return the file of a resource."""
+        """Return the path of a resource's file."""
         return self.root / place_of(resource)
 
     def read(self, resource: Resource) -> bytes | None:
-        """Return the cached body, unverified; None if there is none.
+        """Return the cached body of a resource, unverified; None if it is not cached.
 
-        Raises :class:`CacheError` for a file that cannot be read, is not a
-        regular file, or has more than 64 KiB.
+        Raises :class:`CacheError` if the file cannot be read, is not a regular file, or has more
+        than 64 KiB.
         """
         return self.read_place(place_of(resource))
 
     def read_place(self, place: PurePosixPath) -> bytes | None:
-        """Read as :meth:`read` does, by place."""
+        """Return the body of the file at ``place``, as :meth:`read` does for a resource."""
         path = self.root / place
         try:
             # Non-blocking, so that a FIFO cannot hold the caller up.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             with open(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise CacheError(f"{path}: not a regular file", hint="remove it")
+                    raise CacheError(
+                        f"{path}: expected a regular file, found another kind",
+                        hint="remove the file; its content is then fetched again",
+                    )
                 data = file.read(MAX_BODY + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise CacheError(f"cannot read {path}: {error.strerror or error}") from None
         if len(data) > MAX_BODY:
-            raise CacheError(f"{path}: larger than {MAX_BODY} bytes", hint="remove it")
+            raise CacheError(
+                f"{path}: expected at most {MAX_BODY} bytes, found more",
+                hint="remove the file; its content is then fetched again",
+            )
         return data
 
     def kept_since(self, resource: Resource) -> datetime | None:
-        """Return when the resource was written, as :func:`written_at` does; None if it is not
-        cached.
+        """Return the time at which the resource was written, as :func:`written_at` does; None if it
+        is not cached.
         """
         try:
             return written_at(self.path_of(resource).stat().st_mtime)
@@ -163,7 +170,7 @@ class Store:
             return None
 
     def version(self, resource: Resource) -> object:
-        """Return a value that changes with each :meth:`write`; None if the resource is not
+        """Return a value that is different after each :meth:`write`; None if the resource is not
         cached.
         """
         try:
@@ -173,9 +180,10 @@ class Store:
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def write(self, resource: Resource, data: bytes) -> None:
-        """Write ``data``. Even after a crash, the whole old file or the whole new one is there.
+        """Write a resource's body atomically: even after a crash, the file has the whole old or the
+        whole new content.
 
-        Raises :class:`CacheError` if it cannot be written. The old file then stays.
+        Raises :class:`CacheError` if the file cannot be written. The old file then stays.
         """
         path = self.path_of(resource)
         try:
@@ -186,14 +194,16 @@ class Store:
             raise CacheError(f"cannot write {path}: {error.strerror or error}") from None
 
     def remove(self, resource: Resource) -> None:
-        """Remove the resource, and its directory if that is then empty."""
+        """Remove the resource's file, and its directory if that is then empty."""
         path = self.path_of(resource)
         with contextlib.suppress(OSError):
             path.unlink()
             path.parent.rmdir()
 
     def places(self) -> Iterator[PurePosixPath]:
-        """Yield every file that may be a resource, in order, at most :data:`MAX_ENTRIES`."""
+        """Yield the places of all files that may hold resources, in order. Raises
+        :class:`CacheError` for more than :data:`MAX_ENTRIES`.
+        """
         count = 0
         for first in ("chain", "crl", "vcek"):
             for folder in _listed(self.root / first):
@@ -202,7 +212,9 @@ class Store:
                         continue
                     count += 1
                     if count > MAX_ENTRIES:
-                        raise CacheError(f"{self.root}: more than {MAX_ENTRIES} files")
+                        raise CacheError(
+                            f"{self.root}: expected at most {MAX_ENTRIES} files, found more"
+                        )
                     yield PurePosixPath(first, folder, name)
 
 
@@ -236,7 +248,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of a process that was killed during a write."""
+    """Remove temporary files that processes left behind when they were killed during a write."""
     for name in os.listdir(folder):
         if name.startswith(_TEMPORARY):
             with contextlib.suppress(OSError):

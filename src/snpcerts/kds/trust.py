@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trusted roots for a key server's TLS certificate: the system's, or those of SSL_CERT_FILE.
 
-OpenSSL silently ignores a missing file. Then no server verifies, and the reason is hard to find.
-Here a missing file is an error that names it.
+OpenSSL silently ignores a missing file. Then no server verifies, and the reason is hard to find. In
+this module, a missing file is therefore an error that names the file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _FILE, _FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 
 
 def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
-    """Return a TLS context with those roots. Raises :class:`InputError` if there are none."""
+    """Return a TLS context with the trusted roots. Raises :class:`InputError` if there are none."""
     file, folder = environment.get(_FILE) or None, environment.get(_FOLDER) or None
     if folder is not None and not any(Path(each).is_dir() for each in folder.split(":")):
         raise InputError(
-            f"the environment variable {_FOLDER} does not name a directory: {folder!r}",
+            f"the environment variable {_FOLDER}: expected a directory, found {folder!r}",
             hint=_HINT,
         )
     try:
@@ -37,8 +37,8 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
         reason = error.strerror or error.args[-1]
         raise InputError(
             (
-                f"the environment variable {_FILE} names {file!r}, which has no usable "
-                f"roots: {reason}"
+                f"the environment variable {_FILE}: expected a file of PEM roots, found {file!r}, "
+                f"which has no usable roots: {reason}"
             ),
             hint=_HINT,
         ) from None
@@ -51,7 +51,7 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def places_of_roots(environment: Mapping[str, str]) -> str:
-    """Return the location of the roots, for messages."""
+    """Return the places of the trusted roots, for messages."""
     paths = ssl.get_default_verify_paths()
     file = environment.get(_FILE) or paths.openssl_cafile
     folder = environment.get(_FOLDER) or paths.openssl_capath
@@ -62,7 +62,9 @@ _HINT = "install the package ca-certificates, or name a PEM file of roots in SSL
 
 
 def _may_have(environment: Mapping[str, str]) -> bool:
-    """Whether a directory of roots contains any. OpenSSL reads them only when needed."""
+    """Return whether a directory of roots contains any file. OpenSSL reads such files only when
+    needed.
+    """
     folders = environment.get(_FOLDER) or ssl.get_default_verify_paths().openssl_capath
     for folder in folders.split(":"):
         try:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key server's resources and their URLs.
 
-One URL has many spellings: hexadecimal in either case, numbers with or without a leading zero,
-parameters in any order. This module writes one of them: lower case, at least two digits, ``fmcSPL``
-first. It reads all of them, so that a cache or a server never treats two spellings as two
-resources.
+The URL of a resource has many spellings: hexadecimal in either case, numbers with or without a
+leading zero, parameters in any order. This module writes one spelling: lower case, at least two
+digits, ``fmcSPL`` first. It reads all spellings, so that a cache or a server never treats two of
+them as two resources.
 
 Source: KDS (57230) chapter 3; Turin's parameters as in virtee/snphost and genuine requests;
 Venice's parameters are the components of its TCB (virtee/snpguest pull request 159).
@@ -43,8 +43,8 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 class VcekResource:
     """The VCEK certificate of one chip at one TCB.
 
-    ``hwid`` is the significant bytes of the chip ID: 64, on Turin 8. Raises :class:`UsageError` if
-    it, or the TCB's layout, does not fit the product.
+    ``hwid`` is the significant bytes of the chip ID: 64, or 8 on Turin. Raises :class:`UsageError`
+    if ``hwid`` or the TCB's layout does not fit the product.
     """
 
     product: Product
@@ -60,8 +60,11 @@ class VcekResource:
             )
         if not any(self.hwid):
             raise UsageError(
-                "the hwID is all zero",
-                hint="the platform masks its chip ID, or the report was signed by a VLEK",
+                "expected a hwID that is not zero, found only zero bytes",
+                hint=(
+                    "take the chip ID from a source other than this report: the host hides "
+                    "it, or a VLEK signed the report"
+                ),
             )
         problem = self.product.tcb_problem(self.tcb)
         if problem is not None:
@@ -69,7 +72,7 @@ class VcekResource:
 
     @property
     def path(self) -> str:
-        """Path and query below the server's URL, without a leading slash."""
+        """The path and query of this resource below the server's URL, without a leading slash."""
         named = self.tcb.components()
         query = "&".join(
             f"{parameter}={named[component]:02}"
@@ -84,14 +87,14 @@ class VcekResource:
 
 @dataclass(frozen=True, slots=True)
 class ChainResource:
-    """ASK (or, for VLEKs, ASVK) and ARK of a product."""
+    """The certificates above a product's leaves: the ASK (or, for VLEKs, the ASVK) and the ARK."""
 
     product: Product
     kind: VekKind
 
     @property
     def path(self) -> str:
-        """Path below the server's URL, without a leading slash."""
+        """The path of this resource below the server's URL, without a leading slash."""
         return f"{self.kind.value}/v1/{self.product.kds_name}/cert_chain"
 
     def __str__(self) -> str:
@@ -100,14 +103,14 @@ class ChainResource:
 
 @dataclass(frozen=True, slots=True)
 class CrlResource:
-    """The ARK's revocation list for a product's ASKs (or ASVKs)."""
+    """The revocation list of a product's ARK for its ASKs (or ASVKs)."""
 
     product: Product
     kind: VekKind
 
     @property
     def path(self) -> str:
-        """Path below the server's URL, without a leading slash."""
+        """The path of this resource below the server's URL, without a leading slash."""
         return f"{self.kind.value}/v1/{self.product.kds_name}/crl"
 
     def __str__(self) -> str:
@@ -118,30 +121,31 @@ Resource = VcekResource | ChainResource | CrlResource
 
 
 def parse_target(target: str) -> Resource:
-    """Return the resource that a URL, or its path and query, names in any spelling.
+    """Return the resource that a URL, or a path with query, names in any spelling.
 
     Raises :class:`FormatError` for anything else: another path, an unknown product (case matters),
-    a hwID of another length, a parameter that is missing, repeated, unknown or not 0 to 255.
+    a hwID of the wrong length, or a parameter that is missing, repeated, unknown or not from 0 to
+    255.
     """
     if len(target) > _MAX_TARGET:
-        raise FormatError(WHAT, f"found {len(target)} characters; the limit is {_MAX_TARGET}")
+        raise FormatError(WHAT, f"expected at most {_MAX_TARGET} characters, found {len(target)}")
     try:
         parts = urlsplit(target)
         pairs = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=16)
     except ValueError as error:
-        raise FormatError(WHAT, f"unreadable: {error}") from None
+        raise FormatError(WHAT, f"the URL cannot be read: {error}") from None
     words = parts.path.removeprefix("/").split("/")
     if len(words) != 4 or words[1] != "v1" or words[0] not in {kind.value for kind in VekKind}:
         raise FormatError(
-            WHAT, f"expected a path vcek/v1/... or vlek/v1/..., found {parts.path[:80]!r}"
+            WHAT, f"expected the path vcek/v1/... or vlek/v1/..., found {parts.path[:80]!r}"
         )
     kind, last = VekKind(words[0]), words[3]
     product = next((each for each in Product if each.kds_name == words[2]), None)
     if product is None:
-        raise FormatError(WHAT, f"unknown product {words[2][:40]!r}")
+        raise FormatError(WHAT, f"expected a product's name, found {words[2][:40]!r}")
     if last in ("cert_chain", "crl"):
         if pairs:
-            raise FormatError(WHAT, f"{last} takes no parameters")
+            raise FormatError(WHAT, f"expected no parameters after {last}")
         return (ChainResource if last == "cert_chain" else CrlResource)(product, kind)
     if kind is not VekKind.VCEK or _HEX.fullmatch(last) is None:
         raise FormatError(WHAT, f"expected cert_chain, crl or a hwID, found {last[:80]!r}")
@@ -156,11 +160,15 @@ def _tcb(pairs: list[tuple[str, str]], product: Product) -> TcbVersion:
     for name, text in pairs:
         component = _PARAMETERS.get(name)
         if component is None:
-            raise FormatError(WHAT, f"unknown parameter {name[:40]!r}")
+            raise FormatError(
+                WHAT, f"expected a TCB component as the parameter, found {name[:40]!r}"
+            )
         if component in values:
             raise FormatError(WHAT, "the parameter appears twice", field=name)
         if _NUMBER.fullmatch(text) is None or int(text) > 255:
-            raise FormatError(WHAT, f"{text[:40]!r} is not between 0 and 255", field=name)
+            raise FormatError(
+                WHAT, f"expected a number from 0 to 255, found {text[:40]!r}", field=name
+            )
         values[component] = int(text)
     for name, component in _PARAMETERS.items():
         needed = component != "fmc" and component in product.tcb_layout.components
@@ -187,34 +195,35 @@ def checked_base(url: str) -> str:
         raise UsageError(f"key server URL {url!r}: expected http:// or https:// and a host")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
-            f"key server URL {url!r}: a user name, query or fragment is not allowed",
+            f"key server URL {url!r}: expected no user name, query or fragment",
         )
     return url.rstrip("/")
 
 
 def checked_target(url: str, location: str) -> str:
-    """Return where a redirect from ``url`` leads.
+    """Return the URL to which a redirect from ``url`` leads.
 
-    Raises :class:`ValueError` if the redirect must not be followed: from https to http, from
-    another machine to this one, or to a URL that is not HTTP.
+    Raises :class:`ValueError` if the redirect must not be followed, because it leads from https to
+    http, from another machine to this machine, or to a URL that is not HTTP.
     """
     target = urljoin(url, location)
     here, there = urlsplit(url), urlsplit(target)
     if there.scheme not in ("http", "https") or not there.hostname or there.port == 0:
-        raise ValueError("that is not a server's URL")
+        raise ValueError("the target is not a server's URL")
     if "@" in there.netloc:
-        raise ValueError("it has a user name")
+        raise ValueError("the target URL has a user name")
     if here.scheme == "https" and there.scheme == "http":
-        raise ValueError("that URL has no TLS, but this server does")
+        raise ValueError("the target URL is without TLS, unlike the redirecting server")
     if _rank(there.hostname) > _rank(here.hostname or ""):
-        raise ValueError("that URL leads to this machine")
+        raise ValueError("the target URL leads to this machine")
     return target
 
 
 def _rank(host: str) -> int:
-    """Return 2 for the metadata service of this machine's cloud, 1 for this machine, otherwise 0.
+    """Return a host's rank: 2 for the metadata service of this machine's cloud, 1 for this machine,
+    otherwise 0.
 
-    A server may redirect to its own rank or a lower one.
+    A server may redirect to a host of its own rank or a lower one.
     """
     if host == "localhost" or host.endswith(".localhost"):
         return 1

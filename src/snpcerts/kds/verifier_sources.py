@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key server and its cache, as sources for the verifier.
+"""Offers the key server and its cache to the verifier as sources of certificates.
 
-Certificates and revocation lists are separate sources: if one cannot be fetched, the other still
-can.
+Certificates and revocation lists are separate sources, so that if one cannot be fetched, the other
+still can.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from snpcerts.verify.sources import CollateralRequest
 
 
 class KdsCertificates:
-    """VCEKs, and the chains above VCEKs and VLEKs, valid at ``at`` (default: now).
+    """A source of VCEK certificates, and of the certificates above VCEKs and VLEKs, valid at ``at``
+    (default: now).
 
-    VLEK certificates are not included: the key server gives them only to the cloud provider.
+    VLEK certificates are not included, because AMD gives them only to the cloud provider.
 
-    Anyone can write a report that names a chip, and the key server has a VCEK for every TCB of an
-    existing chip. So a request counts as fruitless unless the VCEK's key signed the report. The
-    number of fruitless requests in an hour is limited, and their VCEKs are not cached.
+    Anyone can make up a report that names a chip, and the key server has a VCEK for every TCB of
+    every existing chip. Therefore a request counts as fruitless unless the VCEK's key signed the
+    report. The number of fruitless requests in an hour is limited, and their VCEK certificates are
+    not cached.
     """
 
     name = "the key server"
@@ -39,7 +41,9 @@ class KdsCertificates:
         self._fruitless = FruitlessRequests(source.store.root)
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return the missing parts of leaf and chain. Raises the source's errors."""
+        """Return the missing certificates of the chain. Raises the errors of the certificate
+        source.
+        """
         if request.kind is VekKind.VCEK and Part.LEAF in request.missing:
             return self._leaf(request)
         if request.missing & {Part.INTERMEDIATE, Part.ROOT} and len(request.products) == 1:
@@ -48,7 +52,8 @@ class KdsCertificates:
         return Collateral()
 
     def _leaf(self, request: CollateralRequest) -> Collateral:
-        """Try each possible product until the key server has a leaf.
+        """Return the leaf, and the certificates above it, for the first possible product that has
+        one.
 
         Only version 2 reports have several possible products.
         """
@@ -87,23 +92,25 @@ class KdsCertificates:
             return True
 
     def _counted(self, resource: VcekResource) -> float:
-        """Count a request as fruitless, until its answer proves useful."""
+        """Count a request as fruitless, until its answer proves useful. Return the token that takes
+        it back.
+        """
         stamp, wait = self._fruitless.count()
         if wait:
             raise KdsUnavailableError(
                 (
-                    f"{resource}: not requested, because too many recent VCEK requests were "
-                    "unsuccessful: the key server did not know the chip, or the VCEK had not "
-                    "signed the report"
+                    f"{resource}: the VCEK was not requested, because too many recent requests "
+                    "for VCEKs were in vain: the key server did not know the chip, or the VCEK "
+                    "had not signed the report"
                 ),
                 retry_after=wait,
-                hint=f"try again in {wait:.0f} s, or supply the certificates: --certs DIR",
+                hint=f"try again in {wait:.0f} s, or supply the certificates with --certs DIR",
             )
         return stamp
 
 
 def _signed(request: CollateralRequest, leaf: bytes) -> bool:
-    """Whether the VCEK's key signed the report. True if the report is unknown."""
+    """Return whether the VCEK in ``leaf`` signed the report; True if the request has no report."""
     if request.report is None:
         return True
     try:
@@ -114,11 +121,11 @@ def _signed(request: CollateralRequest, leaf: bytes) -> bool:
 
 
 class KdsRevocationLists:
-    """The ARKs' revocation lists, current at ``at`` (default: now).
+    """A source of the ARKs' revocation lists, current at ``at`` (default: now).
 
-    If a list is required, the key server is asked, even for a newer list if the cached one was
-    fetched longer ago than the policy allows. Otherwise only the cached list is used. It may be of
-    any age, because a revocation is permanent.
+    If a list is required, the key server is asked unless the cached list is current and was fetched
+    as recently as the policy demands. If no list is required, only the cached list is used. It may
+    be of any age, because a revocation is permanent.
     """
 
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
@@ -128,7 +135,9 @@ class KdsRevocationLists:
         self._came: dict[bytes, datetime] = {}
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return the list. Raises the source's errors if there is not even an old list."""
+        """Return the revocation list for the report's product. Raises the errors of the certificate
+        source if not even an old list is cached.
+        """
         if len(request.products) != 1:
             return Collateral()
         product, kind = request.products[0], request.kind
@@ -145,7 +154,7 @@ class KdsRevocationLists:
         obtained = self._obtained(CrlResource(product, request.kind), found)
         client, outage = self._source.client, None
         if client is not None and age is not None and datetime.now(UTC) - obtained > age:
-            outage = f"{client.url} returned no newer revocation list"
+            outage = f"{client.url} has no newer revocation list"
         return self._supplied(request, found, outage)
 
     def _supplied(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a body may be stored: it must verify for its chip and TCB up to a pinned ARK.
+"""Decides whether a body may be stored, which must verify for its chip and TCB up to a trusted ARK.
 
-Bodies from upstream, from an import and from another mirror are all untrusted.
+Bodies are untrusted wherever they come from: the upstream server, an import, or another mirror.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OF_ANOTHER_ISSUER = frozenset({ReasonCode.LEAF_SIGNATURE, ReasonCode.LEAF_ISSUE
 
 
 class OtherIssuerError(KdsUntrustedError):
-    """A VCEK that the stored ASK did not sign. AMD may have replaced its ASK."""
+    """A VCEK was not signed by the stored ASK, which AMD may have replaced."""
 
 
 class Admission:
@@ -47,10 +47,11 @@ class Admission:
         at: datetime,
         stored: bytes | None = None,
     ) -> Admitted:
-        """Verify a VCEK. ``stored`` is the certificate that it would replace.
+        """Verify a VCEK certificate. ``stored`` is the certificate that it would replace.
 
         Raises :class:`FormatError` for a body that is not a certificate, :class:`KdsUntrustedError`
-        for a certificate that does not verify as this resource, and :class:`OtherIssuerError`.
+        for a certificate that does not verify as this resource, and :class:`OtherIssuerError` for
+        one that the ASK of ``chain`` did not sign.
         """
         leaf = read_vcek(body)
         judge = ChipJudge(
@@ -69,7 +70,10 @@ class Admission:
         if stored is not None and not same_key(der, stored):
             raise KdsUntrustedError(
                 _not(resource),
-                reasons=["its key differs from that of the stored one, which verifies"],
+                reasons=[
+                    "the certificate's key differs from that of the stored certificate, "
+                    "which verifies"
+                ],
             )
         ends = min(leaf.not_valid_after_utc, chain.not_after)
         return Admitted(resource, der, leaf.not_valid_before_utc.timestamp(), ends.timestamp())
@@ -94,7 +98,7 @@ class Admission:
         at: datetime,
         stored: bytes | None = None,
     ) -> Admitted:
-        """Verify a revocation list with the root of ``chain``. It must not be older than
+        """Verify a revocation list with the root of ``chain``. The list must not be older than
         ``stored``.
 
         Raises the same errors as :meth:`vcek`.
@@ -104,14 +108,16 @@ class Admission:
         if reasons:
             raise _untrusted(resource, reasons)
         if stored is not None and found.this_update < load_crl(stored).this_update:
-            raise KdsUntrustedError(_not(resource), reasons=["it is older than the stored one"])
+            raise KdsUntrustedError(
+                _not(resource), reasons=["the revocation list is older than the stored list"]
+            )
         return Admitted(
             resource, found.der, found.this_update.timestamp(), found.next_update.timestamp()
         )
 
 
 def chain_of(resource: Resource) -> ChainResource:
-    """Return the chain that verifies a VCEK or a list."""
+    """Return the chain with which a VCEK or a revocation list is verified."""
     kind = VekKind.VCEK if isinstance(resource, VcekResource) else resource.kind
     return ChainResource(resource.product, kind)
 
@@ -121,7 +127,7 @@ def _untrusted(resource: Resource, reasons: Sequence[Reason]) -> KdsUntrustedErr
 
 
 def _not(resource: Resource) -> str:
-    return f"{resource}: the upstream's answer does not match the request"
+    return f"{resource}: the body does not verify as this resource"
 
 
 def _texts(reasons: Sequence[Reason]) -> list[str]:

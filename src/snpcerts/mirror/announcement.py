@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host's agent reports to the mirror.
+"""The announcement that a host's agent sends to the mirror.
 
-It is one JSON object, sent with ``PUT /api/v1/hosts/{product}/{hwid}`` after each round. The mirror
-uses it only to decide which certificates to prefetch and what the fleet's page shows.
+An announcement is one JSON object, sent with ``PUT /api/v1/hosts/{product}/{hwid}`` after each
+round of the agent. The mirror uses announcements only to decide which certificates to prefetch and
+what the fleet's page shows.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ FILE_STATES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """One certificate file.
+    """One certificate file of a host.
 
-    ``certificates``: the table is not empty. ``not_after`` is the time when its first certificate
-    expires. ``reason`` says why the file is not in step, or why it is intentionally empty.
+    ``certificates`` says that the table in the file is not empty. ``not_after`` is the time at
+    which the first of its certificates expires. ``reason`` says why the file does not match the
+    signing key, or why it is intentionally empty.
     """
 
     path: str
@@ -58,17 +60,17 @@ class FileReport:
 
     @property
     def in_step(self) -> bool:
-        """Whether the file is in step with the signing key."""
+        """Whether the file matches the signing key."""
         return self.state == "right"
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """One host at one moment.
+    """The state of one host at one moment.
 
-    ``hwid`` has 64 bytes, 8 on Turin. ``committed`` is None on hosts that do not know it, because
-    no host interface shows the committed TCB. ``cpuid`` is None if /proc/cpuinfo does not name an
-    AMD processor.
+    ``hwid`` has 64 bytes, or 8 on Turin. ``committed`` is None if the host does not know its
+    committed TCB, which no host interface shows. ``cpuid`` is None if /proc/cpuinfo does not name
+    an AMD processor.
     """
 
     host: str
@@ -122,22 +124,22 @@ class Announcement:
 
 
 def read_announcement(data: bytes) -> Announcement:
-    """Parse an announcement. Raises :class:`FormatError`, which names the field, for anything
-    else.
+    """Parse the JSON of an announcement. Raises :class:`FormatError`, which names the field, for
+    anything else.
     """
     if len(data) > MAX_BYTES:
-        raise _wrong(f"found {len(data)} bytes; the limit is {MAX_BYTES}")
+        raise _wrong(f"expected at most {MAX_BYTES} bytes, found {len(data)}")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise _wrong("not valid JSON") from None
+        raise _wrong("expected valid JSON, found other bytes") from None
     if not isinstance(found, dict):
-        raise _wrong("expected a JSON object")
+        raise _wrong("expected a JSON object, found another value")
     return announcement_of(found)
 
 
 def announcement_of(found: Mapping[str, Any]) -> Announcement:
-    """Return the announcement in JSON values. Raises the same errors as
+    """Return the announcement that a JSON object holds. Raises the same errors as
     :func:`read_announcement`.
     """
     if found.get("version") != VERSION:
@@ -150,7 +152,7 @@ def announcement_of(found: Mapping[str, Any]) -> Announcement:
     if not isinstance(files, Sequence) or isinstance(files, str):
         raise _wrong("expected a list", "files")
     if len(files) > MAX_REPORTED_FILES:
-        raise _wrong(f"found {len(files)} items; the limit is {MAX_REPORTED_FILES}", "files")
+        raise _wrong(f"expected at most {MAX_REPORTED_FILES} items, found {len(files)}", "files")
     return Announcement(
         host=_text(found, "host", MAX_NAME),
         product=product,
@@ -171,7 +173,7 @@ def announcement_of(found: Mapping[str, Any]) -> Announcement:
 
 
 def tcb_of(components: object, product: Product, name: str = "tcb") -> TcbVersion:
-    """Return the TCB in a JSON object of components, in the product's layout.
+    """Return the TCB, in the product's layout, that a JSON object of components describes.
 
     Raises :class:`FormatError`, which names ``name``, for anything else.
     """
@@ -194,7 +196,7 @@ def _text(found: Mapping[str, Any], name: str, most: int, *, empty: bool = False
     if not isinstance(value, str) or len(value) > most or not value.isprintable():
         raise _wrong(f"expected printable text of at most {most} characters", name)
     if not value and not empty:
-        raise _wrong("the text is empty", name)
+        raise _wrong("expected text, found an empty string", name)
     return value
 
 
@@ -245,11 +247,13 @@ def _file(value: object, index: int) -> FileReport:
         raise _wrong("expected an object", where)
     if value.get("state") not in FILE_STATES:
         listed = ", ".join(FILE_STATES)
-        raise _wrong(f"state is {_shown(value.get('state'))}, expected one of {listed}", where)
+        raise _wrong(
+            f"expected one of {listed} as the state, found {_shown(value.get('state'))}", where
+        )
     kinds = {each.value: each for each in VekKind}
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
-        raise _wrong(f"kind is {_shown(kind)}, expected one of {', '.join(kinds)}", where)
+        raise _wrong(f"expected one of {', '.join(kinds)} as the kind, found {_shown(kind)}", where)
     return FileReport(
         path=_text(value, "path", _MAX_PATH),
         kind=kinds[kind],
@@ -270,12 +274,12 @@ def _time(value: object, where: str) -> datetime | None:
     except (ValueError, OverflowError):
         pass
     raise _wrong(
-        "not_after must be a time with a time zone, such as 2027-01-31T00:00:00+00:00", where
+        "expected a time with a time zone as not_after, such as 2027-01-31T00:00:00+00:00", where
     )
 
 
 def within(text: str, most: int) -> str:
-    """Return ``text`` in a form that fits an announcement: printable, at most ``most``
+    """Return ``text`` in a form that fits an announcement: printable, and of at most ``most``
     characters.
     """
     shown = "".join(each if each.isprintable() else "?" for each in text)
@@ -291,7 +295,9 @@ def file_report(
     not_after: datetime | None,
     reason: str,
 ) -> FileReport:
-    """Return the report of a file. Path and reason are cut to the limits of an announcement."""
+    """Return the report on a file. The path and the reason are cut to the limits of an
+    announcement.
+    """
     return FileReport(
         within(path, _MAX_PATH),
         kind,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror's own routes: pages, announcements of agents, rolls, metrics, health.
+"""The mirror's own URLs: pages, agents' announcements, rolls, metrics and health.
 
-Reading needs no token, for certificates and pages alike. The pages show chip IDs and host names, so
-serve them only to people who may see these. Writing needs a bearer token. A host can also announce
-itself with a client certificate that contains its name.
+Reading certificates and pages needs no token. The pages show chip IDs and host names, so only
+people who may see these should be able to reach the mirror. Writing needs a bearer token. A host
+can also announce itself with a client certificate that contains the host's name.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ _MAX_ROLL: Final = 8 << 20  # bytes of MAX_HOSTS chip IDs and names
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Bearer tokens. Tokens of ``admin`` also allow what tokens of ``agent`` allow.
+    """The bearer tokens of agents and operators. The tokens in ``admin`` also allow what those in
+    ``agent`` allow.
 
-    ``hosts`` has the names, in lower case, of the hosts that a token belongs to; all hosts share a
-    token of ``agent`` that is not there.
+    ``hosts`` has the names, in lower case, of the hosts that a token belongs to. All hosts share a
+    token that is in ``agent`` but not in ``hosts``.
     """
 
     agent: tuple[str, ...] = ()
@@ -55,9 +56,9 @@ class Tokens:
     hosts: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def announcer(self, given: str) -> AnnouncerIdentity | None:
-        """Return who may announce itself with a token; None for a wrong one.
+        """Return which hosts may announce themselves with a token; None for a wrong token.
 
-        Takes the same time for every wrong token.
+        The comparison takes the same time for every wrong token.
         """
         found: AnnouncerIdentity | None = None
         for each in self.agent:
@@ -66,7 +67,9 @@ class Tokens:
         return AnnouncerIdentity(operator=True) if self.operator(given) else found
 
     def operator(self, given: str) -> bool:
-        """Whether the token is an operator's; takes the same time for every wrong token."""
+        """Return whether the token is an operator's. The comparison takes the same time for every
+        wrong token.
+        """
         return any([_same(each, given) for each in self.admin])  # noqa: C419 (compares all)
 
 
@@ -82,7 +85,9 @@ class _RejectedError(Exception):
 
 
 class MirrorApi:
-    """The handlers of the routes. ``wake`` is called when something was added to the queue."""
+    """The handlers of the mirror's own URLs. ``wake`` is called when something was added to the
+    queue.
+    """
 
     def __init__(
         self,
@@ -102,7 +107,7 @@ class MirrorApi:
         self._shown: tuple[Fleet, bytes] | None = None
 
     def app(self) -> Starlette:
-        """Return the application."""
+        """Return the ASGI application for these URLs."""
         hosts = "/api/v1/hosts/{product}/{hwid}"
         return Starlette(
             routes=[
@@ -128,11 +133,11 @@ class MirrorApi:
         )
 
     async def healthz(self, _request: Request) -> Response:
-        """Answer that the process is alive."""
+        """Answer a liveness probe: the process is alive."""
         return JSONResponse({"ok": True})
 
     def readyz(self, _request: Request) -> Response:
-        """Answer whether the instance can serve, which needs a database that answers."""
+        """Answer a readiness probe: the instance can serve if the database answers."""
         self._database.check()
         return JSONResponse({"ok": True})
 
@@ -154,7 +159,7 @@ class MirrorApi:
         return Response(host_page(found), headers=page_headers())
 
     def fleet(self, _request: Request) -> Response:
-        """Answer with the fleet, as JSON."""
+        """Answer with the state of the fleet, as JSON."""
         fleet = self._fleet.get()
         shown = self._shown
         # Megabytes for a large fleet, and slow readers hold them: they share the bytes.
@@ -163,7 +168,7 @@ class MirrorApi:
         return Response(shown[1], media_type="application/json")
 
     def host(self, request: Request) -> Response:
-        """Answer with one host, as JSON."""
+        """Answer with the state of one host, as JSON."""
         product, hwid = _chip(request)
         found = self._records.host(product, hwid)
         if found is None:
@@ -179,7 +184,9 @@ class MirrorApi:
         return JSONResponse({"rolls": [_roll_json(each) for each in self._records.rolls()]})
 
     async def announce(self, request: Request) -> Response:
-        """Record an agent's announcement. Answer with the state of its certificates."""
+        """Record an agent's announcement. Answer with the states of the certificates that the host
+        needs.
+        """
         names = request.scope.get("extensions", {}).get(CLIENT_NAMES)
         announcer = self._announcer(request) if names is None else AnnouncerIdentity(names)
         announcement = read_announcement(await _body(request, MAX_BYTES))
@@ -188,12 +195,15 @@ class MirrorApi:
                 raise _RejectedError(
                     403,
                     "wrong-certificate",
-                    f"the client certificate is not for {announcement.host!r}",
+                    f"expected a client certificate for {announcement.host!r}, found one for "
+                    "another host",
                 )
             announcer = self._announcer(request)
         if announcer.names is not None and announcement.host.lower() not in announcer.names:
             raise _RejectedError(
-                403, "wrong-token", f"the token belongs to another host than {announcement.host!r}"
+                403,
+                "wrong-token",
+                f"expected a token for {announcement.host!r}, found one for another host",
             )
         product, hwid = _chip(request)
         if (announcement.product, announcement.hwid) != (product, hwid):
@@ -203,16 +213,22 @@ class MirrorApi:
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
 
     async def start_roll(self, request: Request) -> Response:
-        """Announce firmware before it is installed. Answer with how long the queue will take."""
+        """Start a roll: queue the certificates that hosts need for new firmware. Answer with how
+        long the queue takes.
+        """
         self._require_operator(request)
         given = _object(await _body(request, _MAX_ROLL))
         product = product_of_keyword(str(given.get("product")))
         if product is None:
-            raise FormatError("roll", "unknown product", field="product")
+            raise FormatError(
+                "roll", "expected a known product, found another value", field="product"
+            )
         tcb = tcb_of(given.get("tcb"), product)
         names = given.get("hosts")
         if names is not None and not _are_names(names):
-            raise FormatError("roll", "expected a list of names or chip IDs", field="hosts")
+            raise FormatError(
+                "roll", "expected a list of names or chip IDs, found another value", field="hosts"
+            )
         found = await run_in_threadpool(self._records.start_roll, product, tcb, names)
         self._wake()
         done = datetime.now(UTC) + timedelta(seconds=found.wait)
@@ -229,11 +245,13 @@ class MirrorApi:
         )
 
     async def forget(self, request: Request) -> Response:
-        """Remove hosts, so that their chips can be announced by other hosts."""
+        """Remove hosts, so that other hosts can announce their chips."""
         self._require_operator(request)
         names = _object(await _body(request, _MAX_ROLL), "forget").get("hosts")
         if not _are_names(names) or not names:
-            raise FormatError("forget", "expected a list of names or chip IDs", field="hosts")
+            raise FormatError(
+                "forget", "expected a list of names or chip IDs, found another value", field="hosts"
+            )
         found = await run_in_threadpool(self._records.forget, names)
         return JSONResponse(
             {
@@ -245,26 +263,35 @@ class MirrorApi:
         )
 
     def _announcer(self, request: Request) -> AnnouncerIdentity:
-        """Require an agent's token, or an operator's."""
+        """Return which hosts may announce themselves with this request's token. Reject the request
+        if the token is neither an agent's nor an operator's.
+        """
         given = _token(request, "agent", known=bool(self._tokens.agent or self._tokens.admin))
         found = self._tokens.announcer(given)
         if found is None:
-            raise _RejectedError(403, "wrong-token", "the token does not belong to an agent")
+            raise _RejectedError(403, "wrong-token", "expected an agent's token, found another")
         return found
 
     def _require_operator(self, request: Request) -> None:
         if not self._tokens.operator(_token(request, "admin", known=bool(self._tokens.admin))):
-            raise _RejectedError(403, "wrong-token", "the token does not belong to an admin")
+            raise _RejectedError(403, "wrong-token", "expected an operator's token, found another")
 
 
 def _token(request: Request, role: str, *, known: bool) -> str:
     if not known:
         raise _RejectedError(
-            403, "no-tokens", f"this mirror has no {role} tokens; see --{role}-token-file"
+            403,
+            "no-tokens",
+            f"this mirror accepts no {role} token, because it was started without "
+            f"--{role}-token-file",
         )
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given:
-        raise _RejectedError(401, "no-token", f"send an {role}'s token: Authorization: Bearer")
+        raise _RejectedError(
+            401,
+            "no-token",
+            f"expected an {role}'s token in the header Authorization: Bearer, found none",
+        )
     return given.strip()
 
 
@@ -274,9 +301,11 @@ async def _body(request: Request, most: int) -> bytes:
         async for part in request.stream():
             data += part
             if len(data) > most:
-                raise _RejectedError(413, "too-large", f"the body has more than {most} bytes")
+                raise _RejectedError(
+                    413, "too-large", f"expected a body of at most {most} bytes, found more"
+                )
     except ClientDisconnect:
-        raise _RejectedError(400, "input", "the body ended too early") from None
+        raise _RejectedError(400, "input", "the request's body ended too early") from None
     return bytes(data)
 
 
@@ -284,9 +313,9 @@ def _object(data: bytes, what: str = "roll") -> Mapping[str, Any]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise FormatError(what, "not valid JSON") from None
+        raise FormatError(what, "expected valid JSON, found other bytes") from None
     if not isinstance(found, dict):
-        raise FormatError(what, "expected a JSON object")
+        raise FormatError(what, "expected a JSON object, found another value")
     return found
 
 
@@ -305,7 +334,9 @@ def _chip(request: Request) -> tuple[Product, bytes]:
     except ValueError:
         hwid = b""
     if product is None or len(hwid) != product.hwid_size:
-        raise _RejectedError(404, "unknown-host", "the URL must name a chip as PRODUCT/HWID")
+        raise _RejectedError(
+            404, "unknown-host", "expected a chip in the URL, as PRODUCT/HWID, found another path"
+        )
     return product, hwid
 
 

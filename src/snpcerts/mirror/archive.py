@@ -3,9 +3,9 @@
 AMD.
 
 The layout is that of the cache of :mod:`snpcerts.kds.store`, whose ``vcek`` directory is the
-offline store of the trustee verifier. The name of a VCEK's file does not contain the product, so
-the product is read from the certificate. An archive may come from anywhere, so its files are
-verified like answers from the network.
+offline store of the trustee verifier. The name of a VCEK's file does not contain the product, which
+is read from the certificate instead. An archive may come from anywhere, so its files are verified
+in the same way as answers from the network.
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ _AT_ONCE: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFinding:
-    """One file of an import, and why it was refused, or None if it was stored."""
+    """One file of an import. ``problem`` says why the file was refused; it is None if the file was
+    stored.
+    """
 
     place: str
     problem: str | None
 
 
 def export(database: MirrorDatabase, folder: Path, *, product: Product | None = None) -> int:
-    """Write all stored certificates and lists into a directory. Return the number of files.
+    """Write all stored certificates, chains and revocation lists into a directory. Return the
+    number of files.
 
-    Existing files that differ are replaced. Raises :class:`CacheError` for a file that cannot be
-    written, and the database's errors.
+    Existing files with other content are replaced. Raises :class:`CacheError` for a file that
+    cannot be written, and the errors of the database.
     """
     archive = Store(folder)
     count = 0
@@ -70,11 +73,11 @@ def export(database: MirrorDatabase, folder: Path, *, product: Product | None = 
 def import_archive(
     database: MirrorDatabase, folder: Path, admission: Admission
 ) -> Iterator[ArchiveFinding]:
-    """Store the files of a directory that verify. Yield the result for each file.
+    """Store those files of a directory that verify. Yield the finding about each file.
 
-    Chains come first, because lists and VCEKs are verified with them: with the archive's chain or,
-    if it has none, the stored chain. Raises :class:`CacheError` for a directory that cannot be
-    listed.
+    Chains come first, because revocation lists and VCEKs are verified with a chain: the archive's
+    or, if the archive has none, the stored one. Raises :class:`CacheError` for a directory that
+    cannot be listed.
     """
     archive = Store(folder)
     at = datetime.now(UTC)
@@ -104,7 +107,7 @@ def _admit(
 ) -> Admitted:
     body = archive.read_place(place)
     if body is None:
-        raise FormatError(str(place), "this file no longer exists")
+        raise FormatError(str(place), "the file no longer exists")
     problems: list[SnpCertsError] = []
     for product in Product:
         resource = resource_at(place, product)
@@ -115,7 +118,10 @@ def _admit(
         except (KdsUntrustedError, FormatError) as error:
             problems.append(error)
     if not problems:
-        raise FormatError(str(place), "not the name of a certificate, chain or list")
+        raise FormatError(
+            str(place),
+            "expected the name of a certificate, chain or revocation list, found another name",
+        )
     raise problems[0]
 
 
@@ -149,7 +155,7 @@ def _chain(
         kind = "VLEK" if resource.kind is VekKind.VLEK else "VCEK"
         raise KdsUntrustedError(
             f"{resource.product.value}: neither the archive nor the mirror has a {kind} chain",
-            hint="export the chain too (chain/PRODUCT/vcek.pem)",
+            hint="add the chain to the archive, as chain/PRODUCT/vcek.pem or vlek.pem",
         )
     admission.chain(resource, body, at)
     return read_chain(body)

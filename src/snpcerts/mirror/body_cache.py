@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps recent answers in memory, by the bytes of the request, so that a hit parses no URL.
+"""Keeps recent answers in memory under the bytes of their requests, so that a hit needs no parsing
+of a URL.
 
-Its size in bytes is bounded, so that the process does not grow with the database.
+The cache has a limit in bytes, so that the process does not grow with the database.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ _OVERHEAD: Final = 1500  # bytes of an entry's objects, roughly
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """A good answer. It may be used until the time ``until``, in seconds since the epoch."""
+    """An answer with a certificate, which may be used until the time ``until``, in seconds since
+    the epoch.
+    """
 
     kind: str
     body: bytes
@@ -26,7 +29,7 @@ class KeptAnswer:
 
 
 class BodyCache:
-    """The most recent answers. For one thread only."""
+    """A cache of the most recent answers, for one thread only."""
 
     def __init__(self, limit: int = MAX_BYTES) -> None:
         self._limit = limit
@@ -34,7 +37,9 @@ class BodyCache:
         self._kept: OrderedDict[bytes, KeptAnswer] = OrderedDict()
 
     def get(self, target: bytes, now: float) -> KeptAnswer | None:
-        """Return the answer to a target. None if there is none or it has expired."""
+        """Return the cached answer to a request for ``target``; None if there is none or it has
+        expired.
+        """
         found = self._kept.get(target)
         if found is None:
             return None
@@ -45,7 +50,7 @@ class BodyCache:
         return found
 
     def put(self, target: bytes, answer: KeptAnswer) -> None:
-        """Keep an answer. Drop the oldest ones if there is no room."""
+        """Keep an answer, and drop the oldest answers if there is no room."""
         self._drop(target)
         self._kept[target] = answer
         self._size += _weight(target, answer)

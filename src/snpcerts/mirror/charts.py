@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The charts of the fleet's page, as inline SVG.
+"""Draws the charts of the fleet's page, as inline SVG.
 
-They stretch to the page's width, so they contain no text. Scales and legends are HTML beside them.
-Colours are classes of the style sheet.
+Charts stretch to the page's width, so they contain no text. Scales and legends are HTML beside the
+charts. Colours are classes of the style sheet.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _rect(x: float, y: float, width: float, height: float, class_: str) -> Marku
 
 
 def state_bar(counts: Mapping[HostState, int]) -> Markup:
-    """Return one bar with the share of hosts in each state, good states first."""
+    """Return a bar that shows the share of hosts in each state, good states first."""
     total = sum(counts.values())
     parts = [_rect(0, 0, _WIDTH, 10, "track")]
     x = 0.0
@@ -53,7 +53,7 @@ def state_bar(counts: Mapping[HostState, int]) -> Markup:
 
 
 def share_bar(part: int, whole: int, class_: str) -> Markup:
-    """Return one bar, filled in proportion to ``part`` of ``whole``."""
+    """Return a bar of which the share ``part`` of ``whole`` is filled."""
     filled = _WIDTH * part / whole if whole else 0.0
     return _svg(
         _rect(0, 0, _WIDTH, 10, "track"),
@@ -65,13 +65,13 @@ def share_bar(part: int, whole: int, class_: str) -> Markup:
 
 
 def hosts_per_square(hosts: int) -> int:
-    """Return how many hosts one square represents."""
+    """Return how many hosts one square of :func:`state_squares` stands for."""
     return -(-hosts // MOST_SQUARES) or 1
 
 
 def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
-    """Return one square for each host, worst state first. If there are many, one for several
-    hosts.
+    """Return squares that stand for one host each or, in a large fleet, for several, worst state
+    first.
     """
     total = sum(counts.values())
     each = hosts_per_square(total)
@@ -92,7 +92,9 @@ def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
 
 
 def roll_chart(roll: Roll, now: datetime) -> Markup:
-    """Return the progress of a roll over time. The dashed line is the queue's prediction."""
+    """Return a chart of a roll's progress over time. The dashed line shows when the queue will be
+    done.
+    """
     start = roll.started_at
     end = roll_end(roll, now)
 
@@ -132,7 +134,7 @@ def roll_end(roll: Roll, now: datetime) -> datetime:
 
 
 def _steps(points: Sequence[tuple[float, float]], until: float) -> str:
-    """Return the area below a step line, up to ``until``."""
+    """Return the SVG path of the area below a step line that ends at ``until``."""
     if not points:
         return ""
     first_x, first_y = points[0]
@@ -143,7 +145,7 @@ def _steps(points: Sequence[tuple[float, float]], until: float) -> str:
 
 
 def history_strip(history: HostHistory) -> Markup:
-    """Return one strip with a host's states over time, oldest at the left."""
+    """Return a strip that shows a host's states over time, the oldest at the left."""
     if not history.seen:
         return Markup("")
     start = history.seen[0].at

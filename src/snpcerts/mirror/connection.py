@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection to the mirror.
 
-It ends if a request arrives too slowly, if its head is too long, or if the client does not read the
-answer. The trailers after a chunked body have the same limit as a head. uvicorn itself limits only
-the time between requests. If the connection has TLS and the client sent a certificate that the CA
-signed, the connection also provides the names in that certificate.
+The connection is closed if a request arrives too slowly, if the head of a request is too long, or
+if the client does not read an answer. The trailers after a chunked body have the same limit as a
+head. uvicorn itself limits only the time between requests. If the client sent a certificate that
+the CA signed, the connection also provides the names in that certificate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ CLIENT_NAMES: Final = "snpcerts.client_names"
 
 
 class MirrorConnection(HttpToolsProtocol):
-    """Limits the time and the head of a request, and the time of its answer."""
+    """A connection that limits the time and the head of each request, and the time in which the
+    client reads the answer.
+    """
 
     request_time = REQUEST_TIME
     answer_time = ANSWER_TIME
@@ -37,20 +39,22 @@ class MirrorConnection(HttpToolsProtocol):
     _head = 0  # bytes that are not part of a body, since the last part of a body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's
-        """Start the timer, because a client must send something."""
+        """Start the timer of the first request, because a client that connects must send
+        something.
+        """
         super().connection_made(transport)
         self._names = _names(transport.get_extra_info("peercert"))
         self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop all timers of the connection."""
         self._stop()
         if self._reading is not None:
             self._reading.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read a part of a request."""
+        """Handle a part of a request, and count the bytes of its head."""
         self._head += len(data)
         super().data_received(data)
         if self._head > MAX_HEAD and not self.transport.is_closing():
@@ -64,30 +68,32 @@ class MirrorConnection(HttpToolsProtocol):
         self._start()
 
     def on_headers_complete(self) -> None:
-        """Reset the count, because trailers may follow."""
+        """Reset the count of the head's bytes, because trailers may follow."""
         self._head = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Do not count the body, which has its own limit."""
+        """Leave the body out of the count, because it has a limit of its own."""
         self._head = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Stop the timer, because the mirror acts next."""
+        """Stop the timer of the request, because it is complete and the mirror must answer now."""
         self._stop()
         self._head = 0
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Start the timer of an answer, because the transport has much that the client has not
+        """Start the timer of an answer, because the transport holds much that the client has not
         read.
         """
         super().pause_writing()
         self._expect_reading()
 
     def on_response_complete(self) -> None:
-        """Start the timer of an answer, because the transport may still have a part of it."""
+        """Start the timer of an answer, because the transport may still hold a part of the
+        answer.
+        """
         self._answers += 1
         super().on_response_complete()
         self._expect_reading()
@@ -97,9 +103,10 @@ class MirrorConnection(HttpToolsProtocol):
             self._reading = self.loop.call_later(self.answer_time, self._unread, self._answers)
 
     def _unread(self, answers: int) -> None:
-        """End the connection if the client has not read an answer in time.
+        """Close the connection if the client has not read an answer in time.
 
-        This also ends a connection that is being closed, which would otherwise wait for the client.
+        This also applies to a connection that is being closed, which would otherwise wait for the
+        client.
         """
         self._reading = None
         if answers != self._answers:  # a later answer, which has its own timer
@@ -126,7 +133,7 @@ class MirrorConnection(HttpToolsProtocol):
 
 
 def _names(certificate: Mapping[str, Any] | None) -> frozenset[str] | None:
-    """Return a verified certificate's DNS names and common names, in lower case."""
+    """Return the DNS names and common names in a verified client certificate, in lower case."""
     return frozenset(_each_name(certificate)) if certificate else None
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the mirror's database, SQLite or PostgreSQL: connections, transactions, the clock, errors.
+"""Opens the mirror's database (SQLite or PostgreSQL), and provides transactions, the database's
+time and errors.
 
-SQLite serves one instance. A write takes the database's lock at its beginning (BEGIN IMMEDIATE), so
-that no two writes conflict halfway. PostgreSQL serves several instances, which share nothing else.
+SQLite is for one instance. A transaction that writes takes the database's lock at its beginning
+(BEGIN IMMEDIATE), so that no two of them conflict halfway. PostgreSQL is for several instances,
+which share nothing else.
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ _CLOCKS: Final = {
 
 
 class DatabaseUnavailableError(RetryLaterError):
-    """The database does not answer, is full, is read-only, or is locked by another process."""
+    """The database does not answer, is full, is read-only, or stays locked by another process."""
 
     code = "mirror-database"
 
 
 class MirrorDatabase:
-    """The database at a URL: ``sqlite:///PATH`` or ``postgresql://USER@HOST/NAME``.
+    """The mirror's database at a URL: ``sqlite:///PATH`` or ``postgresql://USER@HOST/NAME``.
 
-    ``clock`` replaces the database's own clock; it returns seconds since the epoch. Thread-safe.
-    Raises :class:`UsageError` for another URL.
+    ``clock``, which returns seconds since the epoch, replaces the database's own clock. Objects of
+    this class are thread-safe. Raises :class:`UsageError` for any other URL.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
@@ -53,35 +55,38 @@ class MirrorDatabase:
         self.engine = _sqlite(parsed) if self.is_sqlite else _postgresql(parsed)
 
     def prepare(self) -> None:
-        """Create or migrate the tables.
+        """Create the tables, or migrate those of an older release.
 
-        Raises :class:`RefusedError` for a database of a newer release, and
+        Raises :class:`RefusedError` if a newer release wrote the database, and
         :class:`DatabaseUnavailableError`.
         """
         with self.write() as connection:
             migrate(connection)
 
     def check(self) -> None:
-        """Raise :class:`DatabaseUnavailableError` unless it answers and has our tables."""
+        """Raise :class:`DatabaseUnavailableError` unless the database answers and has this
+        release's tables.
+        """
         with self.read() as connection:
             found = version(connection)
         if found != NEWEST:
             raise DatabaseUnavailableError(
                 f"{self.name}: expected schema {NEWEST}, found {found}",
                 hint=(
-                    "restart the mirror; if the schema is newer than this release, upgrade snpcerts"
+                    "restart the mirror, which migrates an older schema; if the schema is newer "
+                    "than this release, upgrade snpcerts"
                 ),
             )
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that only reads."""
+        """Yield a connection for a transaction that only reads."""
         with self.errors(), self.engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction, which is committed at the end of the block."""
+        """Yield a connection for a transaction that writes, and commit at the end of the block."""
         with (
             self.errors(),
             self.engine.connect().execution_options(snpcerts_writes=True) as connection,
@@ -90,13 +95,15 @@ class MirrorDatabase:
             yield connection
 
     def now(self, connection: Connection) -> float:
-        """Return the database's time, in seconds since the epoch."""
+        """Return the time by the database's clock, in seconds since the epoch."""
         if self._clock is not None:
             return self._clock()
         return float(connection.exec_driver_sql(_CLOCKS[self.engine.dialect.name]).scalar_one())
 
     def notify(self, connection: Connection, resource: str) -> None:
-        """Notify the other instances, when the transaction commits, that a resource has changed."""
+        """Tell the other instances that a resource has changed, as soon as the transaction
+        commits.
+        """
         if not self.is_sqlite:
             connection.execute(
                 text("SELECT pg_notify(:channel, :resource)"),
@@ -104,11 +111,11 @@ class MirrorDatabase:
             )
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the database."""
         self.engine.dispose()
 
     def sqlite_connection(self) -> sqlite3.Connection:
-        """Return a separate connection for reads. Each statement is a transaction.
+        """Return a separate SQLite connection for reads, in which each statement is a transaction.
 
         Raises :class:`sqlite3.Error`.
         """
@@ -121,7 +128,7 @@ class MirrorDatabase:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn the errors of a database in the block into :class:`DatabaseUnavailableError`."""
+        """Turn the database's errors in the block into :class:`DatabaseUnavailableError`."""
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error) as error:
@@ -129,12 +136,12 @@ class MirrorDatabase:
             reason = said[0] if said else type(error).__name__
             raise DatabaseUnavailableError(
                 f"{self.name}: {reason}",
-                hint="the mirror continues when the database answers again",
+                hint="make the database available again; the mirror then continues by itself",
             ) from error
 
 
 def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT that can have an ON CONFLICT clause."""
+    """Return an INSERT in the connection's dialect, which can have an ON CONFLICT clause."""
     if connection.dialect.name == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)
@@ -144,21 +151,29 @@ def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise UsageError("--database is not a URL", hint=_HINT) from None
+        raise UsageError("--database: expected a URL", hint=_HINT) from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "sqlite" and parsed.database:
         return parsed
-    raise UsageError(f"--database of kind {parsed.drivername!r} is not supported", hint=_HINT)
+    raise UsageError(
+        f"--database: expected a URL of SQLite or PostgreSQL, found {parsed.drivername!r}",
+        hint=_HINT,
+    )
 
 
-_HINT: Final = "as in sqlite:////var/lib/snpcerts/mirror.db or postgresql://user@host/name"
+_HINT: Final = (
+    "write the URL as in sqlite:////var/lib/snpcerts/mirror.db or postgresql://user@host/name"
+)
 
 
 def _sqlite(url: URL) -> Engine:
     folder = Path(url.database or "").parent
     if not folder.is_dir():
-        raise InputError(f"{folder}: not a directory", hint="create the directory for the database")
+        raise InputError(
+            f"{folder}: expected a directory for the database, found none",
+            hint="create this directory, or name another file with --database",
+        )
     engine = create_engine(
         url, pool_size=8, max_overflow=8, connect_args={"check_same_thread": False}
     )
@@ -178,7 +193,7 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _set_up(connection: Any) -> None:
-    """Set up a new connection to SQLite; close it if that fails."""
+    """Set up a new connection to SQLite, or close it if that fails."""
     try:
         for pragma in (
             f"busy_timeout = {_BUSY}",

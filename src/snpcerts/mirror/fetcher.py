@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches the queued certificates from the upstream server, and stores those that verify.
+"""Fetches the queued resources from the upstream server, and stores those that verify.
 
-Each instance has one, in a thread. It keeps an answer from upstream until the database has stored
-it, so that the answer survives a restart of the database.
+Each instance has one fetcher, in a thread. The fetcher keeps an answer from upstream until the
+database has stored it, so that the answer survives a restart of the database.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ _CHAIN_AGAIN: Final = 60.0  # seconds; upstream has no chain, and without one no
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is stored before a request: the chain that verifies the answer, and what the answer
-    would replace.
+    """What is stored before a request: the chain with which the answer will be verified, and the
+    body that the answer would replace.
 
-    It is read beforehand, because the database may be unavailable when the answer arrives.
+    Both are read before the request, because the database may be unavailable when the answer
+    arrives.
     """
 
     chain: bytes | None
@@ -58,7 +59,9 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _UpstreamAnswer:
-    """The outcome of a request. ``at`` is its time by this process's clock."""
+    """The outcome of a request to upstream. ``at`` is the time of the outcome, by this process's
+    clock.
+    """
 
     taken: Taken
     at: float
@@ -73,7 +76,7 @@ class _UpstreamAnswer:
 
 
 class Waiter:
-    """Waits, by a clock that tests can replace."""
+    """Lets a thread wait and be woken, by a clock that tests can replace."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -85,16 +88,16 @@ class Waiter:
         return self._ended
 
     def monotonic(self) -> float:
-        """Return seconds since some fixed moment."""
+        """Return the seconds since some fixed moment."""
         return time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        """Wait until :meth:`wake`, for at most ``seconds``."""
+        """Wait until :meth:`wake` is called, for at most ``seconds``."""
         self._event.wait(seconds)
         self._event.clear()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep for ``seconds`` or until :meth:`end`."""
+        """Sleep for ``seconds``, or until :meth:`end` is called."""
         until = self.monotonic() + seconds
         while not self._ended and (left := until - self.monotonic()) > 0:
             self._event.wait(left)
@@ -102,17 +105,17 @@ class Waiter:
                 self._event.clear()
 
     def wake(self) -> None:
-        """End a :meth:`wait`."""
+        """End the :meth:`wait` of the thread."""
         self._event.set()
 
     def end(self) -> None:
-        """End all waits, permanently."""
+        """End all waits, now and in the future."""
         self._ended = True
         self._event.set()
 
 
 class Fetcher:
-    """The fetcher of one instance. ``done`` is called with the path of each row that leaves the
+    """The fetcher of one instance. It calls ``done`` with the path of each resource that leaves the
     queue.
     """
 
@@ -139,22 +142,22 @@ class Fetcher:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Fetch in a thread until :meth:`close`."""
+        """Start a thread that fetches until :meth:`close` is called."""
         self._thread = threading.Thread(target=self.run, name="mirror fetcher", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """Read the queue now, because something has been added."""
+        """Make the fetcher read the queue now, because something has been added."""
         self.waiter.wake()
 
     def close(self) -> None:
-        """End after the current request, whose answer is still stored."""
+        """End the thread after the current request, whose answer is still stored."""
         self.waiter.end()
         if self._thread is not None:
             self._thread.join(REQUEST + 5)
 
     def run(self) -> None:
-        """Fetch until :meth:`close`."""
+        """Fetch until :meth:`close` is called."""
         trouble = _DATABASE_AGAIN
         while not self.waiter.ended:
             try:
@@ -164,13 +167,13 @@ class Fetcher:
                 log.warning("%s", error)
                 wait, trouble = trouble, min(trouble * 2, _LONGEST_DATABASE_WAIT)
             except Exception:
-                log.exception("unexpected error; the fetcher continues")
+                log.exception("the fetcher met an unexpected error, and continues")
                 wait = _LONGEST_DATABASE_WAIT
             if wait > 0:
                 self.waiter.wait(min(wait, _POLL))
 
     def step(self) -> float:
-        """Fetch one row. Return the seconds until the next one can be taken; 0 means to try now.
+        """Fetch the resource of one row. Return the seconds until the next row can be taken.
 
         Raises :class:`DatabaseUnavailableError` if no row could be taken.
         """
@@ -199,7 +202,7 @@ class Fetcher:
         return 0.0
 
     def _settle(self, taken: Taken, answer: _UpstreamAnswer | None) -> None:
-        """Record the outcome. Try again until the database stores it."""
+        """Record the outcome of a request. Try again until the database stores it."""
         wait = _DATABASE_AGAIN
         until = self.waiter.monotonic() + 10 * LEASE
         while True:
@@ -223,9 +226,11 @@ class Fetcher:
                 break
             except DatabaseUnavailableError as error:
                 if self.waiter.monotonic() > until or (self.waiter.ended and wait > 1):
-                    log.error("%s: an answer was lost: %s", taken.resource, error)  # noqa: TRY400 (for people)
+                    log.error("%s: the answer was lost: %s", taken.resource, error)  # noqa: TRY400 (for people)
                     return
-                log.warning("%s: kept until the database is back: %s", taken.resource, error)
+                log.warning(
+                    "%s: the answer is kept until the database is back: %s", taken.resource, error
+                )
                 time.sleep(wait)
                 wait = min(wait * 2, _LONGEST_DATABASE_WAIT)
         for each in answer.admitted:
@@ -236,7 +241,7 @@ class Fetcher:
     def _record(
         self, connection: Connection, answer: _UpstreamAnswer, now: float, ago: float
     ) -> bool:
-        """Record the outcome. Return whether the row has left the queue."""
+        """Record the outcome of a request. Return whether the row has left the queue."""
         failed, taken = answer.failed, answer.taken
         if failed is None:
             self._queue.answered(connection, taken, now, ago=ago, took=answer.took)
@@ -315,7 +320,9 @@ class Fetcher:
         fresh: tuple[Admitted, ...],
         at: datetime,
     ) -> tuple[Admitted, ...]:
-        """Verify the answer. ``fresh`` has the chain if it was fetched just now."""
+        """Verify an answer, and return what to store. ``fresh`` has the chain if it was fetched
+        just now.
+        """
         if isinstance(resource, ChainResource) or chain is None:
             return (self._admission.chain(chain_of(resource), body, at),)
         if isinstance(resource, CrlResource):
@@ -331,7 +338,9 @@ class Fetcher:
     def _chain(
         self, resource: ChainResource, at: datetime, body: bytes | None
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
-        """Return the stored chain or, if there is none, a fetched one that is not stored yet."""
+        """Return the stored chain or, if no chain is stored, one that is fetched now and is still
+        to be stored.
+        """
         if body is not None:
             with contextlib.suppress(KdsUntrustedError, FormatError):
                 self._admission.chain(resource, body, at)
@@ -355,7 +364,9 @@ class Fetcher:
 
 
 class _NoChainError(Exception):
-    """There is no chain yet that could verify an answer. Says how the request for it failed."""
+    """No chain is stored with which to verify an answer. ``failed`` says how the request for the
+    chain failed.
+    """
 
     def __init__(self, failed: FailedRequest) -> None:
         super().__init__(failed.problem)
@@ -363,10 +374,10 @@ class _NoChainError(Exception):
 
 
 def _readable(resource: Resource, body: bytes) -> bytes:
-    """Return the body.
+    """Return ``body`` if it may be what was requested.
 
-    Raises :class:`FormatError` for an HTML page or a truncated answer, because neither says
-    anything about a chip.
+    Raises :class:`FormatError` for an HTML page or a truncated answer, because these say nothing
+    about a chip.
     """
     if isinstance(resource, VcekResource):
         read_vcek(body)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of the whole fleet."""
+"""Writes the page of the whole fleet, as HTML."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _MOST_EXPIRING: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class HostFilter:
-    """Selects the hosts that the table lists. ``page`` counts from 1."""
+    """Selects the hosts that the page's table lists. ``page`` counts from 1."""
 
     state: HostState | None = None
     text: str = ""
     page: int = 1
 
     def accepts(self, host: FleetHost, now: datetime) -> bool:
-        """Whether a host is listed."""
+        """Return whether the table lists a host."""
         if self.state is not None and host.state(now) is not self.state:
             return False
         announcement = host.announcement
@@ -58,7 +58,7 @@ class HostFilter:
         )
 
     def link(self, **changed: str | int) -> str:
-        """Return the query for this filter with some parts changed."""
+        """Return the URL query for this filter with some parts changed."""
         values: dict[str, str | int] = {
             "state": "" if self.state is None else self.state.slug,
             "q": self.text,
@@ -152,7 +152,7 @@ def _advice(fleet: Fleet, bulletins: BulletinData) -> Markup:
 def _advised(
     fleet: Fleet, bulletins: BulletinData
 ) -> Iterator[tuple[HostState, tuple[Child, ...]]]:
-    """Yield the next safe actions, most urgent first."""
+    """Yield what the operator should do next, the most urgent first."""
     now = fleet.now
     counts = fleet.by_state()
     one = {state: count == 1 for state, count in counts.items()}
@@ -164,7 +164,7 @@ def _advised(
                 f"{_hosts_word(counts[HostState.WRONG])} {verb} a file that does not match the "
                 "firmware or cannot be read. Run ",
                 element("code", "snpcerts host status"),
-                " there. It says why.",
+                " there, which says why.",
             ),
         )
     if counts[HostState.EMPTY]:
@@ -172,8 +172,8 @@ def _advised(
         yield (
             HostState.EMPTY,
             (
-                f"{_hosts_word(counts[HostState.EMPTY])} {verb} guests no certificates. "
-                "The agent fills the files as soon as the mirror has what they need.",
+                f"{_hosts_word(counts[HostState.EMPTY])} {verb} guests no certificates. The agent "
+                "fills the files as soon as the mirror has the certificates.",
             ),
         )
     if counts[HostState.SILENT]:
@@ -207,7 +207,12 @@ def _advised(
         verb = "reports" if below == 1 else "report"
         yield (
             HostState.BEHIND,
-            ((f"{_hosts_word(below)} {verb} a TCB below the newest bulletins. See below."),),
+            (
+                (
+                    f"{_hosts_word(below)} {verb} a TCB below the newest bulletins. See the table "
+                    "of TCBs below."
+                ),
+            ),
         )
     stale = bulletins.age_problem(now.date())
     if stale is not None:
@@ -228,7 +233,7 @@ def _advised(
             (
                 "Name this mirror in ",
                 element("code", "[mirror]"),
-                " of a host's configuration. Its agent then announces it here.",
+                " of a host's configuration. The host's agent then announces the host here.",
             ),
         )
 
@@ -252,13 +257,13 @@ def _advised_on_commits(fleet: Fleet) -> Iterator[tuple[HostState, tuple[Child, 
     queued = sum(each.next_state is NextState.QUEUED for each in pending)
     if queued:
         ends = fleet.queue.ends_at
-        when = "" if ends is None else f"; the last one comes in {span(ends - fleet.now)}"
+        when = "" if ends is None else f"; the last certificate comes in {span(ends - fleet.now)}"
         yield (
             HostState.BEHIND,
             (
                 (
-                    f"{_hosts_word(queued)} should wait before the commit: the next "
-                    f"certificate is queued{when}. "
+                    f"{_hosts_word(queued)} should not commit yet: the next certificate is "
+                    f"queued{when}. "
                 ),
                 element("code", "snpcerts host commit --wait-for-mirror"),
                 " waits by itself.",
@@ -331,7 +336,10 @@ def _queue(fleet: Fleet) -> Markup:
         if queue.ends_at is not None:
             end = f"empty in {span(queue.ends_at - now)}, at {queue.ends_at:%H:%M} UTC"
         else:
-            end = "the end is unknown while the key server does not answer"
+            end = (
+                "it is not known when the queue will be empty, because the key server does "
+                "not answer"
+            )
     else:
         big, end = "empty", "no certificate waits to be fetched"
     pairs: list[tuple[str, Child]] = []
@@ -363,7 +371,7 @@ def _expiry(fleet: Fleet) -> Markup:
         for found in _by_day(fleet.expiring())
     ]
     if not rows:
-        return section("What expires", element("p", "Nothing is stored yet.", class_="soft"))
+        return section("What expires", element("p", "No certificate is stored yet.", class_="soft"))
     more = len(rows) - _MOST_EXPIRING
     return section(
         "What expires first",
@@ -373,7 +381,7 @@ def _expiry(fleet: Fleet) -> Markup:
 
 
 def _by_day(found: Sequence[Expiring]) -> list[list[Expiring]]:
-    """Combine the hosts' certificates that expire on one day. Keep the order."""
+    """Combine the hosts' certificates that expire on the same day, and keep the order."""
     groups: dict[object, list[Expiring]] = {}
     for each in found:
         key = (each.what, each.at) if each.host is None else (each.what, each.at.date())

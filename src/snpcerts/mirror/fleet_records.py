@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores announcements and rolls in the database.
+"""Stores announcements and rolls in the database, and reads what the pages show.
 
-Also queues the certificates that they require, and reads the values that the pages show.
+The certificates that announcements and rolls require are queued in the same transaction.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ _HOUR: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class WantedState:
-    """The state of the certificate for one TCB of a host.
+    """The state of a host's certificate for one TCB.
 
-    ``ahead`` and ``wait`` (seconds) are its place in the queue, if it is queued.
+    If the certificate is queued, ``ahead`` counts the certificates before it, and ``wait`` is the
+    seconds until it is done.
     """
 
     tcb: TcbVersion
@@ -80,7 +81,7 @@ class WantedState:
 
 @dataclass(frozen=True, slots=True)
 class RollStart:
-    """A new roll: its number, and how many certificates are stored or queued."""
+    """A roll that was just started: its number, and how many certificates are stored and queued."""
 
     number: int
     hosts: int
@@ -91,8 +92,8 @@ class RollStart:
 
 @dataclass(frozen=True, slots=True)
 class AnnouncerIdentity:
-    """Who sends an announcement, by its credential. ``names`` are the hosts that the credential
-    belongs to, in lower case; None if all hosts share it.
+    """The sender of an announcement, as the credential shows it. ``names`` are the hosts that the
+    credential belongs to, in lower case; None if all hosts share the credential.
     """
 
     names: frozenset[str] | None = None
@@ -104,7 +105,7 @@ SHARED_TOKEN: Final = AnnouncerIdentity()
 
 @dataclass(frozen=True, slots=True)
 class ForgottenHost:
-    """A host that has been removed."""
+    """A host that was removed by :meth:`FleetRecords.forget`."""
 
     product: str
     hwid: str
@@ -112,7 +113,7 @@ class ForgottenHost:
 
 
 class FleetRecords:
-    """The hosts and rolls of one database."""
+    """The hosts and rolls in one database."""
 
     def __init__(self, database: MirrorDatabase, queue: WantedQueue, upstream: str = "") -> None:
         self._database = database
@@ -122,10 +123,11 @@ class FleetRecords:
     def announce(
         self, announcement: Announcement, announcer: AnnouncerIdentity = SHARED_TOKEN
     ) -> list[WantedState]:
-        """Record an announcement, and queue the certificates that the host needs now and next.
+        """Record an announcement, queue the certificates that the host needs now and next, and
+        return their states.
 
-        Raises :class:`RefusedError` if the chip is another host's, the host has another chip, there
-        are too many hosts, or the queue is full.
+        Raises :class:`RefusedError` if the chip is bound to another host or the host to another
+        chip, if there are too many hosts, or if the queue is full.
         """
         tcbs = _needed(announcement)
         with self._database.read() as connection:
@@ -158,10 +160,10 @@ class FleetRecords:
     def start_roll(
         self, product: Product, tcb: TcbVersion, names: Sequence[str] | None
     ) -> RollStart:
-        """Announce firmware to all hosts of a product, or to those named by name or chip ID.
+        """Start a roll for all hosts of a product, or for those given by name or chip ID.
 
-        A chip ID may belong to a host that has not announced itself. Raises :class:`RefusedError`
-        if a name is unknown, there is no host, or the queue is full.
+        A chip ID may also be that of a host that has not announced itself. Raises
+        :class:`RefusedError` if a name is unknown, if there is no host, or if the queue is full.
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -190,11 +192,11 @@ class FleetRecords:
         return RollStart(number, len(chips), len(have), len(missing), wait)
 
     def forget(self, names: Sequence[str]) -> list[ForgottenHost]:
-        """Remove hosts, each named by its name or chip ID, with their histories.
+        """Remove hosts, each given by its name or chip ID, and their histories.
 
-        Also what rolls still wait for on their behalf, and their rows of the queue. The chips can
-        then be announced by any host. Raises :class:`RefusedError`, and removes nothing, if a name
-        is unknown.
+        Rolls no longer wait for these hosts, and their certificates leave the queue. Afterwards any
+        host can announce the chips. Raises :class:`RefusedError`, and removes nothing, if a name is
+        unknown.
         """
         h = HOST.c
         with self._database.write() as connection:
@@ -205,7 +207,8 @@ class FleetRecords:
                 named = [row for row in rows if name.lower() in (row.name.lower(), row.hwid)]
                 if not named:
                     raise RefusedError(
-                        f"{name!r} is neither a host that has announced itself nor its chip ID",
+                        "expected the name or chip ID of a host that has announced itself, found "
+                        f"{name!r}",
                         code="mirror-unknown-host",
                     )
                 found |= {(row.product, row.hwid): row.name for row in named}
@@ -227,7 +230,7 @@ class FleetRecords:
         )
 
     def alive(self, instance: str) -> None:
-        """Record that an instance is running."""
+        """Record that an instance of the mirror is running."""
         with self._database.write() as connection:
             now = self._database.now(connection)
             statement = insert(connection, INSTANCE).values(id=instance, seen_at=now)
@@ -237,7 +240,7 @@ class FleetRecords:
             connection.execute(delete(INSTANCE).where(INSTANCE.c.seen_at < now - 10 * ALIVE))
 
     def fleet(self) -> Fleet:
-        """Return all values that the page shows."""
+        """Return the state of the whole fleet, which the page shows."""
         with self._database.read() as connection:
             now = self._database.now(connection)
             return Fleet(
@@ -252,14 +255,12 @@ class FleetRecords:
             )
 
     def rolls(self) -> tuple[Roll, ...]:
-        """Return the rolls, the newest first."""
+        """Return all rolls, the newest first."""
         with self._database.read() as connection:
             return self._rolls(connection, self._database.now(connection))
 
     def crl_ages(self) -> dict[tuple[str, str], float]:
-        """Return the time since each revocation list was fetched, in seconds, by product and kind
-        of key.
-        """
+        """Return how many seconds ago each revocation list was fetched, by product and key kind."""
         c = CERTIFICATE.c
         with self._database.read() as connection:
             now = self._database.now(connection)
@@ -269,7 +270,7 @@ class FleetRecords:
         return {(row.product, row.resource[:4]): max(0.0, now - row.fetched_at) for row in rows}
 
     def host(self, product: Product, hwid: bytes) -> HostHistory | None:
-        """Return one host and its history. None if it has not announced itself."""
+        """Return a host and its history; None if the host has not announced itself."""
         h = HOST_HISTORY.c
         with self._database.read() as connection:
             now = self._database.now(connection)
@@ -289,7 +290,8 @@ class FleetRecords:
     def _bound_to(
         self, connection: Connection, announcement: Announcement, announcer: AnnouncerIdentity
     ) -> str | None:
-        """Return the name that the chip is bound to from now on; None if to none.
+        """Return the name of the host that the chip is bound to from now on; None if it is bound to
+        no host.
 
         Raises :class:`RefusedError` if the chip is bound to another host, or the host to another
         chip.
@@ -301,8 +303,8 @@ class FleetRecords:
         names = announcer.names or frozenset()
         if bound_to is not None and bound_to not in names:
             raise RefusedError(
-                f"this chip belongs to host {bound_to!r}, which announced it first with a "
-                "certificate or token of its own; if it is another host's now: "
+                f"this chip belongs to host {bound_to!r}, which announced the chip first, with a "
+                "client certificate or token of its own; if the chip is in another host now, run "
                 f"{_forget(announcement.hwid.hex())}",
                 code="mirror-other-host",
             )
@@ -315,8 +317,8 @@ class FleetRecords:
             announcement.hwid.hex(),
         ):
             raise RefusedError(
-                f"host {name!r} has announced another chip, {other.product} {other.hwid}; if it "
-                f"has a new one: {_forget(other.hwid)}",
+                f"host {name!r} has announced another chip before, {other.product} {other.hwid}; "
+                f"if the host has a new processor, run {_forget(other.hwid)}",
                 code="mirror-other-chip",
             )
         return name
@@ -344,7 +346,8 @@ class FleetRecords:
             count = connection.execute(select(func.count()).select_from(HOST)).scalar_one()
             if count >= MAX_HOSTS:
                 raise RefusedError(
-                    f"{count} hosts have announced themselves; the limit is {MAX_HOSTS}",
+                    f"{count} hosts have announced themselves, and this mirror accepts at most "
+                    f"{MAX_HOSTS}",
                     code="mirror-too-many-hosts",
                 )
         before = None if row is None else _read(row.announcement)
@@ -378,7 +381,7 @@ class FleetRecords:
             connection.execute(delete(HOST_HISTORY).where(*mine, h.id <= oldest))
 
     def _progress(self, connection: Connection, announcement: Announcement, now: float) -> None:
-        """Record how far a host has progressed in its rolls."""
+        """Record how far a host has progressed in the rolls that include it."""
         r = ROLL_HOST.c
         rows = connection.execute(
             select(r.roll, r.committed_at, r.in_step_at, ROLL.c.tcb)
@@ -401,7 +404,7 @@ class FleetRecords:
                 connection.execute(update(ROLL_HOST).where(*mine).values(**values))
 
     def _targets(self, connection: Connection, announcement: Announcement) -> list[TcbVersion]:
-        """Return the TCBs of rolls that the host has not reached."""
+        """Return the TCBs of those rolls whose target the host has not reached."""
         rows = connection.execute(
             select(ROLL.c.tcb)
             .join(ROLL_HOST, ROLL_HOST.c.roll == ROLL.c.id)
@@ -417,7 +420,9 @@ class FleetRecords:
     def _wanted(
         self, connection: Connection, announcement: Announcement, tcb: TcbVersion, now: float
     ) -> WantedState | None:
-        """Return the state of a host's certificate. None if it is not queued yet."""
+        """Return the state of a host's certificate for a TCB; None if it is neither stored nor
+        queued.
+        """
         resource = _resource(announcement, tcb)
         found = stored.find(connection, resource.path)
         if found is not None and found.not_after > now:
@@ -440,7 +445,10 @@ class FleetRecords:
             if not rows:
                 raise RefusedError(
                     f"no {product.value} host has announced itself",
-                    hint="give the chips' IDs, or let the hosts' agents announce them first",
+                    hint=(
+                        "name the hosts by their chip IDs, or wait until the agents have "
+                        "announced their hosts"
+                    ),
                     code="mirror-no-host",
                 )
             return sorted(row.hwid for row in rows)
@@ -453,17 +461,20 @@ class FleetRecords:
             if not chips:
                 raise RefusedError(
                     (
-                        f"{name!r} is neither a {product.value} host that has announced itself "
-                        "nor a chip ID"
+                        f"expected a chip ID, or the name of a {product.value} host that has "
+                        f"announced itself, found {name!r}"
                     ),
                     code="mirror-unknown-host",
                 )
             found |= chips
         if not found:
-            raise RefusedError("the list names no host", code="mirror-no-host")
+            raise RefusedError(
+                "expected at least one host in the list, found none", code="mirror-no-host"
+            )
         if len(found) > MAX_HOSTS:
             raise RefusedError(
-                f"{len(found)} hosts; the limit is {MAX_HOSTS}", code="mirror-too-many-hosts"
+                f"expected at most {MAX_HOSTS} hosts, found {len(found)}",
+                code="mirror-too-many-hosts",
             )
         return sorted(found)
 
@@ -617,7 +628,7 @@ class FleetRecords:
 
 
 def _needed(announcement: Announcement) -> list[TcbVersion]:
-    """Return the TCBs whose certificates a host needs: those of the signing key and of the next
+    """Return the TCBs for which a host needs certificates: those of the signing key and of the next
     key.
     """
     if announcement.reported == announcement.current:
@@ -626,7 +637,9 @@ def _needed(announcement: Announcement) -> list[TcbVersion]:
 
 
 def _points(start: float, times: Sequence[Sequence[float]]) -> tuple[RollPoint, ...]:
-    """Return at most :data:`_POINTS` counts over time, from the start to now."""
+    """Return how the counts of a roll grew from its start until now, as at most :data:`_POINTS`
+    points.
+    """
     moments = sorted({start, *(at for each in times for at in each)})
     if len(moments) > _POINTS:
         last = len(moments) - 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a fleet, for the mirror's page and metrics.
+"""The state of a fleet, as the mirror's pages and metrics show it.
 
-These are plain values without a database. :mod:`snpcerts.mirror.fleet_records` reads them;
-:mod:`snpcerts.mirror.fleet_page` and :mod:`snpcerts.mirror.host_page` draw them. All times are the
-database's, in UTC.
+The classes hold plain values and do not use the database. :mod:`snpcerts.mirror.fleet_records`
+reads the values, and :mod:`snpcerts.mirror.fleet_page` and :mod:`snpcerts.mirror.host_page` show
+them. All times are the database's, in UTC.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXPIRES_SOON: Final = timedelta(days=30)
 
 
 class HostState(enum.Enum):
-    """The state of a host. The first one that applies counts."""
+    """The state of a host: the first of these that applies."""
 
     WRONG = "wrong"  # a file has wrong certificates, or cannot be read
     SILENT = "silent"  # the agent has not announced itself for a while
@@ -37,7 +37,7 @@ class HostState(enum.Enum):
 
     @property
     def slug(self) -> str:
-        """The state in the spelling of URLs and metrics: ``in-step``."""
+        """The state in the spelling that URLs and metrics use, such as ``in-step``."""
         return self.value.replace(" ", "-")
 
 
@@ -56,8 +56,8 @@ _LACKS: Final = ("empty", "missing")
 
 @dataclass(frozen=True, slots=True)
 class FleetHost:
-    """A host as it last announced itself. ``target`` is the TCB that it should have next, if
-    any.
+    """A host, as its last announcement describes it. ``target`` is the TCB that the host should
+    have next, if any.
     """
 
     announcement: Announcement
@@ -67,7 +67,7 @@ class FleetHost:
     next_state: NextState = NextState.NONE
 
     def state(self, now: datetime) -> HostState:
-        """Return the host's state."""
+        """Return the host's state at the time ``now``."""
         states = [each.state for each in self.announcement.files]
         if any(each in _MISLEADS for each in states):
             return HostState.WRONG
@@ -83,11 +83,11 @@ class FleetHost:
 
     @property
     def commit_pending(self) -> bool:
-        """Whether the running firmware is newer than the TCB in reports."""
+        """Whether the current TCB differs from the reported TCB, so that a commit is pending."""
         return self.announcement.current != self.announcement.reported
 
     def reason(self, now: datetime) -> str:
-        """Return why it is not in step, in one sentence; empty if it is."""
+        """Return in one sentence why the host is not in step; empty if it is."""
         announcement = self.announcement
         for wanted in (_MISLEADS, _LACKS):
             for file in announcement.files:
@@ -99,12 +99,12 @@ class FleetHost:
             return "no certificate file is configured"
         if self.commit_pending:
             ready = {
-                NextState.STORED: "the next certificate is stored: commit",
+                NextState.STORED: "the host can commit: the next certificate is stored",
                 NextState.QUEUED: "the next certificate is queued",
                 NextState.NOT_FOUND: "the key server does not have the next certificate",
                 NextState.NONE: "newer firmware is running",
             }
-            return f"a commit is pending; {ready[self.next_state]}"
+            return f"a commit is pending, and {ready[self.next_state]}"
         for file in announcement.files:
             if file.state != "right":
                 return f"{file.path}: {file.reason or file.state}"
@@ -114,7 +114,9 @@ class FleetHost:
 
     @property
     def expires_at(self) -> datetime | None:
-        """The time when the first certificate of its files expires."""
+        """The time at which the first certificate in the host's files expires; None if there is
+        none.
+        """
         return min(
             (each.not_after for each in self.announcement.files if each.not_after), default=None
         )
@@ -122,12 +124,12 @@ class FleetHost:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The requests that the mirror will make. ``waiting`` counts them by class.
+    """The queue of requests that the mirror will make. ``waiting`` counts the requests by need.
 
-    ``gap`` is the time between two requests, in seconds. ``hold_until`` is when the key server may
-    be asked again after a 429. ``ends_at`` is None while nothing is waiting. ``fetched`` and
-    ``refused`` count those of the last hour. ``problem`` is the failure of the last request, if it
-    failed.
+    ``gap`` is the number of seconds between two requests. ``hold_until`` is the time at which the
+    key server may be asked again after a 429. ``ends_at`` is None while nothing is waiting.
+    ``fetched`` and ``refused`` count the requests of the last hour by their outcome. ``problem``
+    says why the last request failed, if it did.
     """
 
     waiting: Mapping[str, int]
@@ -147,7 +149,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class RollPoint:
-    """The progress of a roll at one moment, as numbers of hosts."""
+    """The progress of a roll at one moment: how many hosts have got how far."""
 
     at: datetime
     stored: int  # the certificate for the target TCB is stored
@@ -157,9 +159,10 @@ class RollPoint:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """One announced firmware: ``tcb`` on ``hosts`` hosts. ``points`` are in order of time.
+    """A roll: new firmware with the TCB ``tcb`` for ``hosts`` hosts. ``points`` are in order of
+    time.
 
-    ``prefetched_at`` is when the last certificate was or will be fetched.
+    ``prefetched_at`` is the time at which the last certificate was or will be fetched.
     """
 
     number: int
@@ -172,18 +175,18 @@ class Roll:
 
     @property
     def latest(self) -> RollPoint:
-        """The last of the points. If there is none, all counts are 0."""
+        """The last of the points; one with all counts 0 if there is none."""
         return self.points[-1] if self.points else RollPoint(self.started_at, 0, 0, 0)
 
     @property
     def done(self) -> bool:
-        """Whether every host is in step at the target."""
+        """Whether every host of the roll has the target TCB and is in step."""
         return bool(self.points) and self.latest.in_step >= self.hosts
 
 
 @dataclass(frozen=True, slots=True)
 class Expiring:
-    """Something that expires: a revocation list, a chain, a host's certificate."""
+    """Something that expires: a revocation list, a chain or a host's certificate."""
 
     what: str
     at: datetime
@@ -192,9 +195,9 @@ class Expiring:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The whole fleet at one moment.
+    """The state of the whole fleet at one moment.
 
-    ``stored`` counts the stored certificates and lists by kind.
+    ``stored`` counts the stored certificates, chains and revocation lists by kind.
     """
 
     now: datetime
@@ -211,7 +214,7 @@ class Fleet:
         return Counter(each.state(self.now) for each in self.hosts)
 
     def expiring(self) -> list[Expiring]:
-        """Return everything that expires, soonest first."""
+        """Return everything that expires, the soonest first."""
         of_hosts = [
             Expiring(file.kind.name, file.not_after, host)
             for host in self.hosts
@@ -223,7 +226,9 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An earlier announcement. It is kept because it differs from the one before it."""
+    """An earlier announcement of a host, kept because it differs from the announcement before
+    it.
+    """
 
     at: datetime
     announcement: Announcement
@@ -231,24 +236,24 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class HostHistory:
-    """One host and its history, oldest first."""
+    """One host and its earlier announcements, the oldest first."""
 
     now: datetime
     host: FleetHost
     seen: tuple[Seen, ...]
 
     def state_at(self, seen: Seen) -> HostState:
-        """Return the state that the host had according to an earlier announcement."""
+        """Return the state of the host that an earlier announcement showed."""
         return FleetHost(seen.announcement, seen.at, seen.at).state(seen.at)
 
 
 def differs(before: Announcement | None, after: Announcement) -> bool:
-    """Whether an announcement has something new, so that it belongs in the history."""
+    """Return whether an announcement says something new and therefore belongs into the history."""
     return before is None or any(True for _ in changes(before, after))
 
 
 def changes(before: Announcement, after: Announcement) -> Iterator[str]:
-    """Describe what is new in an announcement, with one sentence for each change."""
+    """Yield one phrase for each change between two announcements of a host."""
     if before.host != after.host:
         yield f"the host's name is {after.host}, was {before.host}"
     for name, old, new in (
@@ -267,7 +272,7 @@ def changes(before: Announcement, after: Announcement) -> Iterator[str]:
     if before.vlek_loaded != after.vlek_loaded:
         yield "a VLEK was loaded" if after.vlek_loaded else "the VLEK is no longer loaded"
     if before.initialised != after.initialised:
-        yield "SNP was initialised" if after.initialised else "SNP is not initialised"
+        yield "SNP was initialised" if after.initialised else "SNP is no longer initialised"
     yield from _changes_of_files(before.files, after.files)
 
 
@@ -289,7 +294,7 @@ def _changes_of_files(before: Sequence[FileReport], after: Sequence[FileReport])
 
 
 def tcb_change(before: TcbVersion, after: TcbVersion) -> str:
-    """Name the components that changed: ``snp 23 → 24, microcode 213 → 219``."""
+    """Return the components that changed, as in ``snp 23 → 24, microcode 213 → 219``."""
     old, new = before.components(), after.components()
     parts = (f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name])
     return ", ".join(parts)
@@ -300,7 +305,7 @@ def tcb_change(before: TcbVersion, after: TcbVersion) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A TCB component below a bulletin's floor."""
+    """A component of a TCB that is below a bulletin's floor."""
 
     bulletin: str
     component: str
@@ -314,8 +319,8 @@ class Shortfall:
 def processors_of(announcement: Announcement) -> tuple[str, ...]:
     """Return the market names of a host's processor.
 
-    There are several if CPUID does not distinguish them, and none if the host has not announced its
-    processor.
+    There are several names if CPUID does not distinguish the processors, and none if the host has
+    not announced its processor.
     """
     cpuid = announcement.cpuid
     if cpuid is None:
@@ -325,7 +330,9 @@ def processors_of(announcement: Announcement) -> tuple[str, ...]:
 
 
 def floors_of(processors: Iterable[str], bulletins: BulletinData) -> dict[str, tuple[int, str]]:
-    """Return the highest confirmed floor of each TCB component, and the bulletin that sets it."""
+    """Return for each TCB component the highest confirmed floor and the bulletin that sets that
+    floor.
+    """
     names = set(processors)
     found: dict[str, tuple[int, str]] = {}
     for bulletin in bulletins.bulletins:
@@ -351,7 +358,7 @@ def shortfalls(
 
 @dataclass(frozen=True, slots=True)
 class TcbGroup:
-    """The hosts with one kind of processor and one reported TCB.
+    """The hosts that have the same kind of processor and the same reported TCB.
 
     ``has_floor`` is false if no bulletin has a confirmed value for the processor, or if the host
     does not name its processor.
@@ -366,7 +373,7 @@ class TcbGroup:
 
 
 def tcb_spread(hosts: Iterable[FleetHost], bulletins: BulletinData) -> list[TcbGroup]:
-    """Group hosts by processor and reported TCB. For each processor, the newest TCB comes first."""
+    """Group hosts by processor and reported TCB. Each processor's newest TCB comes first."""
     counted: Counter[tuple[Product, tuple[str, ...], TcbVersion]] = Counter(
         (each.announcement.product, processors_of(each.announcement), each.announcement.reported)
         for each in hosts
@@ -393,7 +400,7 @@ def tcb_spread(hosts: Iterable[FleetHost], bulletins: BulletinData) -> list[TcbG
 
 
 def span(length: timedelta) -> str:
-    """Return a time span in one or two units: ``2 h 46 min``."""
+    """Return a time span in one or two units, as in ``2 h 46 min``."""
     seconds = max(round(length.total_seconds()), 0)
     for unit, size, below, part in (
         ("d", 86400, "h", 3600),

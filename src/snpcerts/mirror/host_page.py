@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of one host."""
+"""Writes the page of one host, as HTML."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _facts(host: FleetHost, now: datetime) -> Markup:
         NextState.NONE: "nothing newer is running or announced",
         NextState.STORED: "stored",
         NextState.QUEUED: "queued",
-        NextState.NOT_FOUND: "the key server does not have it",
+        NextState.NOT_FOUND: "not available from the key server",
     }
     pairs: list[tuple[str, Child]] = [
         ("processor", processor_text(announcement.product, processors_of(announcement))),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds HTML and SVG so that untrusted text cannot become markup.
+"""Builds HTML and SVG in a way that untrusted text cannot become markup.
 
-Only the result of :func:`element` is markup. All other text, whether child or attribute, is made
-printable and then escaped, so a host's name cannot even reverse the text after it.
+Only results of :func:`element` are markup. All other text, in children or attributes, is made
+printable and then escaped, so that a host's name cannot even reverse the direction of the text
+after it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _VOID: Final = frozenset({"meta", "link", "input", "br"})
 
 
 class Markup(str):
-    """Text that is already markup."""
+    """Text that is markup and is not escaped again."""
 
     __slots__ = ()
 
@@ -32,11 +33,11 @@ Child = str | Iterable["Child"] | None
 
 
 def element(tag: str, *children: Child, **attributes: str | float | bool | None) -> Markup:
-    """Return an element.
+    """Return an HTML or SVG element.
 
-    An attribute that is None or False is left out. An attribute that is True has no value. A
-    trailing underscore in a name is dropped, and other underscores become dashes: ``class_``,
-    ``aria_label``.
+    Attributes that are None or False are left out, and attributes that are True have no value. In
+    an attribute's name, a trailing underscore is dropped and other underscores become dashes, as in
+    ``class_`` and ``aria_label``.
     """
     parts = [f"<{tag}"]
     for name, value in attributes.items():
@@ -51,7 +52,7 @@ def element(tag: str, *children: Child, **attributes: str | float | bool | None)
 
 
 def joined(children: Child) -> Markup:
-    """Join children into one piece of markup. Text is escaped."""
+    """Join children into one piece of markup, and escape those that are text."""
     if children is None:
         return Markup("")
     if isinstance(children, Markup):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creates the database's tables and brings an older database up to date.
 
-Each migration is SQL that never changes after its release. New ones are added at the end. A word in
-braces is replaced by the dialect's type. One transaction performs all migrations, under a lock,
-because several instances may start at the same time.
+Each migration is SQL that never changes after its release. New migrations are added at the end. A
+word in braces is replaced with the dialect's type. All migrations run in one transaction under a
+lock, because several instances may start at the same time.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ NEWEST: Final = len(MIGRATIONS)
 
 
 def migrate(connection: Connection, to: int = NEWEST) -> None:
-    """Bring the database up to schema ``to``, in the caller's transaction.
+    """Migrate the database to schema ``to``, in the caller's transaction.
 
-    Raises :class:`RefusedError` for a database of a newer release.
+    Raises :class:`RefusedError` if a newer release wrote the database.
     """
     dialect = connection.dialect.name
     if dialect == "postgresql":
@@ -125,7 +125,9 @@ def migrate(connection: Connection, to: int = NEWEST) -> None:
     if found > to:
         raise RefusedError(
             f"the database has schema {found}, but this release of snpcerts knows only {to}",
-            hint="a newer release wrote it: upgrade this instance too, or restore a backup",
+            hint=(
+                "upgrade this instance to the release that wrote the database, or restore a backup"
+            ),
         )
     if found == to:
         return
@@ -139,7 +141,7 @@ def migrate(connection: Connection, to: int = NEWEST) -> None:
 
 
 def version(connection: Connection) -> int:
-    """Return the number of the schema; 0 for an empty database."""
+    """Return the number of the database's schema; 0 if the database is empty."""
     if not inspect(connection).has_table("schema_version"):
         return 0
     return int(connection.execute(text("SELECT version FROM schema_version")).scalar_one())

@@ -29,10 +29,10 @@ _MAX_TOKEN: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class MirrorAccess:
-    """How to reach a mirror: URL, token file and client certificate.
+    """How to reach a mirror: its URL, and the caller's token file or client certificate.
 
-    The URL has no trailing slash. The first line of the token file is the token. Client certificate
-    and key are PEM files.
+    The URL has no trailing slash. The token is the first line of the token file. The client
+    certificate and the key are PEM files.
     """
 
     url: str
@@ -42,7 +42,9 @@ class MirrorAccess:
 
 
 class MirrorClient:
-    """Calls the API of one mirror. ``access_hint`` tells people where its token is configured."""
+    """A client for the API of one mirror. ``access_hint`` says in errors where the token is
+    configured.
+    """
 
     def __init__(
         self, access: MirrorAccess, *, access_hint: str, limit: float = REQUEST_LIMIT
@@ -52,10 +54,10 @@ class MirrorClient:
         self._limit = limit
 
     def call(self, method: str, path: str, document: object) -> bytes:
-        """Send a JSON document. Return the body of the answer.
+        """Send a JSON document to the mirror, and return the body of the answer.
 
-        Takes at most ``limit`` seconds. Raises :class:`RetryLaterError` if the mirror cannot be
-        reached or has an internal error, :class:`RefusedError` if it refuses, and
+        The call takes at most ``limit`` seconds. Raises :class:`RetryLaterError` if the mirror
+        cannot be reached or has an internal error, :class:`RefusedError` if it refuses, and
         :class:`InputError` if the token or the client certificate cannot be read.
         """
         import httpx2
@@ -68,7 +70,10 @@ class MirrorClient:
             said = str(error) or type(error).__name__
             raise RetryLaterError(
                 f"the mirror {mirror} does not answer: {said}",
-                hint="check that 'snpcerts mirror serve' is running there",
+                hint=(
+                    "check the URL, and check that 'snpcerts mirror serve' is running on the "
+                    "machine in the URL"
+                ),
                 code="mirror-unavailable",
             ) from None
         if status in (200, 201):
@@ -80,13 +85,18 @@ class MirrorClient:
             )
         hint = None
         if code == "wrong-certificate":
-            hint = "[mirror] name must be a DNS name or the common name of the certificate"
+            hint = (
+                "set name in the section [mirror] of the configuration to a DNS name or the "
+                "common name in the client certificate"
+            )
         elif status in (401, 403):
-            hint = f"check the token: {self._access_hint}"
+            hint = f"check whether the token is right: {self._access_hint}"
         elif not why:
-            hint = "check that the URL is a mirror's"
+            hint = "check that the URL is that of a mirror"
         raise RefusedError(
-            f"the mirror {mirror} refuses: {status}{why}", hint=hint, code="mirror-refused"
+            f"the mirror {mirror} refused the request: {status}{why}",
+            hint=hint,
+            code="mirror-refused",
         )
 
     def _exchange(self, method: str, url: str, body: bytes) -> tuple[int, bytes]:
@@ -106,9 +116,9 @@ class MirrorClient:
                 for part in response.iter_raw():
                     answer += part
                     if len(answer) > _MAX_ANSWER:
-                        raise httpx2.ReadError(f"its answer has more than {_MAX_ANSWER} bytes")
+                        raise httpx2.ReadError(f"the answer has more than {_MAX_ANSWER} bytes")
             if time.monotonic() >= deadline:
-                raise httpx2.ReadTimeout(f"it took longer than {self._limit:g} s")
+                raise httpx2.ReadTimeout(f"the request took longer than {self._limit:g} s")
             return response.status_code, bytes(answer)
 
     def _headers(self) -> dict[str, str]:
@@ -122,7 +132,9 @@ class MirrorClient:
         return headers
 
     def _client(self, url: str) -> httpx2.Client:
-        """Return a client that follows no redirects, because only the mirror may get the token."""
+        """Return an HTTP client that follows no redirects, because only the mirror may get the
+        token.
+        """
         import httpx2
 
         proxy = proxy_for(url, os.environ)
@@ -134,8 +146,8 @@ class MirrorClient:
                 context.load_cert_chain(certificate, key, password="")  # never prompts
             except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
                 raise InputError(
-                    f"{certificate}, {key}: not a client certificate with its key: {error}",
-                    hint="both must be PEM files, and the key must have no passphrase",
+                    f"{certificate}, {key}: expected a client certificate and its key: {error}",
+                    hint="give two PEM files, with a key that has no passphrase",
                 ) from None
         return httpx2.Client(
             follow_redirects=False,
@@ -146,7 +158,9 @@ class MirrorClient:
 
 
 def read_token(path: str) -> str:
-    """Return the token in a file, which is its first line. Raises :class:`InputError`."""
+    """Return the token in the first line of a file. Raises :class:`InputError` if it cannot be
+    read.
+    """
     try:
         # Open without blocking, so that a FIFO cannot hold the agent up.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -158,15 +172,19 @@ def read_token(path: str) -> str:
     token = data.partition(b"\n")[0].strip()
     if len(data) > _MAX_TOKEN or not re.fullmatch(rb"[\x21-\x7e]+", token):
         raise InputError(
-            f"{path}: no token found",
-            hint="its first line must be the token: letters, digits and punctuation, without "
-            "spaces",
+            f"{path}: expected a token in the first line, found none",
+            hint=(
+                "write the token into the first line: letters, digits and punctuation, "
+                "without spaces"
+            ),
         )
     return token.decode("ascii")
 
 
 def _error_of(answer: bytes) -> tuple[object, str]:
-    """Return the code in an answer, and the reason for people; empty if there is none."""
+    """Return the code in an answer, and the reason for people, which is empty if the answer has
+    none.
+    """
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):
@@ -178,6 +196,6 @@ def _error_of(answer: bytes) -> tuple[object, str]:
 
 
 def sent_in_clear(url: str) -> bool:
-    """Whether others on the network can read what is sent to this URL."""
+    """Return whether others on the network can read what is sent to ``url``."""
     parts = urlsplit(url)
     return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")

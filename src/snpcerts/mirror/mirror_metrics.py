@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mirror's metrics, in Prometheus' exposition format.
 
-Request counts are those of this instance. Values from the database are read when the metrics are
+The counts of requests are this instance's. Values from the database are read when the metrics are
 read, and are the same for all instances.
 """
 
@@ -37,7 +37,7 @@ _OUTCOMES: Final = (
 
 
 class MirrorMetrics:
-    """The metrics of one instance. ``fleet`` returns the content of the database."""
+    """The metrics of one instance. ``fleet`` returns the state of the fleet from the database."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class MirrorMetrics:
         self._registry.register(_DatabaseMetrics(client, fleet, waiting, crl_ages))
 
     def count(self, kind: str, outcome: str, seconds: float) -> None:
-        """Count one answer."""
+        """Count one answer to a request."""
         key = (kind, outcome)
         child = self._children.get(key)
         if child is None:
@@ -75,7 +75,7 @@ class MirrorMetrics:
         (self._hit if outcome == "hit" else self._other).observe(seconds)
 
     def text(self) -> bytes:
-        """Return the metrics as text."""
+        """Return all metrics, in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -97,15 +97,15 @@ class _DatabaseMetrics(Collector):
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """Read the database once."""
+        """Yield all metrics, for which the database is read once."""
         info = GaugeMetricFamily(
-            "snpcerts_mirror_build_info", "Always 1; the label has the release", labels=["version"]
+            "snpcerts_mirror_build_info", "Always 1. The label has the release", labels=["version"]
         )
         info.add_metric([__version__], 1)
         yield info
         asked = CounterMetricFamily(
             "snpcerts_mirror_upstream_requests",
-            "Requests of this instance to its upstream, by outcome",
+            "Requests of this instance to the upstream server, by outcome",
             labels=["outcome"],
         )
         results = self._client.results
@@ -141,9 +141,19 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
     ends = 0.0 if queue.ends_at is None else max(0.0, queue.ends_at.timestamp() - now)
     yield _gauge("queue_seconds", "Seconds until the queue is empty", ends)
     hold = 0.0 if queue.hold_until is None else max(0.0, queue.hold_until.timestamp() - now)
-    yield _gauge("hold_seconds", "Seconds until the upstream may be asked again", hold)
-    yield _gauge("gap_seconds", "Shortest time between two requests for a VCEK", queue.gap)
-    yield _gauge("upstream_failing", "Whether the last request got no answer", bool(queue.problem))
+    yield _gauge(
+        "hold_seconds", "Seconds until the upstream server may be asked again after a 429", hold
+    )
+    yield _gauge(
+        "gap_seconds",
+        "Shortest time between two requests for VCEK certificates, in seconds",
+        queue.gap,
+    )
+    yield _gauge(
+        "upstream_failing",
+        "Whether the last request to the upstream server failed",
+        bool(queue.problem),
+    )
     yield _gauge("fetched_last_hour", "Certificates fetched in the last hour", queue.fetched)
     yield _gauge(
         "refused_last_hour", "Certificates refused or not found in the last hour", queue.refused
@@ -154,7 +164,9 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
 def _of_store(fleet: Fleet, ages: dict[tuple[str, str], float]) -> Iterator[Metric]:
     kinds = ("vcek", "chain", "crl")
     counts = {kind: fleet.stored.get(kind, 0) for kind in kinds}
-    yield _labelled("certificates", "Stored certificates, chains and lists", "kind", counts)
+    yield _labelled(
+        "certificates", "Stored certificates, chains and revocation lists, by kind", "kind", counts
+    )
     age = GaugeMetricFamily(
         "snpcerts_mirror_crl_age_seconds",
         "Seconds since a revocation list was fetched",
@@ -169,7 +181,7 @@ def _of_store(fleet: Fleet, ages: dict[tuple[str, str], float]) -> Iterator[Metr
         soonest.setdefault(kind, each.at.timestamp())
     yield _labelled(
         "expiry_timestamp_seconds",
-        "When the first certificate expires",
+        "Time at which the first of a kind expires",
         "kind",
         dict(sorted(soonest.items())),
     )
@@ -185,7 +197,9 @@ def _of_hosts(fleet: Fleet) -> Iterator[Metric]:
     below = sum(
         bool(shortfalls(each.reported, processors_of(each), bulletins)) for each in announcements
     )
-    yield _gauge("hosts_below_floor", "Hosts below a security bulletin's TCB", below)
+    yield _gauge(
+        "hosts_below_floor", "Hosts with a reported TCB below a security bulletin's floor", below
+    )
     rolls = GaugeMetricFamily(
         "snpcerts_mirror_roll_hosts",
         "Hosts of a roll, by progress",
@@ -221,7 +235,9 @@ def _labelled(
 
 
 class FleetCache:
-    """Caches the fleet for a moment, so that many readers cause one read. Thread-safe."""
+    """Caches the state of the fleet for a moment, so that many readers cause one read.
+    Thread-safe.
+    """
 
     def __init__(self, read: Callable[[], Fleet], lasts: float = 2.0) -> None:
         self._read = read
@@ -230,7 +246,8 @@ class FleetCache:
         self._kept: tuple[float, Fleet] | None = None
 
     def get(self) -> Fleet:
-        """Return the fleet, at most ``lasts`` seconds old when the call began.
+        """Return the state of the fleet, which was at most ``lasts`` seconds old when the call
+        began.
 
         While one thread reads, the others wait for its result. Raises the errors of reading.
         """

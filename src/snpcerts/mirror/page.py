@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame of the mirror's pages, and their common parts.
+"""Writes the frame of the mirror's pages, and the parts that pages share.
 
-Each page is one HTML document without scripts, styles, fonts or images from elsewhere. It contains
-its own style sheet and script. The Content-Security-Policy permits them by their hashes.
+Each page is one HTML document that loads no scripts, styles, fonts or images from elsewhere. It
+contains its own style sheet and script, which the Content-Security-Policy permits by their hashes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ _ICON: Final = (
 def page_headers() -> dict[str, str]:
     """Return the HTTP headers of every page.
 
-    They forbid loading anything from elsewhere, and displaying the page in another site's frame.
+    The headers forbid loading anything from elsewhere, and showing the page in another site's
+    frame.
     """
     policy = (
         "default-src 'none'",
@@ -71,7 +72,7 @@ def page_headers() -> dict[str, str]:
 
 
 def document(title: str, now: datetime, main: Markup, footer: Markup | None, home: str) -> str:
-    """Return a whole document. ``home`` is the relative URL of the fleet's page."""
+    """Return a page as a whole HTML document. ``home`` is the relative URL of the fleet's page."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -93,18 +94,18 @@ def document(title: str, now: datetime, main: Markup, footer: Markup | None, hom
 
 
 def badge(state: HostState, text: str | None = None) -> Markup:
-    """Return a label in a state's colour. Its text is the state by default."""
+    """Return a label in a state's colour. The label's text is the state by default."""
     shown = f"{MARKS[state]} {state.value if text is None else text}"
     return element("span", shown, class_=f"badge {state.slug}")
 
 
 def section(title: str, *children: Child, id_: str | None = None) -> Markup:
-    """Return a part of a page, with its title."""
+    """Return a section of a page, with a title."""
     return element("section", element("h2", title), *children, id=id_)
 
 
 def definitions(pairs: Sequence[tuple[str, Child]]) -> Markup:
-    """Return a list of names and their values."""
+    """Return a list of names and values, as HTML."""
     return element("dl", ((element("dt", name), element("dd", value)) for name, value in pairs))
 
 
@@ -115,7 +116,7 @@ def processor_text(product: Product, processors: Sequence[str]) -> str:
 
 
 def in_time(at: datetime, now: datetime) -> Markup:
-    """Return the time until an expiry, in words."""
+    """Return how long it is until the time ``at``, in words and in a colour if it is soon."""
     left = at - now
     if left < timedelta(0):
         return element("span", "expired", class_="wrong")

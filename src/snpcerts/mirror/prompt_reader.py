@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads stored certificates from SQLite with one prepared statement, for requests.
+"""Reads stored certificates from SQLite with one prepared statement, to answer requests quickly.
 
-SQLAlchemy takes many times as long as SQLite for a read of one row, and a request that is answered
-from the database does little else.
+Through SQLAlchemy, a read of one row takes many times as long as SQLite needs for it, and a request
+that is answered from the database does little else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _QUERY: Final = str(BY_RESOURCE.compile(dialect=sqlite.dialect()))
 
 
 class PromptReader:
-    """One connection to an SQLite database. For one thread."""
+    """A connection to an SQLite database, for one thread, that finds stored certificates."""
 
     def __init__(self, database: MirrorDatabase) -> None:
         self._database = database
@@ -42,7 +42,7 @@ class PromptReader:
         return None if row is None else StoredCertificate(*row)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the database."""
         found, self._connection = self._connection, None
         if found is not None:
             with contextlib.suppress(sqlite3.Error):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror's HTTP service: AMD's URL forms, below any prefix.
+"""The mirror's HTTP service: answers URLs of AMD's form, below any prefix.
 
-A hit is answered from memory or the database. A miss is added to the queue, and its caller waits
-for a while. Another application answers all URLs that are not AMD's.
+Stored certificates are served from memory or the database. Others are added to the queue, and the
+caller waits for a while. Another application answers all other URLs.
 
 Sources: KDS (57230) chapter 3 for forms and types; RFC 9110 for conditional requests and
 Retry-After; RFC 7240 for ``Prefer: wait``.
@@ -64,11 +64,12 @@ _NOT_STORED: Final = ((b"cache-control", b"no-store"), *_CORS)
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """Limits for callers.
+    """The limits for callers.
 
-    ``patience`` is how long a caller may wait, in seconds. ``budget`` is how many chips that no
-    host has announced may be in the queue for one address. With ``enrolled_only`` such chips are
-    not fetched at all. A stored revocation list older than ``crl_age`` seconds is fetched again.
+    ``patience`` is the number of seconds for which a caller may wait. ``budget`` is the number of
+    chips that no host has announced and that may be in the queue for one address. With
+    ``enrolled_only``, certificates for such chips are not fetched at all. A stored revocation list
+    that was fetched more than ``crl_age`` seconds ago is fetched again.
     """
 
     patience: float = 15.0
@@ -79,7 +80,7 @@ class CallerLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """An answer without a certificate."""
+    """An answer that says why no certificate is served."""
 
     status: int
     outcome: str
@@ -88,7 +89,7 @@ class _Refusal:
 
 
 class MirrorService:
-    """The ASGI application of one instance. ``others`` answers all URLs that are not AMD's.
+    """The ASGI application of one instance. ``others`` answers all URLs that are not of AMD's form.
 
     ``wake`` is called when something was added to the queue. ``count`` is called for each answer,
     with the resource's kind, the outcome and the duration in seconds.
@@ -118,7 +119,7 @@ class MirrorService:
         self._wall = wall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one HTTP request."""
         if scope["type"] != "http" or not is_key_servers(scope["raw_path"]):
             await self._others(scope, receive, send)
             return
@@ -146,7 +147,7 @@ class MirrorService:
             self._count(kind, outcome, time.perf_counter() - started)
 
     def close(self) -> None:
-        """Close its own connection to the database."""
+        """Close the service's own connection to the database."""
         if self._reader is not None:
             self._reader.close()
 
@@ -189,7 +190,9 @@ class MirrorService:
         caller = client[0] if client else "unknown"
         path = resource.path
         if len(self._waiting) >= MAX_WAITING:
-            return _Refusal(503, "queued", "too many callers are waiting here", 10)
+            return _Refusal(
+                503, "queued", "too many callers are waiting for this mirror's answers", 10
+            )
         patience = _patience(scope["headers"], self._limits.patience)
         with self._waiting.event(path) as event:
             refusal = await asyncio.to_thread(self._join, resource, caller)
@@ -205,16 +208,20 @@ class MirrorService:
             return _negative(resource, found, self._wall())
         place, problem = await asyncio.to_thread(self._place, resource)
         if place is None:
-            return _Refusal(503, "queued", f"{resource}: fetching failed{problem}", 10)
+            return _Refusal(
+                503, "queued", f"{resource}: the mirror could not fetch it{problem}", 10
+            )
         return _Refusal(
             503,
             "queued",
-            f"{resource}: {place.ahead} certificates are ahead of it in the queue{problem}",
+            f"{resource}: the mirror fetches {place.ahead} other certificates first{problem}",
             _retry_after(place.wait),
         )
 
     def _prompt(self, resource: Resource) -> StoredCertificate | None:
-        """Return the stored certificate if it is good and the database is SQLite."""
+        """Return the stored certificate, without waiting for a thread, if it is valid and the
+        database is SQLite; otherwise None.
+        """
         found = None if self._reader is None else self._reader.find(resource.path)
         return found if found is not None and found.not_after > self._wall() else None
 
@@ -232,7 +239,9 @@ class MirrorService:
             return stored.find_negative(connection, resource.path, self._database.now(connection))
 
     def _join(self, resource: Resource, caller: str) -> _Refusal | None:
-        """Put the resource into the queue, or return why that is not possible."""
+        """Put the resource into the queue, or return an answer that says why that is not
+        possible.
+        """
         with self._database.write() as connection:
             known = enrolled(connection, resource)
             if not known:
@@ -240,7 +249,7 @@ class MirrorService:
                 if refusal is not None:
                     return refusal
             if not known and self._queue.size(connection) >= MAX_QUEUE:
-                return _Refusal(503, "queued", "the queue is full", 600)
+                return _Refusal(503, "queued", "the mirror's queue is full", 600)
             need = Need.HOST if known else Need.STRANGER
             now = self._database.now(connection)
             if self._queue.want(connection, resource, need, now, caller=caller):
@@ -266,7 +275,7 @@ class MirrorService:
             429,
             "over_budget",
             (
-                f"{self._limits.budget} chips that this mirror does not know are "
+                f"{self._limits.budget} chips that no host has announced to this mirror are "
                 f"already queued for {caller}"
             ),
             _retry_after(wait),
@@ -312,19 +321,21 @@ def _negative(resource: Resource, found: NoCertificate, now: float) -> _Refusal:
         return _Refusal(
             404,
             "not_found",
-            f"{resource}: the upstream does not have it; the mirror will ask again later",
+            f"{resource}: the upstream server does not have it; the mirror will ask again later",
             wait,
         )
     return _Refusal(502, "refused", found.problem, wait)
 
 
 def _retry_after(wait: float) -> int:
-    """Return whole seconds for a Retry-After header: at least 1, rounded up."""
+    """Return the seconds for a Retry-After header: a whole number, rounded up, of at least 1."""
     return max(1, math.ceil(wait))
 
 
 def _patience(headers: list[tuple[bytes, bytes]], most: float) -> float:
-    """Return how long a caller waits: as long as it prefers, up to the mirror's limit."""
+    """Return how many seconds a caller waits: as long as its Prefer header says, but at most
+    ``most``.
+    """
     for name, value in headers:
         if name == b"prefer":
             found = _WAIT.search(value[:200])
@@ -348,7 +359,9 @@ _OF_A_BODY: Final = (b"content-length", b"content-type")
 
 
 def _matches(value: bytes, etag: bytes) -> bool:
-    """Whether If-None-Match names this tag. Weak comparison, RFC 9110 section 13.1.2."""
+    """Return whether an If-None-Match header names this entity tag, by weak comparison (RFC 9110
+    section 13.1.2).
+    """
     if value.strip() == b"*":
         return True
     return etag in {each.strip().removeprefix(b"W/") for each in value.split(b",")}

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one instance of the mirror: database, fetcher, listener and HTTP server, until a signal."""
+"""Runs one instance of the mirror (database, fetcher, listener and HTTP server) until a signal ends
+it.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,11 @@ _TICK: Final = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """How an instance serves.
+    """The settings of one instance.
 
-    ``gap`` is the number of seconds between two VCEKs. None means AMD's gap for AMD's server, and
-    no gap for another mirror, which keeps the pace itself. ``client_ca`` is a file with the CAs
-    that sign the client certificates of hosts.
+    ``gap`` is the number of seconds between two requests for VCEK certificates. None means AMD's
+    gap for AMD's server, and no gap for another mirror, which keeps the pace itself. ``client_ca``
+    is a file with the CAs that sign the hosts' client certificates.
     """
 
     database: str
@@ -108,7 +110,7 @@ class Mirror:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the fetcher and the listener during the block."""
+        """Run the fetcher, the upkeep and the listener while the block runs."""
         self.waiting.attach(asyncio.get_running_loop())
         self.fetcher.start()
         self._listener.start()
@@ -123,7 +125,7 @@ class Mirror:
             await asyncio.to_thread(self.fetcher.close)
 
     def close(self) -> None:
-        """Close connections."""
+        """Close all connections of the instance."""
         self.client.close()
         self._service.close()
         self.database.close()
@@ -135,7 +137,7 @@ class Mirror:
 
 
 def serve(options: ServeOptions, started: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. ``started`` is called with the URL.
+    """Serve until SIGINT or SIGTERM. When the server listens, ``started`` is called with its URL.
 
     Raises :class:`UsageError` for an address that cannot be used, :class:`InputError` for a TLS
     certificate or key that cannot be used, and the database's errors.
@@ -181,10 +183,11 @@ async def serve_until(
 
 
 class _Server(uvicorn.Server):
-    """A server that ends immediately, and does not handle signals.
+    """A uvicorn server that ends without delay and does not handle signals.
 
-    uvicorn would raise signals again before our clean-up. It checks ten times a second whether it
-    must end, and then waits a tenth of a second for connections even if there are none.
+    uvicorn itself would raise signals again before snpcerts cleans up. It checks ten times a second
+    whether it should end, and then waits a tenth of a second for connections even if there are
+    none.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -192,7 +195,7 @@ class _Server(uvicorn.Server):
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """End the server after the current answers."""
+        """Make the server end after the current answers."""
         self.should_exit = True
         self._stopping.set()
 
@@ -237,9 +240,12 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise InputError(
-            f"cannot use the TLS certificate {options.certificate} with its key: {error}",
-            hint="give PEM files: the chain for --tls-cert, its key for --tls-key, and CAs for "
-            "--client-ca",
+            f"cannot use the TLS certificate {options.certificate} with the key of --tls-key: "
+            f"{error}",
+            hint=(
+                "give PEM files: the certificate chain for --tls-cert, its key for "
+                "--tls-key, and CAs for --client-ca"
+            ),
         ) from None
     return config
 

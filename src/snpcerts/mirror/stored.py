@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates, chains and revocation lists in the database.
+"""Reads and writes certificates, chains and revocation lists in the database.
 
-All of them have been verified, because only :mod:`snpcerts.mirror.admission` creates an
+Everything stored has been verified, because only :mod:`snpcerts.mirror.admission` creates an
 :class:`Admitted`.
 """
 
@@ -31,7 +31,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class StoredCertificate:
-    """A row of the table, with what a request needs."""
+    """A stored certificate, chain or revocation list, with what an answer needs."""
 
     body: bytes
     etag: str
@@ -40,7 +40,7 @@ class StoredCertificate:
 
 @dataclass(frozen=True, slots=True)
 class NoCertificate:
-    """Why upstream has no certificate. Remembered until ``until``."""
+    """Why upstream gave no certificate, which is remembered until ``until``."""
 
     reason: str  # not-found or refused
     problem: str
@@ -48,19 +48,19 @@ class NoCertificate:
 
 
 def kind_of(resource: Resource) -> str:
-    """Return ``vcek``, ``chain`` or ``crl``."""
+    """Return the kind of a resource: ``vcek``, ``chain`` or ``crl``."""
     if isinstance(resource, VcekResource):
         return "vcek"
     return "chain" if isinstance(resource, ChainResource) else "crl"
 
 
 def hwid_of(resource: Resource) -> str | None:
-    """Return the chip ID in hexadecimal; None for a chain or list."""
+    """Return the chip ID of a resource, in hexadecimal; None for a chain or revocation list."""
     return resource.hwid.hex() if isinstance(resource, VcekResource) else None
 
 
 def content_type(resource: Resource) -> str:
-    """Return the content type that AMD's server sends."""
+    """Return the content type that AMD's server sends for a resource."""
     if isinstance(resource, ChainResource):
         return "application/x-pem-file"
     return "application/pkix-crl" if isinstance(resource, CrlResource) else _DER
@@ -83,7 +83,7 @@ def find(connection: Connection, resource: str) -> StoredCertificate | None:
 
 
 def find_negative(connection: Connection, resource: str, now: float) -> NoCertificate | None:
-    """Return upstream's last answer if it was a refusal that is still remembered."""
+    """Return why upstream gave no certificate for a resource, if that is still remembered."""
     n = NEGATIVE.c
     row = connection.execute(
         # An entry with a future time was written before the clock jumped back.
@@ -95,7 +95,9 @@ def find_negative(connection: Connection, resource: str, now: float) -> NoCertif
 
 
 def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> None:
-    """Store or replace a certificate, and forget that it could not be fetched."""
+    """Store a certificate, which may replace another, and forget that it could not be fetched
+    before.
+    """
     path = found.resource.path
     values = {
         "kind": kind_of(found.resource),
@@ -116,7 +118,7 @@ def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> 
 
 
 def stored_among(connection: Connection, paths: Sequence[str]) -> set[str]:
-    """Return which of the given resources are stored."""
+    """Return those of the given paths of resources that are stored."""
     c = CERTIFICATE.c.resource
     found: set[str] = set()
     for part in batches(paths):
@@ -125,11 +127,11 @@ def stored_among(connection: Connection, paths: Sequence[str]) -> set[str]:
 
 
 def batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield parts of a list that fit into one query."""
+    """Yield parts of a list of paths, each short enough for one query."""
     for start in range(0, len(paths), _BATCH):
         yield paths[start : start + _BATCH]
 
 
 def etag_of(body: bytes) -> str:
-    """Return the entity tag of a body, in quotes."""
+    """Return the entity tag of a body, with its quotes."""
     return f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database's tables, for queries. :mod:`snpcerts.mirror.migrations` creates them.
+"""Names the database's tables for queries; :mod:`snpcerts.mirror.migrations` creates them.
 
 Times are seconds since the epoch by the database's clock. A resource's key is its path below the
-key server's URL, in the one spelling of :mod:`snpcerts.kds.url`. Chip IDs are lower-case
-hexadecimal, TCBs JSON objects of their components.
+key server's URL, in the spelling that :mod:`snpcerts.kds.url` writes. Chip IDs are in lower-case
+hexadecimal, and TCBs are JSON objects of their components.
 """
 
 from __future__ import annotations

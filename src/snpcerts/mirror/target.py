@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses the target of a request to the mirror: AMD's URL forms, below any prefix.
+"""Parses the target of a request to the mirror: a URL of AMD's form, below any prefix.
 
 Clients spell the same URL differently, as their source code shows. go-sev-guest writes numbers
-without a leading zero, and 64-byte hwIDs even for Turin. snpguest writes two digits and, on Turin,
-``fmcSPL`` first. The base URL of dstack ends in ``/vcek/v1`` and that of trustee does not, but the
-target is the same. The case of a product's name does not matter here.
+without a leading zero, and hwIDs of 64 bytes even for Turin. snpguest writes two digits and, on
+Turin, ``fmcSPL`` first. dstack's base URL ends in ``/vcek/v1`` and trustee's does not, but the
+target of the request is the same. The case of a product's name does not matter here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ _PRIVATE: Final = frozenset({"cert", "hash_stick", "hashstick", "hash_sticks", "
 
 
 class PrivateResourceError(RefusedError):
-    """A VLEK certificate or a hashstick, which are secrets of one cloud provider."""
+    """The request is for a VLEK certificate or a hashstick, which only one cloud provider may
+    get.
+    """
 
     code = "mirror-private"
 
 
 def is_key_servers(path: bytes) -> bool:
-    """Whether the path is one of AMD's and not one of the mirror's own."""
+    """Return whether a path is of AMD's form, rather than one of the mirror's own."""
     return b"/vcek/v1" in path or b"/vlek/v1" in path
 
 
@@ -44,14 +46,17 @@ def read_target(path: bytes, query: bytes) -> Resource:
         words = path.decode("ascii").split("/")
         parameters = query.decode("ascii")
     except UnicodeDecodeError:
-        raise FormatError(WHAT, "found bytes that are not ASCII") from None
+        raise FormatError(WHAT, "expected ASCII characters, found other bytes") from None
     prefix, last = words[:-4], words[-4:]
     if len(last) < 4 or ".." in prefix or not all(word.isprintable() for word in words):
-        raise FormatError(WHAT, "expected a path PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/...")
+        raise FormatError(
+            WHAT, "expected the path PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/..."
+        )
     kind, version, product, name = last
     if kind == "vlek" and version == "v1" and name in _PRIVATE:
         raise PrivateResourceError(
-            "only one cloud provider gets VLEK certificates and hashsticks",
+            "the mirror serves no VLEK certificates and no hashsticks, because only one cloud "
+            "provider may get them",
             hint="ask AMD's server directly, with the provider's client certificate",
         )
     known = product_of_keyword(product)
@@ -63,7 +68,9 @@ def read_target(path: bytes, query: bytes) -> Resource:
 
 
 def _significant(hwid: str, product: Product) -> str:
-    """Return the significant part of a chip ID given as the 64 bytes in a report."""
+    """Return the significant part of a chip ID, which may be given as the 64 bytes of a report's
+    field.
+    """
     size = 2 * product.hwid_size
     if len(hwid) == 2 * CHIP_ID_SIZE and not hwid[size:].strip("0"):
         return hwid[:size]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Periodic work of an instance: queues renewals of certificates, and removes old rows."""
+"""Does an instance's periodic work: queues renewals of certificates, and removes old rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RENEWED_AT_MOST: Final = timedelta(days=1).total_seconds()  # a failed renewal 
 
 
 class Upkeep:
-    """The upkeep of one instance, in a thread."""
+    """The periodic work of one instance, in a thread."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Upkeep:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Work in a thread until :meth:`close`."""
+        """Start a thread that works until :meth:`close` is called."""
         self._thread = threading.Thread(target=self._run, name="mirror upkeep", daemon=True)
         self._thread.start()
 
@@ -66,11 +66,11 @@ class Upkeep:
             except DatabaseUnavailableError as error:
                 log.warning("%s", error)
             except Exception:
-                log.exception("unexpected error; upkeep continues")
+                log.exception("the upkeep met an unexpected error, and continues")
             self._ending.wait(EVERY)
 
     def round(self) -> None:
-        """Do all the work once. Raises :class:`DatabaseUnavailableError`."""
+        """Do all periodic work once. Raises :class:`DatabaseUnavailableError`."""
         self._records.alive(self._instance)
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -81,7 +81,9 @@ class Upkeep:
             self._wake()
 
     def _old(self, connection: Connection, now: float) -> list[Resource]:
-        """Return revocation lists fetched long ago, and certificates that expire soon."""
+        """Return what to renew: revocation lists that were fetched long ago, and certificates that
+        expire soon.
+        """
         c, n = CERTIFICATE.c, NEGATIVE.c.resource
         negative = select(n)
         lists = select(c.resource).where(
@@ -102,9 +104,9 @@ class Upkeep:
         return _resources(paths)
 
     def _of_rolls(self, connection: Connection) -> list[Resource]:
-        """Return the certificates that hosts in rolls need and that are neither stored nor queued.
+        """Return the certificates that rolls need and that are neither stored nor queued.
 
-        This can happen after a 404.
+        A certificate leaves the queue in that way after a 404.
         """
         r = ROLL_HOST.c
         rows = connection.execute(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wakes callers that wait for a certificate, when this instance or another has an answer.
 
-PostgreSQL sends a NOTIFY. This module also polls, because a connection pooler may drop
-notifications and SQLite has none.
+With PostgreSQL, instances send each other a NOTIFY. This module also polls, because a connection
+pooler may drop notifications and SQLite has none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AGAIN: Final = 1.0
 
 
 class WaitingCallers:
-    """The callers of one event loop, by resource."""
+    """The callers of one event loop that wait for a certificate, by resource."""
 
     def __init__(self, database: MirrorDatabase) -> None:
         self._database = database
@@ -40,12 +40,12 @@ class WaitingCallers:
         return sum(len(each) for each in self._events.values())
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Set the callers' event loop."""
+        """Set the event loop in which the callers wait."""
         self._loop = loop
 
     @contextlib.contextmanager
     def event(self, resource: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set when the resource has left the queue."""
+        """Yield an event that is set when the resource leaves the queue."""
         event = asyncio.Event()
         self._events[resource].add(event)
         try:
@@ -56,7 +56,7 @@ class WaitingCallers:
                 del self._events[resource]
 
     def done(self, resource: str) -> None:
-        """Wake the callers that wait for a resource. May be called from any thread."""
+        """Wake the callers that wait for a resource. Any thread may call this."""
         if self._loop is not None and not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(self._set, resource)
@@ -83,9 +83,9 @@ class WaitingCallers:
 
 
 class NotificationListener:
-    """Receives the other instances' notifications, in a thread.
+    """A thread that receives the other instances' notifications.
 
-    ``heard`` is called with the path of each resource.
+    ``heard`` is called with the path of each resource in a notification.
     """
 
     def __init__(self, database: MirrorDatabase, heard: Callable[[str], None]) -> None:
@@ -95,13 +95,15 @@ class NotificationListener:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listen until :meth:`close`. With SQLite there is nothing to listen to."""
+        """Start the thread, which listens until :meth:`close` is called. With SQLite, do
+        nothing.
+        """
         if not self._database.is_sqlite:
             self._thread = threading.Thread(target=self._run, name="mirror listener", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Stop. The thread ends within seconds."""
+        """Stop listening. The thread ends within seconds."""
         self._ending.set()
 
     def _run(self) -> None:
@@ -109,7 +111,9 @@ class NotificationListener:
             try:
                 self._listen()
             except Exception as error:
-                log.info("notifications: %s", error)
+                log.info(
+                    "notifications from other instances cannot be received at present: %s", error
+                )
             self._ending.wait(_AGAIN)
 
     def _listen(self) -> None:

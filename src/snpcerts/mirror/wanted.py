@@ -2,16 +2,17 @@
 """The queue of resources to fetch, and the pace of requests to upstream.
 
 All instances share both through the database. An instance takes a row of the queue under a lease,
-so that only one instance requests it. If that instance dies, another takes the row when the lease
-ends. The single row of the pace says when the next VCEK may be requested. It is locked while a row
-is taken, so that no two instances make requests within one gap. Times are the database's.
+so that only one instance requests the row's resource. If that instance dies, another takes the row
+when the lease ends. The table of the pace has a single row, which says when the next VCEK may be
+requested. It is locked while a row of the queue is taken, so that no two instances make requests
+within one gap. Times are the database's.
 
-The gap starts with the answer to the last request. Upstream counts from when it received the
+The gap is counted from the answer to the last request. Upstream counts from the arrival of the
 request, which is earlier.
 
-The most urgent row is next. Among rows of the same need, it is the one that has been due longest.
-After a request without a useful answer, the next row is the one that has waited longest since it
-was requested or added, whatever its need. After that, the most urgent one is next again. So neither
+The most urgent row is next; among rows of the same need, the row that has been due longest. After a
+request without a useful answer, the next row is instead the one that has waited longest since it
+was requested or added, whatever its need. After that, the most urgent row is next again. So neither
 a failing row nor a stream of new rows can block another row.
 """
 
@@ -75,13 +76,13 @@ class Need(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name of the need on pages and in metrics."""
+        """The name of the need that pages and metrics show."""
         return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class PaceState:
-    """The pace at the time ``now``. ``gap`` is the time between two VCEKs."""
+    """The pace at the time ``now``. ``gap`` is the number of seconds between two VCEKs."""
 
     now: float
     next_at: float
@@ -99,23 +100,25 @@ class PaceState:
 
     @property
     def period(self) -> float:
-        """Seconds from one VCEK to the next."""
+        """The seconds from one VCEK to the next, with the time that requests take."""
         return self.spacing + self.latency
 
     @property
     def spacing(self) -> float:
-        """Seconds from one VCEK's answer to the next request."""
+        """The seconds from the answer to a request for a VCEK to the next request."""
         return self.gap * (1 + _MARGIN) + _RESOLUTION if self.gap else 0.0
 
     @property
     def free_at(self) -> float:
-        """The time when the next VCEK can be requested."""
+        """The time at which the next VCEK can be requested."""
         return max(self.now, self.next_at, self.hold_until)
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePlace:
-    """A place in the queue: the number of VCEKs before it, and the seconds until it is done."""
+    """A row's place in the queue: the number of VCEKs before it, and the seconds until it is
+    done.
+    """
 
     ahead: int
     wait: float
@@ -123,7 +126,9 @@ class QueuePlace:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A row that this instance may fetch in ``start_in`` seconds. ``token`` names the lease."""
+    """A row that this instance has taken and may request in ``start_in`` seconds. ``token`` names
+    the lease.
+    """
 
     resource: Resource
     start_in: float
@@ -133,13 +138,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class NothingToTake:
-    """There is nothing to fetch now. Read the queue again in ``wait`` seconds."""
+    """No row may be taken now. The queue should be read again in ``wait`` seconds."""
 
     wait: float
 
 
 class WantedQueue:
-    """The rules of the queue. ``gap`` is the minimum time between two VCEKs, in seconds."""
+    """The queue and its rules. ``gap`` is the minimum number of seconds between two VCEKs."""
 
     def __init__(self, gap: float, policy: RetryPolicy | None = None) -> None:
         self.gap = gap
@@ -156,7 +161,7 @@ class WantedQueue:
     ) -> bool:
         """Put a resource into the queue, or make its row more urgent.
 
-        Returns whether the row is new.
+        Return whether the row is new.
         """
         q = QUEUE.c
         found = connection.execute(select(q.need).where(q.resource == resource.path)).scalar()
@@ -202,17 +207,19 @@ class WantedQueue:
             )
 
     def drop(self, connection: Connection, resource: str) -> None:
-        """Remove a row that has its answer."""
+        """Remove the row of a resource that has its answer."""
         connection.execute(delete(QUEUE).where(QUEUE.c.resource == resource))
 
     def lock(self, connection: Connection) -> None:
-        """Lock the pace until the end of the transaction. Read the time after that."""
+        """Lock the pace until the end of the transaction. The caller must read the time only
+        afterwards.
+        """
         connection.execute(select(PACE.c.id).with_for_update())
 
     def take(self, connection: Connection, now: float, token: str) -> Taken | NothingToTake:
-        """Take the most urgent row that may be requested, for :data:`LEASE` seconds.
+        """Take the next row that may be requested, under a lease of :data:`LEASE` seconds.
 
-        The caller must have locked the pace, for this and for recording an outcome.
+        The caller must have locked the pace, as it must before it records an outcome.
         """
         pace = self.pace(connection, now)
         if pace.jumped_back:
@@ -265,9 +272,10 @@ class WantedQueue:
     def answered(
         self, connection: Connection, taken: Taken, now: float, *, ago: float, took: float
     ) -> None:
-        """Record that upstream answered ``ago`` seconds before ``now``, whatever the answer was.
+        """Record that upstream answered a request ``ago`` seconds before ``now``, whatever the
+        answer was.
 
-        ``took`` is the duration in seconds. The row leaves the queue.
+        ``took`` is the duration of the request in seconds. The row leaves the queue.
         """
         self.drop(connection, taken.resource.path)
         pace = self.pace(connection, now)
@@ -288,10 +296,10 @@ class WantedQueue:
         reason: str,
         problem: str,
     ) -> None:
-        """Remember for some minutes that there is no certificate.
+        """Remember for some minutes that upstream gave no certificate.
 
-        Either upstream does not have it (``not-found``), or its answer does not verify
-        (``refused``).
+        The reason is ``not-found`` if upstream does not have the certificate, and ``refused`` if
+        the answer does not verify.
         """
         lasts = NOT_FOUND_FOR if reason == "not-found" else REFUSED_FOR
         values = {"reason": reason, "problem": problem, "noted_at": now, "until": now + lasts}
@@ -310,7 +318,7 @@ class WantedQueue:
         retry_after: float | None,
         problem: str,
     ) -> None:
-        """Record a 429: stop requests for a while, and lengthen the gap between VCEKs."""
+        """Record a 429: send no requests for a while, and lengthen the gap between VCEKs."""
         pace = self.pace(connection, now)
         wait = self.policy.hold_off(pace.refusals + 1, retry_after)
         named = self.policy.named_wait(retry_after)
@@ -336,11 +344,11 @@ class WantedQueue:
         retry_after: float | None,
         problem: str,
     ) -> None:
-        """Record that there was no usable answer.
+        """Record that a request got no usable answer.
 
-        If upstream named a time, this row waits for it, because another mirror names one for each
-        row. Otherwise all rows wait, longer after each consecutive failure. This row waits at least
-        as long as its own failures require.
+        If upstream named a time, only this row waits until then, because another mirror names a
+        time for each resource. Otherwise all rows wait, longer after each consecutive failure. This
+        row waits at least as long as its own failures require.
         """
         pace = self.pace(connection, now)
         values = self._after(pace, taken, now, ago=ago)
@@ -354,14 +362,14 @@ class WantedQueue:
         self._give_back(connection, taken, problem=problem, not_before=now + row_wait)
 
     def give_back(self, connection: Connection, taken: Taken, now: float) -> None:
-        """Return a row without a request, for an instance that ends."""
+        """Put a taken row back into the queue without a request, because the instance ends."""
         pace = self.pace(connection, now)
         if _paced(taken) and pace.busy_by == taken.token:
             connection.execute(update(PACE).values(busy_until=0.0, busy_by=None, set_at=pace.now))
         self._give_back(connection, taken, problem=None)
 
     def pace(self, connection: Connection, now: float) -> PaceState:
-        """Return the pace. :meth:`lock` it before changing it."""
+        """Return the state of the pace. Call :meth:`lock` before changing the pace."""
         row = connection.execute(select(PACE)).one()
         # If the clock has jumped back, times in the future would stop all requests until then.
         back = row.set_at - now if row.set_at > now + _JUMP else 0.0
@@ -418,7 +426,7 @@ class WantedQueue:
         return QueuePlace(before, max(own, wait))
 
     def done_in(self, connection: Connection, need: Need, now: float) -> float:
-        """Return the seconds until a need's rows, and all rows before them, are done."""
+        """Return the seconds until all rows of a need, and all rows before them, are done."""
         q = QUEUE.c
         count = connection.execute(
             select(func.count()).select_from(QUEUE).where(q.paced, q.need <= need)
@@ -432,17 +440,19 @@ class WantedQueue:
         return pace.free_at - now + (turns - 1) * pace.period + pace.latency
 
     def empty_in(self, connection: Connection, now: float) -> float:
-        """Return the seconds until the queue is empty; 0 if it is."""
+        """Return the seconds until the queue is empty; 0 if it is empty now."""
         return self.done_in(connection, Need.REFRESH, now)
 
     def strangers(self, connection: Connection, caller: str) -> int:
-        """Return the number of a caller's rows for chips that no host has announced."""
+        """Return how many rows a caller has caused for chips that no host has announced."""
         return connection.execute(
             select(func.count()).select_from(QUEUE).where(QUEUE.c.caller == caller)
         ).scalar_one()
 
     def budget_free_in(self, connection: Connection, caller: str, now: float) -> float:
-        """Return the seconds until the first of a caller's rows is done."""
+        """Return the seconds until the first of those rows is done that a caller has caused for
+        unknown chips.
+        """
         q = QUEUE.c
         first = connection.execute(
             select(q.resource).where(q.caller == caller).order_by(*_URGENT).limit(1)
@@ -451,24 +461,26 @@ class WantedQueue:
         return 0.0 if place is None else place.wait
 
     def has(self, connection: Connection, resource: Resource) -> bool:
-        """Whether the resource is in the queue."""
+        """Return whether the resource is in the queue."""
         q = QUEUE.c.resource
         return connection.execute(select(q).where(q == resource.path)).first() is not None
 
     def problem(self, connection: Connection, resource: Resource) -> str | None:
-        """Return why there is no answer yet: the row's last problem, or what stops all requests."""
+        """Return why a resource has no answer yet: the row's last problem, or what stops all
+        requests; None if there is no problem.
+        """
         q = QUEUE.c
         own = connection.execute(select(q.problem).where(q.resource == resource.path)).scalar()
         return own or connection.execute(select(PACE.c.problem)).scalar()
 
     def size(self, connection: Connection) -> int:
-        """Return the number of rows."""
+        """Return the number of rows in the queue."""
         return connection.execute(select(func.count()).select_from(QUEUE)).scalar_one()
 
     def _after(
         self, pace: PaceState, taken: Taken, now: float, *, ago: float
     ) -> dict[str, float | int | str | None]:
-        """Return the new values of the pace after any request, however it ended."""
+        """Return the new values of the pace after a request, however it ended."""
         values: dict[str, float | int | str | None] = {"set_at": now, "requests": pace.requests + 1}
         if _paced(taken):
             values["next_at"] = now - ago + pace.spacing
@@ -497,7 +509,9 @@ class WantedQueue:
         )
 
     def _next_row_in(self, connection: Connection, now: float, *, unpaced_only: bool) -> float:
-        """Return when a waiting row may be taken, at its own time or at the end of a lease."""
+        """Return the seconds until a waiting row may be taken: at its own time, or when a lease
+        ends.
+        """
         q = QUEUE.c
         some = q.paced.is_(False) if unpaced_only else true()
         soonest = connection.execute(select(func.min(q.not_before)).where(some, q.not_before > now))
@@ -509,9 +523,9 @@ class WantedQueue:
 
 
 def _next(now: float, pace: PaceState, *, unpaced_only: bool) -> Select[tuple[str, bool, int]]:
-    """Select the next row among those that are free and due.
+    """Return the query that selects the next row among those that are free and due.
 
-    A row that was added or requested in the future dates from before the clock was set back.
+    A row with a time in the future was added or requested before the clock was set back.
     """
     q = QUEUE.c
     touched = case((q.asked_at > q.wanted_at, q.asked_at), else_=q.wanted_at)
@@ -528,7 +542,7 @@ def _next(now: float, pace: PaceState, *, unpaced_only: bool) -> Select[tuple[st
 
 
 def _bring_back(connection: Connection, now: float) -> None:
-    """Fix rows from before the clock was set back, so that all are due and free."""
+    """Make all rows from before the clock was set back due and free."""
     q = QUEUE.c
     connection.execute(
         update(QUEUE)
@@ -574,7 +588,9 @@ def _paced(taken: Taken) -> bool:
 
 
 def enrolled(connection: Connection, resource: Resource) -> bool:
-    """Whether a host with this chip has announced itself. Chains and lists always count."""
+    """Return whether a host with the resource's chip has announced itself. True for chains and
+    revocation lists.
+    """
     if not isinstance(resource, VcekResource):
         return True
     h = HOST.c

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a report, certificates and a time; returns a verdict with reasons. No I/O.
+"""Judges a report with certificates at a given time, and returns a verdict with reasons. No I/O.
 
 ``judging`` has :func:`verify`; ``sources`` has :func:`verify_with`, which fetches missing
 certificates; ``bulk`` verifies many reports on several cores. The checks: ``choosing`` selects the
@@ -13,8 +13,8 @@ Evidence: ``evidence`` reads every format. ``attestation_proto``, ``json_evidenc
 Demands: ``policy`` has the fields, ``policy_file`` reads them from TOML, ``bulletins`` derives them
 from AMD's security bulletins, ``reference_values`` writes them for other verifiers.
 
-Output: ``explain`` prints a report, ``bits`` names its bits, and ``attacks`` names the attacks that
-a failed demand guards against. ``ear`` writes a verdict as a signed token, with the claims of
+Output: ``explain`` describes a report, ``bits`` names the report's bits, and ``attacks`` names the
+attacks behind a failed demand. ``ear`` writes a verdict as a signed token, with the claims of
 ``trust_vector``. Imports ``endorsement`` and ``abi``.
 """
 

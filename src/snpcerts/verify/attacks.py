@@ -28,7 +28,9 @@ _BITS: Final = {
 
 
 def explained_reasons(verdict: Verdict) -> Iterator[str]:
-    """Yield one line for each bulletin whose rules failed in ``verdict``."""
+    """Yield lines that name the bulletins and attacks behind the failed policy checks of
+    ``verdict``.
+    """
     codes = {reason.code for reason in verdict.reasons}
     for bulletin in bulletin_data().bulletins:
         for why in _why(bulletin, verdict, codes):
@@ -40,8 +42,8 @@ def _why(bulletin: Bulletin, verdict: Verdict, codes: set[ReasonCode]) -> Iterat
         yield from bulletin.below(verdict.report, verdict.tcbs)
     if ReasonCode.POLICY_PRODUCT in codes and verdict.product in bulletin.refused:
         yield (
-            f"no field of the report shows whether a {verdict.product.value} is protected "
-            "against it"
+            f"no field of the report shows whether a {verdict.product.value} processor is "
+            "protected against it"
         )
     for code, (table, bits, field) in _BITS.items():
         if code not in codes or verdict.report is None:

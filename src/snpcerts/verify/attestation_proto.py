@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence as protocol buffers: the messages of google/go-sev-guest, in their binary form.
+"""Decodes evidence in protocol buffers: the messages of google/go-sev-guest, in their binary form.
 
-Its tools (``attest -outform proto``, ``show -outform proto``) and services that forward
-attestations write them. A *Report* holds the report's fields one by one; an *Attestation* holds a
-Report, its certificates and a product. This module rebuilds the report's bytes, because the
-signature covers them: bytes outside all fields are zero, as in every well-formed report.
+The messages are written by go-sev-guest's tools (``attest -outform proto``, ``show -outform
+proto``) and by services that forward attestations. A *Report* message holds the report's fields one
+by one; an *Attestation* message holds a Report, its certificates and a product. The signature
+covers the report's bytes, so this module rebuilds them. Bytes outside all fields become zero, as in
+every well-formed report.
 
-A message is read strictly. A field that is unknown, repeated, out of range, or of the wrong type or
-size is an error. So is a number that is not in its shortest form. Reading never goes beyond the
-given bytes.
+A field that is unknown, repeated, out of range, or of the wrong type or size is an error, and so is
+a number that is not in its shortest form. Reading never goes beyond the given bytes.
 
 Sources: go-sev-guest ``proto/sevsnp.proto``; Protocol Buffers "Encoding" for the wire format; AMD
 APM volume 3 (24594), CPUID Fn0000_0001_EAX, for ``cpuid1eax_fms``.
@@ -91,26 +91,27 @@ _EXTENDED: Final = 0xF  # a family of this value continues in another field
 
 
 def is_attestation(data: bytes) -> bool:
-    """Whether the first bytes are those of an Attestation with a report of more than 127 bytes.
+    """Return whether ``data`` begins like an Attestation message that holds a report of more than
+    127 bytes.
 
-    A raw report never does, because the second byte of its version is zero.
+    A raw report never begins so, because the second byte of its version is zero.
     """
     return len(data) > 1 and data[0] == 1 << 3 | _BYTES and data[1] >= 0x80
 
 
 def is_report(data: bytes) -> bool:
-    """Whether the first bytes are those of a Report: a version, then GUEST_SVN or POLICY.
+    """Return whether ``data`` begins like a Report message: a version, then GUEST_SVN or POLICY.
 
-    A raw report never does, because all bytes of its version but the first are zero.
+    A raw report never begins so, because all bytes of its version except the first are zero.
     """
     return len(data) > 2 and data[0] == 1 << 3 and 0 < data[1] < 0x80 and data[2] in (0x10, 0x18)
 
 
 def is_tpm_attestation(data: bytes) -> bool:
-    """Whether binary bytes may be an Attestation of go-tpm-tools.
+    """Return whether binary ``data`` may be an Attestation message of go-tpm-tools.
 
-    It starts with a TPM's key or, without a key, with quotes or the SNP Attestation. An Attestation
-    of go-sev-guest starts with a Report, whose first field is a number.
+    Such a message begins with a TPM's key or, without a key, with quotes or an SNP Attestation. An
+    Attestation of go-sev-guest begins with a Report, whose first field is a number.
     """
     if not is_attestation(data):
         return len(data) > 2 and data[0] in (2 << 3 | _BYTES, _SEV_SNP << 3 | _BYTES)
@@ -122,30 +123,33 @@ def is_tpm_attestation(data: bytes) -> bool:
 
 
 def read_tpm_attestation(data: bytes) -> tuple[bytes, CertTable]:
-    """Return the SNP Attestation in an Attestation of go-tpm-tools. The TPM's quotes are not
-    checked.
+    """Return the report's 1184 bytes and its certificates from an Attestation message of
+    go-tpm-tools. The TPM's quotes are not checked.
 
-    Raises :class:`FormatError` if there is none, and names what there is instead.
+    Raises :class:`FormatError`, which names what was found instead, if the message holds no SNP
+    attestation.
     """
     found: bytes | None = None
     for number, value in _once(data, TPM, range(1, 10), repeated=(2, 7)):
         if number == _TDX:
-            raise FormatError(TPM, "this comes from a TDX guest, not from an SNP guest")
+            raise FormatError(
+                TPM, "expected an attestation from an SNP guest, found one from a TDX guest"
+            )
         if number == _SEV_SNP:
             found = _bytes(value, TPM, "sev_snp_attestation")
     if found is None:
         raise FormatError(
             TPM,
-            "found only TPM quotes, no SNP attestation (field 8)",
-            hint="request an SNP attestation: gotpm attest --tee-technology sev-snp",
+            "expected an SNP attestation (field 8), found only TPM quotes",
+            hint="request an SNP attestation with gotpm attest --tee-technology sev-snp",
         )
     return read_attestation(found)
 
 
 def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
-    """Return the report's 1184 bytes and its certificates, as a table.
+    """Return the report's 1184 bytes and its certificates, as a table, from an Attestation message.
 
-    Raises :class:`FormatError`, which names the message and the field.
+    Raises :class:`FormatError`, which names the message and the field, if ``data`` is malformed.
     """
     report = b""
     entries: tuple[TableEntry, ...] = ()
@@ -157,12 +161,16 @@ def read_attestation(data: bytes) -> tuple[bytes, CertTable]:
             entries = tuple(_certificates(content))
         # The product (3) describes the machine on which the tool ran, so it proves nothing.
     if not report:
-        raise FormatError(ATTESTATION, "the report is missing", field="report")
+        raise FormatError(
+            ATTESTATION, "expected a report in the message, found none", field="report"
+        )
     return report, CertTable(entries)
 
 
 def read_report(data: bytes) -> bytes:
-    """Return the report's 1184 bytes. Raises :class:`FormatError`, which names the field."""
+    """Return the 1184 bytes of the report in a Report message. Raises :class:`FormatError`, which
+    names the field, if ``data`` is malformed.
+    """
     values: dict[str, Any] = {}
     signature = 0
     for number, value in _once(data, REPORT, (*_FIELDS, _CPUID)):
@@ -184,17 +192,23 @@ def read_report(data: bytes) -> bytes:
     # A message omits numbers that are zero, but not bytes that are zero.
     for name in _BLOBS:
         if name not in values:
-            raise FormatError(REPORT, f"missing; expected {_SIZES[name]} bytes", field=name)
+            raise FormatError(
+                REPORT, f"expected {_SIZES[name]} bytes, but the field is missing", field=name
+            )
     return ReportLayout(**values, **cpuid_fields(signature)).pack()
 
 
 def cpuid_fields(signature: int) -> dict[str, Any]:
-    """Return family, model and stepping, as reports of version 3 and later contain them."""
+    """Return the CPUID fields of a report of version 3 or later for the processor signature in
+    ``cpuid1eax_fms``.
+    """
     extended_family, family = signature >> 20 & 0xFF, signature >> 8 & 0xF
     combined = family + extended_family
     if signature & ~_CPUID_BITS or (extended_family and family != _EXTENDED) or combined > 0xFF:
         raise FormatError(
-            REPORT, f"{signature:#x} is not a family, model and stepping", field="cpuid1eax_fms"
+            REPORT,
+            f"expected a family, model and stepping, found {signature:#x}",
+            field="cpuid1eax_fms",
         )
     return {
         "cpuid_family": combined,
@@ -208,7 +222,9 @@ _FIRMWARE, _EXTRAS = 4, 7
 
 
 def _certificates(data: bytes) -> Iterator[TableEntry]:
-    """Yield the entries of a certificate table. The deprecated firmware_cert has no GUID."""
+    """Yield the certificates of a CertificateChain message as table entries. Skip the deprecated
+    firmware_cert, which has no GUID.
+    """
     seen: set[uuid.UUID] = set()
     for number, value in _once(data, CHAIN, (*_SLOTS, _FIRMWARE, _EXTRAS), repeated=(_EXTRAS,)):
         content = _bytes(value, CHAIN, f"field {number}")
@@ -216,17 +232,21 @@ def _certificates(data: bytes) -> Iterator[TableEntry]:
             continue
         guid, blob = _extra(content) if number == _EXTRAS else (_SLOTS[number], content)
         if guid.int == 0 or not blob:
-            raise FormatError(CHAIN, f"{guid} is zero or has no data", field=f"field {number}")
+            raise FormatError(
+                CHAIN, f"the GUID {guid} is zero, or its entry has no data", field=f"field {number}"
+            )
         if guid in seen:
-            raise FormatError(CHAIN, f"{guid} appears twice", field=f"field {number}")
+            raise FormatError(CHAIN, f"the GUID {guid} appears twice", field=f"field {number}")
         seen.add(guid)
         if len(seen) > MAX_ENTRIES:
-            raise FormatError(CHAIN, f"more than {MAX_ENTRIES} certificates")
+            raise FormatError(CHAIN, f"expected at most {MAX_ENTRIES} certificates, found more")
         yield TableEntry(guid, blob)
 
 
 def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
-    """Read an entry of the map: a GUID in its text form, and the blob."""
+    """Read an entry of the map ``extras``: return the GUID that is the key, and the bytes that are
+    the value.
+    """
     parts = {
         number: _bytes(value, EXTRA, f"field {number}")
         for number, value in _once(data, EXTRA, (1, 2))
@@ -235,16 +255,22 @@ def _extra(data: bytes) -> tuple[uuid.UUID, bytes]:
     try:
         guid = uuid.UUID(text.decode("ascii"))
     except ValueError:
-        raise FormatError(EXTRA, f"the key {text[:_GUID_TEXT_SIZE].hex()} is not a GUID") from None
+        raise FormatError(
+            EXTRA, f"expected a GUID as the key, found the bytes {text[:_GUID_TEXT_SIZE].hex()}"
+        ) from None
     if str(guid) != text.decode("ascii").lower():
-        raise FormatError(EXTRA, f"the key must be written as {guid}")
+        raise FormatError(
+            EXTRA, f"expected the key in the form {guid}, found the same GUID in another form"
+        )
     return guid, parts.get(2, b"")
 
 
 def _once(
     data: bytes, what: str, known: Container[int], *, repeated: tuple[int, ...] = ()
 ) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a message: number, and an integer or bytes."""
+    """Yield the number and the value of each field of a message. A field must be in ``known``, and
+    may occur more than once only if it is in ``repeated``.
+    """
     seen: set[int] = set()
     at = 0
     while at < len(data):
@@ -252,9 +278,11 @@ def _once(
         tag, at = _varint(data, at, what)
         number, wire = tag >> 3, tag & 7
         if number not in known:
-            raise FormatError(what, f"unknown field {number}", offset=start)
+            raise FormatError(
+                what, f"expected a field that this message has, found field {number}", offset=start
+            )
         if number in seen and number not in repeated:
-            raise FormatError(what, f"field {number} appears twice", offset=start)
+            raise FormatError(what, f"field {number} appears twice in the message", offset=start)
         seen.add(number)
         if wire == _VARINT:
             number_value, at = _varint(data, at, what)
@@ -270,11 +298,15 @@ def _once(
             yield number, data[at : at + size]
             at += size
         else:
-            raise FormatError(what, f"field {number} has wire type {wire}", offset=start)
+            raise FormatError(
+                what, f"expected wire type 0 or 2 for field {number}, found {wire}", offset=start
+            )
 
 
 def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
-    """Read a number of up to 64 bits at ``at``; return it and the offset after it."""
+    """Read the number of up to 64 bits at offset ``at``. Return the number and the offset after
+    it.
+    """
     value = 0
     for index in range(_VARINT_SIZE):
         if at + index >= len(data):

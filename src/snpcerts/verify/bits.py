@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bits of a report's POLICY and PLATFORM_INFO, by name and in plain words.
+"""The bits of a report's POLICY and PLATFORM_INFO fields: their names, and what each value means.
 
-Source: SNP ABI (56860) tables "Guest Policy" and "PLATFORM_INFO". Names are the document's, in
-lower case. Policies and policy files use the same names.
+Source: SNP ABI (56860) tables "Guest Policy" and "PLATFORM_INFO". The names are AMD's, in lower
+case, and are the same in policies and policy files.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Bit:
-    """One bit: its index, and what one and zero mean."""
+    """One bit: its index in the word, and what the values one and zero mean."""
 
     index: int
     one: str
     zero: str
 
     def of(self, word: int) -> bool:
-        """Return the bit's value in ``word``."""
+        """Return whether the bit is one in ``word``."""
         return bool(word >> self.index & 1)
 
     def words(self, word: int) -> str:
-        """Return what the bit's value in ``word`` means."""
+        """Return in words what the bit's value in ``word`` means."""
         return self.one if self.of(word) else self.zero
 
 
@@ -33,8 +33,12 @@ GUEST_POLICY_BITS: dict[str, Bit] = {
         18, "a migration agent may be associated", "no migration agent may be associated"
     ),
     "debug": Bit(19, "the host may read and write guest memory", "debugging is not allowed"),
-    "single_socket": Bit(20, "may run on one socket only", "may run on several sockets"),
-    "cxl_allow": Bit(21, "CXL devices and memory may be populated", "no CXL devices or memory"),
+    "single_socket": Bit(
+        20, "the guest may run on one socket only", "the guest may run on several sockets"
+    ),
+    "cxl_allow": Bit(
+        21, "CXL devices and memory may be populated", "no CXL devices or memory may be populated"
+    ),
     "mem_aes_256_xts": Bit(
         22, "memory must be encrypted with AES-256-XTS", "any memory encryption mode is allowed"
     ),
@@ -59,7 +63,7 @@ PLATFORM_INFO_BITS: dict[str, Bit] = {
     "alias_check_complete": Bit(
         5,
         "memory was checked for aliases since reset",
-        "no check for memory aliases has completed (BadRAM)",
+        "no check of memory for aliases has completed (BadRAM)",
     ),
     "tio_en": Bit(7, "SEV-TIO is on", "SEV-TIO is off"),
 }

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verifies many reports on several cores.
 
-Each process verifies a chain once and remembers it. The results are those of
+Each process verifies a chain once and remembers the result. The verdicts are those of
 :func:`~snpcerts.verify.sources.verify_with`. Starting a process takes as long as verifying hundreds
-of reports. So other processes are started only for many reports; if their number is unknown, only
-after many have been verified. This process judges reports before and after the others have started.
+of reports, so other processes start only for many reports or, if the number of reports is unknown,
+after many were verified. This process judges reports all the time.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def verify_many(
     jobs: int = 1,
     count: int | None = None,
 ) -> Iterator[Verdict]:
-    """Return the verdicts, in the order of the evidence.
+    """Return the verdicts on ``evidence``, in the same order.
 
     With ``jobs`` above 1, up to that many processes, including this one, share the work. Only this
     process asks the sources. It takes evidence from the iterable only a few chunks ahead of the
-    verdicts, so memory is bounded for any number of reports. ``count`` is the number of reports, if
-    the iterable has no length: for a few reports no process is started. Raises :class:`UsageError`
-    if ``jobs`` is below 1.
+    verdicts, so memory is bounded for any number of reports. Give the number of reports as
+    ``count`` if the iterable has no length, so that no process is started for a few reports. Raises
+    :class:`UsageError` if ``jobs`` is below 1.
     """
     if jobs < 1:
-        raise UsageError(f"jobs is {jobs}, must be at least 1")
+        raise UsageError(f"jobs: expected at least 1, found {jobs}")
     policy = policy or DEFAULT_POLICY
     if count is None:
         hint = operator.length_hint(evidence, -1)
@@ -86,7 +86,9 @@ def _here(prepared: Iterable[Prepared], task: _Task) -> Iterator[Verdict]:
 def _in_processes(
     prepared: Iterator[Prepared], task: _Task, jobs: int, alone: int
 ) -> Iterator[Verdict]:
-    """Judge the first ``alone`` chunks here, and the others in as many processes."""
+    """Judge the first ``alone`` reports in this process alone, and the others in ``jobs``
+    processes.
+    """
     yield from _here(itertools.islice(prepared, alone), task)
     chunks = _chunks(prepared)
     first = next(chunks, None)
@@ -108,7 +110,9 @@ def _in_processes(
 
 
 class _Work:
-    """Chunks that were given to the pool or judged here, in the order of their verdicts."""
+    """The chunks whose verdicts were not returned yet, in order. Each was submitted to the pool or
+    judged here.
+    """
 
     def __init__(self, pool: ProcessPoolExecutor, task: _Task, ahead: int) -> None:
         self._pool = pool
@@ -120,7 +124,9 @@ class _Work:
         self._given: deque[tuple[list[Prepared], Future[list[Verdict]]]] = deque()
 
     def take(self, chunk: list[Prepared]) -> None:
-        """Give the chunk to the pool if the pool has too few; otherwise judge it here."""
+        """Submit the chunk to the pool if the pool has too little work. Otherwise judge the chunk
+        here.
+        """
         under_way = sum(not future.done() for _, future in self._given)
         if self._started.done() and under_way < self._ahead:
             self._given.append((chunk, self._pool.submit(self._task, chunk)))
@@ -128,14 +134,16 @@ class _Work:
             self._given.append((chunk, _done(self._task(chunk))))
 
     def finished(self) -> Iterator[Verdict]:
-        """Return the next verdicts in order. Wait for one only if too many others are waiting
+        """Yield the verdicts that are next in order. Wait for a chunk only if too many others wait
         behind it.
         """
         while self._given and (self._given[0][1].done() or len(self._given) > _WAITING):
             yield from self._given.popleft()[1].result()
 
     def rest(self) -> bool:
-        """Judge one more chunk that no process has begun. Return whether any chunk is left."""
+        """Judge here one chunk that no process has begun, or wait for the oldest one. Return False
+        if no chunk is left.
+        """
         if not self._given:
             return False
         for index in range(len(self._given) - 1, -1, -1):
@@ -148,9 +156,9 @@ class _Work:
 
 
 def _end_with_parent() -> None:
-    """End this process of the pool when its parent ends.
+    """Make this process of the pool end when its parent ends.
 
-    It holds both ends of its queue, so it would otherwise wait forever.
+    The process holds both ends of the pool's queue, so it would otherwise wait forever.
     """
     parent = multiprocessing.parent_process()
 
@@ -163,7 +171,7 @@ def _end_with_parent() -> None:
 
 
 def _started() -> None:
-    """Initialise a process of the pool."""
+    """Do nothing. The result shows that a process of the pool has started."""
 
 
 def _done(verdicts: list[Verdict]) -> Future[list[Verdict]]:

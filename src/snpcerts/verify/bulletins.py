@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's security bulletins, in a form that policies can use.
+"""AMD's security bulletins, and the policies that they require.
 
-The data is in ``bulletins.toml`` beside this file. It is dated, and each value has the public
+The data is in ``bulletins.toml`` beside this file, with its date. Each value comes with the public
 sources that agree on it.
 """
 
@@ -39,7 +39,9 @@ class BulletinFloor:
 
 @dataclass(frozen=True, slots=True)
 class RequiredBit:
-    """A bit that a report must have. ``key`` is the table and key in a policy file."""
+    """A bit that must have a certain value in reports. ``key`` is the bit's table and key in a
+    policy file.
+    """
 
     key: str
     value: bool
@@ -48,7 +50,7 @@ class RequiredBit:
 
 @dataclass(frozen=True, slots=True)
 class Bulletin:
-    """One bulletin.
+    """One of AMD's security bulletins, and what it requires of reports.
 
     ``required`` applies to ``products``. ``refused`` lists products for which no field can show
     that they are safe. ``gaps`` describes what a policy cannot require.
@@ -65,13 +67,13 @@ class Bulletin:
 
     @property
     def name(self) -> str:
-        """The bulletin and its attacks: ``AMD-SB-3019 (EntrySign)``."""
+        """The bulletin's id and its attacks, as in ``AMD-SB-3019 (EntrySign)``."""
         return f"{self.id} ({', '.join(self.attacks)})" if self.attacks else self.id
 
     def below(self, report: Report, tcbs: ReportTcbs) -> tuple[str, ...]:
-        """Return a text for each confirmed floor that a report's TCBs do not reach.
+        """Return one phrase for each confirmed floor that a TCB of the report does not reach.
 
-        Empty for a version 2 report, which does not name its processor.
+        The result is empty for a version 2 report, which does not name its processor.
         """
         fields = report.fields
         if fields.version < 3:
@@ -90,7 +92,7 @@ class Bulletin:
 
 @dataclass(frozen=True, slots=True)
 class Inexpressible:
-    """Attacks that no field of a report shows, and why."""
+    """Attacks against which no field of a report shows protection, and why."""
 
     attacks: tuple[str, ...]
     why: str
@@ -98,7 +100,9 @@ class Inexpressible:
 
 @dataclass(frozen=True, slots=True)
 class BulletinData:
-    """The data file. ``sources`` describes each source by its short name."""
+    """The content of the data file. ``sources`` maps each source's short name to its
+    description.
+    """
 
     date: dt.date
     bulletins: tuple[Bulletin, ...]
@@ -106,9 +110,11 @@ class BulletinData:
     sources: Mapping[str, str]
 
     def find(self, name: str) -> Bulletin:
-        """Find a bulletin by its id, with or without ``AMD-``, or by the name of an attack.
+        """Return the bulletin with that id, with or without ``AMD-``, or for the attack of that
+        name.
 
-        Raises :class:`UsageError` for an unknown name.
+        Raises :class:`UsageError` if the name is unknown or no policy can require protection
+        against the attack.
         """
         wanted = name.lower().removeprefix("amd-")
         for bulletin in self.bulletins:
@@ -117,30 +123,34 @@ class BulletinData:
                 return bulletin
         for each in self.inexpressible:
             if wanted in (attack.lower() for attack in each.attacks):
-                raise UsageError(f"{name}: no policy can demand it", hint=each.why)
+                raise UsageError(
+                    f"{name}: no policy can require protection against this attack", hint=each.why
+                )
         known = ", ".join(bulletin.name for bulletin in self.bulletins)
-        raise UsageError(f"unknown bulletin {name[:40]!r}, expected one of {known}")
+        raise UsageError(f"expected one of the bulletins {known}, found {name[:40]!r}")
 
     def age_problem(self, today: dt.date) -> str | None:
-        """Return a warning if the data is old, or None."""
+        """Return a warning if the data is old on the day ``today``, otherwise None."""
         age = today - self.date
         if age <= OLD_AFTER:
             return None
         return (
-            f"the list of bulletins is from {self.date}, {age.days} days ago. AMD "
-            "may have published others since: update snpcerts"
+            f"the list of bulletins is from {self.date}, {age.days} days ago. AMD may have "
+            "published more since then: update snpcerts"
         )
 
 
 @functools.cache
 def bulletin_data() -> BulletinData:
-    """Return the data that came with this release."""
+    """Return the bulletins that come with this release."""
     text = files("snpcerts.verify").joinpath("bulletins.toml").read_text(encoding="utf-8")
     return read_bulletins(text)
 
 
 def read_bulletins(text: str) -> BulletinData:
-    """Return the data in ``text``. Raises the errors of :mod:`tomllib`, KeyError and ValueError."""
+    """Parse the text of a data file. Raises the errors of :mod:`tomllib`, KeyError and
+    ValueError.
+    """
     data = tomllib.loads(text)
     bulletins = tuple(map(_bulletin, data["bulletin"]))
     inexpressible = tuple(
@@ -180,18 +190,19 @@ def _bulletin(table: Mapping[str, Any]) -> Bulletin:
 def _products(names: Iterable[str]) -> frozenset[Product]:
     found = {name: product_of_keyword(name) for name in names}
     if None in found.values():
-        raise ValueError(f"{found} contains an unknown product")
+        raise ValueError(f"expected known products, found {found}")
     return frozenset(product for product in found.values() if product is not None)
 
 
 def policy_text(
     bulletins: Iterable[Bulletin], products: Iterable[Product], *, unconfirmed: bool = False
 ) -> str:
-    """Return a policy file that requires what the bulletins state, for these products.
+    """Return the text of a policy file that requires the fixes of these bulletins, for these
+    products.
 
-    For each processor, the highest value of each component counts. A processor without a value in
-    any bulletin gets no floor and is refused. Raises :class:`UsageError` if nothing is left to
-    require.
+    A processor's floor has the highest value of each component that a bulletin states. A processor
+    without a value in any bulletin gets no floor and is refused. Raises :class:`UsageError` if
+    nothing is left to require.
     """
     chosen, accepted = tuple(bulletins), list(products)
     for bulletin in chosen:
@@ -205,8 +216,8 @@ def policy_text(
     if not bits and not floors and not any(bulletin.refused for bulletin in chosen):
         names = ", ".join(bulletin.name for bulletin in chosen)
         raise UsageError(
-            f"{names}: no value is known for {', '.join(each.value for each in accepted)}",
-            hint="'snpcerts policy bulletins' lists the known values",
+            f"no value of {names} is known for {', '.join(each.value for each in accepted)}",
+            hint="see the known values with 'snpcerts policy bulletins'",
         )
     lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]
     lines += [f"# {bulletin.id}: {bulletin.gaps}" for bulletin in chosen if bulletin.gaps]
@@ -224,22 +235,26 @@ def policy_text(
 
 
 def _toml_string(text: str) -> str:
-    """Return a TOML string. The names used here need no escapes."""
+    """Return ``text`` as a TOML string. Names of products, processors and bulletins need no
+    escapes.
+    """
     return f'"{text}"'
 
 
 def _bits(
     bulletins: Iterable[Bulletin], products: Iterable[Product]
 ) -> dict[tuple[str, str], bool]:
-    """Return the required bits by table and key. Every accepted product can have them."""
+    """Return the bits that the bulletins require, by table and key. Raises :class:`UsageError` if
+    one of the products cannot have them.
+    """
     accepted = set(products)
     found: dict[tuple[str, str], bool] = {}
     for bulletin in bulletins:
         if bulletin.required and not accepted <= bulletin.products:
             lacking = ", ".join(sorted(each.value for each in accepted - bulletin.products))
             raise UsageError(
-                f"{bulletin.name}: {lacking} cannot satisfy its demand",
-                hint="name the other products with --product",
+                f"{lacking} cannot meet what {bulletin.name} requires",
+                hint="name only the other products, with --product",
             )
         for bit in bulletin.required:
             table, _, key = bit.key.partition(".")

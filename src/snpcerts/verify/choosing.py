@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selects the chain for a report from all certificates, and finds which parts are missing.
+"""Selects the chain for a report from all supplied certificates, and finds out which parts are
+missing.
 
-The certificates in their slots come first. If they are right, nothing else is read. If not, all
-supplied certificates are sorted by kind, and the first chain without a problem is selected. If
-every chain has problems, the one with the fewest is selected.
+The certificates in the slots come first. If their chain has no problem, nothing else is read.
+Otherwise all supplied certificates are sorted by kind, and the first chain without a problem is
+selected. If every chain has problems, the chain with the fewest is selected.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from snpcerts.verify.verdict import ReportTcbs
 
 
 class Part(enum.Enum):
-    """A part that may be missing."""
+    """A part of a chain that may be missing."""
 
     LEAF = "leaf"
     INTERMEDIATE = "intermediate"
@@ -34,10 +35,10 @@ class Part(enum.Enum):
 
 
 class Choice(NamedTuple):
-    """A possible chain, and the mismatches between its leaf and the report.
+    """A possible chain for a report, and the mismatches between the chain's leaf and the report.
 
-    ``tcbs`` are the report's TCBs in the layout of the leaf's product, with the reasons why some
-    cannot be read. It is None without a leaf.
+    ``tcbs`` holds the report's TCBs in the layout of the leaf's product, with the reasons why some
+    cannot be read. It is None if the chain has no leaf.
     """
 
     findings: Findings
@@ -45,7 +46,7 @@ class Choice(NamedTuple):
     tcbs: tuple[ReportTcbs, tuple[Reason, ...]] | None = None
 
     def reasons(self, at: datetime) -> tuple[Reason, ...]:
-        """Return every problem of the chain at that time."""
+        """Return every problem of the chain at the time ``at``."""
         return self.findings.reasons_at(at) + self.of_leaf
 
 
@@ -59,7 +60,7 @@ def choose(
     *,
     allow_masked: bool,
 ) -> Choice:
-    """Return the best chain for the report that ``collateral`` contains."""
+    """Return the best chain for the report that the certificates in ``collateral`` can form."""
     lists = [each.data for each in collateral.all_lists]
     findings = memory.findings(kind, collateral.chain(kind), anchors, lists)
     best = _choice(report, findings, allow_masked)
@@ -82,9 +83,9 @@ def choose(
 
 
 def _score(choice: Choice, at: datetime) -> tuple[int, int]:
-    """Return a score for the missing parts and the problems.
+    """Return the chain's score, by which chains are compared: lower is better.
 
-    A wrong certificate counts more than a missing one.
+    The number of missing parts counts first, then the number of problems.
     """
     facts = choice.findings.facts
     present = facts.leaf + facts.intermediate + facts.root
@@ -143,7 +144,7 @@ _BY_CODE: Final = {
 
 
 def parts_of(reason: Reason) -> frozenset[Part]:
-    """Return the certificates whose replacement might remove the reason."""
+    """Return the parts of the chain whose replacement might remove the reason."""
     by_code = _BY_CODE.get(reason.code)
     if by_code is not None:
         return by_code
@@ -152,7 +153,7 @@ def parts_of(reason: Reason) -> frozenset[Part]:
 
 
 def wrong_parts(reasons: Iterable[Reason]) -> frozenset[Part]:
-    """Return the certificates to request from other sources."""
+    """Return the parts of the chain to request from other sources because of these reasons."""
     found: frozenset[Part] = frozenset()
     for reason in reasons:
         found |= parts_of(reason)

@@ -14,10 +14,10 @@ from snpcerts.endorsement.vek import VekKind
 
 
 class Supplier(enum.StrEnum):
-    """The supplier of a revocation list, which decides what the list can do.
+    """Who supplied a revocation list, which decides what the list can do.
 
-    A list from the host, or from another supplier of evidence, can only add revocations: a party
-    that gains by hiding a revocation must not choose the list.
+    A list from the host, or from anyone else who supplies evidence, can only add revocations,
+    because a party that gains by hiding a revocation must not choose the list.
     """
 
     EVIDENCE = "evidence"  # it came with the report
@@ -30,10 +30,10 @@ class Supplier(enum.StrEnum):
 class SuppliedCrl:
     """A revocation list (DER or PEM), and what is known about its origin.
 
-    ``origin`` is the file or URL, for messages. AMD's lists for VCEKs and VLEKs have the same
-    issuer and look the same inside. Only the origin shows their ``kind``, which is None if unknown.
-    ``obtained`` is the time when the key server returned the list, None if unknown. ``outage`` says
-    why fetching a newer list failed, if that was tried.
+    ``origin`` is the file or URL, for messages. ``kind`` says whether the list is for VCEKs or
+    VLEKs, None if that is unknown. Only the origin shows the kind, because AMD's lists for both
+    have the same issuer and the same form. ``obtained`` is the time when the key server returned
+    the list, None if unknown. ``outage`` says why fetching a newer list failed, if that was tried.
     """
 
     data: bytes
@@ -46,14 +46,15 @@ class SuppliedCrl:
 
 @dataclass(frozen=True, slots=True)
 class Collateral:
-    """Certificates by slot, each DER or PEM; None for one that is not supplied.
+    """Certificates by slot, in DER or PEM. None means that a certificate was not supplied.
 
     ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, as the ASK's slot in certificate tables
-    does. Some hosts put a VLEK into the slot of the VCEK; if the VLEK's own slot is empty, it is
-    taken from there. ``crl`` is a revocation list of unknown kind that came with the certificates:
-    it may add revocations, but satisfies no demand. ``lists`` holds lists whose kind or origin is
-    known. ``others`` holds certificates of unknown kind. If the certificates in the slots are
-    wrong, all certificates are sorted by kind (:mod:`snpcerts.verify.choosing`).
+    does. Some hosts put a VLEK into the VCEK's slot, so if the VLEK's slot is empty, the VLEK is
+    taken from there. ``crl`` is a revocation list of unknown kind that came with the certificates;
+    it may add revocations, but cannot meet a demand for a list. ``lists`` holds the revocation
+    lists whose kind or origin is known. ``others`` holds certificates of unknown kind. If the
+    certificates in the slots are wrong, all certificates are sorted by kind
+    (:mod:`snpcerts.verify.choosing`).
     """
 
     vcek: bytes | None = None
@@ -66,7 +67,7 @@ class Collateral:
 
     @classmethod
     def from_table(cls, table: CertTable) -> Self:
-        """Return the known entries of a certificate table and ignore others."""
+        """Return the entries of a certificate table that have known GUIDs."""
         return cls(
             vcek=table.get(VCEK_GUID),
             vlek=table.get(VLEK_GUID),
@@ -77,12 +78,12 @@ class Collateral:
 
     @property
     def empty(self) -> bool:
-        """Whether it contains no certificate and no list."""
+        """Whether this contains no certificate and no revocation list."""
         return self == _EMPTY
 
     @property
     def all_lists(self) -> tuple[SuppliedCrl, ...]:
-        """Every revocation list, starting with the one in the slot."""
+        """All revocation lists, the one in the slot ``crl`` first."""
         if self.crl is None:
             return self.lists
         own = SuppliedCrl(
@@ -100,24 +101,24 @@ class Collateral:
 
     @property
     def parts(self) -> tuple[bytes, ...]:
-        """All parts that may hold certificates, starting with the slots."""
+        """The bytes of everything that may hold certificates, the slots first."""
         slots = (self.vcek, self.vlek, self.ask, self.ark)
         return (*(each for each in slots if each is not None), *self.others)
 
     @property
     def without_certificates(self) -> bool:
-        """Whether there are no certificates to sort."""
+        """Whether this contains no certificate."""
         return not self.parts
 
     def without_crl(self) -> Collateral:
-        """Return the certificates without the revocation lists."""
+        """Return a copy without the revocation lists."""
         return Collateral(self.vcek, self.vlek, self.ask, self.ark, others=self.others)
 
     def completed_by(self, other: Collateral) -> Collateral:
-        """Return a copy in which ``other`` fills the missing parts.
+        """Return a copy in which the certificates of ``other`` fill the empty slots.
 
-        Nothing is lost: if a slot is occupied, the second certificate is added to ``others``. No
-        revocation list replaces another.
+        If a slot is occupied, the certificate of ``other`` is added to ``others`` instead. The
+        revocation lists of both are kept.
         """
         slots = ("vcek", "vlek", "ask", "ark")
         kept = {

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdicts as EARs (EAT Attestation Results): JSON Web Tokens, signed with ES256.
+"""Writes verdicts as EARs (EAT Attestation Results): JSON Web Tokens that are signed with ES256.
 
-Profile, claim names and the layout of the annotated evidence are those of Trustee's attestation
-service, so that its consumers can read the result. The evidence claims have flat names under
-``ear.veraison.annotated-evidence`` / ``snp``, and are present only for a genuine report. The
-verdict's reason codes are under ``ear.veraison.policy-claims``.
+The profile, the claim names and the layout of the annotated evidence are those of Trustee's
+attestation service, so that programs written for that service can read these EARs. The evidence
+claims have flat names under ``ear.veraison.annotated-evidence`` / ``snp``, and are present only for
+a genuine report. The verdict's reason codes are under ``ear.veraison.policy-claims``.
 
 Sources: draft-ietf-rats-ear; github.com/veraison/ear; attestation-service/docs/tcb_claims.md of
 Trustee.
@@ -41,7 +41,7 @@ _ABI_MAJOR_SHIFT = 8
 
 @dataclass(frozen=True, slots=True)
 class EarSigner:
-    """A P-256 key that signs results."""
+    """A P-256 key that signs EARs."""
 
     key: ec.EllipticCurvePrivateKey
 
@@ -49,17 +49,21 @@ class EarSigner:
     def from_pem(cls, data: bytes, what: str = "EAR key") -> EarSigner:
         """Parse a private key in PEM (PKCS #8 or SEC 1), without a password.
 
-        Raises :class:`FormatError`, which names ``what``, for anything but a P-256 key.
+        Raises :class:`FormatError`, which names ``what``, if ``data`` is anything else.
         """
         try:
             key = load_pem_private_key(data, password=None)
         except TypeError:
-            raise FormatError(what, "protected by a password", hint="decrypt it first") from None
+            raise FormatError(
+                what,
+                "expected a key without a password, found a key that a password protects",
+                hint="decrypt the key first, with openssl pkey -in KEY.pem -out PLAIN.pem",
+            ) from None
         except (ValueError, UnsupportedAlgorithm):
             raise FormatError(
                 what,
-                "not a private key in PEM",
-                hint="make one: openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem",
+                "expected a private key in PEM, found none",
+                hint="make a key with openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem",
             ) from None
         if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
             return cls(key)
@@ -77,7 +81,7 @@ class EarSigner:
         return {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y}
 
     def sign(self, claims: dict[str, Any]) -> str:
-        """Return the claims as a JWT. As in Trustee, the header has the public key."""
+        """Return the claims as a signed JWT, with the public key in the header as in Trustee's."""
         import jwt
 
         return jwt.encode(claims, self.key, algorithm="ES256", headers={"jwk": self.jwk()})
@@ -100,9 +104,9 @@ def ear_claims(
     """
     issued = datetime.now(UTC) if at is None else at
     if issued.tzinfo is None:
-        raise UsageError("the argument 'at' has no time zone")
+        raise UsageError("at: expected a time with a time zone, found a time without one")
     if nonce is not None and not MIN_NONCE <= len(nonce) <= MAX_NONCE:
-        raise UsageError(f"nonce has {len(nonce)} bytes, expected {MIN_NONCE} to {MAX_NONCE}")
+        raise UsageError(f"nonce: expected {MIN_NONCE} to {MAX_NONCE} bytes, found {len(nonce)}")
     vector = trust_vector(verdict)
     next_step = verdict.next_step
     appraisal: dict[str, Any] = {
@@ -131,7 +135,7 @@ def ear_claims(
 
 
 def _annotated(verdict: Verdict, report: Report) -> dict[str, Any]:
-    """Return the report's fields under Trustee's names."""
+    """Return the report's fields, under the names that Trustee uses."""
     fields = report.fields
     policy, platform = fields.policy, fields.platform_info
     reported = verdict.tcbs.reported

@@ -17,11 +17,12 @@ SCALE                     Dstack, version 0
 ========================  ====================================================
 
 Each of these may be encoded in hexadecimal, base64 or base64url, and one may be inside another, a
-few levels deep. A plain report, with or without a table, is recognised by its first bytes before
-anything else is tried.
+few levels deep. Before any other format is tried, a plain report, with or without a table, is
+recognised by its first bytes.
 
-This module checks nothing. A host can put any certificates into a table, and anyone can write
-runtime data. Reading evidence takes memory and time in proportion to its size.
+This module verifies nothing. A host can put any certificates into a table, and anyone can write
+runtime data. The memory and the time for reading evidence are proportional to the size of the
+evidence.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ _NO_COLLATERAL: Final = Collateral()
 
 
 class Shape(enum.StrEnum):
-    """The format that evidence was read from."""
+    """The format in which evidence was found."""
 
     REPORT = "report"
     REPORT_AND_TABLE = "report-and-table"
@@ -90,7 +91,7 @@ class Shape(enum.StrEnum):
 
 
 class _UnknownKindError(FormatError):
-    """The bytes are of no known kind."""
+    """The content is not in any known format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,10 @@ class RuntimeData:
         return hashlib.new(self.digest, self.data).digest().ljust(64, b"\0")
 
     def user_data(self) -> bytes | None:
-        """Return the user data that the guest's owner requested to be bound (Azure: NV index
-        0x01400002).
+        """Return the user data that the guest had put into the runtime data (on Azure, the content
+        of the NV index 0x01400002).
 
-        None if the claims are not JSON or do not contain it.
+        The result is None if the runtime data is not JSON or does not contain user data.
         """
         try:
             claims = json.loads(self.data)
@@ -149,8 +150,8 @@ class Evidence:
         shape: Shape = Shape.REPORT,
         table: CertTable | None = None,
     ) -> None:
-        """Create evidence and parse bytes, once. Raises :class:`FormatError` if they are not 1184
-        bytes.
+        """Create evidence from a report or its bytes. Raises :class:`FormatError` if these are not
+        1184 bytes.
         """
         parsed = report if isinstance(report, Report) else Report.unpack(report)
         object.__setattr__(self, "report", parsed)
@@ -161,25 +162,25 @@ class Evidence:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Deviations that decoding the table tolerated."""
+        """The defects of the table that decoding tolerated."""
         return () if self.table is None else self.table.warnings
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of these formats. The first bytes show which one it is.
+        """Read evidence in any of this module's formats. The content shows which format it is.
 
-        Raises :class:`FormatError` if the content is malformed or the format is another one. The
-        message then says, if known, what the file is and how to convert it.
+        Raises :class:`FormatError` if the content is malformed or in another format. If that format
+        is known, the message names it and says how to convert the content.
         """
         if len(data) > MAX_FILE:
-            raise FormatError("evidence", f"found {len(data)} bytes; the limit is {MAX_FILE}")
+            raise FormatError("evidence", f"expected at most {MAX_FILE} bytes, found {len(data)}")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
             return cls._from_report(data)
         found = cls._unwrapped(data, 0)
         if not resembles_report(found.report.raw):
             raise FormatError(
                 "evidence",
-                f"the format is {found.shape.value}, but it does not contain a report: "
+                f"expected a report in the format {found.shape.value}, found "
                 f"{kind_of(found.report.raw).name}",
             )
         return found
@@ -187,7 +188,9 @@ class Evidence:
     @classmethod
     def _from_report(cls, data: bytes) -> Self:
         if len(data) > MAX_EVIDENCE:
-            raise FormatError("evidence", f"found {len(data)} bytes; the limit is {MAX_EVIDENCE}")
+            raise FormatError(
+                "evidence", f"expected at most {MAX_EVIDENCE} bytes, found {len(data)}"
+            )
         behind = data[REPORT_SIZE:]
         if behind in (b"\n", b"\r\n"):
             behind = b""  # an editor or echo added these bytes
@@ -198,8 +201,8 @@ class Evidence:
             raise FormatError(
                 "evidence",
                 (
-                    f"found {len(data)} bytes, which are neither a report of {REPORT_SIZE} "
-                    f"bytes nor a report with its table behind it ({error})"
+                    f"expected a report of {REPORT_SIZE} bytes, alone or followed by its table, "
+                    f"found {len(data)} bytes ({error})"
                 ),
             ) from None
         if behind and (found.table is None or not len(found.table)):
@@ -208,9 +211,9 @@ class Evidence:
 
     @classmethod
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
-        """Unwrap data that does not start with a report."""
+        """Read evidence in any format. ``depth`` counts the formats that were unwrapped so far."""
         if depth > _MAX_DEPTH:
-            raise FormatError("evidence", "wrapped in too many formats")
+            raise FormatError("evidence", "the formats around the report are nested too deeply")
         if len(data) >= REPORT_SIZE and looks_like_report(data):
             return cls._from_report(data)
         binary = cls._from_binary(data)
@@ -221,8 +224,8 @@ class Evidence:
         if _TEXT_MESSAGE.match(data):
             raise FormatError(
                 "evidence",
-                "found a protocol buffer in text form",
-                hint="convert it with go-sev-guest: show -inform textproto -outform bin",
+                "expected a protocol buffer in binary form, found the text form",
+                hint="convert the file with go-sev-guest: show -inform textproto -outform bin",
             )
         text = text_of(data)
         printed = bytes_in(text) if text is not None and _PRINTED_BY_GO.match(text) else None
@@ -247,22 +250,32 @@ class Evidence:
             return cls._from_values(_read_cbor(data), depth, Shape.CBOR)
         kind = kind_of(data)
         if kind.known:
-            raise FormatError("evidence", f"found {kind.name}", hint=kind.unwrap or _EXPECTED)
+            raise FormatError(
+                "evidence",
+                f"expected an attestation report, found {kind.name}",
+                hint=kind.unwrap or _EXPECTED,
+            )
         if data[:1] == b"\x30" and not read_bundle(data).empty:
             raise FormatError(
-                "evidence", "found a certificate or a revocation list in DER", hint=_BESIDE
+                "evidence",
+                "expected an attestation report, found a certificate or a revocation list in DER",
+                hint=_BESIDE,
             )
         if len(data) < REPORT_SIZE:
             raise _UnknownKindError(
-                "evidence", f"a report must have {REPORT_SIZE} bytes, found {len(data)}"
+                "evidence", f"expected a report of {REPORT_SIZE} bytes, found {len(data)} bytes"
             )
         if not resembles_report(data):
-            raise _UnknownKindError("evidence", f"found {kind.name}", hint=_EXPECTED)
+            raise _UnknownKindError(
+                "evidence", f"expected an attestation report, found {kind.name}", hint=_EXPECTED
+            )
         return cls._from_report(data)
 
     @classmethod
     def _from_binary(cls, data: bytes) -> Self | None:
-        """Read the formats that the first bytes identify."""
+        """Read the binary formats that their first bytes identify. Return None for other
+        formats.
+        """
         if data[:4] == SIGNATURE:
             hcl = HclReport.unpack(data)
             runtime = RuntimeData(hcl.claims, hcl.digest)
@@ -290,8 +303,8 @@ class Evidence:
 
     @classmethod
     def _from_values(cls, value: Any, depth: int, shape: Shape) -> Self:
-        """Return the only report among the values of JSON or CBOR, with all certificates among
-        them.
+        """Return the only report among the values of JSON or CBOR, with all certificates found
+        there.
         """
         what = "evidence"
         other = other_kind_of_guest(value)
@@ -321,7 +334,9 @@ class Evidence:
                     found[inner.report.raw] = inner
         if len(found) > 1:
             raise FormatError(
-                what, f"expected one report, found {len(found)}", hint="give one report at a time"
+                what,
+                f"expected one report, found {len(found)}",
+                hint="split the file into one file for each report",
             )
         if not found:
             raise _no_report(value, named, bool(others or tables))
@@ -336,14 +351,15 @@ class Evidence:
 
     @classmethod
     def from_parts(cls, report: Report | bytes, table: bytes = b"") -> Self:
-        """Combine a report and its certificate table: ``outblob`` and ``auxblob`` of configfs-tsm.
+        """Combine a report and its certificate table, such as ``outblob`` and ``auxblob`` of
+        configfs-tsm.
 
         Empty bytes mean no table. Raises :class:`FormatError` if the report has another size or the
         table is malformed.
         """
         if not isinstance(report, Report) and len(report) != REPORT_SIZE:
             raise FormatError(
-                "evidence", f"a report must have {REPORT_SIZE} bytes, found {len(report)}"
+                "evidence", f"expected a report of {REPORT_SIZE} bytes, found {len(report)} bytes"
             )
         if not table:
             return cls(report)
@@ -356,7 +372,9 @@ class Evidence:
         )
 
     def with_table(self, table: bytes) -> Self:
-        """Return a copy with this table. Raises :class:`FormatError` if the table is malformed."""
+        """Return a copy with this certificate table. Raises :class:`FormatError` if the table is
+        malformed.
+        """
         decoded = CertTable.decode(table)
         collateral = self.collateral.completed_by(Collateral.from_table(decoded))
         shape = Shape.REPORT_AND_TABLE if self.shape is Shape.REPORT else self.shape
@@ -364,12 +382,14 @@ class Evidence:
 
 
 def _is_binary_shape(data: bytes) -> bool:
-    """Whether the bytes are a report or a binary format that wraps one. PEM may follow."""
+    """Return whether ``data`` begins with a report or a binary format that wraps one, even if PEM
+    follows.
+    """
     return looks_like_report(data) or starts_in_binary_shape(data)
 
 
 def starts_in_binary_shape(data: bytes) -> bool:
-    """Whether the first bytes are those of a binary format that wraps a report."""
+    """Return whether ``data`` begins like a binary format that wraps a report."""
     return (
         data[:4] == SIGNATURE
         or data.startswith(SCALE_START)
@@ -377,8 +397,8 @@ def starts_in_binary_shape(data: bytes) -> bool:
     )
 
 
-_BESIDE: Final = "give it as --certs FILE, beside the report"
-_EXPECTED: Final = "expected an attestation report: see 'snpcerts report show --help'"
+_BESIDE: Final = "give this file with --certs FILE, in addition to the report"
+_EXPECTED: Final = "give an attestation report in a format that 'snpcerts report show --help' names"
 _PRINTED_BY_GO: Final = re.compile(r"\s*\[(?:\]|\d{1,3} +\d)")
 # A map whose first key is text or a number, with or without a tag, or a tag before bytes.
 _CBOR_TAG: Final = rb"(?:\xd9..|\xda.{4})"
@@ -396,11 +416,11 @@ _MANY: Final = 16
 
 
 def _check_unaltered(data: bytes) -> None:
-    """Raise :class:`FormatError` if a program treated the report as text and changed it."""
+    """Raise :class:`FormatError` if the report was damaged by a program that handled it as text."""
     if data.count(_REPLACED) >= _MANY:
-        how = "bytes that are not text were replaced and are lost"
+        how = "bytes that are no valid text were replaced, so they are lost"
     elif len(data.replace(b"\r\n", b"\n")) == REPORT_SIZE:
-        how = "its line ends were changed to Windows line ends"
+        how = "its line ends were changed to those of Windows"
     else:
         try:
             whole = len(data.decode("utf-8").encode("latin-1")) == REPORT_SIZE
@@ -408,11 +428,11 @@ def _check_unaltered(data: bytes) -> None:
             return
         if not whole:
             return
-        how = "it was read as Latin-1 and written as UTF-8"
+        how = "its bytes were read as Latin-1 and written as UTF-8"
     raise FormatError(
         "evidence",
-        f"the report was handled as text: {how}",
-        hint="copy it again as a binary file, or in base64",
+        f"the report was damaged by a program that handled it as text: {how}",
+        hint="copy the report again, as a binary file or in base64",
     )
 
 
@@ -427,28 +447,35 @@ def _of_response(data: bytes) -> bytes:
     if len(data) < end:
         raise FormatError(
             "MSG_REPORT_RSP",
-            f"truncated: the report ends at byte {end}, but only {len(data)} bytes were found",
-            hint="copy it again, as a binary file",
+            f"expected at least {end} bytes, where the report ends, found {len(data)}",
+            hint="copy the response again, as a binary file",
         )
     if any(data[end:]):
-        raise FormatError("MSG_REPORT_RSP", "the bytes behind the report are not zero", offset=end)
+        raise FormatError(
+            "MSG_REPORT_RSP", "expected only zero bytes behind the report, found others", offset=end
+        )
     return data[len(_RESPONSE) : end]
 
 
 def _read_cbor(data: bytes) -> Any:
-    """Return the value of CBOR data. It must use the shortest form and must not repeat a key."""
+    """Return the value that CBOR data encodes. The data must use shortest forms and must not repeat
+    a key.
+    """
     from cbor2 import CBORDecodeError, dumps, loads
 
     try:
         value = loads(data)
         again = dumps(value)
     except RecursionError:
-        raise FormatError("evidence", "the CBOR is nested too deeply") from None
+        raise FormatError("evidence", "the values in the CBOR are nested too deeply") from None
     except (CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise FormatError("evidence", f"not valid CBOR: {str(error)[:80]}") from None
+        raise FormatError(
+            "evidence", f"expected valid CBOR, found an error: {str(error)[:80]}"
+        ) from None
     if len(again) != len(data):
         raise FormatError(
-            "evidence", "the CBOR is not in its shortest form, or has a duplicate key"
+            "evidence",
+            "expected CBOR in its shortest form and without duplicate keys, found other CBOR",
         )
     return value
 
@@ -457,12 +484,14 @@ def _no_report(value: Any, named: dict[str, FileKind], certificates: bool) -> Fo
     if certificates:
         return FormatError(
             "evidence",
-            f"found {keys_of(value)}: it has certificates, but no report",
+            f"expected a report, found {keys_of(value)}, with certificates only",
             hint=_BESIDE,
         )
     for key, kind in named.items():
         if kind.known:
             return FormatError(
-                "evidence", f"no report found; {key!r} is {kind.name}", hint=kind.unwrap
+                "evidence",
+                f"expected a report, expected an attestation report, found {kind.name} in {key!r}",
+                hint=kind.unwrap,
             )
-    return FormatError("evidence", f"found {keys_of(value)}, and none of these holds a report")
+    return FormatError("evidence", f"expected a report, found {keys_of(value)}, without a report")

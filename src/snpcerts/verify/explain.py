@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explains what each field and bit of a report means. It judges nothing.
+"""Explains what each field and bit of a report means, and judges nothing.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -21,7 +21,9 @@ _NO_AGENT = b"\xff" * 32
 
 @dataclass(frozen=True, slots=True)
 class FieldLine:
-    """One field: section, name, value and meaning ("" if the value needs none)."""
+    """One field of a report: its section, name, value and meaning ("" if the value needs no
+    explanation).
+    """
 
     section: str
     name: str
@@ -30,18 +32,20 @@ class FieldLine:
 
 
 def guessed_product(report: Report) -> tuple[Product | None, str]:
-    """Return the product and how it was determined.
+    """Return the product that a report is for, and how that was determined. None if several are
+    possible.
 
-    A version 2 report does not name its product, but the length of the chip ID narrows it down.
+    A version 2 report does not name its product, but the length of its chip ID leaves only some
+    products.
     """
     if report.product is not None:
         return report.product, "by its CPUID fields"
     if report.fields.version >= 3:
         return None, "its CPUID fields match no known product"
     if report.chip_id_masked:
-        return None, "a version 2 report does not name it, and the chip ID is hidden"
+        return None, "a version 2 report does not name its product, and the chip ID is hidden"
     if not report.products:
-        return None, "no known product has such a chip ID and report version"
+        return None, "no known product has chip IDs and reports like this"
     first, *others = report.products
     length = "short" if first.hwid_size < len(report.fields.chip_id) else "long"
     if not others:
@@ -51,7 +55,7 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
 
 
 def tcbs_of(report: Report) -> ReportTcbs:
-    """Return the four TCBs, if their layout is known."""
+    """Return the report's four TCBs. All are None if their layout is not known."""
     product, _ = guessed_product(report)
     if product is None and report.fields.version < 3 and not report.chip_id_masked:
         # Products whose chip IDs have the same length also have the same TCB layout.
@@ -60,7 +64,7 @@ def tcbs_of(report: Report) -> ReportTcbs:
 
 
 def explain(report: Report) -> Iterator[FieldLine]:
-    """Yield every field of a report, the most interesting ones first."""
+    """Yield a line for every field of a report, the most interesting fields first."""
     fields = report.fields
     product, how = guessed_product(report)
     yield FieldLine("report", "version", str(fields.version))
@@ -147,9 +151,11 @@ def _signing(report: Report) -> Iterator[FieldLine]:
 _MASKED: Final[dict[bool, dict[SigningKey | None, str]]] = {
     True: {
         SigningKey.VCEK: (
-            "the host masks the chip's key, yet the key signed: no known firmware does that"
+            "the host masks the chip's key, and yet that key signed, as no known firmware does"
         ),
-        SigningKey.VLEK: "the host masks the chip's key; this firmware still signs with the VLEK",
+        SigningKey.VLEK: (
+            "the host masks the chip's key, but this firmware still signs with the VLEK"
+        ),
         SigningKey.NONE: "the host masks the chip's key, and no VLEK signed in its place",
     },
     False: {
@@ -170,7 +176,7 @@ def _bits(section: str, bits: dict[str, Bit], word: int) -> Iterator[FieldLine]:
 
 
 def explained_json(report: Report) -> dict[str, Any]:
-    """Return the report as JSON values: bytes as lower-case hex, bits by name."""
+    """Return the report's fields as JSON values: bytes in lower-case hexadecimal, bits by name."""
     fields = report.fields
     product, how = guessed_product(report)
     tcbs = tcbs_of(report)

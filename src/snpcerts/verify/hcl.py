@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attestation report of an Azure confidential VM: a report inside another blob.
+"""Decodes the HCL report of an Azure confidential VM, which contains an attestation report.
 
-Such a VM has no ``/dev/sev-guest``. Its paravisor requests a report whose REPORT_DATA is a digest
-of *runtime claims*, which are JSON with the virtual TPM's keys. It puts both in a TPM NV index
-(0x01400001). All integers are little-endian:
+Such a VM has no ``/dev/sev-guest``. Its paravisor makes *runtime claims*, JSON with the virtual
+TPM's keys, and requests a report whose REPORT_DATA is their digest. It puts report and claims into
+a TPM NV index (0x01400001). All integers are little-endian:
 
 ======  ====  ==================================================
 offset  size  field
@@ -50,7 +50,9 @@ _DIGESTS: Final = {1: "sha256", 2: "sha384", 3: "sha512"}
 
 @dataclass(frozen=True, slots=True)
 class HclReport:
-    """The report, the runtime claims, and hashlib's name of the digest that binds them."""
+    """The parts of an HCL report: the attestation report, the runtime claims, and the name (as in
+    hashlib) of the digest that binds the two.
+    """
 
     report: bytes
     claims: bytes
@@ -58,12 +60,12 @@ class HclReport:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Parse a blob. Zero bytes may follow the claims.
+        """Parse an HCL report. Zero bytes may follow the claims.
 
-        Raises :class:`FormatError`, which gives the offset of the field.
+        Raises :class:`FormatError`, which names the offset of the wrong field.
         """
         if len(data) > MAX_SIZE:
-            raise FormatError(WHAT, f"found {len(data)} bytes; the limit is {MAX_SIZE}")
+            raise FormatError(WHAT, f"expected at most {MAX_SIZE} bytes, found {len(data)}")
         if len(data) < CLAIMS_OFFSET:
             raise FormatError(WHAT, f"expected at least {CLAIMS_OFFSET} bytes, found {len(data)}")
         if data[:4] != SIGNATURE:
@@ -91,9 +93,11 @@ class HclReport:
         if end > len(data):
             raise FormatError(
                 WHAT,
-                f"found {size}, but {len(data) - CLAIMS_OFFSET} bytes follow",
+                f"expected at most the {len(data) - CLAIMS_OFFSET} bytes that follow, found {size}",
                 field="claim size",
             )
         if any(data[end:]):
-            raise FormatError(WHAT, "the bytes after the runtime claims are not zero", offset=end)
+            raise FormatError(
+                WHAT, "expected only zero bytes after the runtime claims, found others", offset=end
+            )
         return cls(data[REPORT_OFFSET:RUNTIME_OFFSET], data[CLAIMS_OFFSET:end], _DIGESTS[digest])

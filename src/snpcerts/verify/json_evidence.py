@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence in JSON, in the forms that attestation services and tools use.
+"""Decodes evidence in JSON, in the forms that attestation services and tools use.
 
-There are two forms. Some tools write a report's fields one by one (Trustee and others that write
-virtee/sev's structures; protojson of go-sev-guest's messages). The report's bytes are rebuilt from
-the fields, with zeros outside all fields; the signature shows whether the result is right. Other
-tools write the report's bytes into some value: in base64, in hexadecimal or as an array of numbers.
-Every value is examined, and exactly one must be a report. Certificates are taken from any value.
+Some tools write a report's fields one by one: Trustee and others that write virtee/sev's
+structures, and those that write go-sev-guest's messages as protojson. This module rebuilds the
+report's bytes from the fields, with zeros outside all fields. The signature shows whether the
+result is right. Other tools write the report's bytes as one value, in base64, in hexadecimal or as
+an array of numbers. Then every value is examined, and exactly one must be a report. Certificates
+are taken from any value.
 
 Known to work: ``application/vnd.veraison.tsm-report+json`` and ratsd's tokens around it; Trustee's
 SNP and Azure evidence; attestation-rs; Dstack; Google's ``{report, aux_blob}``; the answers that
@@ -56,9 +57,9 @@ _PROVIDERS: Final = {"tdx_guest": "Intel TDX", "arm_cca_guest": "Arm CCA"}
 
 
 def report_by_fields(value: Any) -> bytes | None:
-    """Return the report's bytes if ``value`` contains its fields one by one, otherwise None.
+    """Return a report's bytes if ``value`` contains the report's fields one by one, otherwise None.
 
-    Raises :class:`FormatError`, which names the field, if one is missing or has another size.
+    Raises :class:`FormatError`, which names the field, if a field is missing or has the wrong size.
     """
     for each in _objects(value):
         if "measurement" in each and "signature" in each and "reported_tcb" in each:
@@ -69,7 +70,9 @@ def report_by_fields(value: Any) -> bytes | None:
 
 
 def other_kind_of_guest(value: Any) -> str | None:
-    """Return the kind of guest if the evidence names another kind than SEV-SNP, otherwise None."""
+    """Return the kind of guest that the evidence is from, if the evidence names a kind other than
+    SEV-SNP; otherwise None.
+    """
     for each in _objects(value):
         provider = each.get("provider")
         if isinstance(provider, str) and provider in _PROVIDERS and "outblob" in each:
@@ -78,22 +81,26 @@ def other_kind_of_guest(value: Any) -> str | None:
 
 
 def keys_of(value: Any) -> str:
-    """Return the keys of an object, for a message."""
+    """Describe a JSON value for a message: an object by its keys, an array by its length."""
     if not isinstance(value, dict):
-        return f"an array of {len(value)}" if isinstance(value, list) else type(value).__name__
+        return (
+            f"an array of {len(value)} values" if isinstance(value, list) else type(value).__name__
+        )
     shown = ", ".join(repr(str(key)[:30]) for key in list(value)[:6])
     return f"an object with the keys {shown}{', ...' if len(value) > 6 else ''}"
 
 
 def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
-    """Yield the key and the bytes of each value that may be 64 bytes or longer."""
+    """Yield the key and the decoded bytes of each value, at any depth, that may have 64 bytes or
+    more.
+    """
     looked = 0
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         key, each = waiting.pop()
         looked += 1
         if looked > _MOST:
-            raise FormatError(WHAT, f"more than {_MOST} values")
+            raise FormatError(WHAT, f"expected at most {_MOST} values, found more")
         if isinstance(each, dict):
             waiting += reversed(each.items())
             continue
@@ -119,7 +126,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         each = waiting.pop()
         looked += 1
         if looked > 10 * _MOST:
-            raise FormatError(WHAT, f"more than {10 * _MOST} values")
+            raise FormatError(WHAT, f"expected at most {10 * _MOST} values, found more")
         if isinstance(each, dict):
             yield each
             waiting += reversed(each.values())
@@ -128,7 +135,9 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _from_sev(fields: Mapping[str, Any]) -> bytes:
-    """Read virtee/sev's AttestationReport in the form that serde writes."""
+    """Return the report's bytes from virtee/sev's AttestationReport, in the form that serde
+    writes.
+    """
     values: dict[str, Any] = {}
     for name in ReportLayout.__slots__:
         if name in _TCBS:
@@ -163,7 +172,7 @@ def _field(name: str, found: Any) -> Any:
         return _integer(found, name)
     data = bytes_of_json(found)
     if data is None or len(data) != size:
-        raise FormatError(WHAT, f"expected {size} bytes", field=name)
+        raise FormatError(WHAT, f"expected {size} bytes, found another value", field=name)
     return data
 
 
@@ -171,18 +180,24 @@ def _integer(found: Any, name: str) -> int:
     if isinstance(found, str) and found.isdecimal() and len(found) <= 20:
         found = int(found)  # protojson writes 64-bit numbers as text
     if type(found) is not int or not 0 <= found < 1 << 8 * _SIZES[name]:
-        raise FormatError(WHAT, f"expected a number of {_SIZES[name]} bytes", field=name)
+        raise FormatError(
+            WHAT,
+            f"expected a number that fits in {_SIZES[name]} bytes, found another value",
+            field=name,
+        )
     return found
 
 
 def _tcb(found: Any, name: str) -> bytes:
-    """Read a number, or an object of components. Null means that the product lacks the
-    component.
+    """Return a TCB's 8 bytes from a number, or from an object in which null means that the product
+    lacks the component.
     """
     if isinstance(found, int | str) and not isinstance(found, bool):
         return _integer(found, name).to_bytes(8, "little")
     if not isinstance(found, dict):
-        raise FormatError(WHAT, "not a TCB", field=name)
+        raise FormatError(
+            WHAT, "expected a TCB as a number or an object, found another value", field=name
+        )
     from snpcerts.abi.tcb import SHORT_NAMES, TcbVersion
 
     parts: dict[str, int] = {}
@@ -191,7 +206,9 @@ def _tcb(found: Any, name: str) -> bytes:
         if value is None:
             continue
         if type(value) is not int or not 0 <= value <= 255:
-            raise FormatError(WHAT, f"{part} is not between 0 and 255", field=name)
+            raise FormatError(
+                WHAT, f"expected {part} from 0 to 255, found {str(value)[:40]}", field=name
+            )
         parts[part] = value
     try:
         return TcbVersion.of(parts).pack()
@@ -203,14 +220,18 @@ def _signature(found: Any) -> bytes:
     if not isinstance(found, dict):
         data = bytes_of_json(found)
         if data is None or len(data) != SIGNATURE_SIZE:
-            raise FormatError(WHAT, f"expected {SIGNATURE_SIZE} bytes", field="signature")
+            raise FormatError(
+                WHAT, f"expected {SIGNATURE_SIZE} bytes, found another value", field="signature"
+            )
         return data
     both = b""
     for part in ("r", "s"):
         data = bytes_of_json(found.get(part))
         if data is None or len(data) != SIGNATURE_PART_SIZE:
             raise FormatError(
-                WHAT, f"{part} must have {SIGNATURE_PART_SIZE} bytes", field="signature"
+                WHAT,
+                f"expected {SIGNATURE_PART_SIZE} bytes in {part}, found another value",
+                field="signature",
             )
         both += data
     return both.ljust(SIGNATURE_SIZE, b"\0")
@@ -220,7 +241,9 @@ _PROTO_NAMES: Final = {"flags": "signerInfo"}
 
 
 def _from_proto(fields: Mapping[str, Any]) -> bytes:
-    """Read protojson of go-sev-guest's Report: lowerCamelCase, bytes in base64, no zero fields."""
+    """Return the report's bytes from a go-sev-guest Report in protojson, which writes names in
+    lowerCamelCase, writes bytes in base64, and omits fields that are zero.
+    """
     from snpcerts.verify.attestation_proto import cpuid_fields
 
     values: dict[str, Any] = {}
@@ -239,5 +262,9 @@ def _from_proto(fields: Mapping[str, Any]) -> bytes:
             values[name] = _field(name, found)
     stamp = fields.get("cpuid1eaxFms", 0)
     if type(stamp) is not int or not 0 <= stamp < 1 << 32:
-        raise FormatError(WHAT, "expected a number of 4 bytes", field="cpuid1eaxFms")
+        raise FormatError(
+            WHAT,
+            "expected a number that fits in 4 bytes, found another value",
+            field="cpuid1eaxFms",
+        )
     return ReportLayout(**values, **cpuid_fields(stamp)).pack()

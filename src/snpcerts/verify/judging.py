@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges whether an attestation report is genuine and meets the caller's demands.
 
-*Verified* means three things. A key that AMD endorses, through a chain to a trusted root that is
-valid at the given time, signed this report. The key is the one for the product, the TCB and (VCEK)
-the chip that the report names. The report meets every demand of the policy.
+A *verified* report meets three conditions. It was signed by a key that AMD endorses, through a
+chain to a trusted root that is valid at the given time. That key is the one for the product, the
+TCB and, if it is a VCEK, the chip that the report names. And the report meets every demand of the
+policy.
 
-It says **nothing** about anything that the policy does not require. Without a policy the only
-demands are that the guest cannot be debugged, that no migration agent can move it, and that no
+The verdict says **nothing** about anything that the policy does not require. Without a policy, the
+only demands are that the guest cannot be debugged, that no migration agent can move it, and that no
 component of the reported TCB is above the current TCB. Above all, require ``report_data``: if the
-report does not contain the caller's nonce or key, it may be a replay. ``Verdict.checks`` lists what
-was asked and what was not.
+report does not contain the caller's nonce or key, it may be a replay. ``Verdict.checks`` shows
+which checks were made and which were not.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def verify(
     """Judge a report with the certificates that came with it.
 
     ``evidence`` may be a bare report of 1184 bytes. ``collateral``, if given, replaces the
-    evidence's own certificates. This checks everything that it can and lists every reason, always
-    in the same order: the report itself, its certificates, the two together, the policy. No
-    evidence makes it raise an error, whatever its bytes. ``at`` is the time at which the
+    evidence's own certificates. The verdict lists every reason that can be found, always in the
+    same order: about the report itself, its certificates, the two together, and the policy. No
+    bytes of evidence make this function raise an error. ``at`` is the time at which the
     certificates must be valid. Raises :class:`UsageError` if it has no time zone.
     """
     return judge(evidence, collateral, policy or DEFAULT_POLICY, anchors, at, ())
@@ -69,13 +70,13 @@ def judge(
     unavailable: Sequence[Reason],
     faults: Sequence[SourceFault] = (),
 ) -> Verdict:
-    """Verify as :func:`verify` does.
+    """Verify evidence as :func:`verify` does, with reasons from the sources of the certificates.
 
-    ``unavailable`` says why parts are missing; it replaces the reasons for missing parts.
-    ``faults`` are the problems with each source's answer.
+    ``unavailable`` says why parts of the chain are missing, and replaces the reasons that say only
+    that they are missing. ``faults`` are the problems with each source's answer.
     """
     if at.tzinfo is None or at.utcoffset() is None:
-        raise UsageError("the time of verification has no time zone")
+        raise UsageError("at: expected a time with a time zone, found a time without one")
     if not isinstance(evidence, Evidence):
         try:
             evidence = Evidence(evidence)
@@ -162,18 +163,21 @@ _MISSING = frozenset(
 def _unsigned(report: Report) -> str:
     if report.mask_chip_key:
         return (
-            "SIGNING_KEY says that neither VCEK nor VLEK signed: the host masks "
+            "SIGNING_KEY says that neither a VCEK nor a VLEK signed the report: the host masks "
             "the chip's key (MASK_CHIP_KEY), and no VLEK signed in its place"
         )
-    return "SIGNING_KEY says that neither VCEK nor VLEK signed, although MASK_CHIP_KEY is zero"
+    return (
+        "SIGNING_KEY says that neither a VCEK nor a VLEK signed the report, although "
+        "MASK_CHIP_KEY is zero"
+    )
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Return the reasons. For a missing part, say why it is missing.
+    """Return the reasons, with those for missing parts replaced by ``unavailable``, which says why.
 
-    While a source is unavailable, this also replaces reasons that another certificate might remove,
-    because the source may have that certificate. It never replaces the reason for an untrusted
-    root.
+    If a source could not be reached, reasons that another certificate might remove are replaced
+    too, because that source may have the certificate. The reason for an untrusted root is never
+    replaced.
     """
     wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
     if not wrong:

@@ -45,25 +45,28 @@ _SINGLE: Final = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 def is_message_pack(data: bytes) -> bool:
-    """Whether the first bytes are a map that names SEV-SNP as its platform."""
+    """Return whether ``data`` begins with a map that names SEV-SNP as the platform."""
     return data[:1] != b"" and 0x81 <= data[0] <= 0x8F and b"sev-snp" in data[:512]
 
 
 def read_message_pack(data: bytes) -> Any:
-    """Return the value, which must fill ``data``. Keys of maps must be text.
+    """Return the value that ``data`` encodes. It must fill ``data``, and the keys of maps must be
+    text.
 
-    Raises :class:`FormatError` for anything else: truncated data, too deep nesting, a duplicate
-    key, an extension type.
+    Raises :class:`FormatError` for anything else, such as truncated data, values nested too deeply,
+    a duplicate key or an extension type.
     """
     value, at = _value(data, 0, 0, [])
     if at != len(data):
-        raise FormatError(WHAT, f"{len(data) - at} bytes follow its end", offset=at)
+        raise FormatError(
+            WHAT, f"expected the end of the data, found {len(data) - at} more bytes", offset=at
+        )
     return value
 
 
 def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, int]:
     if depth > _MAX_DEPTH:
-        raise FormatError(WHAT, "nested too deeply", offset=at)
+        raise FormatError(WHAT, "the values are nested too deeply", offset=at)
     if at >= len(data):
         raise FormatError(WHAT, "the data ends before its last value", offset=at)
     tag, at = data[at], at + 1
@@ -80,7 +83,9 @@ def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, in
     elif tag in _SIZES:
         size, at = _number(data, at, _SIZES[tag])
     else:
-        raise FormatError(WHAT, f"Dstack does not write the type {tag:#04x}", offset=at - 1)
+        raise FormatError(
+            WHAT, f"expected a type that Dstack writes, found {tag:#04x}", offset=at - 1
+        )
     if size > len(data) - at:  # each element takes at least one byte
         raise FormatError(
             WHAT, f"expected {size} bytes, but only {len(data) - at} follow", offset=at
@@ -91,7 +96,9 @@ def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, in
         return _text(data, at, size), at + size
     opened.append(at)
     if len(opened) > _MAX_CONTAINERS:
-        raise FormatError(WHAT, f"more than {_MAX_CONTAINERS} maps and arrays", offset=at)
+        raise FormatError(
+            WHAT, f"expected at most {_MAX_CONTAINERS} maps and arrays, found more", offset=at
+        )
     if 0x90 <= tag < 0xA0 or tag in (0xDC, 0xDD):
         items: list[Any] = []
         for _ in range(size):
@@ -109,9 +116,11 @@ def _map(
         start = at
         key, at = _value(data, at, depth + 1, opened)
         if not isinstance(key, str):
-            raise FormatError(WHAT, "a key is not text", offset=start)
+            raise FormatError(
+                WHAT, "expected text as the key of a map, found another type", offset=start
+            )
         if key in found:
-            raise FormatError(WHAT, f"the key {key[:40]!r} appears twice", offset=start)
+            raise FormatError(WHAT, f"the key {key[:40]!r} appears twice in a map", offset=start)
         found[key], at = _value(data, at, depth + 1, opened)
     return found, at
 
@@ -127,4 +136,4 @@ def _text(data: bytes, at: int, size: int) -> str:
     try:
         return data[at : at + size].decode("utf-8")
     except UnicodeDecodeError:
-        raise FormatError(WHAT, "found text that is not UTF-8", offset=at) from None
+        raise FormatError(WHAT, "expected text in UTF-8, found other bytes", offset=at) from None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A relying party's demands on a genuine report.
 
-Each field is one demand. None means *not asked*, and a verdict says so. Three demands apply by
-default. The guest must not be debuggable, and no migration agent may be able to move it, because a
-debugger or a migration agent can read the guest's memory. And no component of the reported TCB may
-be above the current one: firmware compares the two as one number, so it may report an SNP level
-that never ran.
+Each field is one demand. None means that the demand is *not asked*, and a verdict then says so.
+Three demands apply by default. The guest must not be debuggable, and no migration agent may be able
+to move it, because a debugger or a migration agent can read the guest's memory. And no component of
+the reported TCB may be above that of the current TCB. Firmware compares the two TCBs as single
+numbers, so it may report an SNP level that never ran.
 
 Source of the fields: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -28,7 +28,7 @@ _U64: Final = 1 << 64
 
 
 class Revocation(enum.Enum):
-    """How to treat revocation lists."""
+    """How a policy treats revocation lists."""
 
     IGNORE = "ignore"  # ignore revocation lists
     IF_GIVEN = "if-given"  # judge the supplied lists
@@ -37,9 +37,10 @@ class Revocation(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestPolicyBits:
-    """Bits of the guest's POLICY that must be one (True) or zero (False).
+    """The demands on bits of POLICY: each must be one (True) or zero (False), or is not asked
+    (None).
 
-    None means not asked. By default ``debug`` and ``migrate_ma`` must be zero.
+    By default, ``debug`` and ``migrate_ma`` must be zero.
     """
 
     smt: bool | None = None
@@ -55,7 +56,9 @@ class GuestPolicyBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformInfoBits:
-    """Bits of PLATFORM_INFO that must be one (True) or zero (False). None means not asked."""
+    """The demands on bits of PLATFORM_INFO: each must be one (True) or zero (False), or is not
+    asked (None).
+    """
 
     smt_en: bool | None = None
     tsme_en: bool | None = None
@@ -70,8 +73,8 @@ class PlatformInfoBits:
 class TcbFloor:
     """The lowest accepted TCB of each product.
 
-    A product without a floor is refused. Every component is compared: a TCB with one lower
-    component is refused.
+    Reports for a product without a floor are refused. Every component is compared, so a TCB with a
+    single lower component is refused.
     """
 
     milan: TcbVersion | None = None
@@ -87,13 +90,13 @@ class TcbFloor:
                 raise UsageError(problem)
 
     def of(self, product: Product) -> TcbVersion | None:
-        """Return the floor of that product."""
+        """Return the product's floor; None if it has none."""
         floor: TcbVersion | None = getattr(self, product.keyword)
         return floor
 
 
 class WithoutCpuid(enum.Enum):
-    """How processor floors treat a report of version 2, which has no CPUID."""
+    """How processor floors treat a report of version 2, which has no CPUID fields."""
 
     STRICTEST = "strictest"  # compare it with the highest floor of its product
     REFUSE = "refuse"
@@ -101,10 +104,11 @@ class WithoutCpuid(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorFloor:
-    """The lowest accepted TCB components of the processors in one range of CPUID.
+    """The lowest accepted values of TCB components, for the processors in one range of CPUID
+    values.
 
-    ``name`` is their name in messages. A component that is None is not checked. ``bulletins`` names
-    the bulletins that the numbers come from, for messages only.
+    ``name`` is the processors' name in messages. A component that is None is not checked.
+    ``bulletins`` names the security bulletins that the values come from, only for messages.
     """
 
     processors: CpuidRange
@@ -128,19 +132,19 @@ class ProcessorFloor:
                     f"found {first} and {last}"
                 )
         if not cpuid.products:
-            raise UsageError(f"{cpuid} is not a known SEV-SNP processor")
+            raise UsageError(f"{cpuid}: expected CPUID values of a known SEV-SNP processor")
         asked = self.components()
         if not asked:
-            raise UsageError("the floor names no component of the TCB")
+            raise UsageError("expected at least one component of the TCB in a floor, found none")
         for component, least in asked.items():
             if not 0 <= least <= 255:
-                raise UsageError(f"{component} is {least}, expected 0 to 255")
+                raise UsageError(f"{component}: expected 0 to 255, found {least}")
             for product in cpuid.products:
                 if component not in product.tcb_layout.components:
                     raise UsageError(f"a TCB of {product.value} has no {component}")
 
     def components(self) -> dict[str, int]:
-        """Return the required components and their lowest accepted values."""
+        """Return the lowest accepted values of the components that this floor checks."""
         values = {name: getattr(self, name) for name in _COMPONENTS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -150,7 +154,8 @@ _COMPONENTS: Final = ("fmc", "bootloader", "tee", "snp", "microcode")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Demands on a report. Raises :class:`UsageError` for a demand that no report can meet.
+    """A relying party's demands on a report. Raises :class:`UsageError` for a demand that no report
+    can meet.
 
     ===========================  ================================================================
     field                        demand
@@ -229,15 +234,15 @@ class Policy:
 
     @classmethod
     def authenticity_only(cls) -> Self:
-        """Return a policy without any demands, even the default ones, to check only
-        authenticity.
+        """Return a policy with no demands, not even the default ones, so that only authenticity is
+        checked.
         """
         bits = GuestPolicyBits(debug=None, migrate_ma=None)
         return cls(guest_policy=bits, allow_tcb_above_current=True)
 
     def __post_init__(self) -> None:
         if self.signing_key not in (None, SigningKey.VCEK, SigningKey.VLEK):
-            raise UsageError(f"signing_key is {self.signing_key!r}, expected VCEK or VLEK")
+            raise UsageError(f"signing_key: expected VCEK or VLEK, found {self.signing_key!r}")
         for name, size in _SIZES.items():
             value = getattr(self, name)
             if isinstance(value, bytes) or value is None:
@@ -250,17 +255,19 @@ class Policy:
             data = getattr(self, name)
             # An empty nonce would be known to everyone.
             if data is not None and not 1 <= len(data) <= REPORT_DATA_SIZE:
-                raise UsageError(f"{name} has {len(data)} bytes, expected 1 to {REPORT_DATA_SIZE}")
+                raise UsageError(
+                    f"{name}: expected 1 to {REPORT_DATA_SIZE} bytes, found {len(data)}"
+                )
         for name in ("products", "csp_ids", "vmpls", "floors"):
             if getattr(self, name) is not None:
                 _not_empty(name, getattr(self, name))
         for vmpl in self.vmpls or ():
             if vmpl != VMPL_HOST and not 0 <= vmpl <= 3:
-                raise UsageError(f"vmpls: {vmpl} is not between 0 and 3")
+                raise UsageError(f"vmpls: expected numbers from 0 to 3, found {vmpl}")
         for name in ("minimum_guest_svn", "launch_mitigations", "current_mitigations"):
             number = getattr(self, name)
             if number is not None and not 0 <= number < _U64:
-                raise UsageError(f"{name} is {number}, expected 0 to 2^64 - 1")
+                raise UsageError(f"{name}: expected 0 to 2^64 - 1, found {number}")
         for name, count in (
             ("minimum_policy_abi", 2),
             ("minimum_firmware", 3),
@@ -270,9 +277,11 @@ class Policy:
             if version is not None and (
                 len(version) != count or not all(0 <= part <= 255 for part in version)
             ):
-                raise UsageError(f"{name} is {version}, expected {count} numbers from 0 to 255")
+                raise UsageError(f"{name}: expected {count} numbers from 0 to 255, found {version}")
         if self.maximum_crl_age is not None and self.maximum_crl_age <= timedelta(0):
-            raise UsageError(f"maximum_crl_age is {self.maximum_crl_age}, but must be above 0")
+            raise UsageError(
+                f"maximum_crl_age: expected an age above 0, found {self.maximum_crl_age}"
+            )
         for name in ("minimum_tcb", "minimum_current_tcb", "minimum_committed_tcb"):
             _check_floor(name, getattr(self, name))
         _check_floor("minimum_launch_tcb", self.minimum_launch_tcb)
@@ -291,16 +300,20 @@ _SIZES: Final = {
 
 def _check_size(name: str, value: bytes | None, size: int) -> None:
     if value is not None and len(value) != size:
-        raise UsageError(f"{name} has {len(value)} bytes, expected {size}")
+        raise UsageError(f"{name}: expected {size} bytes, found {len(value)}")
 
 
 def _not_empty(name: str, value: tuple[object, ...]) -> None:
     if not value:
         raise UsageError(
-            f"{name} is empty, so no report can meet it", hint="None accepts any value"
+            f"{name}: expected at least one value, found an empty list, which no report can match",
+            hint=f"to accept any value, leave {name} out",
         )
 
 
 def _check_floor(name: str, floor: TcbFloor | None) -> None:
     if floor is not None and all(getattr(floor, field.name) is None for field in fields(floor)):
-        raise UsageError(f"{name} names no product, so no report can meet it")
+        raise UsageError(
+            f"{name}: expected a floor for at least one product, found none, which no report "
+            "can meet"
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares a report with a policy. There is one check for each possible demand.
+"""Compares a report with a policy, with one check for each possible demand.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -32,7 +32,9 @@ from snpcerts.verify.verdict_check import Check, CheckState
 
 
 class Subject(NamedTuple):
-    """The values that a policy is compared with. None for a value that could not be read."""
+    """The values of a report and its evidence that a policy is compared with. A value that could
+    not be read is None.
+    """
 
     report: Report
     product: Product | None
@@ -43,7 +45,9 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _DemandResult:
-    """Whether the check passed. None if it depends on the product and the product is unknown."""
+    """The result of comparing one demand. ``passed`` is None if the demand depends on the product
+    and the product is unknown.
+    """
 
     passed: bool | None
     expected: str
@@ -54,7 +58,9 @@ _Demand = Callable[[Policy, Subject], _DemandResult | None]
 
 
 def check_policy(policy: Policy, subject: Subject) -> tuple[tuple[Check, ...], tuple[Reason, ...]]:
-    """Return every check of a policy, in a fixed order, and a reason for each failed check."""
+    """Make every check of a policy. Return the checks in a fixed order, and a reason for each
+    failed one.
+    """
     plan = _plan(policy)
     results = [demand(policy, subject) for _, _, demand in plan.asked]
     last, listed = plan.last
@@ -83,7 +89,9 @@ def _listed_results(plan: _PolicyDemands, results: _Results) -> _Listed:
 
 
 def unjudged(policy: Policy) -> tuple[Check, ...]:
-    """Return the checks of a policy when there is no report to compare with it."""
+    """Return the checks of a policy for evidence without a report, all of them not judged or not
+    asked.
+    """
     checks, _ = check_policy(policy, _NO_SUBJECT)
     return tuple(
         check
@@ -99,9 +107,10 @@ _Listed = tuple[tuple[Check, ...], tuple[Reason, ...]]
 
 @dataclass(slots=True)
 class _PolicyDemands:
-    """The policy's demands (position, code, demand), and the checks that it does not ask for.
+    """A policy's demands, each with its position and reason code, and the checks with all demands
+    unasked.
 
-    ``last`` has the results for the last report and the checks that follow from them.
+    ``last`` holds the last report's results, and the checks and reasons that follow from them.
     """
 
     policy: Policy
@@ -385,7 +394,7 @@ def _tcb(
     if least is None:
         return _DemandResult(
             False,
-            "of a product with a floor",
+            "a product with a floor",
             f"{subject.product.value}, for which the policy has no floor",
         )
     expected = f"at least {least} in every component"
@@ -422,7 +431,9 @@ _NOTHING_ABOVE: Final = _DemandResult(True, _NOT_ABOVE, "no component above CURR
 
 @functools.lru_cache(maxsize=1024)
 def _above(tcb: TcbVersion, current: TcbVersion) -> tuple[str, ...]:
-    """Return the components that are above. One that the current TCB lacks counts as above."""
+    """Describe the components of ``tcb`` that are above those of ``current``. A component that
+    ``current`` lacks counts as above.
+    """
     running = current.components()
     return tuple(
         f"{name} {value} above {running.get(name, 'none')}"
@@ -484,7 +495,7 @@ def _floor_without_cpuid(
 
 
 def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
-    """Return the highest value that any of the floors requires, by component."""
+    """Return for each component the highest value that one of the floors requires."""
     highest: dict[str, int] = {}
     for floor in floors:
         for name, least in floor.components().items():
@@ -493,7 +504,9 @@ def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
 
 
 def _reaches(least: dict[str, int], names: str, tcbs: ReportTcbs) -> _DemandResult:
-    """Check both TCBs: the reported one is certified, and the current one is running."""
+    """Compare a floor with the reported TCB, which the leaf certifies, and the current TCB, which
+    runs.
+    """
     listed = ", ".join(f"{name} {value}" for name, value in least.items())
     expected = f"at least {listed} ({names})"
     if tcbs.reported is None or tcbs.current is None:

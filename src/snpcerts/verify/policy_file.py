@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads policies from TOML files. Anything unknown is an error that names its line.
+"""Reads policies from TOML files. An unknown key or value is an error that names its line.
 
-Keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are hexadecimal text, versions
-are text such as ``"1.55"``, ages are text such as ``"12h"``. A bit is true, false, or ``"any"`` for
-not asked. Apart from the default demands, a policy requires only what the file contains. Floors are
-tables per product::
+The keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are hexadecimal text,
+versions are text such as ``"1.55"``, and ages are text such as ``"12h"``. A bit is true, false, or
+``"any"`` if either value is accepted. Apart from the default demands, a policy requires only what
+the file contains. Floors of a product are in the product's table::
 
     report_data = "0011..."
     measurements = ["7a1e...", "8922..."]
@@ -19,8 +19,8 @@ tables per product::
     snp = 24
     microcode = 219
 
-Floors for single processors name the processor by market name or CPUID, and only the components
-that they require::
+A floor for a single processor names the processor by its market name or its CPUID values, and only
+the required components::
 
     [[floors]]
     processor = "bergamo"
@@ -67,7 +67,9 @@ _Reader = Callable[[Any], Any]
 
 
 class PolicyFileError(InputError):
-    """A policy file that cannot be used. ``line`` counts from 1, and is None if unknown."""
+    """A policy file cannot be used. ``line`` is the line of the error, counted from 1, or None if
+    unknown.
+    """
 
     code = "policy-file"
 
@@ -80,7 +82,7 @@ class PolicyFileError(InputError):
 
 
 class _ProblemError(Exception):
-    """An error in a value, before its line number is known."""
+    """A value in a policy file is wrong. The line number is not yet known."""
 
     def __init__(self, problem: str, path: Path = ()) -> None:
         super().__init__(problem)
@@ -89,10 +91,10 @@ class _ProblemError(Exception):
 
 
 def read_policy(data: bytes | str) -> Policy:
-    """Read the policy in a TOML file.
+    """Return the policy in the content of a TOML file.
 
-    Raises :class:`PolicyFileError`, with the line number, for anything that is not a policy: text
-    that is not TOML, an unknown key, a value of the wrong type or size, a TCB with a missing
+    Raises :class:`PolicyFileError`, which names the line, for anything that is not a policy: text
+    that is not TOML, an unknown key, a value of the wrong type or size, or a TCB that lacks a
     component.
     """
     try:
@@ -112,7 +114,7 @@ def read_age(text: str) -> timedelta:
     """
     match = _AGE.fullmatch(text)
     if match is None or not int(match[1]):
-        raise ValueError('not an age such as "90m", "12h" or "7d"')
+        raise ValueError('expected an age such as "90m", "12h" or "7d"')
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
@@ -146,7 +148,7 @@ def _bytes(value: Any) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise _ProblemError(f"{_shown(text)} is not hexadecimal") from None
+        raise _ProblemError(f"expected hexadecimal text, found {_shown(text)}") from None
 
 
 def _number(value: Any) -> int:
@@ -172,7 +174,7 @@ def _bit(value: Any) -> bool | None:
 def _version(value: Any) -> tuple[int, ...]:
     text = _text(value)
     if _VERSION.fullmatch(text) is None:
-        raise _ProblemError(f'{_shown(text)} is not a version such as "1.55" or "1.55.29"')
+        raise _ProblemError(f'expected a version such as "1.55" or "1.55.29", found {_shown(text)}')
     return tuple(map(int, text.split(".")))
 
 
@@ -181,7 +183,7 @@ def _age(value: Any) -> timedelta:
     try:
         return read_age(text)
     except ValueError as error:
-        raise _ProblemError(f"{_shown(text)} is {error}") from None
+        raise _ProblemError(f"{error}, found {_shown(text)}") from None
 
 
 def _list_of(reader: _Reader) -> _Reader:
@@ -196,7 +198,11 @@ def _table(value: Any, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         raise _ProblemError(f"expected a table, found {_shown(value)}")
     for key, each in value.items():
         if key not in known:
-            hint = "; a floor for one processor is a table [[floors]]" if key in PROCESSORS else ""
+            hint = (
+                "; for a floor of one processor, write a table [[floors]]"
+                if key in PROCESSORS
+                else ""
+            )
             raise _ProblemError(f"unknown key; known keys are {', '.join(known)}{hint}", (key,))
         yield key, each
 
@@ -228,14 +234,14 @@ def _tcb(value: Any, product: Product) -> TcbVersion:
         components[key] = _below(key, _component, each)
     for name in names:
         if name not in components:
-            raise _ProblemError(f"{name} is missing: a floor must name every component")
+            raise _ProblemError(f"expected every component in a floor, found no {name}")
     return TcbVersion.of(components)
 
 
 def _component(value: Any) -> int:
     number = _number(value)
     if not 0 <= number <= 255:
-        raise _ProblemError(f"{number} is not between 0 and 255")
+        raise _ProblemError(f"expected a number from 0 to 255, found {number}")
     return number
 
 
@@ -246,7 +252,7 @@ _FLOOR_KEYS: Final = dict.fromkeys(
 
 def _floors(value: Any) -> tuple[ProcessorFloor, ...]:
     if not isinstance(value, list):
-        raise _ProblemError(f"expected tables, each [[floors]], found {_shown(value)}")
+        raise _ProblemError(f"expected a table [[floors]] for each floor, found {_shown(value)}")
     return tuple(_below(index, _processor_floor, each) for index, each in enumerate(value))
 
 
@@ -259,7 +265,7 @@ def _processor_floor(value: Any) -> ProcessorFloor:
         read[key] = _below(key, reader, each)
     name, cpuid = read.pop("processor", None), read.pop("cpuid", None)
     if (name is None) == (cpuid is None):
-        raise _ProblemError("a floor needs either processor or cpuid")
+        raise _ProblemError("expected either processor or cpuid in a floor, found both or neither")
     processors = cpuid if name is None else PROCESSORS[name]
     try:
         return ProcessorFloor(processors=processors, name=name or "", **read)
@@ -270,7 +276,7 @@ def _processor_floor(value: Any) -> ProcessorFloor:
 def _processor(value: Any) -> str:
     text = _text(value).lower()
     if text not in PROCESSORS:
-        raise _ProblemError(f"{_shown(text)} is not one of {', '.join(PROCESSORS)}")
+        raise _ProblemError(f"expected one of {', '.join(PROCESSORS)}, found {_shown(text)}")
     return text
 
 
@@ -279,7 +285,7 @@ def _cpuid(value: Any) -> CpuidRange:
     read = dict(_table(value, known))
     for key in ("family", "model"):
         if key not in read:
-            raise _ProblemError(f"{key} is missing")
+            raise _ProblemError(f"expected the key {key}, found no such key")
     family = _below("family", _component, read["family"])
     models = _below("model", _span, read["model"])
     steppings = _below("stepping", _span, read.get("stepping", [0, MAX_STEPPING]))
@@ -287,7 +293,9 @@ def _cpuid(value: Any) -> CpuidRange:
 
 
 def _span(value: Any) -> tuple[int, int]:
-    """Read one number, or a list of the first and the last number."""
+    """Return the first and the last number of a range, which is a list of the two or a single
+    number.
+    """
     if isinstance(value, list):
         if len(value) != 2:
             raise _ProblemError(f"expected a number or [first, last], found {_shown(value)}")
@@ -299,7 +307,7 @@ def _product(value: Any) -> Product:
     product = product_of_keyword(_text(value))
     if product is None:
         known = ", ".join(each.keyword for each in Product)
-        raise _ProblemError(f"{_shown(value)} is not one of {known}")
+        raise _ProblemError(f"expected one of {known}, found {_shown(value)}")
     return product
 
 
@@ -314,7 +322,7 @@ def _one_of(choices: Mapping[str, Any]) -> _Reader:
     def read(value: Any) -> Any:
         text = _text(value)
         if text not in choices:
-            raise _ProblemError(f"{_shown(text)} is not one of {', '.join(choices)}")
+            raise _ProblemError(f"expected one of {', '.join(choices)}, found {_shown(text)}")
         return choices[text]
 
     return read

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy's reference values, for verifiers that are not snpcerts.
+"""Writes a policy as reference values for other verifiers.
 
-There are two forms. Trustee's reference value service (RVPS) takes a message with named values,
-which its default policy looks up. Veraison takes a CoRIM (Concise Reference Integrity Manifest)
-with AMD's profile, which has a measurement for each field of the report. Neither can express every
-demand of a policy; :class:`ReferenceValues` names the demands that are left out.
+Trustee's reference value service (RVPS) takes a message with named values, which Trustee's default
+policy looks up. Veraison takes a CoRIM (Concise Reference Integrity Manifest) with AMD's profile,
+which has a measurement for each field of the report. Neither form can express every demand of a
+policy, so :class:`ReferenceValues` names the demands that were left out.
 
 Sources: Trustee, rvps/src/lib.rs and attestation-service/src/ear_token/ear_default_policy_cpu.rego;
 draft-ietf-rats-corim; Veraison's services, scheme/sevsnp, for the profile's keys, which number the
@@ -68,8 +68,8 @@ _CHIP_ID, _COMMITTED_TCB, _LAUNCH_TCB = 3328, 3329, 3968
 
 @dataclass(frozen=True, slots=True)
 class ReferenceValues:
-    """``data`` is the file's content; ``left_out`` names fields of the policy that are not in
-    it.
+    """A file with reference values. ``data`` is the file's content. ``left_out`` names the policy's
+    fields that the file does not express.
     """
 
     data: bytes
@@ -77,11 +77,11 @@ class ReferenceValues:
 
 
 def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceValues:
-    """Return the message that registers a policy's values with Trustee's RVPS, as JSON.
+    """Return the JSON message that registers a policy's values with Trustee's RVPS.
 
-    The default policy of Trustee looks levels up in a list, so a floor becomes a list of all levels
-    from the floor up. ``product`` selects the floor if the policy has several. Raises
-    :class:`UsageError` if the policy has no value that the message can carry.
+    Trustee's default policy looks up a TCB component in a list of accepted values, so a floor
+    becomes a list of all values from the floor up. ``product`` selects the floor if the policy has
+    several. Raises :class:`UsageError` if the policy has no value that the message can express.
     """
     values: dict[str, Any] = {}
     said: set[str] = set()
@@ -111,8 +111,8 @@ def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceVal
     }
     if not values:
         raise UsageError(
-            "the policy has no reference values",
-            hint="add measurements, minimum_tcb or guest policy bits to it",
+            "expected a policy with demands that reference values can express, found none",
+            hint="add measurements, minimum_tcb or guest_policy to the policy",
         )
     payload = json.dumps(values, sort_keys=True).encode("ascii")
     message = {
@@ -146,8 +146,11 @@ def corim(policy: Policy, product: Product | None = None) -> ReferenceValues:
 
     if policy.measurements is None:
         raise UsageError(
-            "the policy has no measurements",
-            hint="a CoRIM needs measurements, because verifiers look its values up by measurement",
+            "expected a policy with measurements, found none",
+            hint=(
+                "add measurements to the policy, because verifiers look up a CoRIM's values "
+                "by measurement"
+            ),
         )
     said = {"measurements"}
     common = list(_common(policy, product, said))
@@ -182,8 +185,8 @@ def _measured(key: int, value: dict[int, Any]) -> dict[int, Any]:
 
 
 def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator[dict[int, Any]]:
-    """Yield the values that do not depend on the measurement; add the names of their demands to
-    ``said``.
+    """Yield the reference values that do not depend on the measurement. Add the names of the policy
+    fields that they express to ``said``.
     """
     import cbor2
 
@@ -233,7 +236,7 @@ def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator
 
 
 def _floor(floors: TcbFloor | None, product: Product | None) -> TcbVersion | None:
-    """Return the floor of that product, or the only floor if there is just one."""
+    """Return the floor of that product or, without a product, the only floor."""
     if floors is None:
         return None
     if product is not None:
@@ -242,8 +245,8 @@ def _floor(floors: TcbFloor | None, product: Product | None) -> TcbVersion | Non
     if len(found) > 1:
         names = ", ".join(each.keyword for each, _ in found)
         raise UsageError(
-            f"the policy has floors for {names}, but reference values are for one product",
-            hint="name the product with --product, and write one file for each product",
+            f"expected a policy with a floor for one product, found floors for {names}",
+            hint="choose a product with --product, and write one file for each product",
         )
     return found[0][1]
 

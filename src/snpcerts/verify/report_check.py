@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the report alone, and the report against the leaf that should endorse it.
+"""Checks a report alone, and compares it with the leaf that should endorse its signing key.
 
 Source: SNP ABI (56860) table "ATTESTATION_REPORT Structure"; KDS (57230)
 chapter 3 for the leaf.
@@ -45,12 +45,14 @@ _MALFORMED = {
 
 
 def check_layout(report: Report) -> list[Reason]:
-    """Return the defects of a malformed report, in order of offset."""
+    """Return the defects in a report's layout, in the order of their offsets."""
     return [Reason(_MALFORMED[each.field], str(each)) for each in malformations(report)]
 
 
 def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """Return the report's TCBs in that product's layout, and which ones cannot be read."""
+    """Return the report's TCBs in that product's layout, and a reason for each that cannot be
+    read.
+    """
     fields = report.fields
     return _read_tcbs(
         fields.current_tcb,
@@ -65,8 +67,8 @@ def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reaso
 def _read_tcbs(
     current: bytes, reported: bytes, committed: bytes, launch: bytes, layout: TcbLayout
 ) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """Do the work of :func:`read_tcbs`. Cached, because the reports of a fleet name the same few
-    TCBs.
+    """Read the raw TCBs as :func:`read_tcbs` does. Results are cached, because a fleet's reports
+    name the same few TCBs.
     """
     named = {"current": current, "reported": reported, "committed": committed, "launch": launch}
     read: dict[str, TcbVersion] = {}
@@ -84,9 +86,10 @@ def check_leaf(
 ) -> Iterator[Reason]:
     """Check that the leaf is for the report's product (version 3 and later), chip and reported TCB.
 
-    A VCEK belongs to one chip, a VLEK to none. With ``allow_masked`` a zero chip ID is accepted;
-    then only the signature shows that the chip is the VCEK's. ``reported`` is None if the TCB could
-    not be read; that has already been refused.
+    A VCEK belongs to one chip, a VLEK to no chip. With ``allow_masked``, a zero chip ID is
+    accepted, and only the signature then shows that the report is from the VCEK's chip.
+    ``reported`` is None if the reported TCB could not be read, for which the caller already has a
+    reason.
     """
     fields, product = report.fields, report.product
     if product is None and fields.version >= 3:
@@ -115,11 +118,14 @@ def check_leaf(
 
 
 def unknown_product(report: Report) -> Reason:
-    """Return the reason why no certificate can match the report's processor."""
+    """Return the reason to refuse a report whose processor belongs to no supported product."""
     fields, product = report.fields, report.product
     found = f"CPUID family {fields.cpuid_family:#x} model {fields.cpuid_model:#x}"
     if product is None:
-        return Reason(ReasonCode.PRODUCT_UNKNOWN, f"{found} does not belong to a known product")
+        return Reason(
+            ReasonCode.PRODUCT_UNKNOWN,
+            f"expected the CPUID values of a known product, found {found}",
+        )
     return Reason(
         ReasonCode.PRODUCT_UNKNOWN, f"{found} belongs to {product.value}: {product.unpinned_text}"
     )
@@ -130,9 +136,9 @@ def check_runtime_data(
 ) -> Iterator[Reason]:
     """Check that REPORT_DATA is the digest of the runtime data that came with the report.
 
-    Runtime data is trusted only from VMPL 0, where the paravisor runs. The guest's own code runs at
-    another VMPL and may request a report over any claims. With ``any_vmpl`` the caller makes its
-    own demand on the VMPL.
+    Runtime data is trusted only from VMPL 0, where the paravisor runs, because the guest's own code
+    runs at another VMPL and could request a report over any claims. ``any_vmpl`` is for callers
+    that make their own demand on the VMPL.
     """
     expected, found = runtime_data.report_data(), report.fields.report_data
     if found != expected:
@@ -154,13 +160,13 @@ def check_runtime_data(
 
 
 def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[Reason]:
-    """Check the signature: ECDSA P-384 with SHA-384 over the report's first 672 bytes."""
+    """Check the report's signature: ECDSA P-384 with SHA-384 over the first 672 bytes."""
     r, s = report.signature
     for name, value in (("R", r), ("S", s)):
         if not 1 <= value < P384_ORDER:
             yield Reason(
                 ReasonCode.REPORT_SIGNATURE,
-                f"{name} of the signature is not between 1 and the order of P-384",
+                f"expected {name} of the signature between 1 and the order of P-384",
             )
             return
     try:
@@ -168,5 +174,5 @@ def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[
     except InvalidSignature:
         yield Reason(
             ReasonCode.REPORT_SIGNATURE,
-            "signature check failed: the certificate's key did not make the signature",
+            "the signature was not made by the leaf's key over this report",
         )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges revocation: is the chain revoked, and does the relying party know enough to tell?
+"""Judges revocation: whether the chain is revoked, and whether the relying party knows enough to
+tell.
 
-Every list is checked, whatever its supplier. A revocation in a believed list refuses the chain,
-however old the list is. To satisfy a demand for a list, it must be for that kind of leaf, come from
-the relying party itself or the key server, be current, and not be older than the policy allows. So
-a host that sends last year's list cannot hide a revocation.
+Every revocation list is checked, whoever supplied it. A revocation in a believed list refuses the
+chain, however old the list is. A list meets a demand only if it is for that kind of leaf, comes
+from the relying party itself or the key server, is current, and is not older than the policy
+allows. So a host that sends last year's list cannot hide a revocation.
 
 Source: RFC 5280 section 6.3; KDS (57230) chapter 3 for the kinds of list.
 """
@@ -29,11 +30,11 @@ _NO_TIME: Final = timedelta(0)
 
 @dataclass(frozen=True, slots=True)
 class JudgedList:
-    """The judgement of a revocation list.
+    """A revocation list, and how it was judged.
 
-    ``age`` is the time since the key server returned it, None if unknown. ``problems`` say why it
-    is not a current list of the root. ``believed`` says whether its revocations count anyway.
-    ``counts`` says whether it satisfies a demand.
+    ``age`` is the time since the key server returned the list, None if unknown. ``problems`` say
+    why the list is not a current list of the root. ``believed`` says whether its revocations count
+    anyway. ``counts`` says whether the list meets a demand for one.
     """
 
     origin: str
@@ -47,7 +48,7 @@ class JudgedList:
     problems: tuple[Reason, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the list as JSON values. Times are in UTC, the age is in seconds."""
+        """Return the judged list as JSON values, with times in UTC and the age in seconds."""
         return {
             "origin": self.origin,
             "supplier": self.supplier.value,
@@ -66,7 +67,9 @@ class JudgedList:
 
 @dataclass(frozen=True, slots=True)
 class RevocationFindings:
-    """The lists, whether a list was demanded and supplied, and the resulting reasons."""
+    """The judged revocation lists, whether one was demanded (``asked``) and supplied (``met``), and
+    the resulting reasons.
+    """
 
     lists: tuple[JudgedList, ...] = ()
     asked: bool = False
@@ -85,10 +88,11 @@ def check_revocation(
     policy: Policy,
     at: datetime,
 ) -> RevocationFindings:
-    """Compare the lists with the policy's demand. This does not judge their revocations.
+    """Find out whether the supplied lists meet the policy's demand for a list. The revocations in
+    them are not judged here.
 
-    ``findings`` has one entry for each of ``supplied``, in the same order. A caller that gives a
-    list for a kind of leaf thereby requires a good one, whatever the policy says.
+    ``findings`` has one entry for each list in ``supplied``, in the same order. By giving a list
+    for a kind of leaf, a caller demands a good list for that kind, whatever the policy says.
     """
     required = policy.revocation is Revocation.REQUIRE
     if not supplied and not required:
@@ -144,7 +148,7 @@ def _judged(
 def _too_old(age: timedelta | None, most: timedelta | None) -> Iterator[Reason]:
     if most is None or (age is not None and age <= most):
         return
-    found = "its age is unknown" if age is None else f"it is {in_words(age)} old"
+    found = "its age is not known" if age is None else f"it is {in_words(age)} old"
     yield Reason(
         ReasonCode.CRL_TOO_OLD,
         f"the CRL must have been fetched from the key server in the last {in_words(most)}, but "
@@ -173,17 +177,14 @@ def _unmet(
 def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
     if any(one.supplier is Supplier.CALLER and one.kind is None for one in judged):
         word = kind.value
-        return (
-            "a list was given without its kind, which the list itself does not show: "
-            f"give it as --crl {word}=FILE"
-        )
+        return f"the supplied list does not show its kind: give the list as --crl {word}=FILE"
     if any(one.supplier is Supplier.EVIDENCE for one in judged):
-        return "a list that came with the evidence does not satisfy this"
-    return "the supplied lists are for other leaves"
+        return "a list that came with the evidence does not meet this demand"
+    return "the supplied lists are for other kinds of leaves"
 
 
 def in_words(span: timedelta) -> str:
-    """Return a time span in the largest unit that fits: 3 days, 5 hours."""
+    """Return a time span in words, in the largest unit that fits, as in "3 days"."""
     seconds = int(span.total_seconds())
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
         if seconds >= size:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dstack's attestation of version 0: a report and its certificates in SCALE.
+"""Decodes version 0 of Dstack's attestation: a report and its certificates in SCALE.
 
 =========  ==================================================
 bytes      what
 =========  ==================================================
 1          version, 0
-1          which platform, 3 for SEV-SNP
+1          platform, 3 for SEV-SNP
 compact n  bytes of the report, n is 1184
 compact m  certificates, each a compact length and its bytes
 rest       configuration and event logs: not read here
@@ -29,14 +29,14 @@ _MOST: Final = 16
 
 
 def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """Return the report's 1184 bytes and the certificates.
+    """Return the report's 1184 bytes and the certificates in a Dstack attestation.
 
     Raises :class:`FormatError` if the data is truncated.
     """
     report, at = _bytes(data, 2)
     count, at = _compact(data, at)
     if count > _MOST:
-        raise FormatError(WHAT, f"found {count} certificates; the limit is {_MOST}")
+        raise FormatError(WHAT, f"expected at most {_MOST} certificates, found {count}")
     certificates: list[bytes] = []
     for _ in range(count):
         certificate, at = _bytes(data, at)
@@ -58,5 +58,5 @@ def _compact(data: bytes, at: int) -> tuple[int, int]:
         raise FormatError(WHAT, "the data ends before its last number", offset=at)
     size = (1, 2, 4, 0)[data[at] & 3]
     if not size or at + size > len(data):
-        raise FormatError(WHAT, "invalid number", offset=at)
+        raise FormatError(WHAT, "the number is invalid or truncated", offset=at)
     return int.from_bytes(data[at : at + size], "little") >> 2, at + size

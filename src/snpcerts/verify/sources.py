@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gets certificates from several sources, in the caller's order.
+"""Gets the certificates for a report from several sources, in the order that the caller gives.
 
 Each source is asked for the parts that are still missing, and returns those that it has. A
 certificate for another chip or TCB, or without a trusted issuer, counts as missing, so the next
-source is asked. What earlier sources returned is kept. All revocation lists are checked; none takes
-precedence. If a source cannot be reached, a report is *undecided*, not refused, because an outage
-says nothing about the evidence.
+source is asked for it too. What earlier sources returned is kept. All revocation lists are checked,
+and none takes precedence. If a source cannot be reached, a report is *undecided*, not refused,
+because an outage says nothing about the evidence.
 
 Only the sources may do I/O.
 """
@@ -39,15 +39,15 @@ from snpcerts.verify.verdict import SourceFault, Verdict
 
 @dataclass(frozen=True, slots=True)
 class CollateralRequest:
-    """A request to a source.
+    """The parts of a chain that a source is asked for, and the report that needs them.
 
-    ``products`` are the products that the report may come from, most likely first; exactly one for
-    version 3 and later. ``chip_id`` is the report's 64 bytes (zero if masked). ``reported_tcb`` is
-    its eight raw bytes, whose layout depends on the product. ``own`` holds the certificates that
-    came with the report. ``maximum_crl_age`` is the maximum time since the key server returned a
-    list. If no list is missing, a source should still return the lists that it already has, without
-    asking a key server. ``report`` is the report itself, for a source that checks whether a
-    certificate's key signed it.
+    ``products`` are the products that the report may come from, most likely first. It is a single
+    one for a report of version 3 or later. ``chip_id`` is the report's field of 64 bytes (zero if
+    masked). ``reported_tcb`` is the report's field of 8 bytes, whose layout depends on the product.
+    ``own`` holds the certificates that came with the report. ``maximum_crl_age`` is the maximum
+    time since the key server returned a list. If no list is missing, a source should still return
+    the lists that it already has, without asking a key server. ``report`` is the report itself, for
+    a source that checks whether a certificate's key signed it.
     """
 
     missing: frozenset[Part]
@@ -60,11 +60,15 @@ class CollateralRequest:
     report: Report | None = None
 
     def hwid(self, product: Product) -> bytes | None:
-        """Return the chip ID as in a VCEK of that product; None if the report hides it."""
+        """Return the chip ID in the form that a VCEK of that product has; None if the report hides
+        the chip ID.
+        """
         return hwid_of_chip_id(self.chip_id, product) if any(self.chip_id) else None
 
     def tcb(self, product: Product) -> TcbVersion | None:
-        """Return the reported TCB in that product's layout; None if the bytes do not fit it."""
+        """Return the reported TCB in that product's layout; None if the bytes do not fit that
+        layout.
+        """
         try:
             return TcbVersion.unpack(self.reported_tcb, product.tcb_layout)
         except FormatError:
@@ -72,28 +76,28 @@ class CollateralRequest:
 
 
 class CollateralSource(Protocol):
-    """A source of certificates.
+    """A source of certificates and revocation lists.
 
-    It leaves certificates that it does not have None. It may instead raise
-    :class:`~snpcerts.errors.RefusedError`, whose message is then reported. It raises
+    Certificates that the source does not have stay None in its answer. The source may instead raise
+    :class:`~snpcerts.errors.RefusedError`, whose message then appears in the verdict. It raises
     :class:`~snpcerts.errors.RetryLaterError` if it cannot be reached now.
     """
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return the missing items that the source has. It may return more."""
+        """Return those of the missing parts that the source has. The answer may contain more."""
         ...
 
 
 class AsyncCollateralSource(Protocol):
-    """Like :class:`CollateralSource`, but awaited."""
+    """A source of certificates like :class:`CollateralSource`, whose answer is awaited."""
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
-        """Return the missing items that the source has. It may return more."""
+        """Return those of the missing parts that the source has. The answer may contain more."""
         ...
 
 
 class _Own:
-    """The certificates that came with the report."""
+    """A source that returns the certificates that came with the report."""
 
     name = "the certificates that came with the report"
 
@@ -106,10 +110,10 @@ OWN: Final[CollateralSource] = _Own()
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Given certificates, the same for every report.
+    """A source of certificates that the caller gave, the same for every report.
 
-    For reports signed by a VLEK, ``asvk`` is used if given, otherwise ``ask``. ``name`` is the
-    source's name in verdicts. ``problems`` describes the parts that could not be read.
+    For a report signed by a VLEK, ``asvk`` takes the place of ``ask`` if it is given. ``name`` is
+    the source's name in verdicts. ``problems`` describes the parts that could not be read.
     """
 
     certificates: Collateral
@@ -118,7 +122,7 @@ class Given:
     problems: tuple[str, ...] = ()
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return all given certificates."""
+        """Return all certificates of the source."""
         return self.for_kind(request.kind)
 
     def for_kind(self, kind: VekKind | None) -> Collateral:
@@ -134,16 +138,17 @@ class Given:
 
 
 class GivenCrls:
-    """The relying party's own revocation lists, each for the product whose ARK issued it.
+    """A source of revocation lists that the relying party gave, each for the product whose ARK
+    issued it.
 
-    Give their kind. A list given as bytes has an unknown kind: it adds revocations but satisfies no
-    demand.
+    Give each list with its kind, as a :class:`SuppliedCrl`. A list given as bytes has an unknown
+    kind: it adds revocations, but cannot meet a demand for a list.
     """
 
     def __init__(self, lists: Iterable[bytes | SuppliedCrl]) -> None:
-        """Parse the lists.
+        """Parse the revocation lists.
 
-        Raises :class:`FormatError` if one cannot be read or its issuer is not an ARK.
+        Raises :class:`FormatError` if a list cannot be read or its issuer is not an ARK.
         """
         self._lists: list[tuple[Product, SuppliedCrl]] = []
         for each in lists:
@@ -153,25 +158,27 @@ class GivenCrls:
             authority = parse_ca_name(name)
             if authority is None:
                 raise FormatError(
-                    "CRL", f"the issuer is {name!r}, which is not an ARK of AMD", field="issuer"
+                    "CRL",
+                    f"expected one of AMD's ARKs as the issuer, found {name!r}",
+                    field="issuer",
                 )
             self._lists.append((authority.product, each))
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return all lists of the products that the report may come from."""
+        """Return the lists for all products that the report may come from."""
         return Collateral(
             lists=tuple(each for product, each in self._lists if product in request.products)
         )
 
 
 class InThread:
-    """Makes a blocking source awaitable. Each request runs in its own thread."""
+    """Makes a blocking source awaitable, by running each request in a thread of its own."""
 
     def __init__(self, source: CollateralSource) -> None:
         self._source = source
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
-        """Run the source's method of the same name."""
+        """Call the source's method of the same name in a thread, and return its answer."""
         import asyncio  # a fifth of the start time of `snpcerts verify`, which does not need it
 
         return asyncio.to_thread(self._source.collateral, request)
@@ -181,8 +188,8 @@ class InThread:
 class Prepared:
     """Evidence with the certificates found for it, ready to be verified.
 
-    ``unavailable`` says why something may be missing. ``faults`` lists the problems with the
-    sources' answers.
+    ``unavailable`` says why parts may be missing. ``faults`` lists the problems with the sources'
+    answers.
     """
 
     evidence: Evidence
@@ -193,7 +200,7 @@ class Prepared:
     def judge(
         self, policy: Policy, *, anchors: Sequence[Anchor] = AMD_ANCHORS, at: datetime
     ) -> Verdict:
-        """Return the verdict. Pure."""
+        """Return the verdict on the evidence, without I/O."""
         return judge(
             self.evidence, self.collateral, policy, anchors, at, self.unavailable, self.faults
         )
@@ -212,9 +219,9 @@ def verify_with(
 ) -> Verdict:
     """Judge a report with certificates from ``sources``, asked in that order.
 
-    :data:`OWN` in the list means the certificates that came with the report. If it is not in the
-    list, they are not used. Sources are asked only while something is missing. If a certificate is
-    still missing and a source could not be reached, the report is undecided, unless another reason
+    :data:`OWN` stands for the certificates that came with the report, which are used only if it is
+    among ``sources``. Sources are asked only while something is missing. If a certificate is still
+    missing and a source could not be reached, the report is undecided, unless another reason
     refuses it.
     """
     policy = policy or DEFAULT_POLICY
@@ -229,7 +236,9 @@ def prepare(
     at: datetime,
     anchors: Sequence[Anchor] = AMD_ANCHORS,
 ) -> Prepared:
-    """Ask the sources without judging. This is the part of :func:`verify_with` that does I/O."""
+    """Get the certificates for ``evidence``, without judging it. This is the part of
+    :func:`verify_with` that does I/O.
+    """
     if len(sources) == 1 and sources[0] is OWN:
         return Prepared(evidence, evidence.collateral)
     steps = _gather(evidence, sources, policy, at, anchors)
@@ -254,7 +263,7 @@ async def averify_with(
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     at: datetime,
 ) -> Verdict:
-    """Verify as :func:`verify_with` does, and await the sources that are awaitable."""
+    """Verify evidence as :func:`verify_with` does, and await the answers of awaitable sources."""
     policy = policy or DEFAULT_POLICY
     steps = _gather(evidence, sources, policy, at, anchors)
     answer: _Answer | None = None
@@ -281,7 +290,9 @@ def _gather(
     at: datetime,
     anchors: Sequence[Anchor],
 ) -> Generator[tuple[AnySource, CollateralRequest], _Answer, Prepared]:
-    """Yield each source to ask and the request for it, one after another."""
+    """Yield each source to ask, with the request for it. The caller sends the source's answer
+    back.
+    """
     collateral = Collateral()
     unreached: list[Reason] = []
     without: list[Reason] = []
@@ -324,7 +335,7 @@ def _gather(
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """The report that needs certificates, and how they will be checked."""
+    """A report that needs certificates, and what the certificates are checked against."""
 
     report: Report
     kind: VekKind
@@ -333,7 +344,7 @@ class _Asking:
     at: datetime
 
     def choice(self, collateral: Collateral) -> Choice:
-        """Return the best chain so far. Revocation lists count."""
+        """Return the best chain that these certificates form, in view of the revocation lists."""
         if self.policy.revocation is Revocation.IGNORE:
             collateral = collateral.without_crl()
         return choose(
@@ -349,7 +360,9 @@ class _Asking:
     def missing(
         self, choice: Choice, collateral: Collateral, products: tuple[Product, ...]
     ) -> frozenset[Part]:
-        """Return the parts that are missing or wrong. Sources are asked for both."""
+        """Return the parts of the chain that are missing or wrong, for which the next source is
+        asked.
+        """
         missing = wrong_parts(choice.reasons(self.at))
         # A list is requested if the report needs one. A list that comes anyway is also checked.
         if self.policy.revocation is Revocation.REQUIRE and not any(
@@ -359,7 +372,7 @@ class _Asking:
         return missing
 
     def faults(self, answers: Iterable[tuple[AnySource, _Answer]]) -> Iterator[SourceFault]:
-        """Yield the problems of each source's answer, judged by itself."""
+        """Yield the problems with each source's answer, where each answer is judged by itself."""
         for source, answer in answers:
             name = getattr(source, "name", None)
             if not name:
@@ -368,7 +381,7 @@ class _Asking:
             if not isinstance(answer, Collateral):
                 problems.append(answer.message)
             elif answer.without_certificates:
-                problems.append("no certificates found")
+                problems.append("the source has no certificates")
             else:
                 reasons = self.choice(answer).reasons(self.at)
                 problems += [each.message for each in reasons if wrong_parts([each])]
@@ -383,7 +396,9 @@ def _may_serve(
     policy: Policy,
     at: datetime,
 ) -> bool:
-    """Whether a list may satisfy the policy's demand. Does not check its signature."""
+    """Return whether a revocation list may meet the policy's demand. The list's signature is not
+    checked.
+    """
     if supplied.supplier is Supplier.EVIDENCE or supplied.kind is not kind:
         return False
     most, obtained = policy.maximum_crl_age, supplied.obtained
@@ -406,8 +421,8 @@ def _read_list(data: bytes) -> RevocationList | None:
 
 
 def _products(report: Report, choice: Choice) -> tuple[Product, ...]:
-    """Return the possible products. For a version 2 report, the leaf that came with it tells
-    more.
+    """Return the products that the report may come from. For a version 2 report, a fitting leaf
+    leaves only the leaf's product.
     """
     leaf = choice.findings.leaf
     if leaf is not None and report.fields.version < 3 and not wrong_parts(choice.of_leaf):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdicts as trustworthiness vectors (AR4SI), which attestation results carry.
+"""Turns verdicts into trustworthiness vectors (AR4SI), which attestation results carry.
 
-A vector has a number for each claim: 2 to 31 affirm, 32 to 95 warn, 96 to 127 contraindicate; 0
-means no claim. snpcerts makes five of the eight claims. It affirms no claim about a report that is
-not genuine. If a report is refused, at least one claim does not affirm.
+A vector has a number for each claim: numbers from 2 to 31 affirm the claim, 32 to 95 warn, 96 to
+127 contraindicate, and 0 means no claim. snpcerts makes five of AR4SI's eight claims. It affirms no
+claim about a report that is not genuine. If it refuses a report, at least one of the claims does
+not affirm.
 
 Source: draft-ietf-rats-ar4si section 2.3.
 """
@@ -22,7 +23,7 @@ from snpcerts.verify.verdict_check import CheckState
 
 
 class TrustClaim(enum.StrEnum):
-    """The claims that snpcerts makes."""
+    """The AR4SI claims that snpcerts makes."""
 
     INSTANCE_IDENTITY = "instance-identity"  # which chip or provider
     CONFIGURATION = "configuration"  # guest policy and platform settings
@@ -32,7 +33,7 @@ class TrustClaim(enum.StrEnum):
 
 
 class TrustTier(enum.StrEnum):
-    """The overall status of a vector."""
+    """The trust tier of a whole vector."""
 
     NONE = "none"
     AFFIRMING = "affirming"
@@ -121,7 +122,7 @@ BY_CODE: Final[Mapping[ReasonCode, Vector]] = {
 
 
 def claims_of(code: ReasonCode) -> Vector:
-    """Return the claims that a reason sets.
+    """Return the claims that a reason sets, and their values.
 
     A reason about authenticity removes all other claims. A policy's reason keeps the claims that it
     does not set.
@@ -135,12 +136,12 @@ def claims_of(code: ReasonCode) -> Vector:
 
 
 def is_of_policy(code: ReasonCode) -> bool:
-    """Whether the reason is about a policy's demand on a genuine report."""
+    """Return whether a reason with that code is about a policy's demand on a genuine report."""
     return code.check is None and code.next_step is NextStep.REFUSE
 
 
 def trust_vector(verdict: Verdict) -> dict[TrustClaim, int]:
-    """Return the vector of a verdict, without claims whose value is 0."""
+    """Return the trustworthiness vector of a verdict. Claims whose value is 0 are left out."""
     genuine = all(is_of_policy(reason.code) for reason in verdict.reasons)
     vector = _affirmed(verdict, verdict.report) if genuine and verdict.report is not None else {}
     for reason in verdict.reasons:
@@ -150,7 +151,9 @@ def trust_vector(verdict: Verdict) -> dict[TrustClaim, int]:
 
 
 def tier(verdict: Verdict, vector: Vector) -> TrustTier:
-    """Return the status of a verdict with that vector. Bad evidence always contraindicates."""
+    """Return the trust tier of a verdict with that vector. It is contraindicated for every refused
+    report.
+    """
     if verdict.next_step is NextStep.REFUSE:
         return TrustTier.CONTRAINDICATED
     if verdict.status is not Status.VERIFIED:
@@ -175,7 +178,9 @@ _OF_CONFIGURATION: Final = (ReasonCode.POLICY_GUEST_POLICY, ReasonCode.POLICY_PL
 
 
 def _affirmed(verdict: Verdict, report: Report) -> dict[TrustClaim, int]:
-    """Return the claims about a genuine report, before any reason."""
+    """Return the claims about a genuine report that apply before any reason is taken into
+    account.
+    """
     states = {check.name: check.state for check in verdict.checks}
 
     def passed(*codes: ReasonCode) -> bool:
@@ -196,5 +201,5 @@ def _affirmed(verdict: Verdict, report: Report) -> dict[TrustClaim, int]:
 
 
 def _may_be_read(report: Report) -> bool:
-    """Whether a debugger or a migration agent can read the guest's memory."""
+    """Return whether a debugger or a migration agent can read the guest's memory."""
     return any(GUEST_POLICY_BITS[name].of(report.fields.policy) for name in ("debug", "migrate_ma"))

@@ -18,16 +18,16 @@ PROVIDER: Final = "sev_guest\n"  # as configfs-tsm returns it, with its line fee
 
 
 class TsmForm(enum.StrEnum):
-    """The two encodings."""
+    """The two encodings of a tsm-report."""
 
     JSON = "tsm-json"
     CBOR = "tsm-cbor"
 
 
 def tsm_report(report: bytes, table: bytes, form: TsmForm) -> bytes:
-    """Return the tsm-report of a report (1184 bytes) and a certificate table.
+    """Return a tsm-report that holds a report (1184 bytes) and a certificate table.
 
-    ``table`` is empty if there is none.
+    ``table`` is empty if no certificate table came with the report.
     """
     if form is TsmForm.CBOR:
         import cbor2

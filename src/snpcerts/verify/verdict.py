@@ -20,7 +20,7 @@ from snpcerts.verify.verdict_check import Check, any_failed
 
 
 class Status(enum.Enum):
-    """The possible results."""
+    """The possible answers of a verdict."""
 
     VERIFIED = "verified"
     REFUSED = "refused"
@@ -28,7 +28,9 @@ class Status(enum.Enum):
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:
-    """Return the status that follows from the reasons. A single lasting reason refuses."""
+    """Return the status that follows from the reasons. A single reason that no retry can remove
+    refuses the report.
+    """
     if not reasons:
         return Status.VERIFIED
     if all(reason.next_step is NextStep.RETRY_LATER for reason in reasons):
@@ -38,7 +40,7 @@ def status_of(reasons: Sequence[Reason]) -> Status:
 
 @dataclass(frozen=True, slots=True)
 class ReportTcbs:
-    """The four TCBs of a report. None for one that cannot be read."""
+    """The four TCBs of a report. A TCB that cannot be read is None."""
 
     current: TcbVersion | None = None
     reported: TcbVersion | None = None
@@ -46,7 +48,7 @@ class ReportTcbs:
     launch: TcbVersion | None = None
 
     def named(self) -> dict[str, TcbVersion | None]:
-        """Return names and values, in the order above."""
+        """Return the TCBs by name, in the order of the fields above."""
         return {
             "current": self.current,
             "reported": self.reported,
@@ -57,27 +59,31 @@ class ReportTcbs:
 
 @dataclass(frozen=True, slots=True)
 class SourceFault:
-    """What was wrong with a source's answer, or why there was none. Both fields are for people."""
+    """What was wrong with a source's answer, or why the source gave none. Both fields are for
+    people.
+    """
 
     source: str
     problem: str
 
     def to_json(self) -> dict[str, str]:
-        """Return the fields as JSON values."""
+        """Return the source and the problem as JSON values."""
         return {"source": self.source, "problem": self.problem}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
-    """Whether a report is genuine, why not, and what it contains.
+    """Whether a report is genuine and meets the policy, the reasons if not, and what the report
+    contains.
 
     ``status`` is the answer; ``str`` of a verdict is one line for a log. The other fields hold what
-    was read from the evidence. If it is not verified, these are unproven claims. ``chip_id`` is the
-    report's 64 bytes (zero if masked). ``report`` and ``leaf`` are None if they could not be read.
-    ``checks`` lists all checks, including those that were not requested. ``root`` is the anchor
-    that matches the ARK, or None. AMD endorsed the key only if ``root_is_amds`` is true.
-    ``revocation_lists`` has every list that was checked, from any supplier. If certificates are
-    missing or wrong, ``sources`` lists the problems of each source's answer.
+    was read from the evidence. Unless the status is verified, these values are unproven claims.
+    ``chip_id`` is the report's field of 64 bytes (zero if masked). ``report`` and ``leaf`` are None
+    if they could not be read. ``checks`` lists all checks, including those that nothing asked for.
+    ``root`` is the anchor that matches the ARK, or None. AMD endorsed the signing key only if
+    ``root_is_amds`` is true. ``revocation_lists`` has every list that was checked, whoever supplied
+    it. If certificates are missing or wrong, ``sources`` lists the problems with each source's
+    answer.
     """
 
     status: Status
@@ -96,42 +102,45 @@ class Verdict:
     def __post_init__(self) -> None:
         if self.status is not Status.VERIFIED:
             if not self.reasons:
-                raise ValueError("a refusal needs a reason")
+                raise ValueError("a verdict other than verified needs a reason")
             if self.status is not status_of(self.reasons):
                 raise ValueError(f"a report with these reasons cannot be {self.status.value}")
             return
         if self.reasons or self.report is None or self.leaf is None or self.root is None:
             raise ValueError(
-                "a verified report must have no reasons, and must have report, leaf and root"
+                "a verdict of verified must have no reasons, and must have a report, a leaf and "
+                "a root"
             )
         if any_failed(self.checks):
-            raise ValueError("a verified report must have no failed check")
+            raise ValueError("a verdict of verified must have no failed check")
 
     @property
     def root_is_amds(self) -> bool:
-        """Whether the root is one of AMD's, and not another root that the caller trusts."""
+        """Whether the root is one of AMD's, rather than another root that the caller trusts."""
         return self.root is not None and is_amds(self.root)
 
     @property
     def next_step(self) -> NextStep | None:
-        """What the caller should do next; None if verified.
+        """What the caller should do next; None if the report is verified.
 
-        Bad evidence takes precedence over missing certificates, and missing certificates over a
-        wait.
+        To refuse bad evidence takes precedence over supplying missing certificates, and that over
+        trying again later.
         """
         steps = {reason.next_step for reason in self.reasons}
         order = (NextStep.REFUSE, NextStep.FIX_USAGE, NextStep.RETRY_LATER)
         return next((step for step in order if step in steps), None)
 
     def check(self, name: str) -> Check:
-        """Return the check with that name. Raises :class:`KeyError` if there is none."""
+        """Return the check with that name. Raises :class:`KeyError` if no check has it."""
         for check in self.checks:
             if check.name == name:
                 return check
         raise KeyError(name)
 
     def __str__(self) -> str:
-        """Return one line: the status, and the subject or the reasons."""
+        """Return the verdict in one line: the status, and the reasons or, if verified, what was
+        verified.
+        """
         if self.reasons:
             codes = dict.fromkeys(reason.code.value for reason in self.reasons)
             return f"{self.status.value}: {', '.join(codes)}"
@@ -149,7 +158,9 @@ class Verdict:
         raise TypeError("a verdict is not a truth value: compare its .status with Status.VERIFIED")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verdict as JSON values. Bytes are lower-case hex; unknown values are null."""
+        """Return the verdict as JSON values. Bytes are in lower-case hexadecimal, and unknown
+        values are null.
+        """
         fields = None if self.report is None else self.report.fields
         return {
             "verdict": self.status.value,

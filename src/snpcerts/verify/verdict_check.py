@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks and their outcomes. A check that was not made never counts as passed.
+"""The checks of a verdict and their outcomes. A check that was not made never counts as passed.
 
-A verdict lists every check. This module names the checks of authenticity. A policy's checks have
-the names of their reason codes.
+A verdict lists every check. This module names the checks of authenticity. The checks of a policy
+are named after their reason codes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CheckState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. ``expected`` and ``found`` are for people, and None if there is nothing to say."""
+    """One check. ``expected`` and ``found`` are sentences for people, or None."""
 
     name: str
     state: CheckState
@@ -56,14 +56,15 @@ _EXPECTED = {
     Authenticity.CHAIN_PRODUCT: "all certificates are for one product",
     Authenticity.VALIDITY: "all certificates are valid at the time of verification",
     Authenticity.REVOCATION: (
-        "a current list from a source other than the host does not name the ASK or ASVK"
+        "a current revocation list from a source other than the host does not revoke the ASK or "
+        "ASVK"
     ),
     Authenticity.PRODUCT: "the report's processor belongs to the leaf's product",
-    Authenticity.CHIP_ID: "the report's chip is the VCEK's",
+    Authenticity.CHIP_ID: "the report's chip ID is the VCEK's hwID",
     Authenticity.REPORTED_TCB: "REPORTED_TCB equals the leaf's TCB in every component",
     Authenticity.REPORT_SIGNATURE: "the leaf's key signed the report",
     Authenticity.RUNTIME_DATA: (
-        "REPORT_DATA is the digest of the runtime data, and was requested at VMPL 0"
+        "REPORT_DATA is the digest of the runtime data, and the report was requested at VMPL 0"
     ),
 }
 
@@ -71,9 +72,9 @@ _EXPECTED = {
 class ReportFacts(NamedTuple):
     """Facts that decide which checks apply to a report and its policy.
 
-    ``masked``: the chip ID is zero and the policy accepts that. ``revocation``: the relying party
-    gave or requires a list. ``list_met``: a list satisfies that demand. ``other_lists``: there are
-    lists of any kind.
+    ``masked`` says that the chip ID is zero and the policy accepts that, ``revocation`` that the
+    relying party gave or requires a revocation list, ``list_met`` that a list meets that demand,
+    and ``other_lists`` that any list was checked.
     """
 
     read: bool = False
@@ -107,10 +108,10 @@ def authenticity_checks(
 
 @dataclass(slots=True)
 class _Last:
-    """The checks of the last verdict (authenticity, policy, both together), and the last ones
+    """The checks of the last verdict (authenticity, policy, both together), and the last checks
     without a failure.
 
-    Most verdicts can share these objects.
+    Most verdicts have equal checks and so can share these objects.
     """
 
     joined: tuple[tuple[Check, ...], tuple[Check, ...], tuple[Check, ...]] = ((), (), ())
@@ -121,7 +122,7 @@ _last = _Last()
 
 
 def all_checks(authenticity: tuple[Check, ...], asked: tuple[Check, ...]) -> tuple[Check, ...]:
-    """Return the checks of authenticity and those of the policy, together."""
+    """Return the checks of authenticity followed by those of the policy."""
     first, second, both = _last.joined
     if first is not authenticity or second is not asked:
         both = (*authenticity, *asked)
@@ -130,7 +131,7 @@ def all_checks(authenticity: tuple[Check, ...], asked: tuple[Check, ...]) -> tup
 
 
 def any_failed(checks: tuple[Check, ...]) -> bool:
-    """Whether one of the checks failed."""
+    """Return whether one of the checks failed."""
     if checks is _last.unfailed:
         return False
     failed = CheckState.FAILED
@@ -143,7 +144,7 @@ def any_failed(checks: tuple[Check, ...]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
-    """Return the checks of a report for which none has failed."""
+    """Return the checks of authenticity for a report that has no reason against it."""
     authorities = chain.intermediate and chain.root
     judged: dict[Authenticity, bool] = {
         Authenticity.REPORT_LAYOUT: report.read,
@@ -163,7 +164,7 @@ def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
     nothing_to_ask: dict[Authenticity, str] = {}
     if not report.revocation:
         nothing_to_ask[Authenticity.REVOCATION] = (
-            "no revocation list is required; the available lists were checked"
+            "no revocation list is required, but the available lists were checked"
             if report.other_lists
             else "no revocation list was given or required"
         )

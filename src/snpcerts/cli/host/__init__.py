@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host``: the agent of an SNP host, and safe versions of the firmware commands.
+"""``snpcerts host``: an SNP host's agent, and firmware commands that keep the certificate files
+correct.
 
-``check``, ``status`` and ``sync`` are the commands of these names. ``change`` has ``commit``,
+``check``, ``status`` and ``sync`` have the commands with these names. ``change`` has ``commit``,
 ``set-config`` and ``load-vlek``; ``prove`` has ``prove-key``; ``prove_host`` has ``prove``;
 ``install`` has ``install`` and ``uninstall``. ``options`` has the options of all host commands;
-``host_source`` opens their certificate source; ``output`` prints. Imports ``cli``, ``host``,
-``vmm``, ``kds``, ``certfile``, ``endorsement`` and ``abi``.
+``host_source`` opens a host command's certificate source; ``output`` prints. Imports ``cli``,
+``host``, ``vmm``, ``kds``, ``certfile``, ``endorsement`` and ``abi``.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from snpcerts.cli.host.sync import sync
 
 @click.group()
 def command() -> None:
-    """Keep this host's certificate files in step with its firmware.
+    """Keep this host's certificate files matched to the key that its firmware signs with.
 
-    Every command that changes the firmware's key makes a plan, fetches the certificates of the new
-    key, locks and empties the certificate files, gives the firmware command, reads the firmware's
-    status again, publishes the certificates, and unlocks the files. It never fetches while it holds
-    a lock.
+    Every command that changes the signing key first makes a plan and fetches the new key's
+    certificates. Then it locks and empties the certificate files, runs the firmware command, reads
+    the firmware's status again, writes the new certificates, and unlocks the files. No command
+    fetches certificates while it holds a lock.
     """
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host commit``, ``set-config``, ``load-vlek``: change the firmware, and the files."""
+"""``snpcerts host commit``, ``set-config``, ``load-vlek``: change the firmware and update the
+certificate files.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,25 @@ if TYPE_CHECKING:
     from snpcerts.host.plan import Changed, Plan
 
 _CHANGE_OPTIONS = (
-    click.option("--dry-run", is_flag=True, help="Print the plan and change nothing."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("--dry-run", is_flag=True, help="Print the plan, and change nothing."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
     FORCE,
     click.option(
         "--allow-empty",
         is_flag=True,
-        help="Continue without the new certificates; guests get an empty table meanwhile.",
+        help=(
+            "Continue even if the new certificates are not available. Guests get an empty table "
+            "until the certificates are available."
+        ),
     ),
 )
 
 
 def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command from ``function(agent, ...)``.
+    """Return a command that calls ``function(agent, ...)`` and carries out its plan.
 
-    The function returns a plan, and the command carries it out.
+    The function's other arguments are the command's options. With ``--dry-run``, the command only
+    prints the plan.
     """
 
     @functools.wraps(function)
@@ -104,17 +110,16 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
     type=click.FloatRange(0, 86400),
     metavar="[S]",
     help=(
-        "Wait up to S seconds (3600 without a number) until the "
-        "configuration's mirror has the new certificates. If the mirror does "
-        "not have them in time, change nothing."
+        "First wait up to S seconds (3600 if S is omitted) until the configured mirror has the "
+        "new certificates. If the mirror does not have them by then, change nothing."
     ),
 )
 @_changes_firmware
 def commit(agent: Agent) -> Plan:
-    """Commit the running firmware (SNP_COMMIT): the reported TCB becomes the current one.
+    """Commit the running firmware (SNP_COMMIT), so that the reported TCB becomes the current TCB.
 
-    This cannot be undone. If the two TCBs differ, the signing key changes, and the firmware drops a
-    loaded VLEK; some firmware keeps it unchanged.
+    This cannot be undone. If the two TCBs differ, the signing key changes. Most firmware then drops
+    a loaded VLEK; some firmware keeps it.
     """
     from snpcerts.host import plan
 
@@ -125,19 +130,27 @@ def commit(agent: Agent) -> Plan:
 @click.option(
     "--reported-tcb",
     metavar=METAVAR,
-    help="TCB to report; omitted components stay unchanged.",
+    help="TCB that reports should carry. Omitted components stay unchanged.",
 )
-@click.option("--reset", is_flag=True, help="Report the committed TCB again.")
+@click.option("--reset", is_flag=True, help="Set the reported TCB to the committed TCB.")
 @click.option(
     "--again",
     is_flag=True,
-    help="Repeat SNP_SET_CONFIG with the current settings, so that the firmware derives the "
-    "VCEK again.",
+    help=(
+        "Repeat SNP_SET_CONFIG with the current settings, so that the firmware derives the "
+        "VCEK again."
+    ),
 )
 @click.option(
-    "--mask-chip-id/--no-mask-chip-id", default=None, help="Leave CHIP_ID out of reports."
+    "--mask-chip-id/--no-mask-chip-id",
+    default=None,
+    help="Hide the chip ID in reports (MASK_CHIP_ID).",
 )
-@click.option("--mask-chip-key/--no-mask-chip-key", default=None, help="Do not sign reports.")
+@click.option(
+    "--mask-chip-key/--no-mask-chip-key",
+    default=None,
+    help="Make the firmware leave reports unsigned (MASK_CHIP_KEY).",
+)
 @_changes_firmware
 def set_config(
     agent: Agent,
@@ -149,13 +162,13 @@ def set_config(
 ) -> Plan:
     """Set the reported TCB and the masks (SNP_SET_CONFIG).
 
-    Other settings do not change. The signing key changes with the reported TCB. Most firmware then
-    drops a loaded VLEK. Some firmware keeps it, and VLEK files are then empty until the next
-    load-vlek or prove-key.
+    Settings that no option names stay unchanged. A new reported TCB changes the signing key, and
+    most firmware then drops a loaded VLEK. Some firmware keeps the VLEK; certificate files for
+    VLEKs are then empty until the next load-vlek or prove-key.
 
-    Use --again if SNP was initialised again (kvm_amd was loaded again) with the reported TCB below
-    the current one. Some firmware then signs with the VCEK of the current TCB until the
-    configuration is set again.
+    Use --again after SNP was initialised again (kvm_amd was reloaded) while the reported TCB was
+    below the current TCB. Some firmware then signs with the VCEK of the current TCB until
+    SNP_SET_CONFIG is repeated.
     """
     from snpcerts.host import plan
 
@@ -169,7 +182,11 @@ def set_config(
     masks = mask_chip_id is not None or mask_chip_key is not None
     if not reset and not again and reported_tcb is None and not masks:
         raise UsageError(
-            "no setting was given", hint="give --reported-tcb, --reset, --again or a mask"
+            "no setting to change was given",
+            hint=(
+                "give at least one of --reported-tcb, --reset, --again, --mask-chip-id and "
+                "--mask-chip-key"
+            ),
         )
     return plan.set_config(
         agent,
@@ -185,14 +202,16 @@ def set_config(
     "--vlek-cert",
     metavar="FILE",
     required=True,
-    help="Certificate of that VLEK, DER or PEM; stored for 'host sync'.",
+    help=(
+        "File with the certificate of that VLEK, in DER or PEM. The command stores the "
+        "certificate for 'snpcerts host sync'."
+    ),
 )
 @_changes_firmware
 def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
     """Load a VLEK (SNP_VLEK_LOAD) from HASHSTICK, the 432 bytes that AMD wrapped for this chip.
 
-    From then on, the firmware signs guests' reports with the VLEK, unless a guest requests the
-    VCEK.
+    The firmware then signs reports with the VLEK, except those for which a guest requests the VCEK.
     """
     from snpcerts.host import plan
 
@@ -200,7 +219,7 @@ def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
 
 
 def changed_tcb(option: str, text: str) -> Callable[[TcbVersion], TcbVersion]:
-    """Return a function that changes the components of a TCB named in ``text``: ``bl=3,snp=8``."""
+    """Return a function that sets the components in ``text``, such as ``bl=3,snp=8``, in a TCB."""
     components = tcb_components(option, text)
 
     def tcb(now: TcbVersion) -> TcbVersion:
@@ -208,7 +227,7 @@ def changed_tcb(option: str, text: str) -> Callable[[TcbVersion], TcbVersion]:
 
         for name in components:
             if name not in now.components():
-                raise UsageError(f"{option}: this product's TCB has no {name}")
+                raise UsageError(f"{option}: this product's TCB has no component {name}")
         return replace(now, **components)
 
     return tcb

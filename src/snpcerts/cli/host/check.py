@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Check whether this machine can serve certificates.")
 @with_host
-@click.option("--online", is_flag=True, help="Also ask the key server.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--online", is_flag=True, help="Also check whether the key server answers.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def check(host: Host, online: bool, as_json: bool) -> None:
-    """Print whether this machine can serve certificates, what is missing, and what to do about it.
+    """Check whether this machine can serve certificates. Print what is missing and how to provide
+    it.
 
     The command changes nothing. Exit codes: 0 no check failed, 1 a check failed.
     """
@@ -51,7 +52,7 @@ def check(host: Host, online: bool, as_json: bool) -> None:
 
 
 def findings(host: Host) -> list[Finding]:
-    """Return the findings that do not need the key server."""
+    """Return the findings of all checks that do not need the key server."""
     from snpcerts.host import host_check as checks
     from snpcerts.vmm.enable import supports_req_certs
     from snpcerts.vmm.preload import shim_library
@@ -79,4 +80,4 @@ def _ask_key_server(config: Config) -> str:
     with ends_cleanly(), temporary_directory("check") as folder:
         source = source_of_host(config, anchors_of(config.anchors), cache=folder)
         source.chain(product, VekKind.VLEK)
-    return f"answered with a trusted chain for {product.value}"
+    return f"sent a trusted chain for {product.value}"

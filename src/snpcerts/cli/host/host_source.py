@@ -23,7 +23,9 @@ def source_of_host(
     cache: Path | None = None,
     progress: bool = False,
 ) -> CertificateSource:
-    """Return this host's certificate source. With ``progress``, it reports what it waits for."""
+    """Return this host's certificate source. With ``progress``, the source reports what it waits
+    for.
+    """
     from snpcerts.kds.source import open_certificate_source
 
     return open_certificate_source(

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host install`` and ``uninstall``: the agent as a service of this host."""
+"""``snpcerts host install`` and ``uninstall``: install the agent as a service of this host, and
+remove it.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +22,31 @@ if TYPE_CHECKING:
     from snpcerts.host.installation import InstallStep, InstallTarget
 
 _OPTIONS = (
-    click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing."),
+    click.option(
+        "--dry-run", is_flag=True, help="Print what the command would do, and change nothing."
+    ),
     click.option(
         "--root",
         metavar="DIR",
         default="/",
-        help="Work in the root directory of another system, such as an image. [default: /]",
+        help="Root directory of the system to change, such as a mounted image. [default: /]",
     ),
     click.option(
         "--command",
         "program",
         metavar="PATH",
-        help="The path of snpcerts that the units start. [default: this command's own]",
+        help=(
+            "Path of the snpcerts program that the units start. [default: the path of this program]"
+        ),
     ),
     click.option(
         "--replace",
         is_flag=True,
-        help="Also replace files that were edited, or that belong to another installation.",
+        help=(
+            "Also replace or remove files that were edited or that belong to another installation."
+        ),
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
 )
 
 
@@ -48,19 +56,20 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command(short_help="Install the units, the configuration and the group.")
+@click.command(short_help="Install the agent's systemd units, configuration and group.")
 @click.option(
     "--group",
     metavar="NAME",
     default="kvm",
     show_default=True,
-    help="The group that the VMMs run in. It is created if it does not exist.",
+    help="Group that the VMMs run in. The command creates it if it does not exist.",
 )
 @_with_options
 def install(
     group: str, dry_run: bool, root: str, program: str | None, replace: bool, as_json: bool
 ) -> None:
-    """Make the agent a service of this host: units, configuration, group and directories.
+    """Make the agent a service of this host: install its systemd units, configuration, group and
+    directories.
 
     The command prints what it did, and starts nothing. It keeps an existing configuration, and
     never changes a certificate file. Run it again after an upgrade, or to complete an interrupted
@@ -82,8 +91,8 @@ def uninstall(
     """Stop the agent and remove what 'host install' installed.
 
     The group, the certificate files and the record of the signing keys stay, so guests keep their
-    certificates. But nothing updates the files any more, so remove them before the firmware changes
-    or the host reboots.
+    certificates. Because nothing updates the certificate files any more, remove them before the
+    firmware changes or the host reboots.
     """
     from snpcerts.host.config import DEFAULT_FILE
     from snpcerts.host.installation import InstallTarget, plan_removal
@@ -97,7 +106,7 @@ def uninstall(
 
 
 def own_path() -> str:
-    """Return the path of this command: the one it was started with or the installed one."""
+    """Return this program's path: the path that it was started with, or else its installed path."""
     started = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]) == "snpcerts" else None
     return os.path.abspath(started or os.path.join(sysconfig.get_path("scripts"), "snpcerts"))
 
@@ -130,9 +139,9 @@ def _do(
     for step in steps:
         present(str(step))
     if not steps:
-        present("nothing is installed here")
+        present("found no installation to remove")
     if dry_run:
-        present("nothing was changed: --dry-run")
+        present("nothing was changed, because of --dry-run")
     elif after:
         present("next:")
         for line in after:

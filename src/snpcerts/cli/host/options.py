@@ -45,14 +45,14 @@ _OPTIONS = (
         "file_path",
         metavar="FILE",
         help=(
-            "Use this certificate file only, instead of those in the "
+            "Use only this certificate file, instead of the certificate files in the "
             "configuration. [default: /var/lib/snpcerts/certs.bin]"
         ),
     ),
     click.option(
         "--kind",
         type=click.Choice(["vcek", "vlek"]),
-        help="With --file: the kind of key whose certificates it holds. [default: vcek]",
+        help="With --file: the kind of key that the file's certificates are for. [default: vcek]",
     ),
     source_options_of_host,
     product_option("[default: the processor's product]"),
@@ -65,12 +65,12 @@ _OPTIONS = (
 
 
 FORCE = click.option(
-    "--force", is_flag=True, help="Replace a file even if it is not a certificate file."
+    "--force", is_flag=True, help="Also replace a file whose content is not a certificate table."
 )
 
 
 def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the host options, as one :class:`Host`."""
+    """Add the host options to a command, which gets them as one :class:`Host`."""
 
     @functools.wraps(function)
     def call(
@@ -85,10 +85,11 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if file_path == "":
             raise UsageError(
-                "--file: the path is empty", hint="give the path of the certificate file"
+                "--file: expected a path, found an empty string",
+                hint="give the path of the certificate file",
             )
         if kind is not None and file_path is None:
-            raise UsageError("--kind needs --file")
+            raise UsageError("--kind can only be used with --file")
         chosen = {
             "file": file_path and os.path.abspath(file_path),
             "kind": kind,
@@ -105,7 +106,7 @@ def with_host(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Host:
-    """This host, as described by options and configuration file."""
+    """This host, as the options and the configuration file describe it."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class Host:
         return replace(config, **changes)
 
     def firmware(self, config: Config, trace: AgentTrace | None = None) -> HostFirmware:
-        """Return the open ``/dev/sev``. With ``trace``, record its commands there."""
+        """Return the open ``/dev/sev``. With ``trace``, record firmware commands in it."""
         from snpcerts.host.host_firmware import HostFirmware
         from snpcerts.host.host_processor import product_of_host
         from snpcerts.host.key_memory import Memory, MemoryFile
@@ -180,7 +181,9 @@ class Host:
         force: bool = False,
         trace: AgentTrace | None = None,
     ) -> Agent:
-        """Read the configuration and create the agent. With ``trace``, record its work there."""
+        """Read the configuration and create the agent. With ``trace``, record the agent's work in
+        it.
+        """
         from snpcerts.certfile import system
         from snpcerts.certfile.span import timed
         from snpcerts.endorsement.judge import ChipJudge
@@ -224,7 +227,7 @@ class Host:
         )
 
     def kds_requests(self) -> dict[str, int]:
-        """Return the number of requests to the key server so far, by result."""
+        """Return how many requests to the key server this process has made, by result."""
         client = None if self._source is None else self._source.client
         return {} if client is None else dict(client.results)
 
@@ -238,8 +241,8 @@ class Host:
     ) -> None:
         """Announce this host's state to the configured mirror, in the background. Never raises.
 
-        If ``file_states`` is None, this reads the files. With ``wait``, it returns when the mirror
-        has the announcement, or after a few seconds.
+        If ``file_states`` is None, read the states from the files. With ``wait``, return only when
+        the mirror has the announcement, or after a few seconds.
         """
         if agent.config.mirror is None:
             return
@@ -254,7 +257,12 @@ class Host:
             seen = agent.read_files() if file_states is None else file_states
             announcement = announcement_of(agent.firmware, seen, agent.config.mirror.name)
         except SnpCertsError as error:
-            agent.tell(Event(EventKind.NOT_ANNOUNCED, f"not announced: {error}"))
+            agent.tell(
+                Event(
+                    EventKind.NOT_ANNOUNCED,
+                    f"the host's state was not announced to the mirror: {error}",
+                )
+            )
             return
         self._announcer.announce(announcement)
         if wait:
@@ -272,8 +280,8 @@ class Host:
         config = agent.config
         if config.mirror is None:
             raise UsageError(
-                "--wait-for-mirror needs a mirror",
-                hint="name it in the configuration: [mirror] url",
+                "--wait-for-mirror: the configuration names no mirror",
+                hint="set url in the section [mirror] of the configuration",
             )
         announcement = announcement_of(agent.firmware, agent.read_files(), config.mirror.name)
         wait_for_mirror(

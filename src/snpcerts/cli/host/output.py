@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def event_printer(form: str, *others: Listener) -> Listener:
-    """Print events to standard output. With a text log, print warnings to standard error.
+    """Return a listener that prints events to standard output, in text form warnings to standard
+    error.
 
-    Then pass each event to the other listeners.
+    The listener then passes each event to the other listeners.
     """
     from snpcerts.host.log import json_log, text_log
 
@@ -41,13 +42,13 @@ def event_printer(form: str, *others: Listener) -> Listener:
 
 
 def ignore_event(event: Event) -> None:
-    """Print nothing, because the command prints one JSON object when it ends."""
+    """Print nothing. Commands whose only output is one JSON object use this listener."""
     del event
 
 
 @contextlib.contextmanager
 def show_progress(what: str) -> Iterator[None]:
-    """Print what is being done if it takes longer than a second."""
+    """Print ``what`` on standard error if the block takes longer than a second."""
     over = threading.Event()
     start = time.monotonic()
 

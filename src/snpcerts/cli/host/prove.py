@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host prove-key``: let a guest's report show which key signs."""
+"""``snpcerts host prove-key``: find out from a guest's report which key signs."""
 
 from __future__ import annotations
 
@@ -41,26 +41,29 @@ _running: set[int] = set()  # process groups of commands that have not ended
     default=60.0,
     show_default=True,
     metavar="S",
-    help="Seconds that COMMAND may take. Updates wait meanwhile.",
+    help=(
+        "Time limit for COMMAND, in seconds. Updates of certificate files wait until COMMAND ends."
+    ),
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.argument("command", nargs=-1, required=True)
 def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...]) -> None:
-    """Find out from a report which key signs, record it, and bring the files in step.
+    """Find out from a guest's report which key signs, record it, and update the certificate files.
 
-    COMMAND makes a guest of this host request a report, and writes the report's 1184 bytes to
-    standard output. In its arguments, {report_data} is replaced by the required 64 bytes of
-    REPORT_DATA, in hexadecimal, and {key_sel} by a value for --key-sel. The environment also has
-    them, as SNPCERTS_REPORT_DATA and SNPCERTS_KEY_SEL:
+    COMMAND makes one of this host's guests request a report, and writes the 1184 bytes of the
+    report to standard output. In the arguments of COMMAND, {report_data} is replaced with the 64
+    bytes of report data that the report must carry, in hexadecimal, and {key_sel} with a value for
+    --key-sel. Both are also in the environment, as SNPCERTS_REPORT_DATA and SNPCERTS_KEY_SEL:
 
     \b
     snpcerts host prove-key -- ssh guest \\
         snpcerts guest report -o - --report-data {report_data} --key-sel {key_sel}
 
-    Meanwhile, prove-key holds the shared lock of the first certificate file (or of --file). It
-    proves the key of that file.
+    While COMMAND runs, prove-key holds the shared lock on the first certificate file of the
+    configuration (or on the file of --file). It proves which key signs for that file's kind of key.
 
-    Exit codes: 0 proven and in step, 1 contradicted or no proof, 3 try again.
+    Exit codes: 0 the key is proven and all files match it, 1 the report contradicts the firmware's
+    status or proves nothing, 3 try again later.
     """
     from snpcerts.host.proof import NONCE_SIZE, prove
 
@@ -97,10 +100,10 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
 
 
 def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
-    """Run the command and return its output. Leave none of its processes running.
+    """Run the command, return its output, and leave none of its processes running.
 
-    ``timeout`` is in seconds. Raises :class:`RefusedError` if it fails, and
-    :class:`RetryLaterError` if it takes longer.
+    ``timeout`` is in seconds. Raises :class:`RefusedError` if the command fails, and
+    :class:`RetryLaterError` if it takes longer than that.
     """
     argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
@@ -147,7 +150,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
             process.stdout.close()
     if data is None or code is None:
         raise RetryLaterError(
-            f"{argv[0]} timed out after {timeout:g} s", hint="give it more time with --timeout"
+            f"{argv[0]} timed out after {timeout:g} s", hint="allow more time with --timeout"
         )
     if code != 0:
         raise RefusedError(f"{argv[0]} ended with exit code {code}, so nothing is proven")
@@ -155,14 +158,16 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
 
 
 def end_commands() -> None:
-    """End every command that another thread is running, because a signal ends this process."""
+    """End the commands that other threads are running. Called when a signal ends this process."""
     for group in tuple(_running):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-    """Return all its output, at most ``_SIZE_LIMIT`` bytes. None if the time is up first."""
+    """Return the process's whole output, cut at ``_SIZE_LIMIT`` bytes; None if the deadline passes
+    first.
+    """
     if process.stdout is None:
         return b""
     fd, data = process.stdout.fileno(), b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host prove``: compare this host with each claim of docs/fidelity.md."""
+"""``snpcerts host prove``: compare this host with each claim in docs/fidelity.md."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _VERSION_LIMIT: Final = 10.0
 
 @click.command(
     "prove",
-    short_help="Compare this host with each claim of the emulator.",
+    short_help="Compare this host with each of the emulator's claims.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @with_host
@@ -55,29 +55,31 @@ _VERSION_LIMIT: Final = 10.0
     "--vmm",
     metavar="COMMAND",
     help=(
-        "Start this VMM for the trial, with the shim. If it serves the file "
-        "itself, write {certs} where it takes the certificate file. [default: "
-        "the guest is already running]"
+        "Command line of a VMM to start for the comparison, with the shim. If the VMM serves "
+        "certificates itself, write {certs} where the path of the certificate file belongs; the "
+        "VMM then starts without the shim. [default: none, because the guest is already running]"
     ),
 )
 @click.option(
     "--update",
     metavar=METAVAR,
     help=(
-        "Report this TCB for a while, so that another key signs. Afterwards, "
-        "report the current TCB again."
+        "Set this reported TCB during the comparison, so that another key signs. Afterwards, set "
+        "the current TCB as the reported TCB."
     ),
 )
-@click.option("-o", "--output", metavar="FILE", help="Write the report here, as JSON.")
-@click.option("--text", "text_path", metavar="FILE", help="Also write the report here, as text.")
-@click.option("--full-chip-id", is_flag=True, help="Do not shorten the chip ID.")
+@click.option("-o", "--output", metavar="FILE", help="File to write the results to, as JSON.")
+@click.option("--text", "text_path", metavar="FILE", help="File to write the results to, as text.")
+@click.option(
+    "--full-chip-id", is_flag=True, help="Write the chip ID in full instead of shortened."
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(0.1, 600),
     default=60.0,
     show_default=True,
     metavar="S",
-    help="Seconds that COMMAND may take.",
+    help="Time limit for COMMAND, in seconds.",
 )
 @click.option(
     "--start-timeout",
@@ -85,9 +87,9 @@ _VERSION_LIMIT: Final = 10.0
     default=180.0,
     show_default=True,
     metavar="S",
-    help="Seconds to wait until the guest of --vmm answers COMMAND.",
+    help="Seconds within which COMMAND must first succeed after --vmm has started the VMM.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.argument("command", nargs=-1, required=True)
 def prove_host(
     host: Host,
@@ -101,22 +103,25 @@ def prove_host(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Try the whole path of a request on this host, and compare it with each claim.
+    """Make guests of this host request reports, and compare what happens with each claim of the
+    emulator.
 
-    COMMAND makes a guest of this host request an extended report, and writes the report and its
-    certificates to standard output. In its arguments, {report_data} and {key_sel} are replaced as
-    for prove-key:
+    COMMAND makes one of this host's guests request an extended report, and writes the report and
+    its certificates to standard output. In the arguments of COMMAND, {report_data} and {key_sel}
+    are replaced as 'host prove-key' does it:
 
     \b
     snpcerts host prove --vmm 'qemu-system-x86_64 ...' -- ssh guest \\
         snpcerts guest report -o - --format tsm-json \\
         --report-data {report_data} --key-sel {key_sel}
 
-    The result for each claim of docs/fidelity.md is seen, differs or not-tried. Only reports that
-    verify with AMD's root say something about hardware; with any other root, the output says so.
+    Each claim in docs/fidelity.md gets the result seen, differs or not-tried. Results say something
+    about hardware only if the reports verify with AMD's root. With any other root, the output says
+    so.
 
-    The command locks the certificate file for some seconds. During that time, other guests of the
-    host get BUSY. With --update, the signing key changes twice; all files stay in step.
+    The command locks the certificate file for some seconds, during which the host's other guests
+    get BUSY. With --update, the signing key changes twice, and all certificate files are updated
+    with it.
 
     Exit codes: 0 no claim differs, 1 a claim differs or no report verified.
     """
@@ -159,7 +164,7 @@ def prove_host(
 
 
 def _report(host: Host, agent: Agent, started: _Vmm) -> ClaimReport:
-    """Return the report with everything that can be observed without a guest."""
+    """Return a claim report with everything that can be observed without a guest."""
     from snpcerts.cli.host.check import findings
     from snpcerts.host import kernel_numbers
     from snpcerts.host.claim_report import ClaimReport, Showing
@@ -222,11 +227,13 @@ class _Vmm:
                 self._exit = int(found[1])
 
     def exit_number(self) -> int | None:
-        """Return the number of the exit that KVM used, as printed by the VMM."""
+        """Return the exit number that KVM used, which the VMM printed; None if it printed none."""
         return self._exit
 
     def asked(self, ask: Callable[[], bytes], limit: float) -> bytes:
-        """Return the guest's answer. The first time, wait until it has started."""
+        """Return what ``ask`` returns. Before its first success, repeat it until the guest has
+        started.
+        """
         deadline = time.monotonic() + limit
         while True:
             try:
@@ -250,7 +257,7 @@ class _Vmm:
         )
 
     def note_end(self, report: ClaimReport) -> None:
-        """Record what the VMM's run shows."""
+        """Record in ``report`` that the VMM runs a guest, if it still does."""
         from snpcerts.host.claim_report import Showing
 
         if self._process is not None and self._process.poll() is None and self._answered:
@@ -260,7 +267,9 @@ class _Vmm:
 
 @contextlib.contextmanager
 def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
-    """Start the VMM, with the shim if ``certs`` names a file. At the end, end all its processes."""
+    """Start the VMM, with the shim if ``certs`` names a certificate file. End all its processes
+    after the block.
+    """
     if not argv:
         yield _Vmm(None, "")
         return
@@ -299,14 +308,19 @@ def _arguments(command: str, certs: str) -> list[str]:
     except ValueError as error:
         raise UsageError(f"--vmm: {error}") from None
     if not argv:
-        raise UsageError("--vmm: the command line is empty", hint="give the VMM's command line")
+        raise UsageError(
+            "--vmm: expected a command line, found an empty string",
+            hint="give the VMM's command line",
+        )
     if shutil.which(argv[0]) is None:
         raise UsageError(f"--vmm: {argv[0]}: no such program", hint="give the program's path")
     return [word.replace(_CERTS, certs) for word in argv]
 
 
 def _name_of(argv: Sequence[str]) -> str:
-    """Return the VMM's name. If it is QEMU, add its version; other VMMs might start instead."""
+    """Return the VMM's name, for QEMU with its version. Other VMMs are not asked for a version,
+    because they might start a VM.
+    """
     name = os.path.basename(argv[0])
     if not name.startswith("qemu-"):
         return name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host status``: show whether files and firmware are in step."""
+"""``snpcerts host status``: show whether the certificate files match the signing key."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from snpcerts.cli.host.output import event_printer
 from snpcerts.cli.say import present, say
 
 
-@click.command(short_help="Show whether firmware and certificate files are in step.")
+@click.command(short_help="Show whether the certificate files match the signing key.")
 @with_host
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def status(host: Host, as_json: bool) -> None:
-    """Show the firmware, what each certificate file holds, and whether they are in step.
+    """Show the firmware's state, what each certificate file holds, and whether the file matches the
+    signing key.
 
-    Exit codes: 0 in step, 1 not in step.
+    Exit codes: 0 all files match, 1 a file does not match.
     """
     from snpcerts.host.status import status_of
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host sync``: bring the files in step, once or continuously."""
+"""``snpcerts host sync``: make the certificate files match the signing key, once or
+continuously.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,28 @@ _LOG = click.option(
     "log_form",
     type=click.Choice(["text", "json"]),
     default="text",
-    help="Format of the log.",
+    help="Format of the events that the command prints.",
 )
 _METRICS_FILE = click.option(
-    "--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE after each check."
+    "--metrics-file",
+    metavar="FILE",
+    help="Write Prometheus metrics to FILE each time after the files were checked.",
 )
 
 
 @click.command()
 @with_host
-@click.option("--watch", "watching", is_flag=True, help="Keep running, and repair each drift.")
+@click.option(
+    "--watch",
+    "watching",
+    is_flag=True,
+    help="Keep running, and update a certificate file whenever the file no longer matches.",
+)
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 86400),
     metavar="S",
-    help="Seconds between two checks with --watch. [default: 30]",
+    help="With --watch: seconds between two checks of the files. [default: 30]",
 )
 @_LOG
 @_METRICS_FILE
@@ -71,18 +80,18 @@ def sync(
     trace_path: str | None,
     force: bool,
 ) -> None:
-    """Bring the certificate files in step with the firmware.
+    """Make the certificate files match the key that the firmware signs with.
 
-    The command empties a file that does not match at once, and then fetches, verifies and publishes
-    its certificates. With --watch it runs until SIGTERM, and reads the configuration again on
-    SIGHUP.
+    If a file does not match, the command empties it at once. Then it fetches, verifies and writes
+    the right certificates. With --watch, it runs until SIGTERM, and reads the configuration again
+    on SIGHUP.
 
-    Exit codes: 0 in step, 1 refused, 3 a certificate is not available at the moment.
+    Exit codes: 0 all files match, 1 refused, 3 a certificate is not available at the moment.
     """
     if not watching and (interval is not None or metrics_port is not None):
-        raise UsageError("--interval and --metrics-port need --watch")
+        raise UsageError("--interval and --metrics-port can only be used with --watch")
     if not watching and trace_path is not None:
-        raise UsageError("--trace needs --watch")
+        raise UsageError("--trace can only be used with --watch")
     config = host.config()
     metrics_file = metrics_file or config.metrics_file
     metrics_port = metrics_port or config.metrics_port
@@ -132,7 +141,9 @@ def _record(metrics: Metrics, agent: Agent, host: Host, file_states: Sequence[Fi
 
 @contextlib.contextmanager
 def _traced(path: str) -> Iterator[AgentTrace]:
-    """Write a timeline to the file while the block runs. A full disk ends only the timeline."""
+    """Write a timeline to the file at ``path`` while the block runs. A write error, as on a full
+    disk, ends only the timeline.
+    """
     from snpcerts.host.agent_trace import AgentTrace
     from snpcerts.trace import TimelineStream
 

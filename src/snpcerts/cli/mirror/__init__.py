@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``snpcerts mirror``: one key server for a fleet.
 
-``serve``, ``roll`` and ``forget`` are the commands of these names; ``archives`` has ``export`` and
-``import``; ``operator_access`` has the options of those that call a mirror.
-Imports ``cli``, ``mirror``, ``kds`` and ``abi``.
+``serve``, ``roll`` and ``forget`` have the commands with these names; ``archives`` has ``export``
+and ``import``; ``operator_access`` has the options of the commands that call a mirror. Imports
+``cli``, ``mirror``, ``kds`` and ``abi``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from snpcerts.cli.mirror.serve import serve
 
 @click.group()
 def command() -> None:
-    """Mirror AMD's key server for a fleet: ask for each certificate once.
+    """Mirror AMD's key server for a fleet of hosts, and request each certificate only once.
 
-    AMD's server gives each address about one VCEK every ten seconds. The mirror keeps this pace for
-    all hosts that use it, stores what verifies, and serves it under AMD's own URLs.
+    AMD's server gives each client address about one VCEK certificate every ten seconds. The mirror
+    keeps to this pace on behalf of all its hosts, stores the certificates that verify, and serves
+    them at the paths that AMD's server uses.
     """
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts mirror export`` and ``import``."""
+"""``snpcerts mirror export`` and ``import``: write a mirror's certificates to a directory and read
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,19 @@ from snpcerts.cli.say import say, say_line
 from snpcerts.cli.source_options import ANCHOR, anchors_of
 from snpcerts.errors import InputError
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
 @click.command(short_help="Write everything that is stored into DIR.")
 @DATABASE
-@product_option("Only for this product.")
+@product_option("Export only this product's files. [default: those of all products]")
 @_JSON
 @click.argument("directory", metavar="DIR")
 def export(database: str, product: Product | None, as_json: bool, directory: str) -> None:
     """Write all stored certificates, chains and revocation lists into DIR.
 
-    DIR/vcek is the offline store of the trustee verifier. 'mirror import' reads DIR, and so does
-    'snpcerts kds' with --cache DIR.
+    Both 'snpcerts mirror import' and 'snpcerts kds --cache DIR' can read DIR. The Trustee verifier
+    can use DIR/vcek as its offline store.
     """
     imported("snpcerts.mirror.database")
     from snpcerts.mirror import archive
@@ -53,9 +55,10 @@ def export(database: str, product: Product | None, as_json: bool, directory: str
 @_JSON
 @click.argument("directory", metavar="DIR")
 def import_(database: str, anchors: tuple[str, ...], as_json: bool, directory: str) -> None:
-    """Store everything in DIR that verifies; 'mirror export' or a cache wrote DIR.
+    """Store all certificates and revocation lists in DIR that verify.
 
-    Exit codes: 0 everything was stored, 1 a file was refused, 2 wrong usage or not a directory.
+    DIR is a directory that 'snpcerts mirror export' wrote, or a cache. Exit codes: 0 everything was
+    stored, 1 a file was refused or nothing was found, 2 wrong usage or DIR is not a directory.
     """
     imported("snpcerts.mirror.database")
     from snpcerts.mirror import archive
@@ -64,7 +67,8 @@ def import_(database: str, anchors: tuple[str, ...], as_json: bool, directory: s
 
     if not Path(directory).is_dir():
         raise InputError(
-            f"{directory}: not a directory", hint="give the directory that 'export' wrote"
+            f"{directory}: expected a directory, found none",
+            hint="give the directory that 'snpcerts mirror export' wrote",
         )
     admission = Admission(anchors_of(anchors))
     opened = MirrorDatabase(database)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts mirror forget``."""
+"""``snpcerts mirror forget``: make a mirror forget hosts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from snpcerts.cli.say import present, say
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
 @MIRROR
 @TOKEN_FILE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def forget(hosts: tuple[str, ...], url: str, token_file: str | None, as_json: bool) -> None:
-    """Remove hosts from the mirror's page, each named by its name or chip ID.
+    """Make the mirror forget HOSTS, each given by its name or chip ID.
 
-    A host with a certificate or token of its own keeps the first chip that it announced, and no
-    other host can announce this chip. After 'forget', both are free again: use it when a processor
-    moves to another host, when a host gets a new one, and when a host is gone for good. The
-    certificates stay. A host that still runs comes back with its next announcement.
+    A host with its own client certificate or token is bound to the first chip that it announces,
+    and no other host can announce that chip. This command removes the binding, and the host from
+    the mirror's page. Use it when a processor moves to another host, when a host gets a new
+    processor, and when a host is gone for good. The mirror keeps the certificates. A host that
+    still runs comes back with its next announcement.
     """
     answer = operators_client(url, token_file).call("POST", "forget", {"hosts": list(hosts)})
     found = _read(answer)

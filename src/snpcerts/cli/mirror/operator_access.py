@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator's command reaches a mirror: its URL and a token."""
+"""How an operator's command reaches a mirror: the mirror's URL and the operator's token."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ MIRROR = click.option(
     default="http://127.0.0.1:8180",
     show_default=True,
     envvar="SNPCERTS_MIRROR",
-    help="The mirror's URL. The variable SNPCERTS_MIRROR also sets it.",
+    help="URL of the mirror. The environment variable SNPCERTS_MIRROR can set it too.",
 )
 TOKEN_FILE = click.option(
     "--token-file",
     metavar="FILE",
     envvar="SNPCERTS_MIRROR_TOKEN_FILE",
     help=(
-        "A file whose first line is an operator's token. The variable "
-        "SNPCERTS_MIRROR_TOKEN_FILE also sets it."
+        "File whose first line is an operator's token. The environment variable "
+        "SNPCERTS_MIRROR_TOKEN_FILE can set it too."
     ),
 )
 
 
 def operators_client(url: str, token_file: str | None) -> MirrorClient:
-    """Return a client of the mirror.
+    """Return a client for the mirror at ``url``.
 
     Raises :class:`UsageError` if a token would cross the network without TLS.
     """
@@ -42,13 +42,15 @@ def operators_client(url: str, token_file: str | None) -> MirrorClient:
     from snpcerts.mirror.mirror_client import MirrorAccess, MirrorClient, sent_in_clear
 
     if token_file is not None and sent_in_clear(url):
-        raise UsageError(f"--mirror {url}: a token is sent only over https://, or to this machine")
+        raise UsageError(
+            f"--mirror {url}: a token is sent only to an https:// URL or to this machine"
+        )
     access = MirrorAccess(checked_base(url), token_file and os.path.abspath(token_file))
-    return MirrorClient(access, access_hint="give the file that holds the token with --token-file")
+    return MirrorClient(access, access_hint="name the file with the token: --token-file FILE")
 
 
 def unreadable() -> RetryLaterError:
-    """Return the error for an answer that is not a mirror's."""
+    """Return the error for an answer that no mirror of this release sends."""
     return RetryLaterError(
         "the mirror's answer cannot be read",
         hint="check that the URL points to a mirror, and that the mirror runs this release",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts mirror roll``."""
+"""``snpcerts mirror roll``: announce new firmware to a mirror."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from snpcerts.errors import InputError, UsageError
     "--tcb",
     metavar=METAVAR,
     required=True,
-    help="The TCB that the hosts will report.",
+    help="TCB that the hosts will report.",
 )
-@product_option("[default: the only product whose TCB has these components]")
+@product_option(
+    "Product of the hosts. [default: the only product whose TCB has the components in --tcb]"
+)
 @click.option(
     "--hosts",
     metavar="FILE",
     help=(
-        "File that lists the hosts, one name or chip ID per line; - is standard "
-        "input. [default: all hosts of the product]"
+        "File that lists the hosts, one name or chip ID per line; - is standard input. [default: "
+        "all hosts with this product]"
     ),
 )
 @MIRROR
 @TOKEN_FILE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def roll(
     tcb: str,
     product: object,
@@ -44,11 +46,13 @@ def roll(
     token_file: str | None,
     as_json: bool,
 ) -> None:
-    """Announce firmware before it is installed: the mirror fetches what each host will need.
+    """Announce new firmware before hosts install it, so that the mirror fetches the certificates in
+    time.
 
-    The command prints how many certificates are already stored, how many are queued, and when the
-    last one will arrive. The mirror's page shows the progress of the roll. The hosts do not change:
-    commit on each of them afterwards, for example with 'snpcerts host commit --wait-for-mirror'.
+    The command prints how many certificates the mirror already stores, how many are queued, and
+    when the last one will arrive. The mirror's page shows the progress. The command changes nothing
+    on the hosts: commit the firmware on each of them afterwards, for example with 'snpcerts host
+    commit --wait-for-mirror'.
     """
     from snpcerts.abi.product import Product
     from snpcerts.abi.tcb import TcbVersion
@@ -59,7 +63,8 @@ def roll(
         if len(fitting) != 1:
             names = " or ".join(each.keyword for each in fitting)
             raise UsageError(
-                f"--tcb {tcb}: this TCB fits {names}", hint=f"name the product: --product {names}"
+                f"--tcb {tcb}: more than one product has a TCB with these components: {names}",
+                hint="choose the product with --product",
             )
         product = fitting[0]
     answer = operators_client(url, token_file).call(
@@ -85,7 +90,7 @@ def roll(
         wait = span(timedelta(seconds=found["wait_seconds"]))
         present(f"  the last one    in {wait}, at {done:%Y-%m-%d %H:%M} UTC")
     else:
-        present("  all certificates are stored: every host can commit now")
+        present("  all certificates are stored, so every host can commit now")
 
 
 def _count(number: int, what: str) -> str:
@@ -93,19 +98,22 @@ def _count(number: int, what: str) -> str:
 
 
 def _named(path: str) -> list[str]:
-    """Return the names in a file without empty lines and comments."""
+    """Return the lines of a file without empty lines and comments, which name hosts."""
     from snpcerts.mirror.announcement import MAX_HOSTS
 
     try:
         text = read_input(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file") from None
+        raise InputError(f"{path}: expected UTF-8 text, found other bytes") from None
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     names = [line for line in lines if line]
     if not names:
-        raise InputError(f"{path}: no hosts found", hint="write one name or chip ID on each line")
+        raise InputError(
+            f"{path}: expected a list of hosts, found no host",
+            hint="write one name or chip ID on each line",
+        )
     if len(names) > MAX_HOSTS:
-        raise InputError(f"{path}: found {len(names)} hosts; the limit is {MAX_HOSTS}")
+        raise InputError(f"{path}: expected at most {MAX_HOSTS} hosts, found {len(names)}")
     return names
 
 

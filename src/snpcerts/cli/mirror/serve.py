@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts mirror serve``."""
+"""``snpcerts mirror serve``: run a mirror."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ DATABASE = click.option(
     metavar="[HOST:]PORT",
     default="127.0.0.1:8180",
     show_default=True,
-    help="The address to listen on. Port 0 takes a free port.",
+    help="Address to listen on. Port 0 selects a free port.",
 )
 @click.option(
     "--upstream",
     metavar="URL",
     default=AMD_URL,
     show_default=True,
-    help="The key server or mirror to fetch from.",
+    help="Key server or mirror from which to fetch certificates.",
 )
 @ANCHOR
 @click.option(
@@ -56,8 +56,8 @@ DATABASE = click.option(
     type=click.FloatRange(0, 3600),
     metavar="SECONDS",
     help=(
-        "Shortest time between two requests for VCEKs. [default: "
-        "10 for AMD's server, 0 for any other]"
+        "Shortest time between two requests to --upstream for VCEK certificates. [default: 10 "
+        "for AMD's server, 0 for any other]"
     ),
 )
 @click.option(
@@ -66,15 +66,17 @@ DATABASE = click.option(
     default=15.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a caller waits while its certificate is being fetched.",
+    help="How long a client's request waits for a certificate that is being fetched.",
 )
 @click.option(
     "--unknown-chips",
     type=click.Choice(["open", "enrolled"]),
     default="open",
     show_default=True,
-    help="Whether to fetch for the chips of all hosts, or only for those of hosts that have "
-    "announced themselves.",
+    help=(
+        "Chips to fetch certificates for: 'open' means any chip, 'enrolled' only those of "
+        "hosts that have announced themselves."
+    ),
 )
 @click.option(
     "--budget",
@@ -82,21 +84,24 @@ DATABASE = click.option(
     default=16,
     show_default=True,
     metavar="COUNT",
-    help="How many unknown chips an address may have in the queue.",
+    help=(
+        "Number of unknown chips (announced by no host) that each client address may have in "
+        "the queue."
+    ),
 )
 @click.option(
     "--agent-token-file",
     metavar="FILE",
     help=(
-        "File with the tokens of the hosts' agents, one per line; after a token, the names of "
-        "the hosts that it belongs to. [without names: all hosts]"
+        "File with the tokens of the hosts' agents, one per line. The names of hosts may follow "
+        "a token, which is then valid only for these hosts."
     ),
 )
 @click.option(
     "--admin-token-file", metavar="FILE", help="File with the operators' tokens, one per line."
 )
 @click.option("--tls-cert", metavar="FILE", help="Serve TLS with this certificate chain (PEM).")
-@click.option("--tls-key", metavar="FILE", help="The certificate's private key (PEM).")
+@click.option("--tls-key", metavar="FILE", help="Private key of --tls-cert (PEM).")
 @click.option(
     "--client-ca",
     metavar="FILE",
@@ -105,7 +110,7 @@ DATABASE = click.option(
 @click.option(
     "--forwarded-from",
     metavar="ADDRESSES",
-    help="Trust the X-Forwarded-For header of these proxies (addresses, comma-separated).",
+    help="Proxies whose X-Forwarded-For header to trust: addresses, separated by commas.",
 )
 def serve(
     database: str,
@@ -123,7 +128,7 @@ def serve(
     client_ca: str | None,
     forwarded_from: str | None,
 ) -> None:
-    """Serve certificates from the database, and fetch those that are missing.
+    """Serve certificates from the database, and fetch the missing ones from AMD's server.
 
     The mirror runs until SIGINT or SIGTERM. Several instances can share one PostgreSQL database.
     """
@@ -131,7 +136,7 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key must be given together")
     if client_ca is not None and tls_cert is None:
-        raise UsageError("--client-ca needs --tls-cert and --tls-key")
+        raise UsageError("--client-ca can only be used with --tls-cert and --tls-key")
     host, port = _address(listen)
     for path in (tls_cert, tls_key, client_ca):
         if path is not None:
@@ -169,7 +174,10 @@ def imported(module: str) -> None:
             raise
         raise UsageError(
             f"the mirror needs the Python package {error.name.partition('.')[0]}",
-            hint="pip install '.[mirror]' in a source tree; the .deb and the .rpm have it",
+            hint=(
+                "install the .deb or .rpm, which include the package, or run pip install "
+                "'.[mirror]' in a source tree"
+            ),
         ) from None
 
 
@@ -185,27 +193,36 @@ def _tokens(agent: str | None, admin: str | None) -> Tokens:
 
     agents, operators = _token_file(agent), _token_file(admin)
     if admin is not None and any(operators.values()):
-        raise InputError(f"{admin}: an operator's token belongs to no host; remove the names")
+        raise InputError(
+            f"{admin}: expected only tokens, found names of hosts after an operator's token"
+        )
     hosts = {token: names for token, names in agents.items() if names}
     return Tokens(tuple(agents), tuple(operators), hosts)
 
 
 def _token_file(path: str | None) -> dict[str, frozenset[str]]:
-    """Return the names of the hosts that each token belongs to."""
+    """Read a token file. Return the names of the hosts that each token belongs to, none for a token
+    of all hosts.
+    """
     if path is None:
         return {}
     try:
         lines = [line.split() for line in read_input(path).decode("ascii").splitlines()]
     except UnicodeDecodeError:
-        raise InputError(f"{path}: found bytes that are not ASCII") from None
+        raise InputError(f"{path}: expected ASCII text, found other bytes") from None
     found: dict[str, frozenset[str]] = {}
     for token, *names in filter(None, lines):
         if token in found and bool(names) != bool(found[token]):
-            raise InputError(f"{path}: one token is there twice, with names of hosts and without")
+            raise InputError(
+                f"{path}: the same token is on two lines, once with and once without names of hosts"
+            )
         found[token] = found.get(token, frozenset()) | {name.lower() for name in names}
     if not found or any(len(each) < 16 for each in found):
         raise InputError(
             f"{path}: expected one token of at least 16 characters on each line",
-            hint="make tokens with 'openssl rand -hex 32'; names of hosts follow their token",
+            hint=(
+                "make tokens with 'openssl rand -hex 32', and write the names of hosts behind "
+                "the hosts' token"
+            ),
         )
     return found
