@@ -144,7 +144,7 @@ def command(
     ctx.obj = _PlatformOptions(platform, product, firmware)
 
 
-@command.command(context_settings=_PROGRAM)
+@command.command(context_settings=_PROGRAM, short_help="Run PROGRAM on the emulated host.")
 @_platform
 @click.option(
     "--requests",
@@ -248,7 +248,7 @@ def host(
         )
 
 
-@command.command(context_settings=_PROGRAM)
+@command.command(context_settings=_PROGRAM, short_help="Run PROGRAM in an emulated guest.")
 @_platform
 @click.option(
     "--vm",

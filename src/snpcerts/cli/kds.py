@@ -224,7 +224,7 @@ def crl(where: _Where, product: Product, vlek: bool) -> None:
     )
 
 
-@command.command()
+@command.command(short_help="Show what is in the cache and whether it verifies.")
 @CACHE
 @ANCHOR
 @_JSON

@@ -173,7 +173,7 @@ def _reference_options(function: Any) -> Any:
 @command.command()
 @_reference_options
 def rvps(policy: str, output: str, keyword: str | None) -> None:
-    """Write a policy's reference values in the form that Trustee's RVPS takes.
+    """Write a policy's reference values for Trustee's RVPS.
 
     The file is a message of type 'sample' for 'rvps-tool register', with the names that Trustee's
     default policy uses. Standard error lists the policy's demands that the file cannot express.

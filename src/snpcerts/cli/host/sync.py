@@ -40,7 +40,7 @@ _METRICS_FILE = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Make the certificate files match the signing key.")
 @with_host
 @click.option(
     "--watch",
