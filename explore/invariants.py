@@ -55,7 +55,9 @@ class ViolationError(Exception):
 
 
 def check_handshake(world: World, delivered: bytes | None) -> None:
-    """Check, when the firmware signs, that the table in the guest's buffer matches its key."""
+    """Check, when the firmware signs, that the table in the guest's buffer matches the firmware's
+    key.
+    """
     if delivered and delivered not in (table(world.key), table(world.key, SECOND)):
         raise ViolationError(
             MATCH,
@@ -211,7 +213,8 @@ def _check_end_of_several(world: World, process: Process, end: Position) -> None
 
 
 def check_withdrawn(world: World, process: Process, end: Position) -> None:
-    """Check, when an update that knew of a wrong table has ended, that no reader can still get it.
+    """Check, when an update that knew of a wrong table has ended, that no reader can still get that
+    table.
 
     From then on, a wrong table is a violation. An update that ended because a step failed, or
     before its turn, does not count.

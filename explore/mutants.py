@@ -376,8 +376,8 @@ def one_file_after_the_other() -> Steps[Any]:
 
 
 def second_file_filled_first() -> Steps[Any]:
-    """The second file is filled for the next key before the command, and is not locked around
-    it.
+    """The second file is filled for the next key before the command, and is not locked around the
+    command.
     """
     in_place = writer.Strategy.IN_PLACE
 

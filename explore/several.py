@@ -26,7 +26,7 @@ def tables_for(key: int, wanted: Sequence[Any]) -> tuple[bytes, ...]:
 
 
 def update(strategy: writer.Strategy) -> Steps[Any]:
-    """Update both files. The agent lists them in an order other than the locking order."""
+    """Update both files. The agent lists the files in an order other than the locking order."""
     targets = [several.Target(path, strategy) for path in (SECOND, PATH)]
     return timed(several.update(targets, change, unchanged))  # type: ignore[arg-type]  # Wanted
 

@@ -108,8 +108,8 @@ class Psp:
         )
 
     def signs(self, select: KeySel) -> Key | None:
-        """Return the key that signs a report; None if the firmware makes none, or an unsigned
-        one.
+        """Return the key that signs a report; None if the firmware makes no report, or does not
+        sign it.
         """
         if expected_kind(self.state(), select) is VekKind.VCEK:
             return None if self.masked else Key(VekKind.VCEK, self.vcek)

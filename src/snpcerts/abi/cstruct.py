@@ -146,7 +146,7 @@ def _members(cls: type[CStruct]) -> tuple[tuple[str, int, struct.Struct], ...]:
 
 
 def _reader(cls: type[CStruct]) -> _Read:
-    """Return a function that reads all fields, in the order of the class.
+    """Return a function that reads all fields, in the order in which ``cls`` declares them.
 
     The function must be fast, because programs read millions of reports. If the offsets ascend, one
     format reads all fields and skips the gaps between them. Otherwise, as in unions, each field is

@@ -555,8 +555,8 @@ class RunView:
         self._CERTS.pack_into(self._memory, RUN_SNP_GPA, *value)
 
     def answer_req_certs(self, ret: int, npages: int | None = None) -> None:
-        """Answer KVM_EXIT_SNP_REQ_CERTS: set ``ret`` (0 or a positive errno) and, unless it is
-        None, ``npages``.
+        """Answer KVM_EXIT_SNP_REQ_CERTS: set ``ret`` (0 or a positive errno), and ``npages`` if
+        that is not None.
         """
         if npages is not None:
             self._U64.pack_into(self._memory, RUN_SNP_NPAGES, npages)

@@ -170,8 +170,8 @@ CONFIG_MASK_CHIP_KEY = 1 << 1
 
 @dataclass(frozen=True, slots=True)
 class SnpConfig(CStruct):
-    """Data of SNP_SET_CONFIG. If ``reported_tcb`` is all zeros, the command resets the reported
-    TCB; it does not keep it.
+    """Data of SNP_SET_CONFIG. If ``reported_tcb`` is all zeros, the command resets the reported TCB
+    instead of keeping it.
     """
 
     SIZE: ClassVar[int] = 64

@@ -37,7 +37,7 @@ class GuestRequestIoctl(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class ReportReq(CStruct):
-    """Request of SNP_GET_REPORT. The kernel passes it to the firmware unchanged."""
+    """Request of SNP_GET_REPORT. The kernel passes the request to the firmware unchanged."""
 
     SIZE: ClassVar[int] = 96
     C_NAME: ClassVar[str] = "struct snp_report_req"

@@ -133,7 +133,7 @@ class _StepTimer:
         self.waits_since, self.tried_in_vain = None, False
 
     def give_up(self) -> None:
-        """Report a wait for the lock that ended without it."""
+        """Report a wait that ended without the lock."""
         if self.tried_in_vain:
             self._end_wait(time.monotonic())
 

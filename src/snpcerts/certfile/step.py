@@ -61,8 +61,8 @@ class OpenWrite(NamedTuple):
 
 
 class Create(NamedTuple):
-    """Create a file, which must not exist yet, and open it for reading and writing. The result is
-    its descriptor.
+    """Create a file for reading and writing. Fails if the file exists. The result is its
+    descriptor.
     """
 
     path: str

@@ -27,7 +27,8 @@ class IssueTime:
 
 @dataclass(frozen=True, slots=True)
 class EmulatedHost:
-    """The firmware, the authority that certifies it, and a table for each TCB it may report.
+    """The firmware, the authority that certifies it, and a table for each TCB that the firmware may
+    report.
 
     Updates switch between the values in ``tcbs``. The certificates for all of them are fetched
     beforehand, as an operator would do, so that nothing is fetched under a lock.

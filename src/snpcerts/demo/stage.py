@@ -190,7 +190,7 @@ class DemoRun:
     def _process(
         self, script: GuestScript, argv: list[str], stack: ExitStack
     ) -> subprocess.Popen[bytes]:
-        """Start a process that ends when ``stack`` closes or when this process ends."""
+        """Start a child process, which ends when ``stack`` closes or when this process ends."""
         command = host_program(self._home, [sys.executable, "-P", "-m", *argv], script)
         process = subprocess.Popen(
             command,

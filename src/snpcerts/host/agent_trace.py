@@ -40,7 +40,7 @@ class AgentTrace:
         return Timeline(_TITLE)
 
     def span(self, span: Span) -> None:
-        """Record one span of the protocol. This is called with the lock held, so it writes nothing
+        """Record one span of the protocol. The lock is held during this call, so nothing is written
         yet.
         """
         values = {} if span.path is None else {"file": span.path}

@@ -175,7 +175,7 @@ class BackgroundAnnouncer:
         return self._announcer.mirror
 
     def announce(self, announcement: Announcement) -> None:
-        """Queue an announcement for sending. It replaces one that is still queued."""
+        """Queue an announcement for sending, in place of one that is still queued."""
         with self._lock:
             self._next = announcement
             # A listener that raises ends the thread. The next announcement starts a new thread.

@@ -93,7 +93,7 @@ class Btf:
 
     def _add(self, data: bytes) -> None:
         if not _HEADER.size <= len(data) <= _LIMIT:
-            raise ValueError(f"the size is {len(data)} bytes")
+            raise ValueError(f"expected {_HEADER.size} to {_LIMIT} bytes, found {len(data)}")
         magic, _, _, size, types, types_size, strings, strings_size = _HEADER.unpack_from(data)
         if magic != _MAGIC or size + types + types_size > len(data):
             raise ValueError("the header is invalid")

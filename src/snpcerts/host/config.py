@@ -134,7 +134,7 @@ def load(path: str) -> Config:
 
 
 def parse(text: str | bytes, path: str = "configuration") -> Config:
-    """Parse the text of a configuration. Errors name it by ``path``."""
+    """Parse the text of a configuration. Errors show ``path`` as the text's place."""
     try:
         document, text = read_toml(text, _SIZE_LIMIT)
     except TomlFileError as error:

@@ -42,7 +42,7 @@ class FileMatch(enum.Enum):
 
     @property
     def harmful(self) -> bool:
-        """Whether guests may get a table that does not match."""
+        """Whether guests may get a table that does not match the signing key."""
         return self is FileMatch.WRONG
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks whether this machine can serve certificates.
+"""Checks whether this host can serve certificates.
 
 The result has one line for each requirement. If a requirement is not met, the line says what to do.
 

@@ -17,9 +17,7 @@ _HINT = "set the product with --product, or as product in the configuration file
 
 
 def product_of_host(path: str = CPUINFO) -> Product:
-    """Return the product of the first processor. Raises :class:`RefusedError` for an unknown
-    one.
-    """
+    """Return the product of the first processor. Raises :class:`RefusedError` if none is known."""
     vendor, family, model, _ = _processor(path)
     if vendor == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
         product = product_of_cpuid(int(family), int(model))

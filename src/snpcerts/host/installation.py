@@ -407,7 +407,9 @@ def _directory(target: InstallTarget, path: str) -> InstallStep:
     if os.path.isdir(place):
         return InstallStep("directory", path, StepOutcome.UNCHANGED)
     if os.path.lexists(place):
-        raise RefusedError(f"{path}: not a directory", hint="move this file away")
+        raise RefusedError(
+            f"{path}: not a directory", hint="move this file away, then run the command again"
+        )
 
     def create() -> None:
         os.makedirs(place, mode=0o755, exist_ok=True)

@@ -145,7 +145,8 @@ class Memory:
             if not self._which().certain:
                 raise RefusedError(
                     "cannot record a proof, because SNP re-initialisation cannot be detected here",
-                    hint="run this where /sys/module/kvm_amd and the boot ID can be read",
+                    hint="run this where /sys/module/kvm_amd and "
+                    "/proc/sys/kernel/random/boot_id can be read",
                 )
             if _bare(now.state) != _bare(taken_in):
                 raise RetryLaterError(
@@ -267,7 +268,7 @@ class MemoryFile:
                 return
 
     def load(self) -> Remembered:
-        """Read the file. If any part is wrong, use none of it."""
+        """Read the record from the file. If any part is wrong, raise :class:`UnusableError`."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             with os.fdopen(fd, "rb") as file:

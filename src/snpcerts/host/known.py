@@ -30,7 +30,7 @@ class RememberedVlek:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Proof that a report over our nonce, requested with ``select``, was signed with this key.
+    """Proof that a report with our nonce, requested with ``select``, was signed with this key.
 
     ``tcb`` and ``certificate`` (SHA-256 of the DER) come from the certificate that verified it,
     whatever TCB the report names.

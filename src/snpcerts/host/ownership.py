@@ -47,7 +47,7 @@ def differences(file: FileConfig) -> tuple[str, ...]:
 
 
 def apply(file: FileConfig) -> None:
-    """Set the file's group and mode. Updates preserve them.
+    """Set the file's group and mode, which updates preserve.
 
     Raises :class:`RefusedError` if that is not permitted, and the errors of :func:`group_of`.
     """

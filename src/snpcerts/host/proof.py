@@ -76,7 +76,8 @@ class Proved:
 
 
 def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
-    """Prove which key signs for the guests of ``file``, record that, and make the files match it.
+    """Prove which key signs for the guests of ``file``, record the proof, and make the files match
+    that key.
 
     ``nonce`` is 64 fresh random bytes. Raises :class:`NoProofError` for a report that does not
     count, :class:`RetryLaterError` if the firmware changed meanwhile or the lock was not granted,

@@ -62,7 +62,9 @@ class Sev(DeviceFile):
     """An open ``/dev/sev``. As a context manager, it closes the device."""
 
     def __init__(self, path: str = DEVICE) -> None:
-        """Open the device. Raises :class:`RefusedError` if it is missing or cannot be opened."""
+        """Open the device. Raises :class:`RefusedError` if the device is missing or cannot be
+        opened.
+        """
         super().__init__(
             path,
             hint="run this on an SEV-SNP host, with its ccp driver loaded; elsewhere, "
