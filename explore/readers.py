@@ -18,11 +18,11 @@ from snpcerts.certfile.step import Steps
 
 
 def deliver(_found: Found) -> None:
-    """Stand for filling the guest's buffer. The model records what was found."""
+    """Stand in for filling the guest's buffer. The model records what was found."""
 
 
 def handshake() -> None:
-    """Stand for the firmware's signature. The model checks the key."""
+    """Stand in for the firmware's signature. The model checks the key."""
 
 
 def r1() -> Steps[None]:

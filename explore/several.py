@@ -32,12 +32,12 @@ def update(strategy: writer.Strategy) -> Steps[Any]:
 
 
 def change() -> Sequence[Wanted]:
-    """Stand for changing the firmware and choosing the tables. The model does both."""
+    """Stand in for changing the firmware and choosing the tables. The model does both."""
     return [Wanted(SECOND, True), Wanted(PATH, True)]
 
 
 def unchanged() -> Sequence[Wanted]:
-    """Stand for choosing the tables for the firmware's actual state."""
+    """Stand in for choosing the tables for the firmware's actual state."""
     return [Wanted(SECOND, False), Wanted(PATH, False)]
 
 

@@ -12,7 +12,7 @@ from snpcerts.certfile.step import Steps
 
 
 def change() -> bytes:
-    """Stand for the firmware command. The model changes the key."""
+    """Stand in for the firmware command. The model changes the key."""
     return b""
 
 

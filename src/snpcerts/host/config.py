@@ -134,7 +134,7 @@ def load(path: str) -> Config:
 
 
 def parse(text: str | bytes, path: str = "configuration") -> Config:
-    """Parse the text of a configuration. Errors show ``path`` as the text's place."""
+    """Parse the text of a configuration. ``path`` is the file name that errors show."""
     try:
         document, text = read_toml(text, _SIZE_LIMIT)
     except TomlFileError as error:
