@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 # Modules that commands import: those of a host, those in a guest, and all others.
 HOST = (
@@ -146,6 +147,15 @@ class Commands:
         except ProcessLookupError:
             handle = os.open(os.devnull, os.O_RDONLY)  # always readable: over
         return Running(self, pid, handle, out, err)
+
+    def piped(self, *arguments: str) -> tuple[Running, TextIO]:
+        """Start a command; return it and its standard output, to read while it runs."""
+        fifo = self._folder / f"{next(self._numbers)}.pipe"
+        os.mkfifo(fifo)
+        running = self.start(*arguments, out=fifo)
+        out = fifo.open()  # waits until the command opens it, too
+        fifo.unlink()
+        return running, out
 
     def run(self, *arguments: str) -> tuple[int, str]:
         running = self.start(*arguments)

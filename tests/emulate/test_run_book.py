@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-import select
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from snpcerts.cli.main import main
+
 from ..emulated import SNPCERTS, Emulated
+from ..host.site import key_server
 
 UPDATED = "snp=25,ucode=220"
 
@@ -55,22 +55,7 @@ class Laptop:
         made = self.emulated.run("guest", "--certs", served, "--", *argv)
         assert made.returncode == 0, made.stderr
         anchor = str(self.emulated.certs / "ark.der")
-        argv = [*SNPCERTS, "verify", report, "--table", table, "--anchor", anchor]
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout
-        assert "verified" in said, said
-
-
-@contextmanager
-def key_server(emulated: Emulated) -> Iterator[str]:
-    with subprocess.Popen(
-        emulated.command("key-server"), stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        try:
-            assert select.select([server.stdout], [], [], 60)[0], "no key server"
-            yield server.stdout.readline().strip()
-        finally:
-            server.terminate()
+        assert main(["verify", report, "--table", table, "--anchor", anchor]) == 0
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -133,16 +134,24 @@ def seen_by_guest(path: Path, home: PlatformHome) -> str:
 
 @contextlib.contextmanager
 def key_server(emulated: Emulated, *faults: str) -> Iterator[str]:
-    argv = [word for fault in faults for word in ("--fault", fault)]
-    server = subprocess.Popen(
-        emulated.command("key-server", *argv), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        yield server.stdout.readline().split()[-1]
-    finally:
-        server.terminate()
-        server.communicate()
+    """The platform's key server; its URL."""
+    options = [word for fault in faults for word in ("--fault", fault)]
+    argv = emulated.command("key-server", *options)
+    if emulated.commands is not None:
+        running, out = emulated.commands.piped(*argv[len(SNPCERTS) :])
+        try:
+            yield out.readline().split()[-1]
+        finally:
+            running.kill(signal.SIGTERM)
+            running.wait()
+            out.close()
+        return
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().split()[-1]
+        finally:
+            server.terminate()
 
 
 class Lines:
