@@ -27,7 +27,7 @@ from ..keys import authority_of
 from ..sizes import sized
 from .tracing import can_trace, killed_at
 
-EACH = sized(3, 1)  # of so many places one is tried
+EACH = sized(5, 1)  # of so many places one is tried
 
 # SNPCERTS_FILE_SYSTEMS names more, as in "xfs=/mnt/xfs btrfs=/mnt/btrfs".
 FILE_SYSTEMS = {"ext4": tempfile.gettempdir(), "tmpfs": "/dev/shm"}  # noqa: S108 (it is tmpfs)

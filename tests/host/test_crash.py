@@ -24,7 +24,7 @@ from ..certfile.tracing import can_trace, killed_at
 from ..sizes import sized
 from .rig import FirmwareDevice, Rig
 
-EACH = sized(20, 1)  # of so many places one is tried
+EACH = sized(30, 1)  # of so many places one is tried
 
 pytestmark = pytest.mark.skipif(not can_trace(), reason="ptrace is not allowed on this machine")
 
