@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from snpcerts import __version__
@@ -17,6 +19,18 @@ def test_a_mistyped_command_names_the_nearest(
 ) -> None:
     assert main([word]) == 2
     assert f"Did you mean '{nearest}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", ["report", "table"])
+def test_a_file_in_place_of_a_command_names_show(
+    capsys: pytest.CaptureFixture[str], group: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.bin"
+    assert main([group, str(file)]) == 2
+    assert f"{group} show" not in capsys.readouterr().err
+    file.touch()
+    assert main([group, str(file)]) == 2
+    assert f"Did you mean 'snpcerts {group} show {file}'?" in capsys.readouterr().err
 
 
 def test_a_word_like_none_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:

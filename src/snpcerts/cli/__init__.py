@@ -9,8 +9,9 @@ for its work, ``verify_text``, ``verify_advice`` and ``verify_ear`` for its outp
 ``evidence_files`` finds reports and certificates in files.
 
 All commands use ``files``, which reads and writes files, ``say``, which prints, ``signals``, which
-ends a command cleanly, and ``examples``, the examples in the help. ``source_options``,
-``product_option``, ``hex_option`` and ``tcb_components`` declare shared options and parse their
-values. ``bulletin_age`` warns if the list of bulletins is old. Imports ``abi``, ``endorsement``,
-``verify``, ``kds``, ``certfile``, ``vmm``, ``guest``, ``emulator``, ``conformance`` and ``demo``.
+ends a command cleanly, and ``examples``, the examples in the help. ``file_group`` suggests a
+command to a user who gives only a file. ``source_options``, ``product_option``, ``hex_option`` and
+``tcb_components`` declare shared options and parse their values. ``bulletin_age`` warns if the list
+of bulletins is old. Imports ``abi``, ``endorsement``, ``verify``, ``kds``, ``certfile``, ``vmm``,
+``guest``, ``emulator``, ``conformance`` and ``demo``.
 """

@@ -8,10 +8,11 @@ import json
 import click
 
 from snpcerts.cli.evidence_files import EvidenceFiles
+from snpcerts.cli.file_group import FileGroup
 from snpcerts.cli.say import present, say
 
 
-@click.group()
+@click.group(cls=FileGroup)
 def command() -> None:
     """Print attestation reports, without verifying them."""
 

@@ -12,6 +12,7 @@ import click
 
 from snpcerts.abi import cert_table
 from snpcerts.abi.cert_table import CertTable, TableEntry, TableProblem
+from snpcerts.cli.file_group import FileGroup
 from snpcerts.cli.files import make_directory, read_input, write_output
 from snpcerts.cli.say import present, say, say_line
 from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
@@ -23,7 +24,7 @@ _DESCRIBED = 1024  # characters of an entry's description
 _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 
 
-@click.group()
+@click.group(cls=FileGroup)
 def command() -> None:
     """Build, show and extract certificate tables.
 
