@@ -114,6 +114,16 @@ CLAIMS: Final = (
         LINUX,
     ),
     Claim(
+        "model-registers",
+        "KVM_SET_MSRS and KVM_GET_MSRS: which MSRs there are; values of those that hold addresses, "
+        "EFER, HWCR and PAT. Machine checks, memory types and counters are not judged",
+        (
+            _selftests("x86/hwcr_msr_test"),
+            ClaimSource(SourceKind.DOCUMENT, ("arch/x86/kvm/msrs.c, svm/svm.c (read)",)),
+        ),
+        LINUX,
+    ),
+    Claim(
         "launch",
         "KVM_MEMORY_ENCRYPT_OP: argument checks, errors, device attributes",
         (_kernel("sev_mem_enc_ioctl", "sev_dev_get_attr", "kvm_gmem_populate"),),

@@ -120,22 +120,67 @@ def test_registers_are_out_of_reach_once_launched(name: str) -> None:
             fails(errno.EINVAL, lambda n=number: vcpu.ioctl(process.caller(), n, COMMAND))
 
 
-@given(entries=st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))))
-def test_msrs_are_given_back(entries: list[tuple[int, int]]) -> None:
-    process = Process()
-    vcpu = process.create_vcpu(process.create_vm())
+# MSRs whose value KVM does not judge: SYSENTER_CS, STAR, MTRRs, KVM's own.
+PLAIN_MSRS = st.sampled_from([0x174, 0xC000_0081, 0x200, 0x26F, 0x4B56_4D00, 0x4B56_4D04])
+
+
+def put_msrs(process: Process, entries: list[tuple[int, int]]) -> None:
     written = struct.pack("<I4x", len(entries))
     written += b"".join(struct.pack("<I4xQ", index, value) for index, value in entries)
     process.arena.write(COMMAND, written)
+
+
+def msrs(process: Process, count: int) -> list[tuple[int, int]]:
+    return list(struct.iter_unpack("<I4xQ", process.arena.read(COMMAND + 8, 16 * count)))
+
+
+@given(entries=st.lists(st.tuples(PLAIN_MSRS, st.integers(0, 2**64 - 1))))
+def test_msrs_are_given_back(entries: list[tuple[int, int]]) -> None:
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    put_msrs(process, entries)
     assert vcpu.ioctl(process.caller(), SET_MSRS, COMMAND) == len(entries)
-    asked = struct.pack("<I4x", len(entries))
-    asked += b"".join(struct.pack("<I4xQ", index, 0) for index, _ in entries)
-    process.arena.write(COMMAND, asked)
+    put_msrs(process, [(index, 0) for index, _ in entries])
     assert vcpu.ioctl(process.caller(), GET_MSRS, COMMAND) == len(entries)
     last = dict(entries)
-    data = process.arena.read(COMMAND + 8, 16 * len(entries))
-    found = list(struct.iter_unpack("<I4xQ", data))
-    assert found == [(index, last[index]) for index, _ in entries]
+    assert msrs(process, len(entries)) == [(index, last[index]) for index, _ in entries]
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (0x12345, 0),  # KVM has no such MSR
+        (0xC001_0015, 1 << 4),  # HWCR
+        (0x277, 2),  # PAT: no memory type
+        (0xC000_0080, 1 << 1),  # EFER
+        (0xC000_0082, 1 << 63),  # LSTAR: no canonical address
+        (0xC000_0100, 1 << 47),
+        (0x1B, 1),  # APIC_BASE: reserved
+        (0xC001_0058, 1),  # MMIO_CONF_BASE
+        (0xC001_1029, 1),  # DE_CFG
+    ],
+)
+def test_the_number_of_msrs_before_one_that_kvm_refuses_is_returned(index: int, value: int) -> None:
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    put_msrs(process, [(0x174, 1), (0x175, 2), (index, value), (0x176, 3)])
+    assert vcpu.ioctl(process.caller(), SET_MSRS, COMMAND) == 2
+    put_msrs(process, [(0x174, 9), (0x175, 9), (0x176, 9), (0x12345, 9), (0x174, 9)])
+    assert vcpu.ioctl(process.caller(), GET_MSRS, COMMAND) == 3
+    assert msrs(process, 5) == [(0x174, 1), (0x175, 2), (0x176, 0), (0x12345, 9), (0x174, 9)]
+
+
+def test_msrs_and_special_registers_are_the_same_registers() -> None:
+    process = Process()
+    vcpu = process.create_vcpu(process.create_vm())
+    entries = [(0xC000_0080, 1 << 8), (0xC000_0100, 0x1000), (0xC000_0101, 0x2000)]
+    put_msrs(process, [*entries, (0x1B, 0xFEE0_0800)])
+    assert vcpu.ioctl(process.caller(), SET_MSRS, COMMAND) == 4
+    assert vcpu.ioctl(process.caller(), Ioctl.GET_SREGS, DATA) == 0
+    sregs = process.arena.read(DATA, SIZES["sregs"])
+    assert struct.unpack_from("<2Q", sregs, 264) == (1 << 8, 0xFEE0_0800)
+    assert struct.unpack_from("<Q", sregs, 72) == (0x1000,)
+    assert struct.unpack_from("<Q", sregs, 96) == (0x2000,)
 
 
 def test_msrs_and_cpuid_are_bounded() -> None:

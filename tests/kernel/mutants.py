@@ -556,10 +556,11 @@ def every_trial(
 
 
 class Course:
-    """Tries mutants. ``product`` is a copy of the source to put an emulator's mutant into."""
+    """Tries mutants in a directory that has a copy of the product, for mutants of the emulator."""
 
-    def __init__(self, product: Path, sequences: int, known: Iterable[dict[str, Any]]) -> None:
-        self._product = product
+    def __init__(self, folder: Path, sequences: int, known: Iterable[dict[str, Any]]) -> None:
+        self._product = folder
+        self._built = folder / "built"
         self._sequences = sequences
         # What has noticed other mutants of a part: most of the next are noticed by it, too.
         self._killers: dict[str, Counter[int]] = {each: Counter() for each in build.PARTS}
@@ -596,17 +597,16 @@ class Course:
         text = build.cut(part, build.SOURCES / trial.release)
         changed = text.replace(mutant.old, mutant.new(), 1)
         try:
-            library = build.compiled(part, trial.release, changed)
+            library = build.compiled(part, trial.release, changed, into=self._built)
         except CutError:
             return "unbuilt", []
         try:
             found = self._judged(trial, library=library)
         finally:
-            library.unlink(missing_ok=True)
-            library.with_suffix(".c").unlink(missing_ok=True)
+            library.unlink()
         if found[0] == "survived":
-            same = [build.code(part, trial.release, each) for each in (text, changed)]
-            if same[0] == same[1]:
+            same = {build.code(part, trial.release, each, self._built) for each in (text, changed)}
+            if len(same) == 1:
                 return "equal", []
         return found
 

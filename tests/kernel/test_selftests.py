@@ -30,6 +30,7 @@ PASSES: Final = (
     "kvm_create_max_vcpus",
     "vm_types_test",
     "x86/max_vcpuid_cap_test",
+    "x86/hwcr_msr_test",
     "x86/recalc_apic_map_test",
     "x86/set_sregs_test",
 )
@@ -69,11 +70,6 @@ STOPPED: Final = {
         _FAILED,
         "KVM_GET_MSRS failed",
         "the values of feature MSRs, which are those of a processor, are not emulated",
-    ),
-    "x86/hwcr_msr_test": (
-        _FAILED,
-        "Expected KVM_SET_MSRS(MSR_K7_HWCR)",
-        "MSRs are kept as they are set: no code uses them",
     ),
     "x86/nested_set_state_test": (
         _SKIPPED,

@@ -303,7 +303,13 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
     return compiled(part, version, text)
 
 
-def compiled(part: Part, version: str, text: str, flags: Sequence[str] = ("-O1", "-g")) -> Path:
+def compiled(
+    part: Part,
+    version: str,
+    text: str,
+    flags: Sequence[str] = ("-O1", "-g"),
+    into: Path = BUILT,
+) -> Path:
     """The same of a text, such as a mutant's."""
     whole = f'#include "kernel.h"\n#include "{part.name}.h"\n{text}#include "{part.name}.c"\n'
     stubs = b"".join(
@@ -311,10 +317,10 @@ def compiled(part: Part, version: str, text: str, flags: Sequence[str] = ("-O1",
         for file in ("kernel.h", *part.stubs, f"{part.name}.h", f"{part.name}.c")
     )
     digest = hashlib.sha256(whole.encode() + stubs + repr(flags).encode()).hexdigest()[:16]
-    made = BUILT / f"{part.name}-{version}-{digest}.so"
+    made = into / f"{part.name}-{version}-{digest}.so"
     if made.exists():
         return made
-    BUILT.mkdir(parents=True, exist_ok=True)
+    into.mkdir(parents=True, exist_ok=True)
     file = made.with_suffix(".c")
     file.write_text(whole, encoding="utf-8")
     user = headers.releases()[version] / "user" / "usr" / "include"
@@ -334,11 +340,10 @@ def compiled(part: Part, version: str, text: str, flags: Sequence[str] = ("-O1",
     return made
 
 
-def code(part: Part, version: str, text: str) -> bytes:
+def code(part: Part, version: str, text: str, folder: Path) -> bytes:
     """Only what the processor executes of a text: two texts with equal code do the same."""
-    made = compiled(part, version, text, ("-O2", "-s", "-Wl,--build-id=none"))
-    try:
-        return made.read_bytes()
-    finally:
-        made.unlink()
-        made.with_suffix(".c").unlink()
+    flags = ("-O2", "-s", "-Wl,--build-id=none")
+    made = compiled(part, version, text, flags, folder)
+    found = made.read_bytes()
+    made.unlink()
+    return found

@@ -42,7 +42,7 @@ CPUID: Final = {
     1: (0xA00F11, 4, 0x80202001, 5),
     0x8000001F: (0x1B, 0x173, 6, 7),
 }
-MSRS: Final = {0xDA0: 0, 0x4B564D01: 0x11_2233_4455, 0xC000_0080: 0x500}
+MSRS: Final = {0xDA0: 0, 0x4B564D01: 0x11_2233_4455, 0xC000_0080: 0x100}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ exits: ``ghcb_page`` reads and writes its GHCB, ``page_state`` serves page state
 ``guest_instruction`` performs instructions for the guest, and ``exits`` writes each exit to
 ``kvm_run``. ``capability`` answers KVM_CHECK_EXTENSION, and ``release`` lists the kernels that can
 be emulated. ``processor_state`` and ``board`` keep state that a VMM sets and nothing here uses;
-``system_registers`` judges a part of it by the guest's features, which ``host_cpuid`` lists.
+``system_registers`` and ``model_registers`` judge a part of it by the guest's features, which
+``host_cpuid`` lists.
 ``irqfd`` keeps the eventfds of interrupts; ``private_ranges`` records which pages are private.
 Imports ``guest``, ``psp``, ``syscall`` and ``abi``.
 """

@@ -5,8 +5,8 @@ An emulated vCPU executes no instructions, so nothing here has an effect. But a 
 written for the emulator makes dozens of such calls before its first KVM_RUN, reads some of the
 state back, and gives up if a call fails.
 
-Structures are opaque here, except for the lists of MSRs and of CPUID entries; ``system_registers``
-judges segments and control registers as KVM does.
+Structures are opaque here, except for the lists of MSRs and of CPUID entries. ``system_registers``
+and ``model_registers`` judge segments, control registers and MSRs as KVM does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 
 from snpcerts.abi import kvm
 from snpcerts.abi.kvm import Ioctl
+from snpcerts.emulator.kvm.model_registers import ModelRegisters
 from snpcerts.emulator.kvm.system_registers import SystemRegisters
 from snpcerts.emulator.psp import vmsa
 from snpcerts.emulator.syscall.caller_memory import UserMemory
@@ -90,7 +91,7 @@ class ProcessorState:
         self._tsc_fixed = tsc_fixed
         self._states = {"regs": _RESET_REGS}
         self._system = SystemRegisters(boot=boot)
-        self._msrs: dict[int, int] = {}
+        self._msrs = ModelRegisters(self._system)
         self._cpuid = b""  # the entries that the VMM has set
 
     @property
@@ -103,13 +104,13 @@ class ProcessorState:
 
     def read_msr(self, index: int) -> int | None:
         """Return an MSR's value; None if it was never set."""
-        return self._msrs.get(index)
+        return self._msrs.values.get(index)
 
     def write_msr(self, index: int, value: int) -> bool:
         """Set an MSR if it exists; return whether it does."""
-        if index not in self._msrs:
+        if index not in self._msrs.values:
             return False
-        self._msrs[index] = value
+        self._msrs.values[index] = value
         return True
 
     @property
@@ -126,7 +127,7 @@ class ProcessorState:
         """Return the vCPU's VMSA, from which the firmware reads the registers; see
         :func:`vmsa.build`.
         """
-        return vmsa.build(self._states, self._system.shared, self._msrs, features)
+        return vmsa.build(self._states, self._system.shared, self._msrs.values, features)
 
     @property
     def mp_state(self) -> int:
@@ -149,15 +150,12 @@ class ProcessorState:
             self._refuse_protected(name)
             self._write(name, data)
         elif request == Ioctl.SET_MSRS:
-            entries = _msrs(memory, argument)
-            self._msrs.update(entries)
-            return len(entries)
+            return self._set_msrs(_msrs(memory, argument))
         elif request == Ioctl.GET_MSRS:
-            entries = _msrs(memory, argument)
-            for place, (index, _) in enumerate(entries):
-                at = argument + _LIST_HEADER + place * _MSR_ENTRY.size
-                memory.write(at, _MSR_ENTRY.pack(index, self._msrs.get(index, 0)))
-            return len(entries)
+            found = self._get_msrs([index for index, _ in _msrs(memory, argument)])
+            packed = b"".join(_MSR_ENTRY.pack(*each) for each in found)
+            memory.write(argument + _LIST_HEADER, packed)
+            return len(found)
         elif request == Ioctl.SET_CPUID2:
             self._cpuid = _cpuid_entries(memory, argument)
         elif request == Ioctl.GET_CPUID2:
@@ -171,6 +169,24 @@ class ProcessorState:
         elif request not in IGNORED:
             return None
         return 0
+
+    def _set_msrs(self, entries: list[tuple[int, int]]) -> int:
+        """Set MSRs up to the first that KVM refuses; return how many."""
+        guest = self.cpuid
+        for place, (index, value) in enumerate(entries):
+            if not self._msrs.write(index, value, guest):
+                return place
+        return len(entries)
+
+    def _get_msrs(self, indices: list[int]) -> list[tuple[int, int]]:
+        """Return the values of MSRs up to the first that KVM does not have."""
+        found = []
+        for index in indices:
+            value = self._msrs.read(index)
+            if value is None:
+                break
+            found.append((index, value))
+        return found
 
     def _read(self, name: str) -> bytes:
         match name:

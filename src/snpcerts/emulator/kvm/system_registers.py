@@ -24,6 +24,7 @@ _TABLES_AT: Final = len(_SEGMENTS) * _SEGMENT.size
 _CONTROL_AT: Final = _TABLES_AT + 2 * _TABLE.size
 SHARED: Final = _CONTROL_AT + _CONTROL.size  # bytes that both structures begin with
 _CR8_AT: Final = slice(_CONTROL_AT + 32, _CONTROL_AT + 40)
+_EFER_AT: Final = slice(_CONTROL_AT + 40, _CONTROL_AT + 48)
 _APIC_BASE_AT: Final = slice(_CONTROL_AT + 48, _CONTROL_AT + 56)
 # What follows: a bitmap of 256 interrupts, or flags and four PDPTRs.
 _BITMAP_SIZE: Final = 32
@@ -96,6 +97,33 @@ class SystemRegisters:
         """The address and flags of the local APIC."""
         return int.from_bytes(self._shared[_APIC_BASE_AT], "little")
 
+    @property
+    def efer(self) -> int:
+        """EFER."""
+        return int.from_bytes(self._shared[_EFER_AT], "little")
+
+    def base(self, segment: str) -> int:
+        """Return the base address of a segment."""
+        return int.from_bytes(self._shared[_base_at(segment)], "little")
+
+    def set_efer(self, value: int) -> bool:
+        """Set the MSR; return whether the host has the features of all its bits. LMA stays."""
+        if value & ~_efer_bits(self._host, self._host):
+            return False
+        self._put(_EFER_AT, value & ~_EFER_LMA | self.efer & _EFER_LMA)
+        return True
+
+    def set_apic_base(self, value: int, guest: CpuidTable) -> bool:
+        """Set the MSR; return whether its value is valid."""
+        if not _is_apic_base(value, self.apic_base, self._host, guest):
+            return False
+        self._put(_APIC_BASE_AT, value)
+        return True
+
+    def set_base(self, segment: str, value: int) -> None:
+        """Set the MSR of the segment's base."""
+        self._put(_base_at(segment), value)
+
     def set(self, sregs: bytes, guest: CpuidTable) -> None:
         """Serve KVM_SET_SREGS for a guest with this CPUID table; raise EINVAL as KVM does."""
         self._set_shared(sregs, guest)
@@ -131,9 +159,14 @@ class SystemRegisters:
     def _set_shared(self, sregs: bytes, guest: CpuidTable) -> None:
         shared = sregs[:SHARED]
         _check(shared, self._host, guest, self.apic_base)
-        if int.from_bytes(shared[_CR8_AT], "little") > _CR8_MAX:  # ignored
-            shared = shared[: _CR8_AT.start] + self._shared[_CR8_AT] + shared[_CR8_AT.stop :]
+        cr8 = int.from_bytes(self._shared[_CR8_AT], "little")
         self._shared = shared
+        if int.from_bytes(shared[_CR8_AT], "little") > _CR8_MAX:  # ignored
+            self._put(_CR8_AT, cr8)
+
+    def _put(self, at: slice, value: int) -> None:
+        changed = value.to_bytes(8, "little")
+        self._shared = self._shared[: at.start] + changed + self._shared[at.stop :]
 
     def _given_back(self) -> bytes:
         data = bytearray(SHARED)
@@ -198,15 +231,24 @@ def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) ->
         raise OSError(errno.EINVAL, f"CR0 {cr0:#x} is not a valid combination of bits")
     if efer & ~_efer_bits(host, guest):
         raise OSError(errno.EINVAL, f"EFER {efer:#x} has a bit whose feature the guest lacks")
-    if new_base == apic_base:
-        return
-    reserved = beyond | _APIC_RESERVED
-    if not has(host, guest, *_X2APIC):
-        reserved |= _APIC_X2APIC
-    if new_base & reserved or new_base & (_APIC_ENABLE | _APIC_X2APIC) == _APIC_X2APIC:
+    if not _is_apic_base(new_base, apic_base, host, guest):
         raise OSError(
             errno.EINVAL, f"the APIC base {new_base:#x} has reserved bits set or an invalid mode"
         )
+
+
+def _is_apic_base(value: int, current: int, host: CpuidTable, guest: CpuidTable) -> bool:
+    """Whether the APIC can have that base: one that stays is not judged."""
+    reserved = -1 << physical_bits(guest) | _APIC_RESERVED
+    if not has(host, guest, *_X2APIC):
+        reserved |= _APIC_X2APIC
+    valid = not value & reserved and value & (_APIC_ENABLE | _APIC_X2APIC) != _APIC_X2APIC
+    return value == current or valid
+
+
+def _base_at(segment: str) -> slice:
+    at = _SEGMENTS.index(segment) * _SEGMENT.size
+    return slice(at, at + 8)
 
 
 def _cr4_bits(host: CpuidTable, guest: CpuidTable) -> int:

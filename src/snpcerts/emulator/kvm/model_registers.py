@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM_SET_MSRS and KVM_GET_MSRS: the model-specific registers (MSRs) that KVM knows.
+
+Source: Linux ``arch/x86/kvm/msrs.c`` (``kvm_set_msr_common``, ``kvm_get_msr_common``,
+``__kvm_set_msr``, ``set_efer``) and ``svm/svm.c`` (``svm_set_msr``, ``svm_get_msr``). Both calls
+stop at the first MSR that KVM does not have, and return how many came before it. Of those that
+need a feature, only the ones that the emulated host has are known; values of the memory types'
+ranges, machine checks and performance counters are not judged.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from snpcerts.emulator.kvm.host_cpuid import CpuidTable
+from snpcerts.emulator.kvm.system_registers import SystemRegisters
+
+EFER, HWCR, PAT, APIC_BASE = 0xC000_0080, 0xC001_0015, 0x277, 0x1B
+FS_BASE, GS_BASE = 0xC000_0100, 0xC000_0101
+_LSTAR, _CSTAR, _KERNEL_GS_BASE = 0xC000_0082, 0xC000_0083, 0xC000_0102
+_MMIO_CONF_BASE, _DE_CFG = 0xC001_0058, 0xC001_1029
+
+# First and last of each range.
+WRITTEN: Final = (
+    (0x10, 0x12),  # TSC, KVM_WALL_CLOCK, KVM_SYSTEM_TIME
+    (APIC_BASE, APIC_BASE),
+    (0x34, 0x34),  # SMI_COUNT
+    (0x3B, 0x3B),  # TSC_ADJUST
+    (0x48, 0x49),  # SPEC_CTRL, PRED_CMD
+    (0x79, 0x79),  # UCODE_WRITE
+    (0x8B, 0x8B),  # UCODE_REV
+    (0x9E, 0x9E),  # SMBASE
+    (0xC1, 0xC2),  # P6_PERFCTR
+    (0xCE, 0xCE),  # PLATFORM_INFO
+    (0x11E, 0x11E),  # BBL_CR_CTL3
+    (0x140, 0x140),  # MISC_FEATURES_ENABLES
+    (0x174, 0x176),  # SYSENTER_CS, ESP, EIP
+    (0x17A, 0x17B),  # MCG_STATUS, MCG_CTL
+    (0x186, 0x187),  # P6_EVNTSEL
+    (0x1A0, 0x1A0),  # MISC_ENABLE
+    (0x1C4, 0x1C5),  # XFD, XFD_ERR
+    (0x1D9, 0x1D9),  # DEBUGCTL
+    (0x1DB, 0x1DE),  # LASTBRANCH, LASTINT
+    (0x1FC, 0x1FC),  # POWER_CTL
+    (0x200, 0x20F),  # MTRRphysBase, MTRRphysMask
+    (0x250, 0x250),  # MTRRfix64K
+    (0x258, 0x259),  # MTRRfix16K
+    (0x268, 0x26F),  # MTRRfix4K
+    (PAT, PAT),
+    (0x280, 0x29F),  # MC0_CTL2 to MC31_CTL2
+    (0x2FF, 0x2FF),  # MTRRdefType
+    (0x400, 0x47F),  # MC0_CTL to MC31_MISC
+    (0x6E0, 0x6E0),  # TSC_DEADLINE
+    (0xDA0, 0xDA0),  # XSS
+    (0x4B56_4D00, 0x4B56_4D07),  # KVM's own
+    (0xC000_0080, 0xC000_0084),  # EFER, STAR, LSTAR, CSTAR, SYSCALL_MASK
+    (FS_BASE, 0xC000_0104),  # FS, GS, KERNEL_GS_BASE, TSC_AUX, TSC_RATIO
+    (0xC001_0000, 0xC001_0007),  # K7_EVNTSEL, K7_PERFCTR
+    (HWCR, HWCR),
+    (0xC001_001B, 0xC001_001B),  # K7_CLK_CTL
+    (0xC001_001F, 0xC001_0020),  # NB_CFG, PATCH_LOADER
+    (_MMIO_CONF_BASE, _MMIO_CONF_BASE),
+    (0xC001_0114, 0xC001_0115),  # VM_CR, VM_IGNNE
+    (0xC001_0117, 0xC001_0117),  # VM_HSAVE_PA
+    (0xC001_011F, 0xC001_011F),  # VIRT_SPEC_CTRL
+    (0xC001_1022, 0xC001_1023),  # DC_CFG, TW_CFG
+    (_DE_CFG, 0xC001_102A),  # DE_CFG, BU_CFG2
+    (0xC001_102C, 0xC001_102C),  # F15H_EX_CFG
+)
+# What can be read and not written, and the other way round.
+ONLY_READ: Final = (
+    (0x0, 0x1),  # P5_MC_ADDR, P5_MC_TYPE
+    (0x17, 0x17),  # PLATFORM_ID
+    (0x2A, 0x2A),  # EBL_CR_POWERON
+    (0x2C, 0x2C),  # EBC_FREQUENCY_ID
+    (0xCD, 0xCD),
+    (0xFE, 0xFE),  # MTRRcap
+    (0x179, 0x179),  # MCG_CAP
+    (0x198, 0x199),  # PERF_STATUS, PERF_CTL
+    (0x606, 0x606),  # RAPL_POWER_UNIT
+    (0x611, 0x611),  # PKG_ENERGY_STATUS
+    (0x619, 0x619),  # DRAM_ENERGY_STATUS
+    (0x639, 0x639),  # PP0_ENERGY_STATUS
+    (0x641, 0x641),  # PP1_ENERGY_STATUS
+    (0xC001_0010, 0xC001_0010),  # SYSCFG
+    (0xC001_0055, 0xC001_0055),  # K8_INT_PENDING_MSG
+    (0xC001_0112, 0xC001_0113),  # K8_TSEG_ADDR, K8_TSEG_MASK
+    (0xC001_1021, 0xC001_1021),  # F15H_IC_CFG
+)
+ONLY_WRITTEN: Final = ((0x49, 0x49), (0x79, 0x79), (0xC001_0020, 0xC001_0020), (0xC001_0115,) * 2)
+
+_HWCR_IGNORED: Final = 1 << 3 | 1 << 6 | 1 << 8
+# The bits that a VMM may set.
+_BITS: Final = {
+    HWCR: 1 << 18 | 1 << 24,
+    0x49: 0x81,  # PRED_CMD: IBPB, SBPB
+    0x140: 1,
+    0x1C4: 0,
+    0x1C5: 0,
+    0x4B56_4D05: 1,  # KVM_POLL_CONTROL
+    _MMIO_CONF_BASE: 0,
+    _DE_CFG: 2,  # LFENCE_SERIALIZE
+    0xC001_011F: 4,  # SSBD
+}
+_ADDRESSES: Final = frozenset((_LSTAR, _CSTAR, FS_BASE, GS_BASE, _KERNEL_GS_BASE))
+_RESET_PAT: Final = 0x7_0406_0007_0406
+_SIGN_EXTENDED: Final = (0, 0x1FFFF)  # bits 63 to 47 of a canonical address
+
+
+class ModelRegisters:
+    """The MSRs of one vCPU. ``system`` has those that are also elsewhere: EFER, the APIC's base
+    and the bases of FS and GS.
+    """
+
+    def __init__(self, system: SystemRegisters) -> None:
+        self._system = system
+        self.values: dict[int, int] = {}  # what the VMM has set
+
+    def write(self, index: int, value: int, guest: CpuidTable) -> bool:
+        """Set an MSR as KVM_SET_MSRS does for a guest with this CPUID table; return whether KVM
+        takes it.
+        """
+        if not _within(index, WRITTEN):
+            return False
+        if index == HWCR:
+            value &= ~_HWCR_IGNORED
+        if value & ~_BITS.get(index, value):
+            return False
+        if index == PAT and not _is_pat(value):
+            return False
+        if index in _ADDRESSES and value >> 47 not in _SIGN_EXTENDED:
+            return False
+        if not self._write_shared(index, value, guest):
+            return False
+        self.values[index] = value
+        return True
+
+    def read(self, index: int) -> int | None:
+        """Return the value that KVM_GET_MSRS gives; None if KVM does not have the MSR."""
+        system = self._system
+        match index:
+            case _ if _within(index, ONLY_WRITTEN):
+                return None
+            case _ if not _within(index, WRITTEN) and not _within(index, ONLY_READ):
+                return None
+            case x if x == APIC_BASE:
+                return system.apic_base
+            case x if x == EFER:
+                return system.efer
+            case x if x in (FS_BASE, GS_BASE):
+                return system.base("fs" if x == FS_BASE else "gs")
+            case x if x == PAT:
+                return self.values.get(PAT, _RESET_PAT)
+            case _:
+                return self.values.get(index, 0)
+
+    def _write_shared(self, index: int, value: int, guest: CpuidTable) -> bool:
+        if index == EFER:
+            return self._system.set_efer(value)
+        if index == APIC_BASE:
+            return self._system.set_apic_base(value, guest)
+        if index in (FS_BASE, GS_BASE):
+            self._system.set_base("fs" if index == FS_BASE else "gs", value)
+        return True
+
+
+def _within(index: int, ranges: tuple[tuple[int, ...], ...]) -> bool:
+    return any(first <= index <= last for first, last in ranges)
+
+
+def _is_pat(value: int) -> bool:
+    """Whether each of the eight memory types is 0, 1 or 4 to 7."""
+    return all(kind in (0, 1, 4, 5, 6, 7) for kind in value.to_bytes(8, "little"))
