@@ -79,10 +79,16 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel kvm_arch_vcpu_ioctl_run: without kvm_",
         "the stubs of FPU, SRCU and signals do nothing",
     ),
-    (r"kernel snp_do_psc: without BUG\(\)", "behind a switch of which every case leaves"),
+    (
+        r"kernel (snp_do_psc|kvm_set_memslot): without BUG\(\)",
+        "behind a switch of which every case leaves",
+    ),
     (r"kernel \w+: .*(print_hex_dump|pr_warn|dev_err|dev_dbg)", "writes to the log alone"),
-    (r"kernel \w+: (without|.* in) (kfree|__free_pages)\(", "frees memory, which no caller sees"),
-    (r"kernel \w+: -ENOMEM|kernel \w+: without ret = -ENOMEM", "no allocation fails in the stubs"),
+    (r"kernel \w+: (without|.* in) (kv?free|__free_pages)\(", "frees memory, which no caller sees"),
+    (
+        r"kernel \w+: (-ENOMEM|without (ret = -ENOMEM|return ERR_PTR\(-ENOMEM\)))",
+        "no allocation fails in the stubs",
+    ),
     (r"kernel \w+: without mutex_(un)?lock", "the cut runs in one thread"),
     (
         r"kernel sev_(version_greater_or_equal|ioctl): checks swapped"
@@ -157,7 +163,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "does not have the rest",
     ),
     (
-        r"kernel kvm_(prepare_memory_region|set_memslot): .*(bitmap|slots_arch_lock|invalid_slot)",
+        r"kernel kvm_(prepare_memory_region|set_memslot): .*(bitmap|slots_arch_lock|invalid_slot"
+        r"|KVM_MEM_LOG_DIRTY_PAGES|KVM_MR_DELETE \|\| change == KVM_MR_MOVE)",
         "logs of written pages and slots in a transition are stubs without an effect",
     ),
     (
@@ -199,8 +206,9 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"emulator emulator/kvm/capability\.py:\d+: (Or in platform\.sev and platform\.snp"
-        r"|\d+ becomes \d+ in _ANY: )",
-        "equal: the oracle's host has SEV and SNP, and no argument has more than 64 bits",
+        r"|\d+ becomes \d+ in (_ANY: |return min\(os\.cpu_count))",
+        "equal: the oracle's host has SEV and SNP, no argument has more than 64 bits, and the "
+        "number of processors is known",
     ),
     # The guest's driver.
     (
@@ -273,6 +281,24 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"kernel snp_issue_guest_request: without ret = -EIO",
         "set again by every case that leads there",
+    ),
+    (
+        r"kernel try_advance_write_generation: (-EBUSY|1 becomes 2 in if \(state->write_gen)",
+        "2^64 writes are too many",
+    ),
+    (
+        r"kernel tsm_report_(privlevel_store|provider_show|read): -ENXIO"
+        r"|kernel tsm_report_is_(bin_)?visible: checks swapped: if \(!provider\.ops->",
+        "the driver stays registered",
+    ),
+    (
+        r"kernel tsm_report_read: \|\| becomes && in if \(rc >= 0 \|\| rc != -EWOULDBLOCK",
+        "what comes next refuses an empty inblob, too",
+    ),
+    (r"kernel tsm_report_read: without report->manifestblob = NULL", "an SVSM's, if there is one"),
+    (
+        r"kernel _parse_integer_fixup_radix: && becomes \|\| in if \(\*base == 16",
+        "equal: the base is 16 if the text begins with 0x, and only then",
     ),
     (
         r"emulator emulator/guest/(sev_guest_device|tsm_reports)\.py:\d+: .*(_vm\.alive|vm\.alive"

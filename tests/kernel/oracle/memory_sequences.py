@@ -64,7 +64,13 @@ class _Life:
         try:
             for _ in range(self._pick.randint(3, 12)):
                 step = weighted(
-                    self._pick, ((self._region, 80), (self._attributes, 16), (self._memfd, 4))
+                    self._pick,
+                    (
+                        (self._region, 60),
+                        (self._again, 20),
+                        (self._attributes, 16),
+                        (self._memfd, 4),
+                    ),
                 )
                 step()
         finally:
@@ -123,7 +129,32 @@ class _Life:
             ),
         )
         region = UserspaceMemoryRegion2(slot, flags, gpa, size, address, offset, fd)
-        first = pick.random() < 0.15
+        self._set(region, first=pick.random() < 0.15)
+
+    def _again(self) -> None:
+        """Set a slot again, with other flags or elsewhere."""
+        pick = self._pick
+        there = list(self._vm.slots)
+        if not there:
+            return
+        slot = pick.choice(there)
+        flags = slot.flags ^ weighted(pick, ((1, 60), (0, 25), (2, 8), (MEM_GUEST_MEMFD, 7)))
+        gpa = weighted(pick, ((slot.gpa, 60), (pick.randrange(24) * PAGE, 40)))
+        size = weighted(pick, ((slot.size, 92), (slot.size + PAGE, 8)))
+        address = weighted(pick, ((slot.address, 92), (slot.address + PAGE, 8)))
+        region = UserspaceMemoryRegion2(
+            slot.number, flags, gpa, size, address, 0, pick.choice(_OWN)
+        )
+        self._set(region, first=False)
+
+    def _set(self, region: UserspaceMemoryRegion2, *, first: bool) -> None:
+        slot, flags, gpa, size, address = (
+            region.slot,
+            region.flags,
+            region.guest_phys_addr,
+            region.memory_size,
+            region.userspace_addr,
+        )
         self._story.append(f"{'REGION' if first else 'REGION2'} {region}")
         if first:
             old = UserspaceMemoryRegion(slot, flags, gpa, size, address)
@@ -135,7 +166,8 @@ class _Life:
             emulator = self._call(Ioctl.SET_USER_MEMORY_REGION2)
         kernel = self._library.oracle_set_region(given, first)
         if kernel == 0:
-            self.reached.add("deleted" if size == 0 else "private slot" if memfd else "slot")
+            private = flags & MEM_GUEST_MEMFD
+            self.reached.add("deleted" if size == 0 else "private slot" if private else "slot")
         elif kernel == -17:
             self.reached.add("EEXIST")
         self._compare("region", kernel, emulator)
