@@ -287,8 +287,11 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "2^64 writes are too many",
     ),
     (
-        r"kernel tsm_report_(privlevel_store|provider_show|read): -ENXIO"
-        r"|kernel tsm_report_is_(bin_)?visible: checks swapped: if \(!provider\.ops->",
+        r"kernel tsm_report_\w+: -ENXIO"
+        r"|kernel tsm_report_is_(bin_)?visible: checks swapped: if \(!provider\.ops->"
+        r"|kernel tsm_report_privlevel_store: checks swapped: if \(provider\.ops->"
+        r"|kernel tsm_report_read: checks swapped: if \(!report->desc"
+        r"|kernel tsm_report_make_item: without atomic_inc\(&provider\.count",
         "the driver stays registered",
     ),
     (
@@ -297,8 +300,11 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (r"kernel tsm_report_read: without report->manifestblob = NULL", "an SVSM's, if there is one"),
     (
-        r"kernel _parse_integer_fixup_radix: && becomes \|\| in if \(\*base == 16",
-        "equal: the base is 16 if the text begins with 0x, and only then",
+        r"kernel _parse_integer_fixup_radix: && becomes \|\| in if \(\*base == 16"
+        r"|kernel _parse_integer_limit: (< becomes <= in for|without res = init)"
+        r"|kernel _kstrtoull: checks swapped: if \(rv == 0\)",
+        "equal: the base is 16 if the text begins with 0x, and only then; no text is so long; "
+        "what is not set is 0 there; no number is too large and missing at once",
     ),
     (
         r"emulator emulator/guest/(sev_guest_device|tsm_reports)\.py:\d+: .*(_vm\.alive|vm\.alive"

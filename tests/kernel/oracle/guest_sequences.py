@@ -528,7 +528,17 @@ class _Life:
             return pick.choice(_LIMITS) % number + pick.choice((b"", b"x"))
         usual = pick.choice((b"0", b"1", b"3", b"4"))
         prefix = weighted(
-            pick, ((b"", 60), (b"0x", 10), (b"0", 10), (b"+", 5), (b"-", 5), (b" ", 5), (b"0X", 5))
+            pick,
+            (
+                (b"", 60),
+                (b"0x", 10),
+                (b"0", 10),
+                (b"+", 5),
+                (b"-", 5),
+                (b" ", 4),
+                (b"0X", 4),
+                (b"1x", 2),
+            ),
         )
         digits = weighted(
             pick,
