@@ -217,7 +217,7 @@ class _Narrator:
         self._open = False  # whether the last printed line is unfinished
 
     def say(self, text: str) -> None:
-        """Print ``text``, which consists of whole lines, wrapped to the terminal."""
+        """Print whole lines of text, wrapped to the terminal's width."""
         if not self._quiet:
             present(text)
 

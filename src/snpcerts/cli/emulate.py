@@ -538,7 +538,7 @@ def update(
 @click.argument("vector")
 @click.pass_obj
 def verify_mitigation(options: _PlatformOptions, vector: str) -> None:
-    """Tell the firmware to verify one mitigation: the only bit that is set in VECTOR.
+    """Tell the firmware to verify the one mitigation whose bit is set in VECTOR.
 
     On a real host, an operator writes VECTOR to
     /sys/firmware/sev/vulnerabilities/verified_mitigations instead.
@@ -577,7 +577,7 @@ def rows(as_json: bool) -> None:
 
 
 def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
-    """Have the machine do it, and print its TCBs afterwards."""
+    """Send an order to the machine, and print the machine's TCBs after it."""
     from snpcerts.emulator.machine.enter import ask
 
     home = options.lasting_home()
@@ -601,7 +601,7 @@ def _say_tcbs(answer: Mapping[str, Any]) -> None:
 
 def _changed_levels(options: _PlatformOptions, option: str, text: str) -> dict[str, int]:
     """Return the TCB components in ``text`` and their values. Raises :class:`UsageError` if the
-    product's TCB lacks one.
+    product's TCB lacks one of them.
     """
     found = tcb_components(option, text)
     layout = options.lasting_home().firmware().product.tcb_layout

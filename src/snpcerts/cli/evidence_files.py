@@ -389,7 +389,9 @@ def _size(path: str) -> int:
 
 
 def _beside(path: str) -> str | None:
-    """Return the path of the table beside a report; None if no such file exists or it is empty."""
+    """Return the path of the table beside a report; None if no such file exists or the file is
+    empty.
+    """
     folder, name = os.path.split(path)
     if name == _OUTBLOB:
         table = os.path.join(folder, _AUXBLOB)

@@ -333,7 +333,7 @@ def _kind(vlek: bool) -> VekKind:
 
 
 def _hwid(text: str, product: Product) -> bytes:
-    """Parse a chip ID. For products with a shorter one, also accept the 64 bytes of a report's
+    """Parse a chip ID. For products with a shorter chip ID, also accept the 64 bytes of a report's
     field, whose other bytes are zero.
     """
     data = hex_bytes("--hwid", text)
@@ -365,8 +365,8 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Print on standard error what is being done, if it takes longer than a second, and what it
-    waits for.
+    """Print on standard error what a fetch is doing, if the fetch takes longer than a second, and
+    what it waits for.
     """
     if shows_progress():
         from rich.console import Console

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EarFile:
-    """The file to write an EAR to, the key that signs the EAR, and the policy that it names."""
+    """The file to write an EAR to, the key that signs the EAR, and the policy that the EAR
+    names.
+    """
 
     path: str
     signer: EarSigner

@@ -133,8 +133,8 @@ class VerifyRun:
         )
 
     def _results(self) -> Iterator[tuple[str, Verdict | SnpCertsError]]:
-        """Yield each file's path with its verdict, or with the error if it could not be read, in
-        the order of ``places``.
+        """Yield each file's path with the verdict, or with the error if the file could not be read,
+        in the order of ``places``.
         """
         waiting: deque[tuple[str, SnpCertsError | None]] = deque()
 

@@ -92,7 +92,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
 
 
 def _foreign(verdict: Verdict) -> str:
-    """Return what to add after "verified" if the root is not AMD's; empty if it is."""
+    """Return what to add after "verified" if the root is not AMD's; empty if the root is AMD's."""
     if verdict.root is None or verdict.root_is_amds:
         return ""
     return f", with a root that is not AMD's: {verdict.root.name!r}"

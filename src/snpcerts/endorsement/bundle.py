@@ -57,8 +57,8 @@ _PEM_BUNDLES: Final = ("PKCS7", "CMS")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The certificates and revocation lists in a file: their DER, each once, in the order in which
-    they stand.
+    """The certificates and revocation lists in a file: their DER, each once, in the order of the
+    file.
 
     ``others`` describes the parts of the file that are neither.
     """
@@ -180,7 +180,9 @@ class _BundleReader:
             self.others[_TOO_MANY] = None
 
     def _one(self, der: bytes) -> bool:
-        """Keep an element if it is a certificate or a revocation list. Return whether it is."""
+        """Keep an element if it is a certificate or a revocation list. Return whether it was one of
+        these.
+        """
         if len(der) < _LEAST // 2:
             return False
         if der in self.certificates or der in self.lists:

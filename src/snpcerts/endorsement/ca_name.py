@@ -43,7 +43,7 @@ _SHORT_NAME = 256  # characters; shorter names are cached
 
 
 def parse_ca_name(name: str | None) -> CaName | None:
-    """Parse an authority's common name; None if it does not have the form of AMD's."""
+    """Parse an authority's common name; None if the name does not have the form of AMD's names."""
     if name is None or len(name) > _SHORT_NAME:
         return _parsed(name or "")
     return _remembered(name)

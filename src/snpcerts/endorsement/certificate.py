@@ -203,8 +203,8 @@ def name_of(part: asn1.TLV) -> x509.Name:
 
 
 def _named(part: asn1.TLV) -> tuple[x509.Name, str | None]:
-    """Parse a distinguished name. Return it with its common name, or None if it does not have
-    exactly one.
+    """Parse a distinguished name. Return the name and its common name, which is None if there is
+    not exactly one.
     """
     if len(part.data) > _SHORT_NAME:
         name = structure.name_of(part)

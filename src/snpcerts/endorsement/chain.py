@@ -245,7 +245,7 @@ def _ca_name(certificate: Certificate) -> CaName | None:
 def _authority(
     chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
-    """Check that a certificate is an authority's that may have ``below`` other authorities below
+    """Check that a certificate is that of an authority that may have ``below`` authorities below
     it.
     """
     role = chain.role(place)

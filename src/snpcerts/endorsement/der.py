@@ -60,7 +60,9 @@ def read_element(data: bytes, at: int, what: str) -> Element:
     end = start + length
     if end > len(data):
         raise FormatError(
-            what, f"the DER length is {length}, but {len(data) - start} bytes follow", offset=at
+            what,
+            f"the DER length is {length}, but only {len(data) - start} bytes follow",
+            offset=at,
         )
     return Element(tag, data[start:end], at, end)
 

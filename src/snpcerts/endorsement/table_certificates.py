@@ -83,7 +83,7 @@ def list_in(data: bytes, what: str) -> bytes:
 
 
 def slot_of(certificate: Sorted) -> str | None:
-    """Return the slot of a certificate table that a certificate belongs into; None if it fits no
+    """Return the slot of a certificate table in which a certificate belongs; None if it fits no
     slot.
     """
     if certificate.kind is not None:

@@ -167,7 +167,7 @@ class KdsClient:
     def ask_once(
         self, resource: Resource, read: Callable[[bytes], T], *, limit: float
     ) -> T | FailedRequest:
-        """Make one request now, within ``limit`` seconds. This is for callers with a queue and a
+        """Make one request now, within ``limit`` seconds. Callers of this method have a queue and a
         pace of their own.
 
         Raises the same errors as :meth:`get` for a final answer.
@@ -181,7 +181,7 @@ class KdsClient:
         return answer.value
 
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
-        """Return why and how long to wait before the request; None if it may be sent now.
+        """Return why and how long to wait before the request; None if the request may be sent now.
 
         If another process got an error for the same resource, raise the same error.
         """

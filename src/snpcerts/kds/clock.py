@@ -31,9 +31,7 @@ class Clock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> float:
-        """Return the time of day in seconds since the epoch, which anyone with the right can
-        change.
-        """
+        """Return the time of day, in seconds since the epoch. It jumps when the time is set."""
         return time.time()
 
     def sleep(self, seconds: float) -> None:

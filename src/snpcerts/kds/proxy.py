@@ -77,8 +77,8 @@ _HINT = (
 
 
 def _variable(scheme: str, environment: Mapping[str, str]) -> str | None:
-    """Return the name of the first variable that is set for this scheme; None if none is set or its
-    value is empty.
+    """Return the name of the first variable that is set for this scheme; None if no variable is set
+    or the first one is empty.
     """
     names = [f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"]
     remote = "REQUEST_METHOD" in environment

@@ -73,7 +73,7 @@ class RequestQueue:
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[Turn]:
-        """Wait for the turn until ``deadline``, and then run the block with or without it.
+        """Wait for the turn until ``deadline``, and then run the block, with or without the turn.
 
         A thread that already has the turn keeps it, because judging one answer may require another
         request.

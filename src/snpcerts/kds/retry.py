@@ -72,7 +72,7 @@ class RetryPolicy:
 
     def named_wait(self, retry_after: float | None) -> float:
         """Return the wait that a single 429 requires, even if the server names no time or a past
-        one.
+        time.
         """
         if retry_after is None or retry_after < _SOON:
             return self.throttled_wait

@@ -57,7 +57,7 @@ class Failure:
     def of(
         cls, error: KdsError, problem: str, *, at: float, tries: int, over: bool, again_at: float
     ) -> Failure:
-        """Return the failure that ``error`` describes. ``problem`` describes it in a few words."""
+        """Return the failure for ``error``. ``problem`` says in a few words what went wrong."""
         message = error.message
         retry_after: float | None = None
         reasons: tuple[str, ...] = ()

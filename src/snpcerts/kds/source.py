@@ -88,7 +88,7 @@ def _silent(_doing: str) -> AbstractContextManager[object]:
 
 
 class CertificateSource:
-    """Returns verified certificates from the cache ``store`` or, if they are missing there, from
+    """Returns verified certificates from the cache ``store`` or, if the cache lacks them, from
     ``client``.
 
     Without a client, the source works offline. It calls ``warn`` with problems that do not stop the
@@ -361,8 +361,8 @@ def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
 
 
 def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
-    """Return a reason against a list older than the cached one, because a replayed list must not
-    hide what a newer one revokes.
+    """Return a reason against a list older than the cached list, because a replayed list must not
+    hide what a newer list revokes.
     """
     if new.not_before >= old.not_before:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a body may be stored, which must verify for its chip and TCB up to a trusted ARK.
+"""Decides whether a body may be stored: it must verify for its chip and TCB up to a trusted ARK.
 
 Bodies are untrusted wherever they come from: the upstream server, an import, or another mirror.
 """
@@ -47,7 +47,7 @@ class Admission:
         at: datetime,
         stored: bytes | None = None,
     ) -> Admitted:
-        """Verify a VCEK certificate. ``stored`` is the certificate that it would replace.
+        """Verify a VCEK certificate. ``stored`` is the certificate that the new one would replace.
 
         Raises :class:`FormatError` for a body that is not a certificate, :class:`KdsUntrustedError`
         for a certificate that does not verify as this resource, and :class:`OtherIssuerError` for

@@ -151,7 +151,7 @@ class MirrorApi:
         return Response(html, headers=page_headers())
 
     def host_page(self, request: Request) -> Response:
-        """Answer with one host's page."""
+        """Answer with the page of one host."""
         product, hwid = _chip(request)
         found = self._records.host(product, hwid)
         if found is None:

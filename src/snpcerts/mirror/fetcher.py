@@ -338,8 +338,8 @@ class Fetcher:
     def _chain(
         self, resource: ChainResource, at: datetime, body: bytes | None
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
-        """Return the stored chain or, if no chain is stored, one that is fetched now and is still
-        to be stored.
+        """Return the stored chain or, if no chain is stored, fetch a chain. A fetched chain is
+        returned with what to store.
         """
         if body is not None:
             with contextlib.suppress(KdsUntrustedError, FormatError):

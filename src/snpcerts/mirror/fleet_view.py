@@ -149,7 +149,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class RollPoint:
-    """The progress of a roll at one moment: how many hosts have got how far."""
+    """The progress of a roll at one moment: how many hosts have reached each step."""
 
     at: datetime
     stored: int  # the certificate for the target TCB is stored
@@ -175,7 +175,7 @@ class Roll:
 
     @property
     def latest(self) -> RollPoint:
-        """The last of the points; one with all counts 0 if there is none."""
+        """The last of the points; a point with all counts 0 if there is none."""
         return self.points[-1] if self.points else RollPoint(self.started_at, 0, 0, 0)
 
     @property

@@ -116,7 +116,7 @@ def processor_text(product: Product, processors: Sequence[str]) -> str:
 
 
 def in_time(at: datetime, now: datetime) -> Markup:
-    """Return how long it is until the time ``at``, in words and in a colour if it is soon."""
+    """Return the time that is left until ``at``, in words, and in a colour if little is left."""
     left = at - now
     if left < timedelta(0):
         return element("span", "expired", class_="wrong")

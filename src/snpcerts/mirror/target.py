@@ -50,7 +50,9 @@ def read_target(path: bytes, query: bytes) -> Resource:
     prefix, last = words[:-4], words[-4:]
     if len(last) < 4 or ".." in prefix or not all(word.isprintable() for word in words):
         raise FormatError(
-            WHAT, "expected the path PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/..."
+            WHAT,
+            "expected the path PREFIX/vcek/v1/PRODUCT/... or PREFIX/vlek/v1/..., found "
+            "another path",
         )
     kind, version, product, name = last
     if kind == "vlek" and version == "v1" and name in _PRIVATE:

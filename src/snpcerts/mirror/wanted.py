@@ -100,7 +100,7 @@ class PaceState:
 
     @property
     def period(self) -> float:
-        """The seconds from one VCEK to the next, with the time that requests take."""
+        """The seconds from one VCEK to the next, including the time that a request takes."""
         return self.spacing + self.latency
 
     @property
@@ -116,7 +116,7 @@ class PaceState:
 
 @dataclass(frozen=True, slots=True)
 class QueuePlace:
-    """A row's place in the queue: the number of VCEKs before it, and the seconds until it is
+    """A row's place in the queue: the number of VCEKs before it, and the seconds until the row is
     done.
     """
 
@@ -450,9 +450,7 @@ class WantedQueue:
         ).scalar_one()
 
     def budget_free_in(self, connection: Connection, caller: str, now: float) -> float:
-        """Return the seconds until the first of those rows is done that a caller has caused for
-        unknown chips.
-        """
+        """Return the seconds until the first of a caller's rows for unknown chips is done."""
         q = QUEUE.c
         first = connection.execute(
             select(q.resource).where(q.caller == caller).order_by(*_URGENT).limit(1)

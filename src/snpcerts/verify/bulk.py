@@ -134,14 +134,14 @@ class _Work:
             self._given.append((chunk, _done(self._task(chunk))))
 
     def finished(self) -> Iterator[Verdict]:
-        """Yield the verdicts that are next in order. Wait for a chunk only if too many others wait
-        behind it.
+        """Yield the verdicts that are next in order. Wait for a chunk only if too many other chunks
+        wait behind it.
         """
         while self._given and (self._given[0][1].done() or len(self._given) > _WAITING):
             yield from self._given.popleft()[1].result()
 
     def rest(self) -> bool:
-        """Judge here one chunk that no process has begun, or wait for the oldest one. Return False
+        """Judge here a chunk that no process has begun, or wait for the oldest chunk. Return False
         if no chunk is left.
         """
         if not self._given:

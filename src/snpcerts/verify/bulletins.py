@@ -245,7 +245,7 @@ def _bits(
     bulletins: Iterable[Bulletin], products: Iterable[Product]
 ) -> dict[tuple[str, str], bool]:
     """Return the bits that the bulletins require, by table and key. Raises :class:`UsageError` if
-    one of the products cannot have them.
+    one of the products cannot have these bits.
     """
     accepted = set(products)
     found: dict[tuple[str, str], bool] = {}

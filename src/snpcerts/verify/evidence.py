@@ -167,7 +167,7 @@ class Evidence:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of this module's formats. The content shows which format it is.
+        """Read evidence in any of this module's formats. The content shows the format.
 
         Raises :class:`FormatError` if the content is malformed or in another format. If that format
         is known, the message names it and says how to convert the content.

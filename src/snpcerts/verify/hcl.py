@@ -72,22 +72,30 @@ class HclReport:
             raise FormatError(WHAT, f"expected b'HCLA', found {data[:4]!r}", field="signature")
         version = int.from_bytes(data[4:8], "little")
         if version not in _VERSIONS:
-            raise FormatError(WHAT, f"expected 1 or 2, found {version}", field="version", offset=4)
+            raise FormatError(
+                WHAT, f"expected version 1 or 2, found {version}", field="version", offset=4
+            )
         _, runtime_version, kind, digest, size = _RUNTIME.unpack_from(data, RUNTIME_OFFSET)
         if runtime_version != _RUNTIME_VERSION:
             raise FormatError(
                 WHAT,
-                f"expected 1, found {runtime_version}",
+                f"expected version 1, found {runtime_version}",
                 field="runtime data version",
                 offset=1220,
             )
         if kind != _TYPE_SNP:
             raise FormatError(
-                WHAT, f"expected 2 (SEV-SNP), found {kind}", field="report type", offset=1224
+                WHAT,
+                f"expected report type 2 (SEV-SNP), found {kind}",
+                field="report type",
+                offset=1224,
             )
         if digest not in _DIGESTS:
             raise FormatError(
-                WHAT, f"expected 1 to 3, found {digest}", field="hash type", offset=1228
+                WHAT,
+                f"expected a digest number from 1 to 3, found {digest}",
+                field="hash type",
+                offset=1228,
             )
         end = CLAIMS_OFFSET + size
         if end > len(data):

@@ -173,7 +173,8 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Return the reasons, with those for missing parts replaced by ``unavailable``, which says why.
+    """Return the reasons, in which ``unavailable``, which says why parts are missing, replaces
+    those for missing parts.
 
     If a source could not be reached, reasons that another certificate might remove are replaced
     too, because that source may have the certificate. The reason for an untrusted root is never

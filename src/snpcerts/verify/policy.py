@@ -90,7 +90,7 @@ class TcbFloor:
                 raise UsageError(problem)
 
     def of(self, product: Product) -> TcbVersion | None:
-        """Return the product's floor; None if it has none."""
+        """Return the product's floor; None if the product has none."""
         floor: TcbVersion | None = getattr(self, product.keyword)
         return floor
 

@@ -107,8 +107,8 @@ _Listed = tuple[tuple[Check, ...], tuple[Reason, ...]]
 
 @dataclass(slots=True)
 class _PolicyDemands:
-    """A policy's demands, each with its position and reason code, and the checks with all demands
-    unasked.
+    """A policy's demands, each with its position and reason code, and the checks as they are if
+    nothing is asked.
 
     ``last`` holds the last report's results, and the checks and reasons that follow from them.
     """

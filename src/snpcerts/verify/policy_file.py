@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads policies from TOML files. An unknown key or value is an error that names its line.
+"""Reads policies from TOML files. An unknown key or value is an error that names the line.
 
 The keys are the fields of :class:`~snpcerts.verify.policy.Policy`. Bytes are hexadecimal text,
 versions are text such as ``"1.55"``, and ages are text such as ``"12h"``. A bit is true, false, or

@@ -160,7 +160,9 @@ class Host:
         return replace(config, **changes)
 
     def firmware(self, config: Config, trace: AgentTrace | None = None) -> HostFirmware:
-        """Return the open ``/dev/sev``. With ``trace``, record firmware commands in it."""
+        """Return the open ``/dev/sev``. With ``trace``, record the firmware commands in that
+        timeline.
+        """
         from snpcerts.host.host_firmware import HostFirmware
         from snpcerts.host.host_processor import product_of_host
         from snpcerts.host.key_memory import Memory, MemoryFile
@@ -182,7 +184,7 @@ class Host:
         trace: AgentTrace | None = None,
     ) -> Agent:
         """Read the configuration and create the agent. With ``trace``, record the agent's work in
-        it.
+        that timeline.
         """
         from snpcerts.certfile import system
         from snpcerts.certfile.span import timed

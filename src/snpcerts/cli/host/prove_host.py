@@ -227,12 +227,14 @@ class _Vmm:
                 self._exit = int(found[1])
 
     def exit_number(self) -> int | None:
-        """Return the exit number that KVM used, which the VMM printed; None if it printed none."""
+        """Return the exit number that KVM used, as the VMM printed it; None if the VMM printed
+        none.
+        """
         return self._exit
 
     def asked(self, ask: Callable[[], bytes], limit: float) -> bytes:
-        """Return what ``ask`` returns. Before its first success, repeat it until the guest has
-        started.
+        """Return what ``ask`` returns. Call it again until it first succeeds, because the guest may
+        still be starting.
         """
         deadline = time.monotonic() + limit
         while True:
@@ -257,7 +259,7 @@ class _Vmm:
         )
 
     def note_end(self, report: ClaimReport) -> None:
-        """Record in ``report`` that the VMM runs a guest, if it still does."""
+        """Record in ``report`` that the VMM runs a guest, if the VMM is still running."""
         from snpcerts.host.claim_report import Showing
 
         if self._process is not None and self._process.poll() is None and self._answered:

@@ -46,7 +46,10 @@ _METRICS_FILE = click.option(
     "--watch",
     "watching",
     is_flag=True,
-    help="Keep running, and update a certificate file whenever the file no longer matches.",
+    help=(
+        "Keep running, and update a certificate file whenever the file no longer matches the "
+        "signing key."
+    ),
 )
 @click.option(
     "--interval",

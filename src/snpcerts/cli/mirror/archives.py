@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts mirror export`` and ``import``: write a mirror's certificates to a directory and read
-them.
+"""``snpcerts mirror export`` and ``import``: write a mirror's certificates to a directory, and read
+such a directory.
 """
 
 from __future__ import annotations
