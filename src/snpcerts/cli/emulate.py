@@ -183,8 +183,8 @@ def command(
     default="43",
     show_default=True,
     help=(
-        "Number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in kernel trees with the "
-        "patch series as posted."
+        "Exit number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in kernel trees with "
+        "the patch series as posted."
     ),
 )
 @click.option(

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from snpcerts.endorsement.anchors import EMULATED
 from snpcerts.endorsement.reason import EXPIRED, ReasonCode
 
 if TYPE_CHECKING:
@@ -118,5 +117,7 @@ def _is_emulated(verdict: Verdict) -> bool:
     """Return whether the name of the leaf's issuer contains EMULATED. Only this advice depends on
     that name.
     """
+    from snpcerts.endorsement.anchors import EMULATED
+
     leaf = verdict.leaf
     return leaf is not None and EMULATED in leaf.certificate.issuer.rfc4514_string()

@@ -269,9 +269,7 @@ def read_json(text: str, what: str) -> Any:
                 "expected one JSON value, found more text after it",
                 hint="split the file into one file for each JSON value",
             ) from None
-        raise FormatError(
-            what, f"expected valid JSON, found an error: {str(error)[:120]}"
-        ) from None
+        raise FormatError(what, f"the text is not valid JSON: {str(error)[:120]}") from None
 
 
 def _no_number(name: str) -> Any:

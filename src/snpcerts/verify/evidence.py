@@ -469,9 +469,7 @@ def _read_cbor(data: bytes) -> Any:
     except RecursionError:
         raise FormatError("evidence", "the values in the CBOR are nested too deeply") from None
     except (CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise FormatError(
-            "evidence", f"expected valid CBOR, found an error: {str(error)[:80]}"
-        ) from None
+        raise FormatError("evidence", f"the data is not valid CBOR: {str(error)[:80]}") from None
     if len(again) != len(data):
         raise FormatError(
             "evidence",

@@ -421,8 +421,8 @@ def _read_list(data: bytes) -> RevocationList | None:
 
 
 def _products(report: Report, choice: Choice) -> tuple[Product, ...]:
-    """Return the products that the report may come from. For a version 2 report, a fitting leaf
-    leaves only the leaf's product.
+    """Return the products that the report may come from. For a version 2 report with a fitting
+    leaf, that is only the leaf's product.
     """
     leaf = choice.findings.leaf
     if leaf is not None and report.fields.version < 3 and not wrong_parts(choice.of_leaf):

@@ -28,7 +28,7 @@ class CheckState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. ``expected`` and ``found`` are sentences for people, or None."""
+    """One check. ``expected`` and ``found`` are phrases for people, or None."""
 
     name: str
     state: CheckState
