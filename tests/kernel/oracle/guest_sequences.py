@@ -498,7 +498,7 @@ class _Life:
             data = pick.randbytes(weighted(pick, ((64, 85), (0, 5), (pick.randrange(1, 64), 10))))
         elif name == "privlevel":
             data = self._level()
-        self._story += [f"{name} {data.hex()}", *map(_told, answers), *map(str, changes)]
+        self._story += [f"{name} {data.hex()}", *map(_as_line, answers), *map(str, changes)]
 
         def of(side: _Kernel | _Emulator) -> tuple[int, bytes]:
             if name in ("outblob", "auxblob"):
@@ -631,7 +631,7 @@ class _Life:
         outer[1:8], outer[24:32] = pick.randbytes(7), pick.randbytes(8)
         user.write(_OUTER, bytes(outer))
         argument = weighted(pick, ((_OUTER, 98), (8, 2)))
-        self._story += [f"ioctl {request:#x} {bytes(outer).hex()}", *map(_told, answers)]
+        self._story += [f"ioctl {request:#x} {bytes(outer).hex()}", *map(_as_line, answers)]
         changes = self._changes(trouble=0.05)
         self._story += map(str, changes)
         self._kernel.host = _Host(key, answers, changes)
@@ -748,7 +748,7 @@ class _Life:
         return [*found, _Answer(0, 0, 0, pick.randbytes(64), "", b"")]
 
 
-def _told(answer: _Answer) -> str:
+def _as_line(answer: _Answer) -> str:
     spoiled = f", {answer.spoiled} spoiled" if answer.spoiled else ""
     return f"  host: {answer.info1:#x}/{answer.info2:#x} rbx {answer.rbx:#x}{spoiled}"
 
