@@ -3,9 +3,9 @@
 
 Source: Linux ``arch/x86/kvm/msrs.c`` (``kvm_set_msr_common``, ``kvm_get_msr_common``,
 ``__kvm_set_msr``, ``set_efer``) and ``svm/svm.c`` (``svm_set_msr``, ``svm_get_msr``). Both calls
-stop at the first MSR that KVM does not have, and return how many came before it. Of those that
-need a feature, only the ones that the emulated host has are known; values of the memory types'
-ranges, machine checks and performance counters are not judged.
+stop at the first MSR that KVM does not have, and return how many came before it. An MSR that needs
+a feature is known only if the emulated host has that feature. Values of the memory types' ranges,
+machine checks and performance counters are not judged.
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ _SIGN_EXTENDED: Final = (0, 0x1FFFF)  # bits 63 to 47 of a canonical address
 
 
 class ModelRegisters:
-    """The MSRs of one vCPU. ``system`` has those that are also elsewhere: EFER, the APIC's base
-    and the bases of FS and GS.
+    """The MSRs of one vCPU.
+
+    ``system`` holds those that KVM_SET_SREGS sets too: EFER, and the bases of the APIC, FS and GS.
     """
 
     def __init__(self, system: SystemRegisters) -> None:
@@ -117,8 +118,9 @@ class ModelRegisters:
         self.values: dict[int, int] = {}  # what the VMM has set
 
     def write(self, index: int, value: int, guest: CpuidTable) -> bool:
-        """Set an MSR as KVM_SET_MSRS does for a guest with this CPUID table; return whether KVM
-        takes it.
+        """Set an MSR as KVM_SET_MSRS does for a guest with the CPUID table ``guest``.
+
+        Returns False if KVM refuses the index or the value.
         """
         if not _within(index, WRITTEN):
             return False
@@ -136,7 +138,7 @@ class ModelRegisters:
         return True
 
     def read(self, index: int) -> int | None:
-        """Return the value that KVM_GET_MSRS gives; None if KVM does not have the MSR."""
+        """Return the value of an MSR as KVM_GET_MSRS does, or None if KVM does not have the MSR."""
         system = self._system
         match index:
             case _ if _within(index, ONLY_WRITTEN):
@@ -169,5 +171,5 @@ def _within(index: int, ranges: tuple[tuple[int, ...], ...]) -> bool:
 
 
 def _is_pat(value: int) -> bool:
-    """Whether each of the eight memory types is 0, 1 or 4 to 7."""
+    """Whether each of the eight memory types in ``value`` is 0, 1 or 4 to 7."""
     return all(kind in (0, 1, 4, 5, 6, 7) for kind in value.to_bytes(8, "little"))

@@ -171,7 +171,7 @@ class ProcessorState:
         return 0
 
     def _set_msrs(self, entries: list[tuple[int, int]]) -> int:
-        """Set MSRs up to the first that KVM refuses; return how many."""
+        """Set MSRs up to the first that KVM refuses; return how many were set."""
         guest = self.cpuid
         for place, (index, value) in enumerate(entries):
             if not self._msrs.write(index, value, guest):

@@ -99,7 +99,7 @@ class SystemRegisters:
 
     @property
     def efer(self) -> int:
-        """EFER."""
+        """The value of EFER (Extended Feature Enable Register)."""
         return int.from_bytes(self._shared[_EFER_AT], "little")
 
     def base(self, segment: str) -> int:
@@ -107,21 +107,21 @@ class SystemRegisters:
         return int.from_bytes(self._shared[_base_at(segment)], "little")
 
     def set_efer(self, value: int) -> bool:
-        """Set the MSR; return whether the host has the features of all its bits. LMA stays."""
+        """Set EFER, except for LMA; return whether the host has the features that it enables."""
         if value & ~_efer_bits(self._host, self._host):
             return False
         self._put(_EFER_AT, value & ~_EFER_LMA | self.efer & _EFER_LMA)
         return True
 
     def set_apic_base(self, value: int, guest: CpuidTable) -> bool:
-        """Set the MSR; return whether its value is valid."""
+        """Set the MSR of the APIC's base; return whether the value is valid."""
         if not _is_apic_base(value, self.apic_base, self._host, guest):
             return False
         self._put(_APIC_BASE_AT, value)
         return True
 
     def set_base(self, segment: str, value: int) -> None:
-        """Set the MSR of the segment's base."""
+        """Set the base address of a segment."""
         self._put(_base_at(segment), value)
 
     def set(self, sregs: bytes, guest: CpuidTable) -> None:
@@ -238,7 +238,7 @@ def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) ->
 
 
 def _is_apic_base(value: int, current: int, host: CpuidTable, guest: CpuidTable) -> bool:
-    """Whether the APIC can have that base: one that stays is not judged."""
+    """Whether a VMM may set the APIC's base to ``value``; it may always set the current value."""
     reserved = -1 << physical_bits(guest) | _APIC_RESERVED
     if not has(host, guest, *_X2APIC):
         reserved |= _APIC_X2APIC
