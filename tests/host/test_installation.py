@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from snpcerts.cli.host.install import own_path
 from snpcerts.cli.main import main
+from snpcerts.host import installation
 from snpcerts.host.config import load
 from snpcerts.host.installation import InstallTarget, StepOutcome, carry_out, plan_installation
 from tests.documented_json import validator
@@ -296,6 +298,32 @@ def test_guests_keep_what_they_have(root: Path) -> None:
         )
         assert served.read() == sound_table()
     assert set(content(root)) == {"etc/group", "var/lib/snpcerts/certs.bin"}
+
+
+def test_no_group_is_created_that_the_configuration_does_not_name(root: Path) -> None:
+    assert install(root) == 0
+    before = (root / "etc/group").read_text()
+    assert install(root, "--group", "mistyped") == 0
+    assert (root / "etc/group").read_text() == before
+
+
+def test_the_link_that_an_installation_makes_is_the_same_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, link = tmp_path / "venv/snpcerts", tmp_path / "bin/snpcerts"
+    for path in (program, link):
+        path.parent.mkdir()
+    program.touch(0o755)
+    link.symlink_to(program)
+    monkeypatch.setattr(installation, "COMMAND_LINK", str(link))
+    for started in (program, link):
+        monkeypatch.setattr("sys.argv", [str(started)])
+        assert own_path() == str(program)
+    another = tmp_path / "another/snpcerts"
+    another.parent.mkdir()
+    another.symlink_to(program)
+    monkeypatch.setattr("sys.argv", [str(another)])
+    assert own_path() == str(another)
 
 
 def test_a_missing_group_is_created(root: Path) -> None:

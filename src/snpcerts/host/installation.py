@@ -38,6 +38,7 @@ UNITS: Final = (AGENT_UNIT, "snpcerts-check.service")
 _UNIT_FOLDER: Final = "/etc/systemd/system"
 _TMPFILES: Final = "/etc/tmpfiles.d/snpcerts.conf"
 _DIRECTORIES: Final = (os.path.dirname(DEFAULT_FILE), DEFAULT_VLEK, DEFAULT_CACHE)
+COMMAND_LINK: Final = "/usr/local/bin/snpcerts"
 # Where packages install units, and the command that the shipped units run.
 _PACKAGE_UNITS: Final = ("/usr/lib/systemd/system", "/lib/systemd/system")
 _PACKAGED_COMMAND: Final = "/usr/bin/snpcerts"
@@ -133,7 +134,7 @@ def plan_installation(target: InstallTarget) -> list[InstallStep]:
     if target.is_this_host:
         _check_command(target.command)
     _check_other_installations(target)
-    steps = [_group(target), _configuration(target)]
+    steps = [*_groups(target), _configuration(target)]
     steps += [
         _written(target, "unit", f"{_UNIT_FOLDER}/{name}", _unit(target, name)) for name in UNITS
     ]
@@ -289,6 +290,14 @@ def _unit(target: InstallTarget, name: str) -> bytes:
     return _marked(_shipped(name).replace(_PACKAGED_COMMAND, target.command))
 
 
+def _groups(target: InstallTarget) -> list[InstallStep]:
+    """Create the VMMs' group, unless a configuration exists, which stays, and has other groups."""
+    place = target.at(DEFAULT_PATH)
+    if os.path.lexists(place) and target.group not in {file.group for file in load(place).files}:
+        return []
+    return [_group(target)]
+
+
 def _group(target: InstallTarget) -> InstallStep:
     name = target.group
     if _group_exists(target):
@@ -441,7 +450,7 @@ def _linked(target: InstallTarget) -> Iterator[tuple[str, str]]:
     prefix = os.path.dirname(os.path.dirname(target.command))
     if prefix in ("/usr", "/usr/local"):
         return
-    yield "/usr/local/bin/snpcerts", target.command
+    yield COMMAND_LINK, target.command
     for folder in _SHARED:
         source = target.at(f"{prefix}/{folder}")
         for name in sorted(os.listdir(source)) if os.path.isdir(source) else ():

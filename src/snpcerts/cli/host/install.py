@@ -106,9 +106,15 @@ def uninstall(
 
 
 def own_path() -> str:
-    """Return this program's path: the path that it was started with, or else its installed path."""
+    """Return this program's path: the path that it was started with, or else its installed path.
+
+    For the link that 'host install' makes, return the program that it leads to, as the units do.
+    """
+    from snpcerts.host.installation import COMMAND_LINK
+
     started = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]) == "snpcerts" else None
-    return os.path.abspath(started or os.path.join(sysconfig.get_path("scripts"), "snpcerts"))
+    path = os.path.abspath(started or os.path.join(sysconfig.get_path("scripts"), "snpcerts"))
+    return os.readlink(path) if path == COMMAND_LINK and os.path.islink(path) else path
 
 
 def _do(
