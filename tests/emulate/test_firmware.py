@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from snpcerts.abi.product import Product
-from snpcerts.emulator.psp.choices import FirmwareChoices, choices_of
+from snpcerts.emulator.psp.choices import choices_of
 from tests.documented_json import documented
 from tests.emulated import SNPCERTS, Emulated
+from tests.forked_commands import Commands
 from tests.keys import prepare_platform
 
 LOWER = (
@@ -31,11 +34,21 @@ MITIGATIONS = (
 )
 
 
-def prepared(
-    directory: Path, product: Product = Product.MILAN, choices: FirmwareChoices | None = None
-) -> Emulated:
-    prepare_platform(directory, product, choices)
-    return Emulated(directory, directory / "certs")
+Prepare = Callable[..., Emulated]
+
+
+@pytest.fixture
+def prepared(forked: Commands) -> Iterator[Prepare]:
+    """Makes platforms, whose servers run until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def prepare(directory: Path, product: Product = Product.MILAN) -> Emulated:
+            prepare_platform(directory, product)
+            emulated = Emulated(directory, directory / "certs", forked)
+            stack.enter_context(emulated.in_use())
+            return emulated
+
+        yield prepare
 
 
 def made(directory: Path, *options: str) -> Emulated:
@@ -54,13 +67,14 @@ def status(emulated: Emulated) -> dict[str, object]:
     ("played", "keeps"), [("genoa-1.55.25", False), ("documented", True), ("observed-2022", True)]
 )
 def test_a_platform_keeps_the_firmware_it_was_made_with(
-    tmp_path: Path, played: str, keeps: bool
+    tmp_path: Path, forked: Commands, played: str, keeps: bool
 ) -> None:
     """After a reload the VCEK is of the reported TCB, or not; no ioctl shows it."""
     if played == "documented":
         emulated = made(tmp_path, "--product", "genoa", "--firmware", played)
     else:
-        emulated = prepared(tmp_path, Product.GENOA, choices_of(played))
+        prepare_platform(tmp_path, Product.GENOA, choices_of(played))
+        emulated = Emulated(tmp_path, tmp_path / "certs", forked)
     before = status(emulated)
     assert before["firmware"] == played
     lowered = emulated.python(["host"], LOWER)
@@ -82,7 +96,7 @@ def test_a_platform_keeps_the_firmware_it_was_made_with(
     assert f"has firmware {played}, not {other}" in refused.stderr
 
 
-def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path) -> None:
+def test_an_update_moves_current_and_a_commit_the_rest(tmp_path: Path, prepared: Prepare) -> None:
     emulated = prepared(tmp_path)
     before = status(emulated)
     updated = emulated.run("firmware", "update", "--snp", "25", "--version", "1.55.30")
@@ -133,7 +147,9 @@ def test_a_reload_waits_for_the_last_vm(emulated: Emulated) -> None:
     assert "kvm_amd is in use by vm-" in refused.stderr
 
 
-def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(tmp_path: Path) -> None:
+def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(
+    tmp_path: Path, prepared: Prepare
+) -> None:
     emulated = prepared(tmp_path / "turin", Product.TURIN)
     shown = emulated.python(["host"], MITIGATIONS).stdout.split()
     assert shown == ["True", "0x3f", "0x3f"]
@@ -146,7 +162,9 @@ def test_a_host_whose_firmware_knows_mitigations_shows_them_in_sysfs(tmp_path: P
     assert older.stdout.split() == ["False"]
 
 
-def test_the_agent_shows_the_mitigations_in_status_and_metrics(tmp_path: Path) -> None:
+def test_the_agent_shows_the_mitigations_in_status_and_metrics(
+    tmp_path: Path, prepared: Prepare
+) -> None:
     emulated = prepared(tmp_path / "turin", Product.TURIN)
     assert emulated.run("firmware", "update", "--mitigations", "0x7f").returncode == 0
     files = ["--file", str(tmp_path / "certs.bin"), "--cache", str(tmp_path / "cache"), "--offline"]
