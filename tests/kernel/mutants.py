@@ -178,7 +178,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel kvm_vm_ioctl_enable_cap: 0 becomes 1 in (WRITE_ONCE|kvm->arch\.disabled_quirks)"
         r"|kernel kvm_vm_ioctl_enable_cap\w*: (without|0 becomes 1 in) kvm->(arch\.)?("
         r"nr_reserved_ioapic_pins|guest_can_read_msr_platform_info|exception_payload_enabled"
-        r"|triple_fault_event|user_space_msr_mask|exit_on_emulation_error|apic_bus_cycle_ns"
+        r"|triple_fault_event|user_space_msr_mask|exit_on_emulation_error"
         r"|x2apic_format|x2apic_broadcast_quirk_disabled|suppress_eoi_broadcast_mode"
         r"|max_halt_poll_ns|override_halt_poll_ns) = "
         r"|kernel kvm_vm_ioctl_enable_cap: 0 becomes 1 in if \(cap->args\[0\] & KVM_X2APIC_"
@@ -307,6 +307,27 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "what is not set is 0 there; no number is too large and missing at once",
     ),
     (
+        r"kernel _parse_integer_limit: without res = ULLONG_MAX"
+        r"|kernel _kstrtoull: 0 becomes 1 in return 0",
+        "what is too large has no value; only results below 0 are errors",
+    ),
+    (
+        r"kernel tsm_report_read: -EINVAL becomes -EIO in return -EINVAL; after if "
+        r"\(!report->desc\.inblob_len\)",
+        "an empty inblob was refused before",
+    ),
+    (
+        r"kernel kvm_set_memory_region: (-EINVAL becomes -EIO in return -EINVAL; after"
+        r"|< becomes <= in) if \(\(kvm->nr_memslot_pages"
+        r"|kernel kvm_set_memslot: without kvm_commit_memory_region",
+        "counts pages, and no VM has 2^64",
+    ),
+    (
+        r"emulator emulator/guest/page_state_calls\.py:\d+: 4 becomes 5 in int\.from_bytes"
+        r"|emulator emulator/guest/tsm_reports\.py:\d+: 4 becomes 5 in offset, length",
+        "equal: the next byte is reserved, and refused unless it is 0; the sum has 32 bits",
+    ),
+    (
         r"emulator emulator/guest/(sev_guest_device|tsm_reports)\.py:\d+: .*(_vm\.alive|vm\.alive"
         r"|withdraw|guest is None|isinstance\(guest, LinuxGuest\)|_guest is not None"
         r"|_call is not None|response is not None|without self\._guest = guest)",
@@ -416,21 +437,28 @@ def _changed_c(text: str) -> Iterator[tuple[str, str]]:
 def _changes_c(text: str) -> Iterator[tuple[int, str, str]]:
     body = text.index("{")
 
-    def line_of(at: int) -> str:
+    def line_of(at: int, sign: str = "") -> str:
+        """The line. "#2" is its second ``sign``, and a result is named with what leads to it."""
         start = text.rindex("\n", 0, at) + 1 if "\n" in text[:at] else 0
-        return text[start : text.find("\n", at)].strip()
+        line = text[start : text.find("\n", at)].strip()
+        if sign and text.count(sign, start, at):
+            line += f" #{text.count(sign, start, at) + 1}"
+        if line.startswith("return -"):
+            line += f" after {text[:start].rstrip().rpartition(chr(10))[2].strip()}"
+        return line
 
     for pattern, instead in _SWAPS:
         for found in re.finditer(pattern, text):
             if found.start() > body:
                 new = text[: found.start()] + instead + text[found.end() :]
-                line = line_of(found.start())
+                line = line_of(found.start(), found[0])
                 yield found.start(), f"{found[0]} becomes {instead or 'nothing'} in {line}", new
     for found in _NUMBER.finditer(text):
         if found.start() > body:
             more = str(int(found[0], 0) + 1)
             new = text[: found.start()] + more + text[found.end() :]
-            yield found.start(), f"{found[0]} becomes {more} in {line_of(found.start())}", new
+            line = line_of(found.start(), found[0])
+            yield found.start(), f"{found[0]} becomes {more} in {line}", new
     for found in _DROPPED.finditer(text):
         if found.start() > body and not re.match(
             r"\s*(?:struct|const|u\d+|int|bool|void|long|unsigned|gpa_t|__u\d+)\b", found[0]

@@ -113,9 +113,7 @@ class _Life:
                 if self._call(Ioctl.SET_BOOT_CPU_ID, number) == 0:
                     library.oracle_set_boot_cpu(number)
             case "check":
-                cap = pick.choice(_ENABLED)
-                kernel = library.oracle_check_extension(int(cap), True)
-                self._compare(f"check {cap}", kernel, self._call(Ioctl.CHECK_EXTENSION, cap))
+                self._check(pick.choice(_ENABLED))
             case _:
                 self._enable()
 
@@ -131,9 +129,14 @@ class _Life:
         emulator = self._call(Ioctl.ENABLE_CAP, 0)
         if kernel == 0:
             self.reached.add(f"enabled {cap}")
+            self._check(cap)
         said = " ".join(f"{value:#x}" for value in values)
         self._compare(f"enable {cap} flags {flags} values {said}", kernel, emulator)
         self._compare("hypercalls exit", self._library.oracle_hypercalls(), self._vm.hypercalls)
+
+    def _check(self, cap: int) -> None:
+        kernel = self._library.oracle_check_extension(cap, True)
+        self._compare(f"check {cap}", kernel, self._call(Ioctl.CHECK_EXTENSION, cap))
 
     def _value(self) -> int:
         pick = self._pick

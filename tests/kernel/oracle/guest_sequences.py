@@ -548,7 +548,8 @@ class _Life:
                 (b"%d" % (1 << 32), 5),
                 (b"%x" % pick.getrandbits(70), 5),
                 (b"8", 5),
-                (pick.randbytes(3), 5),
+                (pick.randbytes(3), 3),
+                (pick.choice((b"@", b"`", b"g", b"1@")), 2),  # beside letters and digits
             ),
         )
         tail = weighted(pick, ((b"", 50), (b"\n", 30), (b"\n\n", 5), (b" ", 5), (b"\0x", 10)))
