@@ -40,17 +40,18 @@ from .oracle.cut import CutError
 from .oracle.judge import ROOT, Stop, judge
 
 SOURCE: Final = ROOT / "src"
-# The emulator's code for each part of the kernel: files, or "file function function".
+# The emulator's code for each part of the kernel: files, or "file function class".
 EMULATOR: Final = {
     "kvm": (
         "emulator/kvm/ghcb_exit.py",
         "emulator/kvm/ghcb_page.py",
         "emulator/kvm/page_state.py",
         "emulator/kvm/guest_instruction.py",
+        "emulator/guest/memory_slots.py SlotMemory find",
     ),
     "launch": ("emulator/kvm/sev_commands.py",),
     "memory": (
-        "emulator/guest/memory_slots.py",
+        "emulator/guest/memory_slots.py GuestMemfd MemorySlots",
         "emulator/kvm/private_ranges.py",
         "emulator/kvm/vm.py _set_region _set_region2 _create_memfd _set_attributes",
     ),
@@ -166,6 +167,49 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel kvm_(prepare_memory_region|set_memslot): .*(bitmap|slots_arch_lock|invalid_slot"
         r"|KVM_MEM_LOG_DIRTY_PAGES|KVM_MR_DELETE \|\| change == KVM_MR_MOVE)",
         "logs of written pages and slots in a transition are stubs without an effect",
+    ),
+    (
+        r"kernel \w+: -E\w+ becomes -E\w+ in return -E\w+; after (else )?if \(WARN_ON_ONCE\(",
+        "what the code before it has excluded",
+    ),
+    (
+        r"kernel kvm_set_memory_region: without (slots = __kvm_memslots|new->as_id = )",
+        "a VM of the emulator has one address space",
+    ),
+    (
+        r"kernel kvm_set_memory_region: < becomes <= in if \(id < KVM_USER_MEM_SLOTS"
+        r"|kernel kvm_vm_ioctl_set_mem_attributes: < becomes <= in if \(attrs->size == 0"
+        r"|kernel kvm_gmem_create: 0 becomes 1 in if \(size <= 0",
+        "equal: another condition excludes the one value that matters",
+    ),
+    (
+        r"kernel (kvm_set_memory_region|kvm_vm_ioctl_set_mem_attributes|kvm_gmem_create): checks "
+        r"swapped|emulator emulator/guest/memory_slots\.py:\d+: checks swapped: "
+        r"(region\.|beyond)",
+        "both checks have the same result",
+    ),
+    (
+        r"emulator emulator/guest/memory_slots\.py:\d+: (without os\.close|0 becomes 1 in (flags: "
+        r"|if index < 0)|LtE in (index < 0|gpa < slot\.end)|1 becomes 2 in index = .* gpa\) - 1)",
+        "a descriptor that stays open, a default that is always given, or of reads and writes, "
+        "which the part kvm makes",
+    ),
+    (
+        r"emulator emulator/guest/memory_slots\.py:\d+: (\d becomes \d in for start in self\."
+        r"|Gt in region\.guest_phys_addr)"
+        r"|emulator emulator/kvm/private_ranges\.py:\d+: (LtE in low < high|Lt in end <= self"
+        r"|1 becomes 2 in return self\.covers)"
+        r"|emulator emulator/kvm/vm\.py:\d+: 0 becomes 1 in if wanted\.flags",
+        "equal: one neighbour more is looked at, an empty range is kept, addresses and sizes are "
+        "those of pages, or the next check has the same result",
+    ),
+    (
+        r"emulator emulator/kvm/vm\.py:\d+: Gt in len\(self\.private\)",
+        "a limit that KVM does not have, and that no sequence reaches",
+    ),
+    (
+        r"emulator emulator/guest/memory_slots\.py:\d+: without memfd\.unbind\(new\.number\)",
+        "only Linux 7.2 binds a guest_memfd before it checks the end of a slot",
     ),
     (
         r"kernel kvm_vm_ioctl_enable_cap\w*: .*\(case KVM_CAP_(DISABLE_QUIRKS2|X86_DISABLE_EXITS"
@@ -488,7 +532,7 @@ _COMPARE: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
 
 
 def emulator_mutants(where: str) -> Iterator[Mutant]:
-    """Of every statement of a file of the emulator, or of its functions that are named."""
+    """Of every statement of a file of the emulator, or of what of it is named."""
     file, *functions = where.split()
     text = (SOURCE / "snpcerts" / file).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -496,7 +540,7 @@ def emulator_mutants(where: str) -> Iterator[Mutant]:
     asked: list[ast.AST] = [
         each
         for each in ast.walk(tree)
-        if isinstance(each, ast.FunctionDef) and each.name in functions
+        if isinstance(each, ast.FunctionDef | ast.ClassDef) and each.name in functions
     ]
     mutated = {node for each in asked or [tree] for node in ast.walk(each)}
     for number, node in enumerate(ast.walk(tree)):

@@ -525,7 +525,7 @@ class _Life:
         pick = self._pick
         if pick.random() < 0.2:
             number = pick.choice((1 << 32, 1 << 64)) - pick.choice((0, 1))
-            return pick.choice(_LIMITS) % number + pick.choice((b"", b"x"))
+            return pick.choice(_LIMITS) % number + pick.choice((b"", b"x", b"`"))
         usual = pick.choice((b"0", b"1", b"3", b"4"))
         prefix = weighted(
             pick,

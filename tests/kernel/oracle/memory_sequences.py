@@ -32,6 +32,7 @@ from .user import PAGE, OneStructure, weighted
 _SLOTS, _LAST_SLOT, _PAGES = 8, 32763, 64
 _OWN, _ANOTHERS, _OTHER_FD, _CLOSED_FD = (10, 11, 12), 13, 14, 15  # numbers in stubs/memory.c
 _ADDRESS: Final = 0x7F00_0000_0000
+_TERABYTE: Final = 1 << 40
 
 
 class _Life:
@@ -91,7 +92,8 @@ class _Life:
         size = weighted(
             pick,
             (
-                (pick.randrange(1, 9) * PAGE, 70),
+                (pick.randrange(1, 4) * PAGE, 50),
+                (pick.randrange(1, 9) * PAGE, 20),
                 (0, 18),
                 (pick.randrange(20) * PAGE + pick.choice((1, 8)), 3),
                 (pick.choice(((1 << 31) - 1, 1 << 31, 1 << 35, 1 << 51)) * PAGE, 5),
@@ -102,23 +104,32 @@ class _Life:
         gpa = weighted(
             pick,
             (
-                (pick.randrange(24) * PAGE, 84),
+                (pick.randrange(24) * PAGE, 54),
+                (pick.randrange(60) * PAGE, 30),
                 (top, 6),
                 (pick.choice((1, 8, (1 << 64) - PAGE, 1 << 52)), 6),
                 (pick.getrandbits(64), 4),
             ),
         )
         end = (1 << 47) - PAGE
+        usual = _ADDRESS + pick.choice((0, 0, PAGE)) if size < _TERABYTE else _TERABYTE
         address = weighted(
             pick,
             (
-                (_ADDRESS + pick.choice((0, 0, PAGE)), 86),
+                (usual, 86),
                 (pick.choice((_ADDRESS + 1, end - PAGE, end, 1 << 47, (1 << 64) - PAGE)), 8),
                 (pick.getrandbits(64), 6),
             ),
         )
         fd = weighted(
-            pick, ((pick.choice(_OWN), 88), (_ANOTHERS, 4), (_OTHER_FD, 4), (_CLOSED_FD, 4))
+            pick,
+            (
+                (_OWN[0], 68),
+                (pick.choice(_OWN), 20),
+                (_ANOTHERS, 4),
+                (_OTHER_FD, 4),
+                (_CLOSED_FD, 4),
+            ),
         )
         offset = weighted(
             pick,
@@ -132,12 +143,15 @@ class _Life:
         self._set(region, first=pick.random() < 0.15)
 
     def _again(self) -> None:
-        """Set a slot again, with other flags or elsewhere."""
+        """Set a slot again, with other flags or elsewhere, or delete it."""
         pick = self._pick
         there = list(self._vm.slots)
         if not there:
             return
         slot = pick.choice(there)
+        if pick.random() < 0.3:
+            self._set(UserspaceMemoryRegion2(slot.number), first=False)
+            return
         flags = slot.flags ^ weighted(pick, ((1, 60), (0, 25), (2, 8), (MEM_GUEST_MEMFD, 7)))
         gpa = weighted(pick, ((slot.gpa, 60), (pick.randrange(24) * PAGE, 40)))
         size = weighted(pick, ((slot.size, 92), (slot.size + PAGE, 8)))
@@ -200,7 +214,7 @@ class _Life:
                 pick,
                 ((pick.randrange(1, 24) * PAGE, 88), (0, 4), (8, 4), (pick.getrandbits(64), 4)),
             ),
-            attributes=weighted(pick, ((8, 50), (0, 42), (1 << pick.randrange(64), 8))),
+            attributes=weighted(pick, ((8, 50), (0, 42), (1 << pick.randrange(64), 4), (1, 4))),
             flags=weighted(pick, ((0, 95), (1, 5))),
         )
         self._story.append(f"{wanted}")
