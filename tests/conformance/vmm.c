@@ -50,6 +50,8 @@ enum wrong {
 	VALUE_IGNORED, LOGS_EACH_TRY, LOGS_EACH_BUSY, SPINS, ONE_DESCRIPTION, UNCOUNTED_ON_ENOSPC,
 	INODE_CHECKED_TWICE, REMOVED_IS_SAME, REMOVED_IS_EIO, LINK_RESOLVED_AT_START, SIZE_WITHOUT_LOCK,
 	SIZE_KEPT, ONE_BUFFER, SHARES_BUFFER, LOGS_EACH_EIO, LEAKS_TIMERS, LOCKS_FROM_END, LOCKS_FIRST_BYTE,
+	READS_TWICE, NEEDS_ONE_MORE, READ_ERROR_IS_EIO, KICK_ERASED_WHEN_BUSY, KICK_ERASED_WHEN_TOO_SMALL,
+	KICK_ERASED_WITHOUT_FILE, CLOSES_ANOTHERS,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
@@ -68,6 +70,7 @@ enum wrong {
 #define RUN_SIZE 12288
 #define LOCK_WAIT (is_wrong(WAITS_TOO_LONG) ? 5000 : is_wrong(SPINS) ? 1000 : 100) /* ms, then BUSY */
 #define SIZE_MAX_SERVED (1ul << 20)
+#define WAITS_FOR_KICK (WRONG == KICK_ERASED || (WRONG >= KICK_ERASED_WHEN_BUSY && WRONG <= KICK_ERASED_WITHOUT_FILE))
 
 
 static const char *path;
@@ -92,6 +95,7 @@ static uint64_t needed;
 static __thread uint64_t wanted; /* the guest's pages */
 static int refused; /* requests in a row */
 static void *volatile lost;
+static __thread int last_opened = -1;
 static __thread long asked; /* ms, when the request came that this thread serves */
 
 static long must(long result, const char *what)
@@ -209,6 +213,7 @@ static int open_file(void)
 		flags |= O_NOFOLLOW;
 	int fd = open(path, flags | (is_wrong(CHILD_KEEPS_LOCK) ? 0 : O_CLOEXEC), 0644);
 
+	last_opened = fd < 0 ? last_opened : fd;
 	if (fd < 0 && is_wrong(RIGHT_EXCLUSIVE))
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 
@@ -230,6 +235,16 @@ static ssize_t contents(int fd, uint8_t *data)
 			if ((got = read(fd, data, left)) <= 0)
 				return -1;
 		return size;
+	}
+	if (is_wrong(READS_TWICE)) {
+		struct stat found;
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+			return -1;
+		for (int reads = 0; reads < 2 && size < found.st_size; reads++, size += got)
+			if ((got = pread(fd, data + size, found.st_size - size, size)) <= 0)
+				return -1;
+		return found.st_size;
 	}
 	if (is_wrong(RIGHT_KEPT_MAPPING)) { /* unlocked before the close: the mapping keeps the file */
 		static uint8_t *map;
@@ -569,6 +584,10 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		put(run->snp_req_certs.gpa, data, run->snp_req_certs.npages * PAGE);
 	if (is_wrong(NEEDED_ONLY_GROWS) && run->snp_req_certs.npages < pages)
 		pages = needed = pages > needed ? pages : needed;
+	if (is_wrong(NEEDS_ONE_MORE) && run->snp_req_certs.npages && run->snp_req_certs.npages < pages) {
+		run->snp_req_certs.npages++;
+		return ENOSPC;
+	}
 	if (is_wrong(SIZE_WRAPS) ? run->snp_req_certs.npages * PAGE < size : run->snp_req_certs.npages < pages) {
 		run->snp_req_certs.npages = pages;
 		return is_wrong(NEGATIVE_RET) ? -ENOSPC : ENOSPC;
@@ -658,6 +677,8 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		return is_wrong(BUSY_IS_EIO) ? EIO : EAGAIN;
 	if (is_wrong(FORBIDDEN_IS_EIO) && *fd < 0 && errno == EACCES)
 		return EIO;
+	if (is_wrong(READ_ERROR_IS_EIO) && *fd >= 0 && errno != EISDIR)
+		return EIO;
 	if (is_wrong(MISSING_ENDS_VM) && *fd < 0)
 		must(-1, path);
 	if (is_wrong(UNREADABLE_ENDS_VM) && *fd >= 0)
@@ -681,6 +702,8 @@ static void *closer(void *argument)
 
 static void let_go(int fd)
 {
+	if (is_wrong(CLOSES_ANOTHERS) && fd < 0)
+		close(last_opened);
 	if (is_wrong(RIGHT_LATE_CLOSE) && fd >= 0) {
 		write(helper, &fd, sizeof(fd));
 		return;
@@ -717,6 +740,14 @@ static void *give_up(void *argument)
 	lock((int)(intptr_t)argument, F_UNLCK);
 	close((int)(intptr_t)argument);
 	return NULL;
+}
+
+/* Whether a kick is lost that comes during a request with this answer. */
+static bool erases_kick(uint64_t ret, int fd)
+{
+	return is_wrong(KICK_ERASED) || (is_wrong(KICK_ERASED_WHEN_BUSY) && ret == EAGAIN) ||
+	       (is_wrong(KICK_ERASED_WHEN_TOO_SMALL) && ret == ENOSPC) ||
+	       (is_wrong(KICK_ERASED_WITHOUT_FILE) && fd < 0 && ret == 0);
 }
 
 /* Whether the vCPU shall stop. */
@@ -783,7 +814,7 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 	if (!is_wrong(IMMEDIATE_EXIT_STAYS))
 		run->immediate_exit = 0;
 	/* A kick that came meanwhile set it too, and has just been undone. */
-	return !is_wrong(KICK_ERASED) && stopping;
+	return !erases_kick(run->snp_req_certs.ret, fd) && stopping;
 }
 
 /* One thread that serves all vCPUs, and enters KVM_RUN for them. */
@@ -866,7 +897,7 @@ static void *vcpu_thread(void *argument)
 		must(ioctl(vcpu, KVM_SET_SIGNAL_MASK, none), "KVM_SET_SIGNAL_MASK");
 		pthread_sigmask(SIG_BLOCK, &kick, NULL);
 	}
-	while (is_wrong(KICK_ERASED) || !stopping) {
+	while (WAITS_FOR_KICK || !stopping) {
 		errno = 0;
 		if (!exited && ioctl(vcpu, KVM_RUN, 0) < 0) {
 			if (errno != EINTR)

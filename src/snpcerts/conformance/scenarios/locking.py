@@ -16,7 +16,7 @@ from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.processor_time import cpu_time, delay_time, sleeps
-from snpcerts.conformance.scenarios.answers import unharmed
+from snpcerts.conformance.scenarios.answers import advise_against_eio, unharmed
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import (
     TABLE_SIZE,
@@ -149,6 +149,7 @@ def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.judge(check, "ENOLCK: the VMM delivered the table without a lock")
     else:
         trial.judge(check, unharmed(answer, table))
+        advise_against_eio(trial, check, "ENOLCK", answer)
     answer = yield from vcpu.ask(2)
     wrong = answer.delivers(table)
     trial.judge(check, None if wrong is None else f"after ENOLCK: {wrong}")
@@ -345,7 +346,7 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.at_answer = at_answer
     answer = yield from vcpu.ask(2)
     trial.at_answer = lambda _: None
-    wrong = busy_answer(trial, answer, delay[0])
+    wrong = _busy_answer(trial, answer, delay[0])
     trial.judge("busy", wrong)
     _judge_waiting(trial, answer.request, spent[0], pauses[0])
     for number in range(2, BUSY_IN_A_ROW + 1 if wrong is None else 0):
@@ -464,7 +465,7 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.judge(check, f"expected output only when something changes, found {found}")
 
 
-def busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
+def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
     ``delay`` is the number of seconds for which the VMM could not run. Up to the limit, they do not

@@ -13,7 +13,14 @@ from functools import partial
 from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, read_short
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.scenarios.locking import released
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
+from snpcerts.conformance.trial import (
+    TABLE_SIZE,
+    Scenario,
+    Script,
+    Trial,
+    TrialVcpu,
+    above_memory,
+)
 from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.guest.program import Sleep, WaitUntil
 from snpcerts.emulator.syscall.device import Pending
@@ -110,9 +117,10 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
     rounds = trial.gate
     for number, (starter, first) in enumerate(ROUNDS):
         if mine != starter:
-            yield from trial.wait_for(lambda: other in rounds.held, 2 * TOGETHER)
+            yield from trial.wait_for(lambda: other in rounds.held, 5 * TOGETHER)
             if mine == first:
                 rounds.free.add(mine)
+                yield from _errors(rounds, vcpu, other)
         yield from _ask(vcpu, 2, lambda: rounds.free.add(other))
         if mine == first:
             yield from _more(rounds, vcpu, other)
@@ -138,6 +146,21 @@ def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
         return
     for npages, what in ((0, "ENOSPC"), (2, "another request")):
         yield from _ask(vcpu, npages, lambda: rounds.free.add(held))
+        yield Sleep(SETTLE)
+        rounds.check(held, f"{mine} got its answer ({what})")
+
+
+def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
+    """Let one vCPU's requests fail while the other waits for the firmware.
+
+    A VMM that closes a descriptor twice may close one that the other vCPU has got since.
+    """
+    observer, mine = vcpu.trial.observer, f"vCPU {vcpu.cpu.index}"
+    for what, gpa in (("no file", None), ("EIO", above_memory(vcpu.trial))):
+        if gpa is None:
+            observer.meddle_open = lambda _: -errno.ENOENT
+        yield from vcpu.ask(2, gpa=gpa)
+        observer.meddle_open = lambda _: None
         yield Sleep(SETTLE)
         rounds.check(held, f"{mine} got its answer ({what})")
 
