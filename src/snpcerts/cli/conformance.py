@@ -81,8 +81,8 @@ if TYPE_CHECKING:
     flag_value="",
     metavar="[FILE]",
     help=(
-        "Write a timeline of all runs to FILE, for ui.perfetto.dev. Without "
-        "FILE, write one for each check that --keep saves."
+        "Write a timeline of all runs to FILE, for ui.perfetto.dev. Without FILE, write a "
+        "timeline for each check that --keep saves."
     ),
 )
 @click.option("--fail-on-skip", is_flag=True, help="Exit with code 1 if a check is skipped.")

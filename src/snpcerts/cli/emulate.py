@@ -194,7 +194,11 @@ def command(
     show_default=True,
     help="Linux release to emulate. Some answers of KVM differ between releases.",
 )
-@click.option("--serve", is_flag=True, help="Keep VMs running for programs under 'emulate guest'.")
+@click.option(
+    "--serve",
+    is_flag=True,
+    help="Keep VMs running, so that programs under 'snpcerts emulate guest' can attach to them.",
+)
 @click.option(
     "--with-guest",
     is_flag=True,
@@ -502,7 +506,9 @@ def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
 @click.option("--microcode", type=_LEVEL)
 @click.option("--version", "version", metavar="MAJOR.MINOR.BUILD")
 @click.option(
-    "--mitigations", metavar="VECTOR", help="Mitigations that the new firmware can verify."
+    "--mitigations",
+    metavar="VECTOR",
+    help="Vector with the bits of the mitigations that the new firmware can verify.",
 )
 @click.pass_obj
 def update(

@@ -49,7 +49,9 @@ def command() -> None:
 @click.option(
     "--report-data",
     metavar="HEX",
-    help="Up to 64 bytes of report data, padded with zeros. [default: 64 random bytes]",
+    help=(
+        "Report data: up to 64 bytes in hexadecimal, padded with zeros. [default: 64 random bytes]"
+    ),
 )
 @click.option(
     "--vmpl",
@@ -103,7 +105,7 @@ def report(
     if output == "-" and (as_json or table_out is not None):
         raise UsageError(
             "'-o -' cannot be combined with --json or --table-out",
-            hint="write the report to a file",
+            hint="write the report to a file, with -o FILE",
         )
     from snpcerts.abi.guest_message import KeySelect
     from snpcerts.guest.attestation import Interface, Paths, attest

@@ -18,7 +18,7 @@ from snpcerts.vmm import preload
     "--certs-filename",
     metavar="FILE",
     required=True,
-    help="The certificate file that 'snpcerts host' maintains.",
+    help="Certificate file to serve from, which 'snpcerts host' maintains.",
 )
 @click.option(
     "--certs-timeout",

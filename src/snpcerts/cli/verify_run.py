@@ -115,7 +115,7 @@ class VerifyRun:
         if alone and not self.has_more and own.empty and evidence.table is None:
             raise UsageError(
                 "no certificates were supplied to verify the report with",
-                hint="give --table FILE, --certs DIR or --fetch",
+                hint="give at least one of --table FILE, --certs DIR and --fetch",
             )
         return dataclasses.replace(evidence, collateral=own)
 

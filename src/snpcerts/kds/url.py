@@ -62,8 +62,8 @@ class VcekResource:
             raise UsageError(
                 "expected a hwID that is not zero, found only zero bytes",
                 hint=(
-                    "take the chip ID from a source other than this report: the host hides "
-                    "it, or a VLEK signed the report"
+                    "take the chip ID from another source: in a report, the chip ID is zero if "
+                    "the host hides it or a VLEK signed"
                 ),
             )
         problem = self.product.tcb_problem(self.tcb)

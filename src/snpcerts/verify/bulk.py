@@ -141,8 +141,8 @@ class _Work:
             yield from self._given.popleft()[1].result()
 
     def rest(self) -> bool:
-        """Judge here a chunk that no process has begun, or wait for the oldest chunk. Return False
-        if no chunk is left.
+        """Judge a chunk that no process has begun, or wait for the oldest chunk. Return False if no
+        chunk is left.
         """
         if not self._given:
             return False

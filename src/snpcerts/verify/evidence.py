@@ -441,7 +441,8 @@ def _of_response(data: bytes) -> bytes:
     status = int.from_bytes(data[:4], "little")
     if status:
         raise FormatError(
-            "MSG_REPORT_RSP", f"the firmware answered status {status:#x} and returned no report"
+            "MSG_REPORT_RSP",
+            f"the firmware answered with status {status:#x} and returned no report",
         )
     end = len(_RESPONSE) + REPORT_SIZE
     if len(data) < end:

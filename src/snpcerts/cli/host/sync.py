@@ -36,7 +36,7 @@ _LOG = click.option(
 _METRICS_FILE = click.option(
     "--metrics-file",
     metavar="FILE",
-    help="Write Prometheus metrics to FILE each time after the files were checked.",
+    help="Write Prometheus metrics to FILE after each check of the certificate files.",
 )
 
 

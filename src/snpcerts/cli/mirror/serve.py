@@ -26,10 +26,9 @@ DATABASE = click.option(
     show_default=True,
     envvar="SNPCERTS_MIRROR_DATABASE",
     help=(
-        "Database: sqlite:///PATH for one instance, "
-        "postgresql://USER@HOST/NAME for several. Use the variable "
-        "SNPCERTS_MIRROR_DATABASE instead to keep a password out of the "
-        "process list."
+        "URL of the database: sqlite:///PATH for one instance, postgresql://USER@HOST/NAME for "
+        "several. To keep a password out of the process list, set the environment variable "
+        "SNPCERTS_MIRROR_DATABASE instead."
     ),
 )
 
@@ -100,12 +99,21 @@ DATABASE = click.option(
 @click.option(
     "--admin-token-file", metavar="FILE", help="File with the operators' tokens, one per line."
 )
-@click.option("--tls-cert", metavar="FILE", help="Serve TLS with this certificate chain (PEM).")
-@click.option("--tls-key", metavar="FILE", help="Private key of --tls-cert (PEM).")
+@click.option(
+    "--tls-cert", metavar="FILE", help="File with the certificate chain (PEM) to serve TLS with."
+)
+@click.option(
+    "--tls-key",
+    metavar="FILE",
+    help="File with the private key (PEM) of the certificate in --tls-cert.",
+)
 @click.option(
     "--client-ca",
     metavar="FILE",
-    help="Accept announcements from hosts with a client certificate from one of these CAs (PEM).",
+    help=(
+        "File with CAs (PEM). A host with a client certificate from one of these CAs may "
+        "announce itself."
+    ),
 )
 @click.option(
     "--forwarded-from",
