@@ -65,15 +65,23 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     with tempfile.TemporaryDirectory(prefix="snpcerts-build-") as work:
+        _tell("the wheel and the source archive")
         wheel = build_wheel(out, Path(work))
+        _tell("the SBOM")
         sbom = build_sbom(out / f"snpcerts-{version}.cdx.json", version)
         stage = Path(work, "stage")
         build_stage(stage, Path(work), wheel, sbom)
         for each in filter(None, (version, chosen.also)):
+            _tell(f"the .deb and the .rpm of {each}")
             build_packages(out, stage, each)
     for path in sorted(out.iterdir()):
         if path.is_file():
             print(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+
+
+def _tell(step: str) -> None:
+    """Say what takes so long: a build takes a minute or more."""
+    print(f"building: {step}", file=sys.stderr, flush=True)
 
 
 def _epoch() -> str:
@@ -126,6 +134,7 @@ def build_stage(stage: Path, work: Path, wheel: Path, sbom: Path) -> None:
     site = stage / PRIVATE / "lib/python3/site-packages"
     site.mkdir(parents=True)
     for python in PYTHONS:
+        _tell(f"the dependencies for Python {python}")
         folder = work / f"wheels-{python}"
         _download(python, folder)
         for each in sorted(folder.glob("*.whl")):
