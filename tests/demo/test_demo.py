@@ -130,4 +130,4 @@ def test_ctrl_c_at_any_moment_prints_one_line(program: list[str], moment: str) -
     demo.send_signal(signal.SIGINT)
     _, said = demo.communicate(timeout=60)
     assert demo.returncode == 130
-    assert said == b"snpcerts: the demo was ended by Ctrl-C; it left nothing behind\n"
+    assert said == b"snpcerts: the demo was interrupted by Ctrl-C and left nothing behind\n"
