@@ -126,6 +126,7 @@ EXPECTED: dict[str, set[str]] = {
     "LEAKS_CHILDREN": {"nothing-left"},
     "LEAKS_MEMORY": {"memory-bounded"},
     "LEAKS_MEMORY_WHEN_BUSY": {"memory-bounded"},
+    "LEAKS_A_LITTLE": {"memory-bounded"},
     "WAITS_ADD_UP": {"busy"},
     "READS_TWICE": {"short-read"},
     "NEEDS_ONE_MORE": {"too-small"},

@@ -35,6 +35,8 @@ _BIG_ROUNDS = 16  # requests of each kind that are judged
 _BUSY_ROUNDS = 6  # requests that get EAGAIN, each after the VMM's whole patience
 _BUSY_ROUNDS_MAX = 16  # if memory grew with each of them
 _BUSY_WARM_UP = 2
+_SMALL_ROUNDS = 64  # requests that get a small table, and as many before them
+_SMALL_STEP = 8  # requests between two looks at the memory
 DEATH_TIME = 2.0  # time limit for releasing a killed process's locks, in seconds
 
 Moment = Callable[["Trial", Callable[[], None]], None]
@@ -276,7 +278,29 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
             else f"{grown >> 10} KiB more memory after {_BIG_ROUNDS} requests that got {what}; "
             f"the file has {size >> 10} KiB",
         )
+    trial.judge(check, (yield from _grows_a_little(trial, vcpu)))
     trial.judge(check, (yield from _grows_when_busy(trial, vcpu)))
+
+
+def _grows_a_little(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
+    """Return by how much the VMM's memory grows with many small tables, if it grows steadily.
+
+    What the large tables have left is used first, so only the second half counts.
+    """
+    trial.served.replace(trial.served.table(TABLE_SIZE))
+    until = time.monotonic() + trial.limits.trial
+    field = (vcpu.pages.data, 4 * PAGE_SIZE)
+    sizes: list[int] = []
+    for number in range(2 * _SMALL_ROUNDS + 1):
+        if number >= _SMALL_ROUNDS and number % _SMALL_STEP == 0:
+            sizes.append(_private_bytes(trial.processes()))
+        answer = yield from vcpu.ask(2, field=field)
+        if not answer.ok or time.monotonic() > until:
+            return None
+    if not all(before < after for before, after in pairwise(sizes)):
+        return None
+    grown = sizes[-1] - sizes[0]
+    return f"{grown >> 10} KiB more memory after {_SMALL_ROUNDS} requests that got a small table"
 
 
 def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
