@@ -87,7 +87,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (r"kernel \w+: .*(print_hex_dump|pr_warn|dev_err|dev_dbg)", "writes to the log alone"),
     (r"kernel \w+: (without|.* in) (kv?free|__free_pages)\(", "frees memory, which no caller sees"),
     (
-        r"kernel \w+: (-ENOMEM|without (ret = -ENOMEM|return ERR_PTR\(-ENOMEM\)))",
+        r"kernel \w+: (-ENOMEM becomes \S+ in (?!return -ENOMEM; after if \(\(hdr)"
+        r"|without ret = -ENOMEM)|kernel tsm_report_make_item: without return ERR_PTR\(-ENOMEM",
         "no allocation fails in the stubs",
     ),
     (r"kernel \w+: without mutex_(un)?lock", "the cut runs in one thread"),
@@ -164,8 +165,9 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "does not have the rest",
     ),
     (
-        r"kernel kvm_(prepare_memory_region|set_memslot): .*(bitmap|slots_arch_lock|invalid_slot"
-        r"|KVM_MEM_LOG_DIRTY_PAGES|KVM_MR_DELETE \|\| change == KVM_MR_MOVE)",
+        r"kernel kvm_prepare_memory_region: (! becomes nothing in if \(!\(new->flags & KVM_MEM_LOG"
+        r"|without kvm_destroy_dirty_bitmap)"
+        r"|kernel kvm_set_memslot: \|\| becomes && in if \(change == KVM_MR_DELETE",
         "logs of written pages and slots in a transition are stubs without an effect",
     ),
     (
@@ -184,8 +186,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel (kvm_set_memory_region|kvm_vm_ioctl_set_mem_attributes|kvm_gmem_create): checks "
-        r"swapped|emulator emulator/guest/memory_slots\.py:\d+: checks swapped: "
-        r"(region\.|beyond)",
+        r"swapped: (?!if \(WARN)|emulator emulator/guest/memory_slots\.py:\d+: checks swapped: "
+        r"(region\.(?!flags)|beyond)",
         "both checks have the same result",
     ),
     (
@@ -195,7 +197,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "which the part kvm makes",
     ),
     (
-        r"emulator emulator/guest/memory_slots\.py:\d+: (\d becomes \d in for start in self\."
+        r"emulator emulator/guest/memory_slots\.py:\d+: ([12] becomes \d in for start in self\."
         r"|Gt in region\.guest_phys_addr)"
         r"|emulator emulator/kvm/private_ranges\.py:\d+: (LtE in low < high|Lt in end <= self"
         r"|1 becomes 2 in return self\.covers)"
@@ -237,14 +239,6 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "both checks have the same result",
     ),
     (
-        r"kernel kvm_vm_ioctl_check_extension: (0 becomes 1 in r = 0;|without r = 0;)",
-        "the result is 0 already, or the cut's host has exits on bus locks",
-    ),
-    (
-        r"kernel kvm_vm_ioctl_check_extension: .*(xstate_required_size|sizeof\(struct kvm_xsave\))",
-        "the state is smaller than a page, so the result is the page",
-    ),
-    (
         r"kernel sev_ioctl_do_snp_commit: without buf.len",
         "the PSP's stub does not check the length that the kernel gives",
     ),
@@ -256,8 +250,9 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     # The guest's driver.
     (
-        r"kernel get_\w+: without req.vmpck_id|kernel get_vmpck: |kernel snp_msg_init: .*"
-        r"(vmpck_id|-EINVAL|memchr_inv)|kernel enc_payload: without hdr->msg_vmpck",
+        r"kernel get_\w+: without req.vmpck_id|kernel get_vmpck: .*\(case [123]\)"
+        r"|kernel snp_msg_init: (.* in if \(vmpck_id == -1|-EINVAL|0 becomes 1 in if \(!memchr_inv"
+        r"|without mdesc->vmpck_id)|kernel enc_payload: without hdr->msg_vmpck",
         "the driver is given VMPCK 0, which is there, as the emulated guest's is",
     ),
     (
@@ -265,21 +260,10 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "no allocation fails in the stubs",
     ),
     (
-        r"kernel get_derived_key: without memzero_explicit|kernel \w+: without kfree_sensitive",
-        "clears or frees memory that is not used again",
-    ),
-    (
-        r"kernel \w+: (without (pfn = |snp_leak_pages|pr_err|WARN_ONCE|free_pages_exact"
-        r"|pvalidate_pages|local_irq_(save|restore)|__sev_put_ghcb|ret = set_memory_encrypted"
-        r"|free_shared_pages|iounmap|lockdep_assert_held|guard\(|pr_alert|BUILD_BUG_ON"
-        r"|sev_es_wr_ghcb_msr)"
-        r"|! becomes nothing in if \(!buf\))",
-        "frees and leaks of pages, PVALIDATE, locks, interrupts and the MSR have no effect in the "
-        "stubs",
-    ),
-    (
-        r"kernel __set_pages_state: (==|!=) becomes \S+ in if \(op == SNP_PAGE_STATE_",
-        "chooses when PVALIDATE is executed, an instruction that the cut leaves out",
+        r"kernel \w+: without (guard\(|free_shared_pages|sev_es_wr_ghcb_msr"
+        r"|ret = set_memory_encrypted|pfn = PHYS_PFN)"
+        r"|kernel free_shared_pages: ! becomes nothing",
+        "frees of pages, locks and the MSR have no effect in the stubs",
     ),
     (
         r"kernel __set_pages_state: without (use_large_entry = false|e->pagesize = RMP_PG_SIZE_4K)",
@@ -295,8 +279,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "any result but 0 ends the guest, and the value is read again before it is used",
     ),
     (
-        r"kernel (get_ext_report|snp_guest_ioctl): -EFAULT becomes -EIO in return -EFAULT",
-        "set_memory_decrypted() does not fail, and a structure that was read before can be written",
+        r"kernel snp_guest_ioctl: -EFAULT becomes -EIO in .* after if \(input\.exitinfo2",
+        "a structure that was read before can be written",
     ),
     (
         r"kernel enc_payload: (> becomes >=|-ENOSR|-EBADMSG)",
@@ -312,18 +296,18 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "the second exit is a plain one, which leaves the number as the first has set it",
     ),
     (
-        r"kernel sev_report_new: (< becomes <=|> becomes >=|.*!certs_size && i|0xff becomes"
-        r"|0 becomes 1 in return 0|without dev_warn|checks swapped|-EINVAL"
-        r"|without return sev_svsm_report_new)",
+        r"kernel sev_report_new: (< becomes <= in for|0xff becomes|0 becomes 1 in return 0"
+        r"|checks swapped: if \((hdr\.status ==|\(hdr\.report_size)|-EINVAL becomes .* after if "
+        r"\(strcmp|without return sev_svsm_report_new)",
         "equal (682 entries fit, only results below 0 are errors), for the log, or for an "
         "SVSM, which the guest does not have",
     ),
     (
-        r"kernel verify_exception_info: .*(fi\.vector|fi\.error_code)",
+        r"kernel verify_exception_info: (without ctxt->fi\.vector|32 becomes)",
         "the exception itself is for the VC handler; the driver looks at the result alone",
     ),
     (
-        r"kernel snp_issue_guest_request: without ret = -EIO",
+        r"kernel snp_issue_guest_request: without ret = -EIO;$",
         "set again by every case that leads there",
     ),
     (
@@ -367,14 +351,18 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "counts pages, and no VM has 2^64",
     ),
     (
-        r"emulator emulator/guest/page_state_calls\.py:\d+: 4 becomes 5 in int\.from_bytes"
+        r"emulator emulator/guest/page_state_calls\.py:\d+: 4 becomes 5 in int\.from_bytes\("
+        r"header\[2:4"
         r"|emulator emulator/guest/tsm_reports\.py:\d+: 4 becomes 5 in offset, length",
         "equal: the next byte is reserved, and refused unless it is 0; the sum has 32 bits",
     ),
     (
-        r"emulator emulator/guest/(sev_guest_device|tsm_reports)\.py:\d+: .*(_vm\.alive|vm\.alive"
-        r"|withdraw|guest is None|isinstance\(guest, LinuxGuest\)|_guest is not None"
-        r"|_call is not None|response is not None|without self\._guest = guest)",
+        r"emulator emulator/guest/sev_guest_device\.py:\d+: (checks swapped: (self\._call\.response"
+        r"|not self\._vm\.alive|guest is None|not isinstance)|without self\._guest( = |\.withdraw)"
+        r"|And in not self\._vm\.alive|(Or|Is) in self\._guest is not None"
+        r"(?! and self\._guest\.gone)"
+        r"|Is in self\._call is not None)"
+        r"|emulator emulator/guest/tsm_reports\.py:\d+: And in not (isinstance|self\.vm\.alive)",
         "the oracle's guest does not end or reboot while a program waits, and no program is killed",
     ),
     (
@@ -394,19 +382,22 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "the oracle makes one call at a time; how often the guest left is for the demo alone",
     ),
     (
-        r"emulator emulator/guest/linux\.py:\d+: (.*(slot is None|slot\.size|cpu\.index == 0"
-        r"|pages is None)|\d+ becomes \d+ in (LARGE_MEMORY|_VCPU_PAGES|_TERMINATE_REGISTRATION"
+        r"emulator emulator/guest/linux\.py:\d+: (And in (slot is None or slot\.size < \("
+        r"|pages is None)|NotEq in cpu\.index|IsNot in slot|LtE in slot\.size < LARGE"
+        r"|\d+ becomes \d+ in (LARGE_MEMORY|_VCPU_PAGES|_TERMINATE_REGISTRATION"
         r"|if cpu\.index == 0|.*page_state_refused))",
         "memory too small for shared pages, the bounce buffer and registering the GHCB are of the "
         "boot, which the cut begins after; how many pages were refused is for the log",
     ),
     (
-        r"emulator emulator/guest/linux\.py:\d+: 0 becomes 1 in \w+: int = 0$",
+        r"emulator emulator/guest/linux\.py:\d+: 0 becomes 1 in (counter|pages|exitinfo2): int"
+        r" = 0$",
         "the default of a field that is always given, or set before it is read",
     ),
     (
-        r"emulator emulator/guest/tsm_reports\.py:\d+: (without self\._provider|without self\._held"
-        r"|.* in (INBLOB_MAX|OUTBLOB_MAX|self\.root = |for at in range|if self\.write_generation))",
+        r"emulator emulator/guest/tsm_reports\.py:\d+: (without self\.(_provider|_held = True)"
+        r"|.* in (INBLOB_MAX|OUTBLOB_MAX|self\.root = |if self\.write_generation)"
+        r"|1 becomes 2 in for at in range)",
         "the driver stays registered; one program reads at a time; configfs has the sizes and "
         "is not in the cut; 682 entries fit either way; 2^64 writes are too many",
     ),
@@ -764,12 +755,13 @@ def say(logs: Sequence[Path], trials: Sequence[Trial]) -> int:
         print(*(f", {count[each]} {each}" for each in words if count[each]), sep="")
     for trial in unexplained:
         print(f"survives: {trial.name}")
-    if not missing:
-        for pattern, _ in EXPLAINED:
-            if pattern not in needed and any(
-                re.match(pattern, str(trial.mutant)) for trial in trials
-            ):
-                print(f"explains no survivor: {pattern}")
+    for pattern, _ in EXPLAINED:
+        mine = [each.name for each in trials if re.match(pattern, str(each.mutant))]
+        if mine and not missing and pattern not in needed:
+            print(f"explains no survivor: {pattern}")
+        for name in mine:
+            if last.get(name) == "killed":
+                print(f"explains what is noticed: {name}")
     return len(unexplained)
 
 
