@@ -248,6 +248,24 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "equal: the oracle's host has SEV and SNP, no argument has more than 64 bits, and the "
         "number of processors is known",
     ),
+    (
+        r"kernel (__set_sregs(_common)?|kvm_vcpu_ioctl_x86_set_sregs2): .*mmu_reset_needed",
+        "resets of the MMU have no effect in the stubs",
+    ),
+    (
+        r"kernel kvm_is_valid_(cr0|sregs): checks swapped",
+        "both checks have the same result",
+    ),
+    (r"kernel kvm_set_cr8: [01] becomes [012] in return [01];", "the result is not looked at"),
+    (
+        r"kernel kvm_arch_vcpu_ioctl_[gs]et_sregs: (&& becomes|-EINVAL becomes)"
+        r"|kernel __set_sregs_common: 0 becomes 1 in return 0;",
+        "of a vCPU that the firmware has taken over, for which the emulator's calls end before",
+    ),
+    (
+        r"kernel kvm_gmem_bind: without (WRITE_ONCE\(slot->gmem\.file|slot->gmem\.pgoff)",
+        "where the memory of a slot is, is for the guest's accesses",
+    ),
     # The guest's driver.
     (
         r"kernel get_\w+: without req.vmpck_id|kernel get_vmpck: .*\(case [123]\)"

@@ -157,7 +157,7 @@ class _Life:
 
     def _compare(self) -> None:
         kernel = [(ctypes.c_ubyte * size)() for size in (SREGS_SIZE, SREGS2_SIZE)]
-        self._library.oracle_get_sregs(*kernel)
+        self._differ("get", self._library.oracle_get_sregs(*kernel), 0)
         emulator = (self._registers.get(), self._registers.get2())
         for name, theirs, ours in zip(("sregs", "sregs2"), kernel, emulator, strict=True):
             for at in range(0, len(ours), 8):

@@ -78,10 +78,10 @@ int oracle_set_sregs2(const void *data)
 	return kvm_vcpu_ioctl_x86_set_sregs2(&the_vcpu, &sregs2);
 }
 
-void oracle_get_sregs(struct kvm_sregs *sregs, struct kvm_sregs2 *sregs2)
+int oracle_get_sregs(struct kvm_sregs *sregs, struct kvm_sregs2 *sregs2)
 {
 	memset(sregs, 0, sizeof(*sregs));
 	memset(sregs2, 0, sizeof(*sregs2));
-	kvm_arch_vcpu_ioctl_get_sregs(&the_vcpu, sregs);
 	kvm_vcpu_ioctl_x86_get_sregs2(&the_vcpu, sregs2);
+	return kvm_arch_vcpu_ioctl_get_sregs(&the_vcpu, sregs);
 }
