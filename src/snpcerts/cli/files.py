@@ -63,7 +63,8 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
     """
     if os.isatty(fd):
         raise InputError(
-            f"{name} is a terminal", hint="redirect a file to standard input: verify - < report.bin"
+            f"{name} is a terminal",
+            hint="redirect a file to standard input, as in snpcerts verify - < report.bin",
         )
     data = bytearray()
     poll = select.poll()

@@ -230,7 +230,8 @@ def _read_basic_constraints(value: bytes) -> BasicConstraints:
     length = read.path_len_constraint
     if length is not None and (length < 0 or not read.ca):
         raise ValueError(
-            "basicConstraints has a path length that is negative, or has one without being a CA's"
+            "basicConstraints has a negative path length, or a path length although the "
+            "certificate is not a CA's"
         )
     return BasicConstraints(read.ca, length)
 
