@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The container image and the Helm chart: linted and rendered; the image's steps run here.
 
-There is no container engine: the steps of the Containerfile run on a bare Debian 13 instead.
+The steps of the Containerfile run on a bare Debian 13, without a container engine. At the full
+size, test_image.py builds the image itself.
 """
 
 from __future__ import annotations
