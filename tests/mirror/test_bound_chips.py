@@ -153,13 +153,13 @@ def test_forget_says_what_it_has_forgotten(
 ) -> None:
     put(mirror, first, ONE)
     (tmp_path / "token").write_text(ADMIN + "\n")
-    words = ["mirror", "forget", "--mirror", mirror.url, "--token-file", str(tmp_path / "token")]
-    assert main([*words, "host-1", "--json"]) == 0
+    argv = ["mirror", "forget", "--mirror", mirror.url, "--token-file", str(tmp_path / "token")]
+    assert main([*argv, "host-1", "--json"]) == 0
     assert documented("mirror forget", capsys.readouterr().out)["forgotten"] == [
         {"product": "Milan", "hwid": first.hwid.hex(), "host": "host-1"}
     ]
-    assert main([*words, "host-1"]) == 1
-    assert "'host-1' is neither a host" in capsys.readouterr().err
+    assert main([*argv, "host-1"]) == 1
+    assert "a host that has announced itself, found 'host-1'" in capsys.readouterr().err
     put(mirror, first, ONE)
-    assert main([*words, "host-1"]) == 0
+    assert main([*argv, "host-1"]) == 0
     assert "forgotten: host-1" in capsys.readouterr().out
