@@ -45,6 +45,7 @@ TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
 WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
 MANY_REPLACEMENTS = 5  # in a row; after some, a VMM may answer EAGAIN
+REPLACED_AGAIN = 3  # times that a VMM may answer EAGAIN, which says nothing about the check
 TALKS = 0.8  # lines per request; more counts as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
 
@@ -244,20 +245,23 @@ def _replaced_at_lock(
     trial: Trial, vcpu: TrialVcpu, check: str, swap: Callable[[], bytes], times: int = 1
 ) -> Script:
     """Replace the file at each of the VMM's first ``times`` attempts to lock it."""
-    old = trial.served.content or b""
-    swapped: list[bytes] = []
+    for _ in range(REPLACED_AGAIN):
+        old = trial.served.content or b""
+        swapped: list[bytes] = []
 
-    def meddle(call: FileCall) -> None:
-        if len(swapped) < times and takes_lock(call):
-            swapped.append(swap())
+        def meddle(call: FileCall, swapped: list[bytes] = swapped) -> None:
+            if len(swapped) < times and takes_lock(call):
+                swapped.append(swap())
 
-    trial.observer.meddle = meddle
-    answer = yield from vcpu.ask(pages_of(TABLE_SIZE))
-    trial.observer.meddle = lambda _: None
-    if not swapped:
-        trial.skip(check, "the VMM takes no lock")
-        return
-    trial.judge(check, _serves_new(answer, [old, *swapped[:-1]], swapped[-1]))
+        trial.observer.meddle = meddle
+        answer = yield from vcpu.ask(pages_of(TABLE_SIZE))
+        trial.observer.meddle = lambda _: None
+        if not swapped:
+            trial.skip(check, "the VMM takes no lock")
+            return
+        trial.judge(check, _serves_new(answer, [old, *swapped[:-1]], swapped[-1]))
+        if answer.request is None or answer.request.ret != errno.EAGAIN:
+            return
 
 
 def _serves_new(answer: Answer, old: list[bytes], new: bytes) -> str | None:
