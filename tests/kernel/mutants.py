@@ -253,14 +253,20 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "resets of the MMU have no effect in the stubs",
     ),
     (
-        r"kernel kvm_is_valid_(cr0|sregs): checks swapped",
+        r"kernel (kvm_is_valid_(cr0|sregs)|kvm_vcpu_ioctl_x86_set_sregs2): checks swapped",
         "both checks have the same result",
     ),
     (r"kernel kvm_set_cr8: [01] becomes [012] in return [01];", "the result is not looked at"),
     (
         r"kernel kvm_arch_vcpu_ioctl_[gs]et_sregs: (&& becomes|-EINVAL becomes)"
-        r"|kernel __set_sregs_common: 0 becomes 1 in return 0;",
+        r"|kernel __set_sregs_common: (0 becomes 1 in return 0;|checks swapped: if \(vcpu->arch)",
         "of a vCPU that the firmware has taken over, for which the emulator's calls end before",
+    ),
+    (
+        r"kernel kvm_vcpu_ioctl_x86_set_sregs2: without vcpu->arch\.pdptrs_from_userspace"
+        r"|kernel init_(sys_)?seg: without seg->(selector|base) = 0"
+        r"|kernel svm_get_segment: without var->dpl = to_svm\(vcpu\)->vmcb->save\.cpl",
+        "set again to what it is already, as long as no code runs in the guest",
     ),
     (
         r"kernel kvm_gmem_bind: without (WRITE_ONCE\(slot->gmem\.file|slot->gmem\.pgoff)",

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from snpcerts.abi.kvm import SREGS2_SIZE, SREGS_SIZE
+from snpcerts.abi.kvm import REGS_SIZE, SREGS2_SIZE, SREGS_SIZE
 from snpcerts.emulator.kvm import host_cpuid
 from snpcerts.emulator.kvm.host_cpuid import HOST, CpuidTable
 from snpcerts.emulator.kvm.system_registers import SystemRegisters
+from snpcerts.emulator.psp import vmsa
 
 from .difference import DifferenceError
-from .user import weighted
+from .user import PAGE, weighted
 
 # Words of cpufeatures.h: CPUID function, subleaf, register (EAX to EDX).
 _WORDS: Final = {
@@ -163,6 +164,11 @@ class _Life:
             for at in range(0, len(ours), 8):
                 word = bytes(theirs[at : at + 8])
                 self._differ(f"get {name} at {at}", word.hex(), ours[at : at + 8].hex())
+
+        segments = (ctypes.c_ubyte * PAGE)()
+        size = self._library.oracle_segments(segments)
+        page = vmsa.build({"regs": bytes(REGS_SIZE)}, self._registers.shared, {}, 0)
+        self._differ("VMSA: segments", bytes(segments[:size]).hex(), page[:size].hex())
 
     def _differ(self, what: str, kernel: object, emulator: object) -> None:
         if kernel != emulator:

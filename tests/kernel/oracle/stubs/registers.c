@@ -85,3 +85,12 @@ int oracle_get_sregs(struct kvm_sregs *sregs, struct kvm_sregs2 *sregs2)
 	kvm_vcpu_ioctl_x86_get_sregs2(&the_vcpu, sregs2);
 	return kvm_arch_vcpu_ioctl_get_sregs(&the_vcpu, sregs);
 }
+
+/* Segments and descriptor tables, of which the VMSA has a copy; their size in bytes. */
+int oracle_segments(void *data)
+{
+	const int size = offsetof(struct vmcb_save_area, cpl);
+
+	memcpy(data, &the_vmcb.save, size);
+	return size;
+}
