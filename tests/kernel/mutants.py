@@ -59,7 +59,7 @@ EMULATOR: Final = {
         "emulator/kvm/capability.py",
         "emulator/kvm/vm.py _enable_cap _split_irqchip _limit_vcpu_ids _set_apic_bus _set_x2apic",
     ),
-    "registers": ("emulator/kvm/system_registers.py", "emulator/kvm/host_cpuid.py"),
+    "registers": ("emulator/kvm/system_registers.py", "emulator/kvm/host_cpuid.py entry has"),
     "guest": (
         "emulator/guest/sev_guest_device.py",
         "emulator/guest/linux.py",
@@ -267,6 +267,22 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"|kernel init_(sys_)?seg: without seg->(selector|base) = 0"
         r"|kernel svm_get_segment: without var->dpl = to_svm\(vcpu\)->vmcb->save\.cpl",
         "set again to what it is already, as long as no code runs in the guest",
+    ),
+    (
+        r"kernel kvm_apic_set_base: (.*(old_mode == |1 becomes [02] in return 1;)"
+        r"|0 becomes 1 in \(guest_cpu)",
+        "of a guest that sets it; any result but 0 is an error; bit 0 is reserved anyway",
+    ),
+    (
+        r"kernel kvm_vcpu_reserved_gpa_bits_raw: 63 becomes 64"
+        r"|kernel __kvm_valid_efer: checks swapped"
+        r"|emulator emulator/kvm/system_registers\.py:\d+: checks swapped",
+        "equal: there are 64 bits; both checks have the same result",
+    ),
+    (
+        r"emulator emulator/kvm/system_registers\.py:\d+: (without self\._put\((_EFER|_APIC_BASE"
+        r"|_base)_|4[08] becomes \d+ in (_EFER|_APIC_BASE)_AT|56 becomes 57 in _APIC_BASE_AT)",
+        "of MSRs, which tests/emulator sets and reads",
     ),
     (
         r"kernel kvm_gmem_bind: without (WRITE_ONCE\(slot->gmem\.file|slot->gmem\.pgoff)",
