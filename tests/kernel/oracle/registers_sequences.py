@@ -35,6 +35,15 @@ _WORDS: Final = {
     20: (0x8000_0021, 0, 0),
 }
 _WORD_COUNT: Final = 32
+# The features of bits of CR4 and EFER, and LAM and X2APIC: word and bit.
+_FEATURES: Final = (
+    *((4, bit) for bit in (5, 17, 21, 26)),
+    *((9, bit) for bit in (0, 7, 20)),
+    *((16, bit) for bit in (2, 3, 7, 16)),
+    *((1, 20), (1, 25), (6, 2), (12, 26), (18, 20), (20, 8)),
+)
+_CR4_BITS: Final = (11, 12, 13, 16, 17, 18, 20, 21, 22, 23, 28)
+_EFER_BITS: Final = (11, 12, 14, 21)
 _SEGMENTS: Final = 8
 _LONG, _LEGACY = (1 << 31 | 1, 1 << 5, 1 << 10 | 1 << 8), (0x11, 0, 0)  # CR0, CR4, EFER
 _PAE: Final = (1 << 31 | 1, 1 << 5, 0)
@@ -64,7 +73,7 @@ class _Life:
         self._library = library
         boot = self._pick.random() < 0.5
         self._guest: Table = {}
-        every = _host(dict.fromkeys(_WORDS, 0xFFFF_FFFF))
+        every = _host(self._most())
         some = _host({word: self._pick.getrandbits(32) for word in _WORDS})
         host = weighted(self._pick, ((HOST, 20), (every, 50), (some, 30)))
         self._registers = SystemRegisters(boot=boot, host=host)
@@ -82,10 +91,19 @@ class _Life:
                 self._set()
             self._compare()
 
+    def _most(self) -> dict[int, int]:
+        """All features but a few of those that matter."""
+        words = dict.fromkeys(_WORDS, 0xFFFF_FFFF)
+        for word, bit in _FEATURES:
+            if self._pick.random() < 0.2:
+                words[word] &= ~(1 << bit)
+        return words
+
     def _set_cpuid(self) -> None:
         pick = self._pick
-        every = pick.random() < 0.6
-        words = {word: 0xFFFF_FFFF if every else pick.getrandbits(32) for word in _WORDS}
+        words = self._most()
+        if pick.random() < 0.3:
+            words = {word: pick.getrandbits(32) for word in _WORDS}
         bits = pick.choice((36, 46, 48, 52, 60))
         self._guest = _host(words)
         last = pick.choice((0x8000_0007, 0x8000_0008, 0x8000_001F))
@@ -103,6 +121,8 @@ class _Life:
             pick, ((0x1000, 75), (1 << pick.randrange(64), 20), (pick.getrandbits(64), 5))
         )
         cr0, cr4, efer = (self._spoilt(each) for each in (cr0, cr4, efer))
+        cr4 |= weighted(pick, ((0, 50), (1 << pick.choice(_CR4_BITS), 50)))
+        efer |= weighted(pick, ((0, 70), (1 << pick.choice(_EFER_BITS), 30)))
         apic = weighted(
             pick,
             (
