@@ -132,6 +132,8 @@ def test_a_person_at_a_terminal_sees_a_bar_and_others_do_not(
     _many()
     assert run("many")[2] == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert run("many")[2] == "", "its output goes into a pipe"
+    monkeypatch.setattr("snpcerts.cli.verify_run.shows_progress", lambda: True)
     code, out, err = run("many")
     assert code == 1
     assert "4/4" in err
