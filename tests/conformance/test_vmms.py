@@ -37,7 +37,7 @@ def test_every_check_is_failed_by_some_vmm() -> None:
 
 
 # Judging these takes until a limit of several seconds has passed.
-LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE"}
+LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE", "KICK_ERASED"}
 
 
 def one_for_each_check() -> list[str]:
