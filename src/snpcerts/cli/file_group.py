@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A group of commands whose user may give a file where a command belongs."""
+"""A command group that also accepts a file in place of a command."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     if where.exists() and not where.is_dir():
         raise InputError(
             f"{where}: expected a directory, found none",
-            hint="name the cache's directory with --cache",
+            hint="give the cache directory with --cache",
         )
     found = inventory(Store(where), anchors_of(anchors), datetime.now(UTC))
     if as_json:

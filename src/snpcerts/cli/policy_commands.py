@@ -153,7 +153,7 @@ def _reference_options(function: Any) -> Any:
             "keyword",
             type=click.Choice([product.keyword for product in Product], case_sensitive=False),
             help=(
-                "Product whose floor to write. Needed only if the policy has floors for "
+                "Write the floor for this product. Needed only if the policy has floors for "
                 "several products."
             ),
         ),

@@ -274,7 +274,7 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
         raise FormatError(
             what,
             "expected exactly one PEM block of type CERTIFICATE, found other text",
-            hint="split a chain into one file or table entry for each certificate",
+            hint="split the chain: use a separate file or table entry for each certificate",
         )
     try:
         return base64.b64decode(re.sub(rb"[\r\n]", b"", match[1]), validate=True)

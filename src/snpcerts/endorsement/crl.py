@@ -107,7 +107,7 @@ class RevocationList:
 
 
 def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
-    """Parse ``data``, one revocation list (X.509 version 2) in DER or PEM.
+    """Parse ``data``, one X.509 v2 revocation list (CRL) in DER or PEM.
 
     The entries are not parsed, because anyone can send a long list, and parsing its entries takes a
     hundred times as long as checking its signature. :func:`check_crl` parses the entries if the

@@ -45,7 +45,7 @@ def read_element(data: bytes, at: int, what: str) -> Element:
     if tag & 0x1F == 0x1F:
         raise FormatError(
             what,
-            f"expected a DER tag of one byte, found {tag:#04x}, with which a longer tag begins",
+            f"expected a one-byte DER tag, found {tag:#04x}, which starts a longer tag",
             offset=at,
         )
     if length >= _LONG_FORM:

@@ -22,7 +22,7 @@ def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
 
 
 def to_pem(data: bytes, *, crl: bool) -> bytes:
-    """Return DER that :func:`to_der` returned as PEM."""
+    """Convert DER, as :func:`to_der` returns it, to PEM."""
     return to_pem_block(to_der(data, crl=crl, what="DER"), "X509 CRL" if crl else "CERTIFICATE")
 
 

@@ -209,7 +209,7 @@ def policy_text(
         accepted = [each for each in accepted if each not in bulletin.refused]
     if not accepted:
         raise UsageError(
-            "no product is left to accept, because the bulletins refuse all named products"
+            "no product is left to accept, because the bulletins rule out every product named"
         )
     bits = _bits(chosen, accepted)
     floors = list(_floors(chosen, accepted, unconfirmed))

@@ -459,8 +459,8 @@ def _of_response(data: bytes) -> bytes:
 
 
 def _read_cbor(data: bytes) -> Any:
-    """Return the value that CBOR data encodes. The data must use shortest forms and must not repeat
-    a key.
+    """Return the value that CBOR data encodes. The data must use the shortest
+    encodings, and no map may repeat a key.
     """
     from cbor2 import CBORDecodeError, dumps, loads
 

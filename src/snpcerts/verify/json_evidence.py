@@ -91,8 +91,8 @@ def keys_of(value: Any) -> str:
 
 
 def blobs(value: Any) -> Iterator[tuple[str, bytes]]:
-    """Yield the key and the decoded bytes of each value, at any depth, that may have 64 bytes or
-    more.
+    """Yield the key and the decoded bytes of each value, at any depth, that decodes to at least
+    64 bytes.
     """
     looked = 0
     waiting: list[tuple[str, Any]] = [("", value)]

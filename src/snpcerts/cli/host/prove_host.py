@@ -55,9 +55,9 @@ _VERSION_LIMIT: Final = 10.0
     "--vmm",
     metavar="COMMAND",
     help=(
-        "Command line of a VMM to start for the comparison, with the shim. If the VMM serves "
+        "Command line of a VMM to start under the shim for the comparison. If the VMM serves "
         "certificates itself, write {certs} where the path of the certificate file belongs; the "
-        "VMM then starts without the shim. [default: none, because the guest is already running]"
+        "VMM then starts without the shim. [default: none; the guest must already be running]"
     ),
 )
 @click.option(
@@ -259,7 +259,7 @@ class _Vmm:
         )
 
     def note_end(self, report: ClaimReport) -> None:
-        """Record in ``report`` that the VMM runs a guest, if the VMM is still running."""
+        """If the VMM is still running, record in ``report`` that it is running a guest."""
         from snpcerts.host.claim_report import Showing
 
         if self._process is not None and self._process.poll() is None and self._answered:

@@ -51,8 +51,8 @@ class InUse:
 
 @dataclass(slots=True)
 class NamespaceDevice:
-    """A device of one namespace. ``root`` is its devpts instance. ``opens`` maps the numbers of its
-    terminals to the devices in use.
+    """A device in one mount namespace. ``root`` is the namespace's devpts instance. ``opens`` maps
+    the number of each terminal that stands for an open device to that device.
     """
 
     door: Door

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers to KVM_CHECK_EXTENSION on ``/dev/kvm`` and on a VM, and what a VMM can enable.
+"""The answers to KVM_CHECK_EXTENSION on ``/dev/kvm`` and on a VM, and the capabilities that a VMM
+can enable.
 
 Source: ``kvm_vm_ioctl_check_extension_generic`` in Linux 7.3 ``virt/kvm/kvm_main.c``,
 ``kvm_vm_ioctl_check_extension`` and ``kvm_vm_ioctl_enable_cap`` in ``arch/x86/kvm/x86.c``. A

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM's descriptor: memory, vCPUs, and the calls that carry SEV commands.
+"""A VM's file descriptor: memory, vCPUs, and the ioctls that carry SEV commands.
 
 Calls that are not emulated fail with ENOTTY, as on a kernel that does not have them, and write one
 log line.

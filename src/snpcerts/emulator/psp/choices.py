@@ -23,7 +23,7 @@ Answer = bool | SevStatus
 
 @dataclass(frozen=True, slots=True)
 class FirmwareChoices:
-    """A firmware that the emulator can behave like, with its answers to the questions in
+    """A firmware version that the emulator can imitate, with its answer to each question in
     :data:`ROWS`.
     """
 
