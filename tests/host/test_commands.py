@@ -355,7 +355,7 @@ def test_who_holds_the_lock_is_shown_with_the_vms_name(site: Site) -> None:
         (["set-config", "--reported-tcb", "bl=300"], 2, "expected components such as"),
         (["set-config", "--reported-tcb", "bl=" + "1" * 5000], 2, "expected components such as"),
         (["set-config", "--reported-tcb", "bl=1,bl=2"], 2, "given twice"),
-        (["set-config", "--reported-tcb", "fmc=1"], 2, "no fmc"),
+        (["set-config", "--reported-tcb", "fmc=1"], 2, "no component fmc"),
         (["set-config", "--reported-tcb", "ucode=255"], 1, "above the current TCB"),
         (["load-vlek", "missing", "--vlek-cert", "missing"], 2, "No such file"),
         (["sync", "--interval", "5"], 2, "can only be used with --watch"),

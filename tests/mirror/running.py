@@ -55,6 +55,10 @@ class RunningMirror:
         self.url = self._started.result(30)
         return self
 
+    def pause(self, until: threading.Event) -> None:
+        """Let the mirror do nothing until the event is set."""
+        self._loop.call_soon_threadsafe(until.wait, 30)
+
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(30)

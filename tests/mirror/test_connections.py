@@ -8,6 +8,7 @@ import json
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -189,6 +190,19 @@ def test_trailers_that_are_too_long_end_the_connection(
         while long.recv(4096):
             pass
     assert mirror.ask("healthz").status == 200
+
+
+def test_trailers_count_that_arrive_together_with_their_body(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror, sent = start(), threading.Event()
+    monkeypatch.setattr(MirrorConnection, "request_time", 600)
+    with connect(mirror) as long, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        mirror.pause(sent)
+        long.sendall(CHUNKS + b"0\r\n" + b"X: y\r\n" * (MAX_HEAD // 4))
+        sent.set()
+        while long.recv(4096):
+            pass
 
 
 def test_a_body_in_many_chunks_is_no_head(start: Start) -> None:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 REQUEST_TIME: Final = 20.0  # seconds from a request's first byte to its last
 ANSWER_TIME: Final = 60.0  # time limit for a client to read an answer, in seconds
 MAX_HEAD: Final = 32 << 10  # bytes of request line and headers, or of trailers
+_PIECE: Final = 4096  # bytes that the parser gets at once
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets the connection
 # The key in an ASGI scope's extensions for the names in a client's certificate.
 CLIENT_NAMES: Final = "snpcerts.client_names"
@@ -54,11 +55,20 @@ class MirrorConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Handle a part of a request, and count the bytes of its head."""
-        self._head += len(data)
-        super().data_received(data)
-        if self._head > MAX_HEAD and not self.transport.is_closing():
-            self.send_400_response("The request's head is too long.")
+        """Handle a part of a request, and count the bytes of its head.
+
+        Trailers can arrive together with the body before them, whose end resets the count. So a
+        large part is handled in pieces.
+        """
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            self._head += len(piece)
+            super().data_received(piece)
+            if self.transport.is_closing():
+                return
+            if self._head > MAX_HEAD:
+                self.send_400_response("The request's head is too long.")
+                return
 
     def on_message_begin(self) -> None:
         """Start the timer of a request."""
