@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two for each processor: half of what tests do is to wait.
-WORKERS ?= $(shell echo $$(($$(nproc) * 2)))
+# Three for two processors: a third of what tests do is to wait.
+WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 
 # What the libraries in the package are made of.
 NATIVE := native/shim.c native/snpcerts.c native/include/snpcerts.h native/kvm_abi.h

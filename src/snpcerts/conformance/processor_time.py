@@ -22,8 +22,13 @@ def delay_time(processes: list[int]) -> float:
     """Return how many seconds ``processes`` waited for a processor, or for this process to serve
     them.
     """
-    own = _schedstat(Path("/proc/self/task", str(threading.get_native_id())))
-    return (sum(own) + sum(_schedstat(task)[1] for task in _tasks(processes))) / 1e9
+    return _schedstat(_own_task())[0] / 1e9 + queue_time(processes)
+
+
+def queue_time(processes: list[int]) -> float:
+    """Return how many seconds ``processes`` and this process waited for a processor."""
+    waited = _schedstat(_own_task())[1] + sum(_schedstat(task)[1] for task in _tasks(processes))
+    return waited / 1e9
 
 
 def sleeps(processes: list[int]) -> int:
@@ -36,6 +41,10 @@ def sleeps(processes: list[int]) -> int:
             text = (task / "status").read_text("ascii", "replace")
             total += int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
     return total
+
+
+def _own_task() -> Path:
+    return Path("/proc/self/task", str(threading.get_native_id()))
 
 
 def _tasks(processes: list[int]) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from functools import partial
 
 from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, read_short
 from snpcerts.conformance.journal import CertsRequest
-from snpcerts.conformance.processor_time import delay_time
+from snpcerts.conformance.processor_time import queue_time
 from snpcerts.conformance.scenarios.locking import released
 from snpcerts.conformance.trial import (
     TABLE_SIZE,
@@ -29,6 +29,7 @@ from snpcerts.emulator.syscall.device import Pending
 TOGETHER = 1.0  # seconds that one answer waits for the other; a VMM may serve one at a time
 TOGETHER_AGAIN = 0.1  # the same, after a VMM has been seen to serve one at a time
 SETTLE = 0.03  # seconds; a VMM may drop its lock this late
+LOOK_AGAIN = 0.05  # seconds between two looks at what a busy machine took from the VMM
 DELAY_MAX = 20.0  # seconds for which a busy machine did not let the VMM run; more count
 _TRIES = 20  # a VMM's own exclusive lock makes its vCPUs wait for each other
 
@@ -49,7 +50,11 @@ class _Rounds:
         self._patience = TOGETHER
         self.free: set[int] = set()
         self.held: dict[int, CertsRequest] = {}
-        self._delays: dict[int, float] = {}  # of the VMM, by vCPU, when its request was held
+        # For each vCPU: the request that waits for the firmware now, the VMM's queue time when that
+        # wait began, and when to look at the queue time again.
+        self._waiting: dict[int, CertsRequest] = {}
+        self._delays: dict[int, float] = {}
+        self._check_at: dict[int, float] = {}
         self.done = [0, 0]
         self._number = 0
         self.lost = ""
@@ -59,8 +64,11 @@ class _Rounds:
     def __call__(self, request: CertsRequest) -> bool:
         if request.ret != 0 or request.vcpu in self.free:
             return True
-        if self.held.setdefault(request.vcpu, request) is request:
-            self._delays.setdefault(request.vcpu, delay_time(self._trial.processes()))
+        self.held.setdefault(request.vcpu, request)
+        if self._waiting.get(request.vcpu) is not request:
+            self._waiting[request.vcpu] = request
+            self._delays[request.vcpu] = queue_time(self._trial.processes())
+            self._check_at[request.vcpu] = 0.0
         _, first = ROUNDS[self._number]
         if first in self.held and 1 - first in self.held:
             self.free.add(first)
@@ -75,7 +83,6 @@ class _Rounds:
         if self._number < number < len(ROUNDS):
             self._number = number
             self.held.clear()
-            self._delays.clear()
             self.free.clear()
             self._trial.served.rewrite(self._trial.served.table(TABLE_SIZE))
 
@@ -87,11 +94,15 @@ class _Rounds:
             began, patience = max(other.asked_at, held_since), self._patience
         else:
             began, patience = held_since, 5 * TOGETHER
-        waited = time.monotonic() - began
-        if waited <= patience:
+        now = time.monotonic()
+        if now < max(began + patience, self._check_at[request.vcpu]):
             return False
-        delay = delay_time(self._trial.processes()) - self._delays[request.vcpu]
-        return waited - min(delay, DELAY_MAX) > patience
+        if self.one_at_a_time:  # known already, so the delay does not matter
+            return True
+        delay = queue_time(self._trial.processes()) - self._delays[request.vcpu]
+        left = began + patience + min(delay, DELAY_MAX) - now
+        self._check_at[request.vcpu] = now + max(left, LOOK_AGAIN)
+        return left <= 0
 
     def check(self, vcpu: int, after: str) -> None:
         """Record whether the held request of this vCPU still has its lock."""
