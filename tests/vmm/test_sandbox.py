@@ -20,6 +20,23 @@ def test_a_sandbox_that_would_kill_the_vmm_is_refused(options: list[str]) -> Non
     assert "--seccomp false" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("printed", "fits"),
+    [("v52.0.0", True), ("v53.1", True), ("v51.1.0", False), ("v5.0", False), ("52", False)],
+)
+def test_the_version_says_whether_the_sandbox_allows_locks(
+    tmp_path: Path, printed: str, fits: bool
+) -> None:
+    program = tmp_path / "cloud-hypervisor-static"
+    program.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo cloud-hypervisor {printed}\n")
+    program.chmod(0o755)
+    if fits:
+        assert sandbox_warnings([str(program)], CERTS) == []
+        return
+    with pytest.raises(RefusedError, match="expected version 52 or later"):
+        sandbox_warnings([str(program)], CERTS)
+
+
 @pytest.mark.parametrize("options", [["--seccomp", "false"], ["--seccomp=log"]])
 def test_a_sandbox_that_is_off_is_not(options: list[str]) -> None:
     assert sandbox_warnings(["cloud-hypervisor", *options], CERTS) == []
