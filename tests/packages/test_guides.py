@@ -51,7 +51,7 @@ NOT_RUN = {
 # The key server that the reader of a page has started, and its URL.
 _SERVER = """
 snpcerts emulate --platform ~/snp key-server >server.log 2>&1 &
-timeout 30 tail -n +1 -f server.log | grep -o -m 1 'http://[^ ]*' >url
+timeout 180 tail -n +1 -f server.log | grep -o -m 1 'http://[^ ]*' >url
 """
 # Placeholders in a page, and their values here.
 CHOICES = {

@@ -71,7 +71,7 @@ echo "@ agent $(inside "$made" -- snpcerts host sync --watch --log json 2>&1 | t
 echo "@ compilers $(inside "$made" -- sh -c 'command -v cc gcc c++ g++ clang tcc')"
 inside --user @ANYBODY@ "$made" -- snpcerts mirror serve --listen 127.0.0.1:0 \\
     --database sqlite:////tmp/mirror.db >mirror.log 2>&1 &
-url=$(timeout 60 tail -n +1 -f mirror.log | grep -o -m 1 'http://[^ ]*') || cat mirror.log
+url=$(timeout 180 tail -n +1 -f mirror.log | grep -o -m 1 'http://[^ ]*') || cat mirror.log
 echo "@ health $(python3 -c '
 import sys, urllib.request
 print(urllib.request.urlopen(sys.argv[1] + "/healthz", timeout=60).read().decode())
