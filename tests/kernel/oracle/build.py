@@ -241,7 +241,7 @@ REGISTERS: Final = Part(
         f"{_KVM}/x86.c": ("kvm_setup_efer_caps",),
         f"{_KVM}/svm/svm.c": ("init_seg", "init_sys_seg"),
         f"{_KVM}/regs.h": ("__cr4_reserved_bits",),
-        f"{_KVM}/cpuid.c": ("kvm_vcpu_reserved_gpa_bits_raw",),
+        f"{_KVM}/cpuid.c": ("kvm_vcpu_reserved_gpa_bits_raw", "cpuid_query_maxphyaddr"),
         f"{_ASM}/apicdef.h": ("APIC_DEFAULT_PHYS_BASE",),
         f"{_ASM}/msr-index.h": ("MSR_IA32_APICBASE_BSP",),
         "arch/x86/include/uapi/asm/processor-flags.h": ("X86_CR0_ET",),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from snpcerts.abi.kvm import REGS_SIZE, SREGS2_SIZE, SREGS_SIZE
-from snpcerts.emulator.kvm import host_cpuid
 from snpcerts.emulator.kvm.host_cpuid import HOST, CpuidTable
 from snpcerts.emulator.kvm.system_registers import SystemRegisters
 from snpcerts.emulator.psp import vmsa
@@ -47,17 +46,23 @@ _EFER_BITS: Final = (11, 12, 14, 21)
 _SEGMENTS: Final = 8
 _LONG, _LEGACY = (1 << 31 | 1, 1 << 5, 1 << 10 | 1 << 8), (0x11, 0, 0)  # CR0, CR4, EFER
 _PAE: Final = (1 << 31 | 1, 1 << 5, 0)
+_LAM: Final = (1 << 61, 1 << 62, 1 << 61 | 1 << 62)  # of CR3
+_OLD_BITS: Final = 36  # of a guest without CPUID 0x80000008
 Table = dict[tuple[int, int | None], tuple[int, int, int, int]]
 
 
-def _words(table: CpuidTable) -> bytes:
-    words = [0] * _WORD_COUNT
-    for word, (function, index, register) in _WORDS.items():
-        words[word] = host_cpuid.entry(table, function, index)[register]
-    return struct.pack(f"<{_WORD_COUNT}I", *words)
+_HOST: Final = {
+    word: HOST[function, index][register]
+    for word, (function, index, register) in _WORDS.items()
+    if (function, index) in HOST
+}
 
 
-def _host(words: Mapping[int, int]) -> Table:
+def _packed(words: Mapping[int, int]) -> bytes:
+    return struct.pack(f"<{_WORD_COUNT}I", *(words.get(each, 0) for each in range(_WORD_COUNT)))
+
+
+def _table(words: Mapping[int, int]) -> Table:
     """A CPUID table with these words."""
     table: dict[tuple[int, int | None], list[int]] = {}
     for word, (function, index, register) in _WORDS.items():
@@ -73,11 +78,13 @@ class _Life:
         self._library = library
         boot = self._pick.random() < 0.5
         self._guest: Table = {}
-        every = _host(self._most())
-        some = _host({word: self._pick.getrandbits(32) for word in _WORDS})
-        host = weighted(self._pick, ((HOST, 20), (every, 50), (some, 30)))
+        some = {word: self._pick.getrandbits(32) for word in _WORDS}
+        words = weighted(self._pick, ((_HOST, 20), (self._most(), 50), (some, 30)))
+        host = HOST if words is _HOST else _table(words)
         self._registers = SystemRegisters(boot=boot, host=host)
-        library.oracle_reset(_words(host), boot)
+        self._bits = _OLD_BITS  # of the guest's physical addresses
+        self._accepted = b""  # what both structures begin with, as it was set last
+        library.oracle_reset(_packed(words), boot)
         self._story = [f"boot {boot}"]
         self.reached: set[str] = set()
 
@@ -104,21 +111,62 @@ class _Life:
         words = self._most()
         if pick.random() < 0.3:
             words = {word: pick.getrandbits(32) for word in _WORDS}
-        bits = pick.choice((36, 46, 48, 52, 60))
-        self._guest = _host(words)
+        bits = weighted(
+            pick, ((pick.choice((36, 46, 48, 52, 60)), 88), (0, 8), (pick.choice((64, 255)), 4))
+        )
+        self._bits = _OLD_BITS
+        # Without the flag that an index is significant, a function's entry is of all subleaves.
+        self._guest = {
+            (function, index if function == 7 or pick.random() < 0.5 else None): entry
+            for (function, index), entry in _table(words).items()
+        }
         last = pick.choice((0x8000_0007, 0x8000_0008, 0x8000_001F))
         self._guest[0x8000_0000, 0] = (last, 0, 0, 0)
+        sizes = -1  # there is no such function
         if pick.random() < 0.9:
-            self._guest[0x8000_0008, 0] = (0x3000 | bits, 0, 0, 0)
+            sizes = 0x3000 | bits
+            self._guest[0x8000_0008, pick.choice((0, None))] = (sizes, 0, 0, 0)
+            if last >= 0x8000_0008:
+                self._bits = bits
         self._story.append(f"cpuid {self._guest}")
-        self._library.oracle_set_cpuid(_words(self._guest), host_cpuid.physical_bits(self._guest))
+        self._library.oracle_set_cpuid(_packed(words), last, sizes)
 
     def _set(self) -> None:
         pick = self._pick
         second = pick.random() < 0.5
+        again = self._accepted and pick.random() < 0.2
+        shared = self._accepted if again else self._new()
+        if second:
+            flags = weighted(pick, ((0, 65), (1, 30), (1 << pick.randrange(64), 5)))
+            data = shared + struct.pack("<Q", flags) + pick.randbytes(32)
+            assert len(data) == SREGS2_SIZE
+        else:
+            bitmap = weighted(
+                pick, ((0, 70), (1 << pick.randrange(256), 20), (pick.getrandbits(256), 10))
+            )
+            data = shared + bitmap.to_bytes(32, "little")
+            assert len(data) == SREGS_SIZE
+        name = "sregs2" if second else "sregs"
+        self._story.append(f"set {name} {data.hex()}")
+        kernel = getattr(self._library, f"oracle_set_{name}")(data)
+        emulator = self._call(self._registers.set2 if second else self._registers.set, data)
+        self.reached.add(f"{name} {'set' if kernel == 0 else 'refused'}")
+        self._differ(f"set {name}", kernel, emulator)
+        if kernel == 0:
+            self._accepted = shared
+
+    def _new(self) -> bytes:
+        """Registers, up to what the two structures do not share."""
+        pick = self._pick
         cr0, cr4, efer = pick.choice((_LONG, _LONG, _LEGACY, _PAE))
         cr3 = weighted(
-            pick, ((0x1000, 75), (1 << pick.randrange(64), 20), (pick.getrandbits(64), 5))
+            pick,
+            (
+                (0x1000, 60),
+                (0x1000 | pick.choice(_LAM), 15),
+                (1 << pick.randrange(64), 20),
+                (pick.getrandbits(64), 5),
+            ),
         )
         cr0, cr4, efer = (self._spoilt(each) for each in (cr0, cr4, efer))
         cr4 |= weighted(pick, ((0, 50), (1 << pick.choice(_CR4_BITS), 50)))
@@ -132,26 +180,12 @@ class _Life:
                 (0xFEE0_0800 ^ 1 << pick.randrange(64), 20),
             ),
         )
+        if self._bits == 0 and pick.random() < 0.8:  # hardly anything else is valid
+            cr3, apic = pick.choice((0, 1)), self._registers.apic_base
         cr8 = pick.choice((0, 7, 15, 16, 1 << 63))
         data = b"".join(self._segment() for _ in range(_SEGMENTS))
         data += pick.randbytes(32)  # GDT and IDT
-        data += struct.pack("<7Q", cr0, pick.getrandbits(64), cr3, cr4, cr8, efer, apic)
-        if second:
-            flags = weighted(pick, ((0, 65), (1, 30), (1 << pick.randrange(64), 5)))
-            data += struct.pack("<Q", flags) + pick.randbytes(32)
-            assert len(data) == SREGS2_SIZE
-        else:
-            bitmap = weighted(
-                pick, ((0, 70), (1 << pick.randrange(256), 20), (pick.getrandbits(256), 10))
-            )
-            data += bitmap.to_bytes(32, "little")
-            assert len(data) == SREGS_SIZE
-        name = "sregs2" if second else "sregs"
-        self._story.append(f"set {name} {data.hex()}")
-        kernel = getattr(self._library, f"oracle_set_{name}")(data)
-        emulator = self._call(self._registers.set2 if second else self._registers.set, data)
-        self.reached.add(f"{name} {'set' if kernel == 0 else 'refused'}")
-        self._differ(f"set {name}", kernel, emulator)
+        return data + struct.pack("<7Q", cr0, pick.getrandbits(64), cr3, cr4, cr8, efer, apic)
 
     def _call(self, setter: Callable[[bytes, CpuidTable], None], data: bytes) -> int:
         try:
@@ -202,7 +236,7 @@ def lives(
     """Each vCPU by its number: what was set or refused, and the difference."""
     library = ctypes.CDLL(str(path))
     library.oracle_reset.argtypes = (ctypes.c_char_p, ctypes.c_bool)
-    library.oracle_set_cpuid.argtypes = (ctypes.c_char_p, ctypes.c_int)
+    library.oracle_set_cpuid.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
     for number in numbers:
         found = None
         life = _Life(library, f"{seed}:{number}")

@@ -8,7 +8,7 @@ struct kvm_caps kvm_caps;
 static struct kvm the_vm;
 static struct kvm_vcpu the_vcpu;
 static u32 host[32], guest[32];
-static int physical_bits;
+static s64 largest, sizes; /* EAX of CPUID 0x80000000 and 0x80000008, -1 without the function */
 
 bool oracle_host_has(int feature)
 {
@@ -20,16 +20,23 @@ bool oracle_guest_has(int feature)
 	return oracle_host_has(feature) && guest[feature / 32] >> feature % 32 & 1;
 }
 
-int oracle_physical_bits(void)
+struct kvm_cpuid_entry2 *oracle_cpuid_entry(u32 function)
 {
-	return physical_bits;
+	static struct kvm_cpuid_entry2 entry;
+	s64 eax = function == 0x80000000 ? largest : sizes;
+
+	entry.function = function;
+	entry.eax = eax;
+	return eax < 0 ? NULL : &entry;
 }
 
 /* Words of features as in cpufeatures.h; what kvm_vcpu_after_set_cpuid() makes of them. */
-void oracle_set_cpuid(const u32 *words, int bits)
+void oracle_set_cpuid(const u32 *words, s64 last, s64 address_sizes)
 {
 	memcpy(guest, words, sizeof(guest));
-	physical_bits = bits;
+	largest = last;
+	sizes = address_sizes;
+	the_vcpu.arch.maxphyaddr = cpuid_query_maxphyaddr(&the_vcpu);
 	the_vcpu.arch.reserved_gpa_bits = kvm_vcpu_reserved_gpa_bits_raw(&the_vcpu);
 #define host_has(unused, feature) oracle_host_has(feature)
 	the_vcpu.arch.cr4_guest_rsvd_bits = __cr4_reserved_bits(host_has, 0) |
@@ -59,7 +66,7 @@ void oracle_reset(const u32 *words, bool boot)
 	the_vcpu.arch.apic_base = APIC_DEFAULT_PHYS_BASE | MSR_IA32_APICBASE_ENABLE |
 		(boot ? MSR_IA32_APICBASE_BSP : 0);
 	kvm_setup_efer_caps();
-	oracle_set_cpuid(nothing, 36);
+	oracle_set_cpuid(nothing, -1, -1);
 }
 
 int oracle_set_sregs(const void *data)

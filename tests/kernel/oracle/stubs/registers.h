@@ -20,6 +20,7 @@ struct kvm { struct kvm_arch arch; int srcu; };
 struct kvm_vcpu_arch {
 	unsigned long cr0, cr2, cr3, cr4, cr8;
 	u64 efer, apic_base, cr4_guest_rsvd_bits, reserved_gpa_bits, pdptrs[4];
+	int maxphyaddr;
 	bool guest_state_protected, pdptrs_from_userspace;
 	struct { bool injected, soft; u8 nr; } interrupt;
 };
@@ -36,8 +37,8 @@ bool oracle_host_has(int feature);
 bool oracle_guest_has(int feature);
 #define kvm_cpu_cap_has(feature) oracle_host_has(feature)
 #define guest_cpu_cap_has(vcpu, feature) oracle_guest_has(feature)
-int oracle_physical_bits(void);
-#define cpuid_maxphyaddr(vcpu) oracle_physical_bits()
+struct kvm_cpuid_entry2 *oracle_cpuid_entry(u32 function);
+#define kvm_find_cpuid_entry(vcpu, function) oracle_cpuid_entry(function)
 
 #define kvm_x86_call(function) svm_##function
 #define svm_set_idt(vcpu, dt) (the_vmcb.save.idtr.limit = (dt)->size, the_vmcb.save.idtr.base = (dt)->address)
