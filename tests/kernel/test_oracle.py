@@ -40,6 +40,9 @@ MUTANTS = [
     ("memory", "mem->guest_phys_addr & (PAGE_SIZE - 1)", "false"),
     ("memory", "(new->base_gfn + new->npages - 1) > kvm_mmu_max_gfn()", "false"),
     ("memory", "return -EEXIST;", "return -EINVAL;"),
+    ("registers", "cr3 &= ~(X86_CR3_LAM_U48 | X86_CR3_LAM_U57);", "cr3 &= ~X86_CR3_LAM_U48;"),
+    ("registers", "load_pdptrs(vcpu, kvm_read_cr3(vcpu));", ""),
+    ("registers", "return best->eax & 0xff;", "return best->eax;"),
     ("guest", "ret = -EAGAIN;", "ret = -EIO;"),
     ("guest", "\tsnp_inc_msg_seqno(mdesc);", ""),
     (

@@ -126,8 +126,7 @@ class SystemRegisters:
 
     def set(self, sregs: bytes, guest: CpuidTable) -> None:
         """Serve KVM_SET_SREGS for a guest with this CPUID table; raise EINVAL as KVM does."""
-        self._set_shared(sregs, guest)
-        self._pdptrs = bytes(32)
+        self._set_shared(sregs, guest, bytes(32))
         bitmap = int.from_bytes(sregs[SHARED:], "little")
         if bitmap:
             self._pending = (bitmap & -bitmap).bit_length() - 1
@@ -139,8 +138,7 @@ class SystemRegisters:
             raise OSError(errno.EINVAL, f"unknown KVM_SET_SREGS2 flags: {flags:#x}")
         if flags and not _has_pae_paging(sregs2):
             raise OSError(errno.EINVAL, "the VMM set PDPTRs without PAE paging")
-        self._set_shared(sregs2, guest)
-        self._pdptrs = pdptrs if flags else bytes(32)
+        self._set_shared(sregs2, guest, pdptrs if flags else bytes(32))
 
     def get(self) -> bytes:
         """Return the registers as ``struct kvm_sregs``."""
@@ -156,11 +154,13 @@ class SystemRegisters:
         pdptrs = self._pdptrs if paging else bytes(32)
         return self._given_back() + _PDPTRS.pack(_PDPTRS_VALID if paging else 0, pdptrs)
 
-    def _set_shared(self, sregs: bytes, guest: CpuidTable) -> None:
+    def _set_shared(self, sregs: bytes, guest: CpuidTable, pdptrs: bytes) -> None:
+        """Set what both structures have, and the PDPTRs: those that the VMM gave, or zeros."""
         shared = sregs[:SHARED]
         _check(shared, self._host, guest, self.apic_base)
         cr8 = int.from_bytes(self._shared[_CR8_AT], "little")
         self._shared = shared
+        self._pdptrs = pdptrs
         if int.from_bytes(shared[_CR8_AT], "little") > _CR8_MAX:  # ignored
             self._put(_CR8_AT, cr8)
 
