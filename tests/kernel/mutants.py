@@ -249,7 +249,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         "number of processors is known",
     ),
     (
-        r"kernel (__set_sregs(_common)?|kvm_vcpu_ioctl_x86_set_sregs2): .*mmu_reset_needed(?!, !valid)",
+        r"kernel (__set_sregs(_common)?|kvm_vcpu_ioctl_x86_set_sregs2): "
+        r".*mmu_reset_needed(?!, !valid)",
         "resets of the MMU have no effect in the stubs",
     ),
     (
