@@ -9,6 +9,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import click
 
 from snpcerts.cli.host.options import Host, with_host
 from snpcerts.cli.host.output import event_printer, ignore_event
-from snpcerts.cli.signals import ends_cleanly
+from snpcerts.cli.signals import deferred, ends_cleanly
 from snpcerts.errors import RefusedError, RetryLaterError
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from snpcerts.abi.guest_message import KeySelect
 
 _SIZE_LIMIT = 1 << 16
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _running: set[int] = set()  # process groups of commands that have not ended
+_starting = threading.Lock()  # held while a command is started
+_ended = threading.Event()  # no more commands
 
 
 @click.command(
@@ -73,8 +75,12 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
     def ask(nonce: bytes, select: KeySelect) -> bytes:
         return run_in_guest(command, nonce.hex(), select.name.lower(), timeout)
 
+    begin_commands()
     with ends_cleanly():  # without this, COMMAND would continue after a signal
-        done = prove(agent, file, ask, nonce=os.urandom(NONCE_SIZE))
+        try:
+            done = prove(agent, file, ask, nonce=os.urandom(NONCE_SIZE))
+        finally:
+            end_commands()
     problem = done.synced.problem
     if as_json:
         click.echo(
@@ -108,28 +114,20 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]
-    # If a signal came between the fork and the assignment, the command would keep running.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise
+        with deferred(), _starting:
+            if _ended.is_set():
+                raise RefusedError("the command is ending, so it asks no guest")
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 env=os.environ | {"SNPCERTS_REPORT_DATA": report_data, "SNPCERTS_KEY_SEL": key_sel},
                 start_new_session=True,
-                # PLW1509 warns of locks that other threads may hold at the fork. This takes none.
-                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 (above)
             )
             _running.add(process.pid)
-        except OSError as error:
-            raise RefusedError(f"cannot run {argv[0]}: {error.strerror}") from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    except BaseException:
-        end_commands()
-        raise
+    except OSError as error:
+        raise RefusedError(f"cannot run {argv[0]}: {error.strerror}") from None
     deadline, data, code = time.monotonic() + timeout, None, None
     try:
         data = _output(process, deadline)
@@ -157,11 +155,20 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     return data
 
 
+def begin_commands() -> None:
+    """Allow commands again that :func:`end_commands` has ended."""
+    _ended.clear()
+
+
 def end_commands() -> None:
-    """End the commands that other threads are running. Called when a signal ends this process."""
-    for group in tuple(_running):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+    """End the commands that all threads are running, and start no more. Called at the end, and when
+    a signal ends this process.
+    """
+    with _starting:  # a command that another thread is starting is known afterwards
+        _ended.set()
+        for group in tuple(_running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:

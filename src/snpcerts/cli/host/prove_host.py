@@ -25,9 +25,9 @@ from snpcerts.cli.files import check_output, write_output
 from snpcerts.cli.host.change import changed_tcb
 from snpcerts.cli.host.options import Host, with_host
 from snpcerts.cli.host.output import event_printer, ignore_event
-from snpcerts.cli.host.prove import end_commands, run_in_guest
+from snpcerts.cli.host.prove import begin_commands, end_commands, run_in_guest
 from snpcerts.cli.say import present, say
-from snpcerts.cli.signals import ends_cleanly
+from snpcerts.cli.signals import deferred, ends_cleanly
 from snpcerts.cli.source_options import anchors_of
 from snpcerts.cli.tcb_components import METAVAR
 from snpcerts.errors import RefusedError, RetryLaterError, UsageError
@@ -131,6 +131,7 @@ def prove_host(
     certs = host.config().files[0].path
     argv = [] if vmm is None else _arguments(vmm, certs)
     agent = host.agent(ignore_event if as_json else event_printer("text"))
+    begin_commands()
     with ends_cleanly(), _vmm_of(argv, None if _CERTS in (vmm or "") else certs) as started:
         report = _report(host, agent, started)
 
@@ -282,26 +283,34 @@ def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
         variables |= preload.environment(certs, preload.DEFAULT_TIMEOUT, os.environ)
         for warning in preload.find_program(argv[0], variables):
             say(printable(f"snpcerts: warning: {warning}"), err=True)
+    process: subprocess.Popen[bytes] | None = None
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=os.environ | variables,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise RefusedError(f"--vmm: cannot run {argv[0]}: {error.strerror}") from None
-    try:
+        try:
+            with deferred():
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | variables,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise RefusedError(f"--vmm: cannot run {argv[0]}: {error.strerror}") from None
         yield _Vmm(process, _name_of(argv))
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_LIMIT)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the VMM and its process group, and wait for the VMM."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_END_LIMIT)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _arguments(command: str, certs: str) -> list[str]:
