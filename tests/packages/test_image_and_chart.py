@@ -145,7 +145,7 @@ def test_the_images_steps_make_an_agent_and_a_mirror(release: Path, tmp_path: Pa
             "snpcerts mirror serve --help >/dev/null; snpcerts host sync --help >/dev/null\n"
             "snpcerts --version; snpcerts mirror serve --listen 127.0.0.1:0 --database "
             "sqlite:////root/mirror.db >log 2>&1 & \n"
-            "timeout 30 tail -n +1 -f log | grep -m 1 'http://'\n"
+            "timeout 180 tail -n +1 -f log | grep -m 1 'http://'\n"
         )
     finally:
         system.remove()
