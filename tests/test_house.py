@@ -29,6 +29,7 @@ FLOORS = [
     "device_file",
     "device_ioctl",
     "fidelity",
+    "uninterrupted",
     "temporary_directory",
     "file_date",
     "toml_file",

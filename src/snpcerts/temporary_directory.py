@@ -14,17 +14,17 @@ import fcntl
 import os
 import re
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from snpcerts.uninterrupted import uninterrupted
+
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SUFFIX = re.compile(r"[a-z0-9_]{8}\Z")  # what mkdtemp appends to the prefix
 _TRIES: Final = 16
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class TemporaryDirectory:
         prefix = f"snpcerts-{kind}-"
         remove_abandoned(prefix)
         for _ in range(_TRIES):
-            with _undisturbed():
+            with uninterrupted():
                 path = Path(tempfile.mkdtemp(prefix=prefix))
                 try:
                     lease = os.open(path, _DIRECTORY)
@@ -61,7 +61,7 @@ class TemporaryDirectory:
 
     def remove(self) -> None:
         """Remove the directory and its content, then release the lease."""
-        with _undisturbed():
+        with uninterrupted():
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self.lease)
 
@@ -70,7 +70,7 @@ class TemporaryDirectory:
 def temporary_directory(kind: str) -> Iterator[Path]:
     """Yield a temporary directory, and remove it at the end of the block."""
     with contextlib.ExitStack() as stack:
-        with _undisturbed():
+        with uninterrupted():
             made = TemporaryDirectory.make(kind)
             stack.callback(made.remove)
         yield made.path
@@ -91,7 +91,7 @@ def _place() -> str:
     """Return the directory for temporary files. The first call tests it by writing and removing a
     file.
     """
-    with _undisturbed():
+    with uninterrupted():
         return tempfile.gettempdir()
 
 
@@ -103,17 +103,6 @@ def _remove_if_abandoned(parent: int, name: str) -> None:
         # Hold the lock while removing, so that a process that is just making the directory finds it
         # gone.
         shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Until the block ends, delay the signals that would end the command."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,9 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
-from typing import Final
 
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from snpcerts.uninterrupted import ENDING, postpone
 
 
 class EndedBySignalError(BaseException):
@@ -39,17 +37,14 @@ def ends_cleanly() -> Iterator[None]:
 
     def end(number: int, _frame: FrameType | None) -> None:
         nonlocal ended
-        if ended:
-            return
-        if _deferral.depth:
-            _deferral.number = number
+        if ended or postpone(number):
             return
         ended = True
         raise EndedBySignalError(number)
 
     before = {
         number: signal.signal(number, end)
-        for number in _ENDING
+        for number in ENDING
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
@@ -58,35 +53,3 @@ def ends_cleanly() -> Iterator[None]:
         ended = True
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Let a signal end the command only after the block, so that nothing in it happens by half.
-
-    A signal mask would not do that: Python runs a handler in the main thread even if another thread
-    got the signal. Outside the main thread, this context manager does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _deferral.depth += 1
-    try:
-        yield
-    finally:
-        _deferral.depth -= 1
-        number = _deferral.number
-        if number is not None and not _deferral.depth:
-            _deferral.number = None
-            signal.raise_signal(number)
-
-
-@dataclass(slots=True)
-class _Deferral:
-    """The blocks of :func:`deferred` that the main thread is in, and the signal that came."""
-
-    depth: int = 0
-    number: int | None = None
-
-
-_deferral = _Deferral()

@@ -21,6 +21,7 @@ from typing import Final, Generic, NoReturn, TypeVar
 
 from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.errors import RefusedError
+from snpcerts.uninterrupted import ENDING, uninterrupted
 
 Outcome = TypeVar("Outcome")
 _PATIENCE: Final = 10.0  # time limit for a process to end its own processes, in seconds
@@ -84,19 +85,13 @@ def _fork(piece: Callable[[], Outcome], number: int) -> _Worker[Outcome]:
     ours, theirs = Pipe(duplex=False)
     sys.stdout.flush()
     sys.stderr.flush()
-    parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # may run a handler, which may raise
+    parent = os.getpid()
+    with uninterrupted():
         pid = os.fork()
         if pid == 0:
             _work(piece, parent, theirs)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Worker(pid, number, ours)
-
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -111,7 +106,7 @@ def _work(piece: Callable[[], Outcome], parent: int, line: Connection) -> NoRetu
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _stop)
         end_with_parent(parent, signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         try:
             answer: tuple[bool, object] = True, piece()
         except Exception as error:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -33,9 +31,9 @@ from snpcerts.host.host_firmware import FirmwareState, HostFirmware
 from snpcerts.host.locked_update import FileResult, UpdateResult
 from snpcerts.host.ownership import apply
 from snpcerts.host.table_cache import TableCache, UnavailableError
+from snpcerts.uninterrupted import uninterrupted
 
 # Signals that end a process and can wait until an exclusive section ends.
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # How often the firmware may change between fetching and publishing before the agent gives up.
 ROUNDS = 3
 
@@ -338,31 +336,6 @@ def _restless(file: FileConfig) -> SnpCertsError:
         f"{file.path}: the firmware changed {ROUNDS} times while certificates were being fetched",
         hint="find out which program changes the firmware, and run the command again",
     )
-
-
-_updates = threading.local()
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Until the block ends, delay the signals that would end this thread's work."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # may run a handler, which may raise
-        _updates.open = True
-        yield
-    finally:
-        _updates.open = False
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def in_update() -> bool:
-    """Whether this thread is inside an exclusive section.
-
-    For signal handlers, because Python may run a handler in this thread for a signal that another
-    thread got.
-    """
-    return getattr(_updates, "open", False)
 
 
 def _why_empty(each: FileResult, done: UpdateResult) -> str:

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from snpcerts.errors import SnpCertsError
-from snpcerts.host.agent import Agent, Synced, in_update
+from snpcerts.host.agent import Agent, Synced
 from snpcerts.host.event import Event, EventKind
 from snpcerts.host.notify import ServiceManager
+from snpcerts.uninterrupted import postpone
 
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 _AGAIN: Final = (signal.SIGHUP,)
@@ -66,7 +67,7 @@ class Signals:
         del frame
         self.stop = self.stop or number in _STOP
         self.reload = self.reload or number in _AGAIN
-        if number in _STOP and self.in_round and not in_update():
+        if number in _STOP and self.in_round and not postpone(number):
             raise Interrupted
 
 

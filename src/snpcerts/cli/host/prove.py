@@ -17,8 +17,9 @@ import click
 
 from snpcerts.cli.host.options import Host, with_host
 from snpcerts.cli.host.output import event_printer, ignore_event
-from snpcerts.cli.signals import deferred, ends_cleanly
+from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import RefusedError, RetryLaterError
+from snpcerts.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +116,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
     ]
     try:
-        with deferred(), _starting:
+        with uninterrupted(mask=False), _starting:
             if _ended.is_set():
                 raise RefusedError("the command is ending, so it asks no guest")
             process = subprocess.Popen(

@@ -27,11 +27,12 @@ from snpcerts.cli.host.options import Host, with_host
 from snpcerts.cli.host.output import event_printer, ignore_event
 from snpcerts.cli.host.prove import begin_commands, end_commands, run_in_guest
 from snpcerts.cli.say import present, say
-from snpcerts.cli.signals import deferred, ends_cleanly
+from snpcerts.cli.signals import ends_cleanly
 from snpcerts.cli.source_options import anchors_of
 from snpcerts.cli.tcb_components import METAVAR
 from snpcerts.errors import RefusedError, RetryLaterError, UsageError
 from snpcerts.printable import printable
+from snpcerts.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from snpcerts.abi.guest_message import KeySelect
@@ -286,7 +287,7 @@ def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
     process: subprocess.Popen[bytes] | None = None
     try:
         try:
-            with deferred():
+            with uninterrupted(mask=False):
                 process = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
