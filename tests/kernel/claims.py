@@ -15,12 +15,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from snpcerts.abi import ghcb, guest_message, kvm, psp
+from snpcerts.abi import ghcb, guest_message, kvm, psp, vcpu_registers
 from snpcerts.abi.cstruct import CStruct
 from snpcerts.emulator.frontdoor import bpf, fuse_messages
 
 NATIVE: Final = Path(__file__).parents[2] / "native" / "kvm_abi.h"
-MODULES: Final = ("ghcb", "guest_message", "ioctl", "kvm", "lock", "psp", "sev_guest", "cert_table")
+MODULES: Final = (
+    *("ghcb", "guest_message", "ioctl", "kvm", "lock", "psp", "sev_guest", "cert_table"),
+    "vcpu_registers",
+)
 
 # How the kernel spells the members of each enum; {} is our name.
 ENUMS: Final[Mapping[type[enum.IntEnum], str]] = {
@@ -43,6 +46,7 @@ ENUMS: Final[Mapping[type[enum.IntEnum], str]] = {
     ghcb.ResponseCode: "GHCB_HV_RESP_{}",
     ghcb.VmmError: "SNP_GUEST_VMM_ERR_{}",
     guest_message.MessageType: "SNP_MSG_{}",
+    vcpu_registers.Msr: "MSR_{}",
 }
 # Members that the kernel spells in another way.
 SPELLED: Final[Mapping[enum.IntEnum, str]] = {
@@ -156,6 +160,7 @@ CONSTANTS: Final[Mapping[str, str]] = {
     "kvm.RUN_SNP_GPA": "offsetof(struct kvm_run, snp_req_certs.gpa)",
     "kvm.RUN_SNP_NPAGES": "offsetof(struct kvm_run, snp_req_certs.npages)",
     "kvm.RUN_SNP_RET": "offsetof(struct kvm_run, snp_req_certs.ret)",
+    "vcpu_registers.SREGS2_FLAGS_PDPTRS_VALID": "KVM_SREGS2_FLAGS_PDPTRS_VALID",
     "lock.F_SETLK": "F_SETLK",
     "lock.F_SETLKW": "F_SETLKW",
     "lock.F_OFD_GETLK": "F_OFD_GETLK",
@@ -308,6 +313,7 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
 # Not Linux's: who says so.
 ELSEWHERE: Final[Mapping[str, str]] = {
     "kvm.VCPU_MMAP_SIZE": "KVM_GET_VCPU_MMAP_SIZE tells; not in a header",
+    "vcpu_registers.PAT_RESET": "arch/x86/kvm/msrs.h, MSR_IA32_CR_PAT_DEFAULT",
     "lock.PID_OF_OFD_OWNER": "fcntl_locking(2)",
     "psp.STATUS_ALIAS_CHECK_COMPLETE": "SNP ABI (56860), SNP_PLATFORM_STATUS",
     "psp.WrappedVlekHashstick": "SNP ABI (56860), SNP_VLEK_LOAD",
@@ -340,6 +346,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
 SINCE: Final[Mapping[str, str]] = {"SNP_VERIFY_MITIGATION_SUPPORTED": "7.3"}
 # Fields that Linux has as bit fields, which have no offset, or under another name.
 FIELDS: Final[Mapping[tuple[str, str], str | None]] = {
+    ("struct kvm_segment", "long"): "l",
     ("struct sev_user_data_snp_status", "rmp"): None,
     ("struct sev_user_data_snp_status", "flags"): None,
     ("struct sev_user_data_snp_status", "current_tcb"): "current_tcb_version",

@@ -77,7 +77,7 @@ _CUT: Final[Mapping[str, Sequence[str]]] = {
         "SNP_X86_SHUTDOWN_SUPPORTED",
         "SNP_VERIFY_MITIGATION_SUPPORTED",
     ),
-    "asm/msr-index.h": ("MSR_AMD64_SEV_ES_GHCB",),
+    "asm/msr-index.h": ("MSR_*",),
     "asm/sev-common.h": (
         "GHCB_DATA_LOW",
         "GHCB_MSR_*",

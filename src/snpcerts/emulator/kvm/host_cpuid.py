@@ -29,13 +29,14 @@ SUPPORTED: Final = (
 HOST: Final[CpuidTable] = {
     (function, index): (a, b, c, d) for function, index, _, a, b, c, d in SUPPORTED
 }
+_ABSENT: Final = (0, 0, 0, 0)
 # Bits of a physical address of a guest without CPUID 0x80000008.
 _OLD_PHYSICAL_BITS: Final = 36
 
 
 def entry(table: CpuidTable, function: int, index: int = 0) -> tuple[int, int, int, int]:
     """Return EAX, EBX, ECX and EDX of a CPUID function; zeros if ``table`` lacks the function."""
-    return table.get((function, None)) or table.get((function, index)) or (0, 0, 0, 0)
+    return table.get((function, None)) or table.get((function, index)) or _ABSENT
 
 
 def has(

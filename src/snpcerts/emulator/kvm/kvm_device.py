@@ -20,6 +20,7 @@ from snpcerts.abi.kvm import (
     Ioctl,
     VmType,
 )
+from snpcerts.abi.vcpu_registers import Msr
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.program import GuestFactory
 from snpcerts.emulator.kvm.capability import capability, vm_types
@@ -37,8 +38,16 @@ XCR0_SUPPORTED = 0b111  # x87, SSE, AVX
 
 # The MSRs that a VMM may save and restore, and the MSRs that list features.
 _MSRS: Final[dict[int, tuple[int, ...]]] = {
-    Ioctl.GET_MSR_INDEX_LIST: (0x10, 0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081),
-    Ioctl.GET_MSR_FEATURE_INDEX_LIST: (0xC001_1029,),  # DE_CFG
+    Ioctl.GET_MSR_INDEX_LIST: (
+        Msr.IA32_TSC,
+        Msr.IA32_SYSENTER_CS,
+        Msr.IA32_SYSENTER_ESP,
+        Msr.IA32_SYSENTER_EIP,
+        Msr.IA32_CR_PAT,
+        Msr.EFER,
+        Msr.STAR,
+    ),
+    Ioctl.GET_MSR_FEATURE_INDEX_LIST: (Msr.AMD64_DE_CFG,),
 }
 _MCE_CAP: Final = 1 << 24 | 1 << 8 | 32  # SER_P, CTL_P, banks
 _CPUID_ENTRY: Final = struct.Struct("<7I12x")

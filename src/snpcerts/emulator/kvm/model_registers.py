@@ -12,18 +12,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from snpcerts.abi.vcpu_registers import PAT_RESET, Msr
 from snpcerts.emulator.kvm.host_cpuid import CpuidTable
 from snpcerts.emulator.kvm.system_registers import SystemRegisters
-
-EFER, HWCR, PAT, APIC_BASE = 0xC000_0080, 0xC001_0015, 0x277, 0x1B
-FS_BASE, GS_BASE = 0xC000_0100, 0xC000_0101
-_LSTAR, _CSTAR, _KERNEL_GS_BASE = 0xC000_0082, 0xC000_0083, 0xC000_0102
-_MMIO_CONF_BASE, _DE_CFG = 0xC001_0058, 0xC001_1029
 
 # First and last of each range.
 WRITTEN: Final = (
     (0x10, 0x12),  # TSC, KVM_WALL_CLOCK, KVM_SYSTEM_TIME
-    (APIC_BASE, APIC_BASE),
+    (Msr.IA32_APICBASE, Msr.IA32_APICBASE),
     (0x34, 0x34),  # SMI_COUNT
     (0x3B, 0x3B),  # TSC_ADJUST
     (0x48, 0x49),  # SPEC_CTRL, PRED_CMD
@@ -34,7 +30,7 @@ WRITTEN: Final = (
     (0xCE, 0xCE),  # PLATFORM_INFO
     (0x11E, 0x11E),  # BBL_CR_CTL3
     (0x140, 0x140),  # MISC_FEATURES_ENABLES
-    (0x174, 0x176),  # SYSENTER_CS, ESP, EIP
+    (Msr.IA32_SYSENTER_CS, Msr.IA32_SYSENTER_EIP),  # CS, ESP, EIP
     (0x17A, 0x17B),  # MCG_STATUS, MCG_CTL
     (0x186, 0x187),  # P6_EVNTSEL
     (0x1A0, 0x1A0),  # MISC_ENABLE
@@ -46,25 +42,25 @@ WRITTEN: Final = (
     (0x250, 0x250),  # MTRRfix64K
     (0x258, 0x259),  # MTRRfix16K
     (0x268, 0x26F),  # MTRRfix4K
-    (PAT, PAT),
+    (Msr.IA32_CR_PAT, Msr.IA32_CR_PAT),
     (0x280, 0x29F),  # MC0_CTL2 to MC31_CTL2
     (0x2FF, 0x2FF),  # MTRRdefType
     (0x400, 0x47F),  # MC0_CTL to MC31_MISC
     (0x6E0, 0x6E0),  # TSC_DEADLINE
     (0xDA0, 0xDA0),  # XSS
     (0x4B56_4D00, 0x4B56_4D07),  # KVM's own
-    (0xC000_0080, 0xC000_0084),  # EFER, STAR, LSTAR, CSTAR, SYSCALL_MASK
-    (FS_BASE, 0xC000_0104),  # FS, GS, KERNEL_GS_BASE, TSC_AUX, TSC_RATIO
+    (Msr.EFER, Msr.SYSCALL_MASK),  # EFER, STAR, LSTAR, CSTAR, SYSCALL_MASK
+    (Msr.FS_BASE, 0xC000_0104),  # FS, GS, KERNEL_GS_BASE, TSC_AUX, TSC_RATIO
     (0xC001_0000, 0xC001_0007),  # K7_EVNTSEL, K7_PERFCTR
-    (HWCR, HWCR),
+    (Msr.K7_HWCR, Msr.K7_HWCR),
     (0xC001_001B, 0xC001_001B),  # K7_CLK_CTL
     (0xC001_001F, 0xC001_0020),  # NB_CFG, PATCH_LOADER
-    (_MMIO_CONF_BASE, _MMIO_CONF_BASE),
+    (Msr.FAM10H_MMIO_CONF_BASE, Msr.FAM10H_MMIO_CONF_BASE),
     (0xC001_0114, 0xC001_0115),  # VM_CR, VM_IGNNE
     (0xC001_0117, 0xC001_0117),  # VM_HSAVE_PA
     (0xC001_011F, 0xC001_011F),  # VIRT_SPEC_CTRL
     (0xC001_1022, 0xC001_1023),  # DC_CFG, TW_CFG
-    (_DE_CFG, 0xC001_102A),  # DE_CFG, BU_CFG2
+    (Msr.AMD64_DE_CFG, 0xC001_102A),  # DE_CFG, BU_CFG2
     (0xC001_102C, 0xC001_102C),  # F15H_EX_CFG
 )
 # What can be read and not written, and the other way round.
@@ -91,19 +87,19 @@ ONLY_WRITTEN: Final = ((0x49, 0x49), (0x79, 0x79), (0xC001_0020, 0xC001_0020), (
 
 _HWCR_IGNORED: Final = 1 << 3 | 1 << 6 | 1 << 8
 # The bits that a VMM may set.
-_BITS: Final = {
-    HWCR: 1 << 18 | 1 << 24,
-    0x49: 0x81,  # PRED_CMD: IBPB, SBPB
-    0x140: 1,
-    0x1C4: 0,
-    0x1C5: 0,
-    0x4B56_4D05: 1,  # KVM_POLL_CONTROL
-    _MMIO_CONF_BASE: 0,
-    _DE_CFG: 2,  # LFENCE_SERIALIZE
-    0xC001_011F: 4,  # SSBD
+_BITS: Final[dict[int, int]] = {
+    Msr.K7_HWCR: 1 << 18 | 1 << 24,
+    Msr.IA32_PRED_CMD: 0x81,  # IBPB, SBPB
+    Msr.MISC_FEATURES_ENABLES: 1,
+    Msr.IA32_XFD: 0,
+    Msr.IA32_XFD_ERR: 0,
+    Msr.KVM_POLL_CONTROL: 1,
+    Msr.FAM10H_MMIO_CONF_BASE: 0,
+    Msr.AMD64_DE_CFG: 2,  # LFENCE_SERIALIZE
+    Msr.AMD64_VIRT_SPEC_CTRL: 4,  # SSBD
 }
-_ADDRESSES: Final = frozenset((_LSTAR, _CSTAR, FS_BASE, GS_BASE, _KERNEL_GS_BASE))
-_RESET_PAT: Final = 0x7_0406_0007_0406
+_ADDRESSES: Final = frozenset((Msr.LSTAR, Msr.CSTAR, Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE))
+_BASES: Final[dict[int, str]] = {Msr.FS_BASE: "fs", Msr.GS_BASE: "gs"}
 _SIGN_EXTENDED: Final = (0, 0x1FFFF)  # bits 63 to 47 of a canonical address
 
 
@@ -124,11 +120,11 @@ class ModelRegisters:
         """
         if not _within(index, WRITTEN):
             return False
-        if index == HWCR:
+        if index == Msr.K7_HWCR:
             value &= ~_HWCR_IGNORED
         if value & ~_BITS.get(index, value):
             return False
-        if index == PAT and not _is_pat(value):
+        if index == Msr.IA32_CR_PAT and not _is_pat(value):
             return False
         if index in _ADDRESSES and value >> 47 not in _SIGN_EXTENDED:
             return False
@@ -145,24 +141,24 @@ class ModelRegisters:
                 return None
             case _ if not _within(index, WRITTEN) and not _within(index, ONLY_READ):
                 return None
-            case x if x == APIC_BASE:
+            case Msr.IA32_APICBASE:
                 return system.apic_base
-            case x if x == EFER:
+            case Msr.EFER:
                 return system.efer
-            case x if x in (FS_BASE, GS_BASE):
-                return system.base("fs" if x == FS_BASE else "gs")
-            case x if x == PAT:
-                return self.values.get(PAT, _RESET_PAT)
+            case Msr.FS_BASE | Msr.GS_BASE:
+                return system.base(_BASES[index])
+            case Msr.IA32_CR_PAT:
+                return self.values.get(index, PAT_RESET)
             case _:
                 return self.values.get(index, 0)
 
     def _write_shared(self, index: int, value: int, guest: CpuidTable) -> bool:
-        if index == EFER:
+        if index == Msr.EFER:
             return self._system.set_efer(value)
-        if index == APIC_BASE:
+        if index == Msr.IA32_APICBASE:
             return self._system.set_apic_base(value, guest)
-        if index in (FS_BASE, GS_BASE):
-            self._system.set_base("fs" if index == FS_BASE else "gs", value)
+        if index in _BASES:
+            self._system.set_base(_BASES[index], value)
         return True
 
 

@@ -9,27 +9,22 @@ Source: Linux ``arch/x86/kvm/regs.c`` (``__set_sregs_common``, ``kvm_is_valid_sr
 from __future__ import annotations
 
 import errno
-import struct
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
+from snpcerts.abi.vcpu_registers import (
+    SREGS2_FLAGS_PDPTRS_VALID,
+    DescriptorTable,
+    Segment,
+    Sregs,
+    Sregs2,
+)
 from snpcerts.emulator.kvm.host_cpuid import HOST, CpuidTable, has, physical_bits
 
-# ``struct kvm_sregs`` and kvm_sregs2: eight segments (base, limit, selector, type, present, DPL,
-# DB, S, L, G, AVL, unusable), GDT and IDT (base, limit), CR0, CR2, CR3, CR4, CR8, EFER, APIC base.
-_SEGMENT: Final = struct.Struct("<QIH9Bx")
-_TABLE: Final = struct.Struct("<QH6x")
-_CONTROL: Final = struct.Struct("<7Q")
+_AT: Final = {name: offset for name, (offset, _) in Sregs.layout().items()}
+SHARED: Final = _AT["interrupt_bitmap"]  # bytes that kvm_sregs and kvm_sregs2 begin with
 _SEGMENTS: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
-_TABLES_AT: Final = len(_SEGMENTS) * _SEGMENT.size
-_CONTROL_AT: Final = _TABLES_AT + 2 * _TABLE.size
-SHARED: Final = _CONTROL_AT + _CONTROL.size  # bytes that both structures begin with
-_CR8_AT: Final = slice(_CONTROL_AT + 32, _CONTROL_AT + 40)
-_EFER_AT: Final = slice(_CONTROL_AT + 40, _CONTROL_AT + 48)
-_APIC_BASE_AT: Final = slice(_CONTROL_AT + 48, _CONTROL_AT + 56)
-# What follows: a bitmap of 256 interrupts, or flags and four PDPTRs.
-_BITMAP_SIZE: Final = 32
-_PDPTRS: Final = struct.Struct("<Q32s")
-_PDPTRS_VALID: Final = 1
+_TABLES: Final = ("gdt", "idt")
 
 _CR0_PE, _CR0_NW, _CR0_CD, _CR0_PG = 1 << 0, 1 << 29, 1 << 30, 1 << 31
 _CR4_PAE: Final = 1 << 5
@@ -95,34 +90,34 @@ class SystemRegisters:
     @property
     def apic_base(self) -> int:
         """The address and flags of the local APIC."""
-        return int.from_bytes(self._shared[_APIC_BASE_AT], "little")
+        return self._parsed().apic_base
 
     @property
     def efer(self) -> int:
         """The value of EFER (Extended Feature Enable Register)."""
-        return int.from_bytes(self._shared[_EFER_AT], "little")
+        return self._parsed().efer
 
     def base(self, segment: str) -> int:
         """Return the base address of a segment."""
-        return int.from_bytes(self._shared[_base_at(segment)], "little")
+        return Segment.unpack(self._shared[_AT[segment] :]).base
 
     def set_efer(self, value: int) -> bool:
         """Set EFER, except for LMA; return whether the host has the features that it enables."""
         if value & ~_efer_bits(self._host, self._host):
             return False
-        self._put(_EFER_AT, value & ~_EFER_LMA | self.efer & _EFER_LMA)
+        self._put("efer", value & ~_EFER_LMA | self.efer & _EFER_LMA)
         return True
 
     def set_apic_base(self, value: int, guest: CpuidTable) -> bool:
         """Set the MSR of the APIC's base; return whether the value is valid."""
         if not _is_apic_base(value, self.apic_base, self._host, guest):
             return False
-        self._put(_APIC_BASE_AT, value)
+        self._put("apic_base", value)
         return True
 
     def set_base(self, segment: str, value: int) -> None:
         """Set the base address of a segment."""
-        self._put(_base_at(segment), value)
+        self._put(segment, value)  # a segment begins with its base
 
     def set(self, sregs: bytes, guest: CpuidTable) -> None:
         """Serve KVM_SET_SREGS for a guest with this CPUID table; raise EINVAL as KVM does."""
@@ -133,17 +128,17 @@ class SystemRegisters:
 
     def set2(self, sregs2: bytes, guest: CpuidTable) -> None:
         """Serve KVM_SET_SREGS2 for a guest with this CPUID table; raise EINVAL as KVM does."""
-        flags, pdptrs = _PDPTRS.unpack(sregs2[SHARED:])
-        if flags & ~_PDPTRS_VALID:
-            raise OSError(errno.EINVAL, f"unknown KVM_SET_SREGS2 flags: {flags:#x}")
-        if flags and not _has_pae_paging(sregs2):
+        tail = Sregs2.unpack(sregs2)
+        if tail.flags & ~SREGS2_FLAGS_PDPTRS_VALID:
+            raise OSError(errno.EINVAL, f"unknown KVM_SET_SREGS2 flags: {tail.flags:#x}")
+        if tail.flags and not _has_pae_paging(sregs2):
             raise OSError(errno.EINVAL, "the VMM set PDPTRs without PAE paging")
-        self._set_shared(sregs2, guest, pdptrs if flags else bytes(32))
+        self._set_shared(sregs2, guest, tail.pdptrs if tail.flags else bytes(32))
 
     def get(self) -> bytes:
         """Return the registers as ``struct kvm_sregs``."""
         bitmap = 0 if self._pending is None else 1 << self._pending
-        return self._given_back() + bitmap.to_bytes(_BITMAP_SIZE, "little")
+        return self._given_back() + bitmap.to_bytes(Sregs.SIZE - SHARED, "little")
 
     def get2(self) -> bytes:
         """Return the registers as ``struct kvm_sregs2``.
@@ -152,71 +147,90 @@ class SystemRegisters:
         """
         paging = _has_pae_paging(self._shared)
         pdptrs = self._pdptrs if paging else bytes(32)
-        return self._given_back() + _PDPTRS.pack(_PDPTRS_VALID if paging else 0, pdptrs)
+        tail = Sregs2(flags=SREGS2_FLAGS_PDPTRS_VALID if paging else 0, pdptrs=pdptrs)
+        return tail.pack(onto=self._given_back())
 
     def _set_shared(self, sregs: bytes, guest: CpuidTable, pdptrs: bytes) -> None:
         """Set what both structures have, and the PDPTRs: those that the VMM gave, or zeros."""
         shared = sregs[:SHARED]
         _check(shared, self._host, guest, self.apic_base)
-        cr8 = int.from_bytes(self._shared[_CR8_AT], "little")
+        cr8 = self._parsed().cr8
         self._shared = shared
         self._pdptrs = pdptrs
-        if int.from_bytes(shared[_CR8_AT], "little") > _CR8_MAX:  # ignored
-            self._put(_CR8_AT, cr8)
+        if self._parsed().cr8 > _CR8_MAX:  # ignored
+            self._put("cr8", cr8)
 
-    def _put(self, at: slice, value: int) -> None:
-        changed = value.to_bytes(8, "little")
-        self._shared = self._shared[: at.start] + changed + self._shared[at.stop :]
+    def _parsed(self) -> Sregs:
+        return _parsed(self._shared)
+
+    def _put(self, name: str, value: int) -> None:
+        at = _AT[name]
+        self._shared = self._shared[:at] + value.to_bytes(8, "little") + self._shared[at + 8 :]
 
     def _given_back(self) -> bytes:
-        data = bytearray(SHARED)
-        for place, name in enumerate(_SEGMENTS):
-            at = place * _SEGMENT.size
-            _SEGMENT.pack_into(data, at, *_segment(name, _SEGMENT.unpack_from(self._shared, at)))
-        for at in (_TABLES_AT, _TABLES_AT + _TABLE.size):
-            _TABLE.pack_into(data, at, *_TABLE.unpack_from(self._shared, at))
-        data[_CONTROL_AT:] = self._shared[_CONTROL_AT:]
-        return bytes(data)
+        sregs = self._parsed()
+        given: dict[str, Any] = {
+            name: _segment(name, Segment.unpack(getattr(sregs, name))).pack() for name in _SEGMENTS
+        }
+        for name in _TABLES:  # without their padding
+            given[name] = DescriptorTable.unpack(getattr(sregs, name)).pack()
+        return replace(sregs, **given).pack()[:SHARED]
+
+
+def _parsed(shared: bytes) -> Sregs:
+    return Sregs.unpack(shared.ljust(Sregs.SIZE, b"\0"))
 
 
 def _reset(*, boot: bool) -> bytes:
     """Return the system registers of a new vCPU, as the bytes that both structures share."""
-    data = bytearray(SHARED)
-    for place, name in enumerate(_SEGMENTS):
+    parts: dict[str, Any] = {}
+    for name in _SEGMENTS:
         base, selector = (0xFFFF_0000, 0xF000) if name == "cs" else (0, 0)
-        kind, code_or_data = _RESET_TYPES.get(name, _DATA_TYPE)
-        flags = (kind, 1, 0, 0, code_or_data, 0, 0, 0, 0)
-        _SEGMENT.pack_into(data, place * _SEGMENT.size, base, _RESET_LIMIT, selector, *flags)
-    for at in (_TABLES_AT, _TABLES_AT + _TABLE.size):
-        _TABLE.pack_into(data, at, 0, _RESET_LIMIT)
+        kind, s = _RESET_TYPES.get(name, _DATA_TYPE)
+        segment = Segment(base, _RESET_LIMIT, selector, type=kind, present=1, s=s)
+        parts[name] = segment.pack()
+    for name in _TABLES:
+        parts[name] = DescriptorTable(limit=_RESET_LIMIT).pack()
     apic = _APIC_DEFAULT | _APIC_ENABLE | (_APIC_BOOT if boot else 0)
-    _CONTROL.pack_into(data, _CONTROL_AT, _RESET_CR0, 0, 0, 0, 0, 0, apic)
-    return bytes(data)
+    return Sregs(**parts, cr0=_RESET_CR0, apic_base=apic).pack()[:SHARED]
 
 
-def _segment(name: str, parts: tuple[int, ...]) -> tuple[int, ...]:
+def _segment(name: str, given: Segment) -> Segment:
     """Return a segment as KVM returns it: as the VMCB keeps it, adapted to what VMMs expect."""
-    base, limit, selector, kind, present, dpl, db, s, long, _, avl, unusable = parts
-    kind, present, db = kind & 15, int(present & 1 and not unusable), db & 1
+    kind, db = given.type & 15, given.db & 1
+    present = int(given.present & 1 and not given.unusable)
     if name == "tr":
         kind |= 2  # busy
     elif name in ("ds", "es", "fs", "gs") and present:
         kind |= 1  # accessed
     elif name == "ss" and not present:
         db = 0
-    flags = (kind, present, dpl & 3, db, s & 1, long & 1)
-    return (base, limit, selector, *flags, int(limit > 0xF_FFFF), avl & 1, int(not present))
+    return Segment(
+        base=given.base,
+        limit=given.limit,
+        selector=given.selector,
+        type=kind,
+        present=present,
+        dpl=given.dpl & 3,
+        db=db,
+        s=given.s & 1,
+        long=given.long & 1,
+        g=int(given.limit > 0xF_FFFF),
+        avl=given.avl & 1,
+        unusable=int(not present),
+    )
 
 
 def _has_pae_paging(sregs: bytes) -> bool:
-    cr0, _, _, cr4, _, efer, _ = _CONTROL.unpack_from(sregs, _CONTROL_AT)
-    return bool(cr0 & _CR0_PG and cr4 & _CR4_PAE and not efer & _EFER_LMA)
+    found = _parsed(sregs[:SHARED])
+    return bool(found.cr0 & _CR0_PG and found.cr4 & _CR4_PAE and not found.efer & _EFER_LMA)
 
 
 def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) -> None:
     """Raise EINVAL for register values that no processor with the guest's CPUID table can have."""
-    cr0, _, cr3, cr4, _, efer, new_base = _CONTROL.unpack_from(sregs, _CONTROL_AT)
-    long_code = _SEGMENT.unpack_from(sregs, 0)[8]
+    found = _parsed(sregs)
+    cr0, cr3, cr4, efer = found.cr0, found.cr3, found.cr4, found.efer
+    long_code = Segment.unpack(found.cs).long
     beyond = -1 << physical_bits(guest)
     if efer & _EFER_LME and cr0 & _CR0_PG:
         if not cr4 & _CR4_PAE or not efer & _EFER_LMA:
@@ -231,9 +245,10 @@ def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) ->
         raise OSError(errno.EINVAL, f"CR0 {cr0:#x} is not a valid combination of bits")
     if efer & ~_efer_bits(host, guest):
         raise OSError(errno.EINVAL, f"EFER {efer:#x} has a bit whose feature the guest lacks")
-    if not _is_apic_base(new_base, apic_base, host, guest):
+    if not _is_apic_base(found.apic_base, apic_base, host, guest):
         raise OSError(
-            errno.EINVAL, f"the APIC base {new_base:#x} has reserved bits set or an invalid mode"
+            errno.EINVAL,
+            f"the APIC base {found.apic_base:#x} has reserved bits set or an invalid mode",
         )
 
 
@@ -244,11 +259,6 @@ def _is_apic_base(value: int, current: int, host: CpuidTable, guest: CpuidTable)
         reserved |= _APIC_X2APIC
     valid = not value & reserved and value & (_APIC_ENABLE | _APIC_X2APIC) != _APIC_X2APIC
     return value == current or valid
-
-
-def _base_at(segment: str) -> slice:
-    at = _SEGMENTS.index(segment) * _SEGMENT.size
-    return slice(at, at + 8)
 
 
 def _cr4_bits(host: CpuidTable, guest: CpuidTable) -> int:

@@ -14,27 +14,24 @@ from collections.abc import Mapping
 from typing import Final
 
 from snpcerts.abi.ghcb import PAGE_SIZE
+from snpcerts.abi.vcpu_registers import PAT_RESET, DescriptorTable, Msr, Segment, Sregs
 
 INITIAL_VMSA_GPA: Final = 0xFFFF_FFFF_F000
 
 _SEGMENT: Final = struct.Struct("<HHIQ")  # selector, attributes, limit, base
-# ``struct kvm_segment``, ``struct kvm_dtable``.
-_KVM_SEGMENT: Final = struct.Struct("<QIH9Bx")
-_KVM_TABLE: Final = struct.Struct("<QH6x")
 
-# The offset of each in the page, and in ``struct kvm_sregs`` (and kvm_sregs2).
+# The offset of each in the page.
 _SEGMENTS: Final = {
-    "cs": (0x10, 0),
-    "ds": (0x30, 24),
-    "es": (0x00, 48),
-    "fs": (0x40, 72),
-    "gs": (0x50, 96),
-    "ss": (0x20, 120),
-    "tr": (0x90, 144),
-    "ldt": (0x70, 168),
+    "cs": 0x10,
+    "ds": 0x30,
+    "es": 0x00,
+    "fs": 0x40,
+    "gs": 0x50,
+    "ss": 0x20,
+    "tr": 0x90,
+    "ldt": 0x70,
 }
-_TABLES: Final = {"gdt": (0x60, 192), "idt": (0x80, 208)}
-_CONTROL_AT = 224  # cr0, cr2, cr3, cr4, cr8, efer
+_TABLES: Final = {"gdt": 0x60, "idt": 0x80}
 
 # General registers in the order of ``struct kvm_regs``.
 _GENERAL: Final = (
@@ -49,22 +46,21 @@ _CPL, _EFER, _XSS, _CR4, _CR3, _CR0 = 0xCB, 0xD0, 0x140, 0x148, 0x150, 0x158
 _DR7, _DR6, _CR2, _G_PAT, _SEV_FEATURES, _XCR0 = 0x160, 0x168, 0x240, 0x268, 0x3B0, 0x3E8
 _X87_DP, _MXCSR, _X87_RIP, _X87, _XMM, _YMM = 0x400, 0x408, 0x418, 0x420, 0x470, 0x570
 
-# MSRs by number: IA32_XSS, PAT, STAR and related ones, KERNEL_GS_BASE, SYSENTER.
 _MSRS: Final = {
-    0xDA0: _XSS,
-    0x277: _G_PAT,
-    0xC000_0081: 0x200,
-    0xC000_0082: 0x208,
-    0xC000_0083: 0x210,
-    0xC000_0084: 0x218,
-    0xC000_0102: 0x220,
-    0x174: 0x228,
-    0x175: 0x230,
-    0x176: 0x238,
+    Msr.IA32_XSS: _XSS,
+    Msr.IA32_CR_PAT: _G_PAT,
+    Msr.STAR: 0x200,
+    Msr.LSTAR: 0x208,
+    Msr.CSTAR: 0x210,
+    Msr.SYSCALL_MASK: 0x218,
+    Msr.KERNEL_GS_BASE: 0x220,
+    Msr.IA32_SYSENTER_CS: 0x228,
+    Msr.IA32_SYSENTER_ESP: 0x230,
+    Msr.IA32_SYSENTER_EIP: 0x238,
 }
 
 _EFER_SVME, _CR4_MCE, _CR0_CACHE_OFF = 1 << 12, 1 << 6, 0b11 << 29
-_RESET_DR6, _RESET_DR7, _RESET_PAT = 0xFFFF_0FF0, 0x400, 0x7_0406_0007_0406
+_RESET_DR6, _RESET_DR7 = 0xFFFF_0FF0, 0x400
 _RESET_MXCSR, _RESET_FCW = 0x1F80, 0x37F
 _SNP_ACTIVE: Final = 1 << 0
 _XSTATE_BV, _XSAVE_YMM = 512, 576
@@ -95,7 +91,7 @@ def build(
     _put_system(page, sregs)
     put(_DR6, _u64(states["debugregs"], 32) if "debugregs" in states else _RESET_DR6)
     put(_DR7, _RESET_DR7)
-    put(_G_PAT, _RESET_PAT)
+    put(_G_PAT, PAT_RESET)
     for number, at in _MSRS.items():
         if number in msrs:
             put(at, msrs[number])
@@ -107,35 +103,30 @@ def build(
 
 def _put_system(page: bytearray, sregs: bytes) -> None:
     """Write segments, descriptor tables, control registers and EFER into ``page``."""
-    cpl = 0
-    for name, (at, source) in _SEGMENTS.items():
-        (base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable) = (
-            _KVM_SEGMENT.unpack_from(sregs, source)
-        )
+    found = Sregs.unpack(sregs.ljust(Sregs.SIZE, b"\0"))
+    for name, at in _SEGMENTS.items():
+        each = Segment.unpack(getattr(found, name))
         attributes = (
-            (kind & 15)
-            | (s & 1) << 4
-            | (dpl & 3) << 5
-            | (bool(present & 1) and not unusable) << 7
-            | (avl & 1) << 8
-            | (long & 1) << 9
-            | (db & 1) << 10
-            | (g & 1) << 11
+            (each.type & 15)
+            | (each.s & 1) << 4
+            | (each.dpl & 3) << 5
+            | (bool(each.present & 1) and not each.unusable) << 7
+            | (each.avl & 1) << 8
+            | (each.long & 1) << 9
+            | (each.db & 1) << 10
+            | (each.g & 1) << 11
         )
-        if name == "ss":
-            cpl = dpl & 3
-        _SEGMENT.pack_into(page, at, selector, attributes, limit, base)
-    for at, source in _TABLES.values():
-        base, limit = _KVM_TABLE.unpack_from(sregs, source)
-        _SEGMENT.pack_into(page, at, 0, 0, limit, base)
-    cr0, cr2, cr3, cr4, _, efer = struct.unpack_from("<6Q", sregs, _CONTROL_AT)
-    page[_CPL] = cpl
+        _SEGMENT.pack_into(page, at, each.selector, attributes, each.limit, each.base)
+    for name, at in _TABLES.items():
+        table = DescriptorTable.unpack(getattr(found, name))
+        _SEGMENT.pack_into(page, at, 0, 0, table.limit, table.base)
+    page[_CPL] = Segment.unpack(found.ss).dpl & 3
     for at, value in (
-        (_EFER, efer | _EFER_SVME),
-        (_CR4, cr4 | _CR4_MCE),
-        (_CR3, cr3),
-        (_CR0, cr0 & ~_CR0_CACHE_OFF),
-        (_CR2, cr2),
+        (_EFER, found.efer | _EFER_SVME),
+        (_CR4, found.cr4 | _CR4_MCE),
+        (_CR3, found.cr3),
+        (_CR0, found.cr0 & ~_CR0_CACHE_OFF),
+        (_CR2, found.cr2),
     ):
         page[at : at + 8] = value.to_bytes(8, "little")
 
