@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,21 +31,12 @@ from ..mirror.conftest import start as start
 from ..mirror.conftest import turin as turin
 from ..mirror.running import RunningMirror
 from ..mirror.sample_fleet import MILAN_TCB, announcement, fleet
-from .chromium import LIMIT, browser
+from .chromium import LIMIT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 AGENT, ADMIN = "a" * 32, "b" * 32
-ASKED: Final = "SNPCERTS_BROWSER_TESTS"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if not os.environ.get(ASKED):
-        pytest.skip(f"a browser is started only with {ASKED}=1: make test-browser")
-    with browser() as found:
-        yield found
 
 
 @pytest.fixture

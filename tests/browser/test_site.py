@@ -3,17 +3,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
-
-from .chromium import browser
-from .test_fleet_page import ASKED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -56,14 +51,6 @@ _TOO_FAINT: Final = r"""(least) => {
   }
   return [texts, getComputedStyle(document.body).backgroundColor, faint];
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if not os.environ.get(ASKED):
-        pytest.skip(f"a browser is started only with {ASKED}=1: make test-browser")
-    with browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 """Judges revocation: whether the chain is revoked, and whether the relying party knows enough to
 tell.
 
-Every revocation list is checked, whoever supplied it. A revocation in a believed list refuses the
+Every revocation list is checked, from any source. A revocation in a believed list refuses the
 chain, however old the list is. A list meets a demand only if it is for that kind of leaf, comes
 from the relying party itself or the key server, is current, and is not older than the policy
 allows. So a host that sends last year's list cannot hide a revocation.

@@ -81,8 +81,8 @@ class Verdict:
     ``chip_id`` is the report's field of 64 bytes (zero if masked). ``report`` and ``leaf`` are None
     if they could not be read. ``checks`` lists all checks, including those that nothing asked for.
     ``root`` is the anchor that matches the ARK, or None. AMD endorsed the signing key only if
-    ``root_is_amds`` is true. ``revocation_lists`` has every list that was checked, whoever supplied
-    it. If certificates are missing or wrong, ``sources`` lists the problems with each source's
+    ``root_is_amds`` is true. ``revocation_lists`` has every list that was checked, from any
+    source. If certificates are missing or wrong, ``sources`` lists the problems with each source's
     answer.
     """
 

@@ -114,9 +114,8 @@ def _judge_round(trial: Trial, meeting: _Meeting) -> None:
         trial.advise(
             CHECK,
             "expected two vCPUs to wait for the lock at the same time, found one wait "
-            f"after the other: {once:.0f} ms and {twice:.0f} ms: the last vCPU of a "
-            "guest with N of them waits N "
-            "times as long",
+            f"after the other ({once:.0f} ms and {twice:.0f} ms): the last vCPU of a guest with N "
+            "of them waits N times as long",
         )
 
 
