@@ -41,12 +41,6 @@ def judged(
     return verify(evidence, found, policy, anchors=anchors(CA), at=at)
 
 
-def emulated() -> Verdict:
-    """By a root that says EMULATED in its name, and is not trusted."""
-    ca = SmallCa(suffix=" EMULATED")
-    return verify(ca.report(), collateral(ca), at=NOON)
-
-
 def unreachable() -> Verdict:
     class Down:
         def collateral(self, request: CollateralRequest) -> Collateral:
@@ -95,7 +89,6 @@ ROWS: dict[str, tuple[Callable[[], Verdict], list[str]]] = {
     "an expired certificate": (lambda: judged(days=(END - NOON).days + 1), ["_PAST"]),
     "a nonce, and runtime data": (lambda: judged(claims(b"{}"), policy=NONCE), ["_NONCE"]),
     "a nonce alone": (lambda: judged(policy=NONCE), []),
-    "the emulator's root": (emulated, ["_EMULATOR"]),
     "a masked chip ID": (lambda: judged(CA.report(chip_id=bytes(64))), ["_MASKED"]),
     "a source that does not answer": (unreachable, ["_LATER"]),
     "a changed report": (lambda: judged(CA.report(measurement=b"\1" * 48)[:-1] + b"\1"), []),
@@ -113,7 +106,7 @@ def test_the_advice_is_for_the_cause(cause: str) -> None:
 
 def test_every_advice_has_a_row() -> None:
     texts = {name for name, value in vars(verify_advice).items() if isinstance(value, str)}
-    texts = {name for name in texts if name.isupper() and name != "EMULATED"}
+    texts = {name for name in texts if name.isupper()}
     assert texts == {name for _, names in ROWS.values() for name in names}
 
 
@@ -121,10 +114,3 @@ def test_a_vlek_is_never_looked_for_at_the_key_server() -> None:
     (text,) = advice(ROWS["no VLEK"][0]())
     assert "never from the key server" in text
     assert "--fetch" not in text
-
-
-def test_the_row_of_the_emulator_is_not_for_others_whose_root_is_not_trusted() -> None:
-    ca = SmallCa(suffix=" OTHER")
-    found = verify(ca.report(), collateral(ca), at=NOON)
-    assert [each.code.value for each in found.reasons] == ["ark-untrusted"]
-    assert list(advice(found)) == []

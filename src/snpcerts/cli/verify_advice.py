@@ -42,10 +42,6 @@ _NONCE: Final = (
     "the report data of an HCL report is the digest of its runtime data, and a nonce is in the "
     "user data of the runtime data: give the nonce with --user-data HEX instead of --report-data"
 )
-_EMULATOR: Final = (
-    "this evidence comes from the emulator, whose root is not trusted by default: for a test, "
-    "trust that root with --anchor FILE"
-)
 _MASKED: Final = (
     "the host hides its chip ID: to accept that, use a policy file with allow_masked_chip_id = true"
 )
@@ -98,8 +94,6 @@ def advice(verdict: Verdict) -> Iterator[str]:
         yield _PAST
     if ReasonCode.POLICY_REPORT_DATA in codes and _has_runtime_data(verdict):
         yield _NONCE
-    if ReasonCode.ARK_UNTRUSTED in codes and _is_emulated(verdict):
-        yield _EMULATOR
     if ReasonCode.CHIP_ID_MASKED in codes:
         yield _MASKED
     if codes == {ReasonCode.COLLATERAL_UNAVAILABLE}:
@@ -111,13 +105,3 @@ def _has_runtime_data(verdict: Verdict) -> bool:
         check.name == "runtime-data" and check.state.value in ("passed", "failed")
         for check in verdict.checks
     )
-
-
-def _is_emulated(verdict: Verdict) -> bool:
-    """Return whether the name of the leaf's issuer contains EMULATED. Only this advice depends on
-    that name.
-    """
-    from snpcerts.endorsement.anchors import EMULATED
-
-    leaf = verdict.leaf
-    return leaf is not None and EMULATED in leaf.certificate.issuer.rfc4514_string()

@@ -219,7 +219,7 @@ def _root(chain: Chain, anchors: Sequence[Anchor], self_signed: bool) -> Iterato
             (
                 f"the ARK's key (SHA-384 {pin.hex()}) is not that of a trusted root "
                 f"(trusted: {trusted})"
-                + ("; it is an emulator's: trust it with --anchor FILE" if emulated else "")
+                + ("; an emulator made it: only a test may trust it, with --anchor FILE" * emulated)
             ),
         )
     elif name is not None and name.product not in pinned:
