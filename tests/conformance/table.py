@@ -97,6 +97,7 @@ EXPECTED: dict[str, set[str]] = {
     "MTIME_FOR_INODE": {"same-inode"},
     "LINKS_FOR_INODE": {"same-inode", "same-device"},
     "PATH_READ_AGAIN": {"replaced-after-lock"},
+    "SIZE_OF_PATH": {"replaced-after-lock"},
     "LOCK_ERROR_IGNORED": {"lock-fails"},
     "READ_ERROR_IGNORED": {"read-fails"},
     "HANDSHAKE_ERROR_KEEPS_LOCK": {"handshake-fails"},

@@ -39,7 +39,7 @@ enum wrong {
 	IMMEDIATE_EXIT_STAYS, KICK_ERASED, STALE_EXIT_REASON, LEAKS_DESCRIPTORS, CHILD_KEEPS_LOCK,
 	FIRST_VCPU_ONLY, LAST_PAGE_REFUSED, ONLY_THE_POSTED_EXIT,
 	CACHED_BY_MTIME, PROBES_THE_LOCK, SIZE_BEFORE_LOCK, LOCK_TIMES_OUT, LOCKS_AGAIN,
-	INODE_CHECKED_ONCE, MTIME_FOR_INODE, LINKS_FOR_INODE, PATH_READ_AGAIN,
+	INODE_CHECKED_ONCE, MTIME_FOR_INODE, LINKS_FOR_INODE, PATH_READ_AGAIN, SIZE_OF_PATH,
 	LOCK_ERROR_IGNORED, READ_ERROR_IGNORED, HANDSHAKE_ERROR_KEEPS_LOCK,
 	STALE_BYTES_BEHIND, WORDS_ONLY, LIMIT_16_KIB, LIMIT_64_KIB, NO_BUFFER_WRITTEN,
 	EMPTY_FILE_UNWRITTEN, EMPTY_FILE_IS_EIO, FORBIDDEN_IS_EIO, LINK_COMPARED, LINK_REFUSED,
@@ -529,6 +529,13 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 				size = contents(again, data);
 				close(again);
 				return size;
+			}
+			if (is_wrong(SIZE_OF_PATH) && same_file(*fd)) {
+				if (stat(path, &before))
+					return -1;
+				memset(data, 0, before.st_size);
+				pread(*fd, data, before.st_size, 0);
+				return before.st_size;
 			}
 			if (is_wrong(ONE_DESCRIPTOR_FOR_LIFE) || same_file(*fd))
 				return is_wrong(READS_BEFORE_LOCK) ? size : contents(*fd, data);

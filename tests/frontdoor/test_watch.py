@@ -41,10 +41,14 @@ class Diary:
     react: Callable[[FileCall], int | Pending | None] = lambda _: None
     seen: list[FileCall] = field(default_factory=list)
     refused: dict[bytes, int] = field(default_factory=dict)
+    examined: list[tuple[int, bytes]] = field(default_factory=list)
 
     def opening(self, call: OpenCall) -> int | None:
         """Refuse what is in ``refused``."""
         return self.refused.get(call.path)
+
+    def examining(self, tid: int, path: bytes) -> None:
+        self.examined.append((tid, path))
 
     def wants(self, found: os.stat_result) -> bool:
         return os.path.samestat(found, self.path.stat())
@@ -82,6 +86,18 @@ def test_an_open_is_refused_in_the_kernels_place(stage: Stage, diary: Diary) -> 
         "    except OSError as error:\n        print(error.errno)"
     )
     assert run(stage, diary, statements) == f"opened {errno.EACCES}"
+
+
+def test_examining_a_path_is_seen_before_it_happens(stage: Stage, diary: Diary) -> None:
+    statements = (
+        "os.fstat(fd); print(os.stat(sys.argv[1]).st_size, os.lstat(sys.argv[1]).st_size, "
+        "os.access(sys.argv[1], os.R_OK))"
+    )
+    size = diary.path.stat().st_size
+    assert run(stage, diary, statements) == f"{size} {size} True"
+    found = [tid for tid, path in diary.examined if path == os.fsencode(diary.path)]
+    assert len(found) == 3
+    assert len(set(found)) == 1
 
 
 @given(call=st.sampled_from(sorted(FILE_CALLS)), word=st.integers(0, (1 << 32) - 1))

@@ -65,8 +65,8 @@ def takes_lock(call: FileCall) -> bool:
 class FileObserver:
     """Observes the VMM's calls on the certificate file in one run.
 
-    Scenarios interfere with calls on the open file (``meddle``) and with opens of
-    its path (``meddle_open``).
+    Scenarios interfere with calls on the open file (``meddle``), with opens of its path
+    (``meddle_open``), and before its path is examined, as by stat(2) (``meddle_examine``).
     """
 
     def __init__(self, served: ServedFile, journal: Journal) -> None:
@@ -76,6 +76,7 @@ class FileObserver:
         self.calls = 0  # how often a thread of the VMM waited for its call to be observed
         self.meddle: Meddle = lambda _: None
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
+        self.meddle_examine: Callable[[], None] = lambda: None
 
     def wants(self, found: os.stat_result) -> bool:
         """Whether ``found`` is the stat result of the certificate file, or of a former one."""
@@ -83,11 +84,21 @@ class FileObserver:
 
     def opening(self, call: OpenCall) -> int | None:
         """Record an open of the file's path, then let the scenario interfere."""
-        if os.path.basename(call.path) != os.fsencode(self._served.path.name):
+        if not self._is_named_in(call.path):
             return None
         self.calls += 1
         self._tell(call.tid, f"open, flags {call.flags:#o}")
         return self.meddle_open(call)
+
+    def examining(self, tid: int, path: bytes) -> None:
+        """Record that the file's path is examined, then let the scenario interfere."""
+        if self._is_named_in(path):
+            self.calls += 1
+            self._tell(tid, "examine the path")
+            self.meddle_examine()
+
+    def _is_named_in(self, path: bytes) -> bool:
+        return os.path.basename(path) == os.fsencode(self._served.path.name)
 
     def before(self, call: FileCall) -> int | Pending | None:
         """Record the call, then let the scenario interfere."""

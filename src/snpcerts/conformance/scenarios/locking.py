@@ -30,7 +30,7 @@ from snpcerts.conformance.trial import (
     lock_until_signed,
 )
 from snpcerts.conformance.trial_guest import Answer
-from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
+from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.guest.program import Sleep
 
 FIRMWARE_TIME = 0.02  # seconds of delay for each signature of the emulated firmware
@@ -45,6 +45,7 @@ TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
 WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
 MANY_REPLACEMENTS = 5  # in a row; after some, a VMM may answer EAGAIN
+OTHER_SIZES = (3000, 10000)  # bytes: fewer pages than TABLE_SIZE has, and more
 REPLACED_AGAIN = 3  # times that a VMM may answer EAGAIN, which says nothing about the check
 TALKS = 0.8  # lines per request; more counts as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
@@ -205,40 +206,79 @@ def _after_handshake(trial: Trial) -> None:
 
 
 def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """After the VMM has locked the file, replace the file when the VMM opens the path again."""
+    """After the VMM has locked the file, replace the file when the VMM uses the path again."""
+    yield from _replaced_after_lock(trial, vcpu, TABLE_SIZE, when_opened=True)
+    for size in OTHER_SIZES:
+        # To compare files, a VMM examines the path once. It may do so again for another reason.
+        for times in (1, 2):
+            yield from _replaced_after_lock(trial, vcpu, size, times=times)
+
+
+def _replaced_after_lock(
+    trial: Trial, vcpu: TrialVcpu, size: int, *, when_opened: bool = False, times: int = 1
+) -> Script:
+    """Replace the locked file by one of ``size`` bytes before the VMM opens or examines the path.
+
+    ``times`` says before which of these calls.
+    """
     check, served = "replaced-after-lock", trial.served
-    served.replace(served.table(TABLE_SIZE))
+    old, new = served.table(TABLE_SIZE), served.table(size)
+    served.replace(old)
     locked: list[FileCall] = []
-    swapped: list[bytes] = []
+    uses: list[None] = []
 
     def meddle(call: FileCall) -> None:
         if takes_lock(call):
             locked.append(call)
 
-    def opening(_: OpenCall) -> None:
-        if locked and not swapped and served.locked() is not None:
-            swapped.append(served.table(TABLE_SIZE))
-            served.replace(swapped[0])
+    def use() -> None:
+        if locked and served.locked() is not None:
+            uses.append(None)
+            if len(uses) == times:
+                served.replace(new)
 
-    trial.observer.meddle, trial.observer.meddle_open = meddle, opening
-    answer = yield from vcpu.ask(2)
-    trial.observer.meddle, trial.observer.meddle_open = lambda _: None, lambda _: None
+    observer = trial.observer
+    observer.meddle = meddle
+    if when_opened:
+        observer.meddle_open = lambda _: use()
+    else:
+        observer.meddle_examine = use
+    answer = yield from vcpu.ask(pages_of(max(TABLE_SIZE, size)))
+    observer.meddle, observer.meddle_open = lambda _: None, lambda _: None
+    observer.meddle_examine = lambda: None
     if not locked:
         trial.skip(check, "the VMM takes no lock")
-        return
+    elif len(uses) < times:
+        trial.judge(check, None)
+    else:
+        trial.judge(check, _serves_locked(trial, answer, old, new))
+
+
+def _serves_locked(trial: Trial, answer: Answer, old: bytes, new: bytes) -> str | None:
+    """Return why the answer is not the table of a locked file, or None if it is.
+
+    ``new`` replaced ``old`` after the VMM had locked it.
+    """
     request = answer.request
-    problem = None
-    if swapped and answer.has_table and request is not None:
-        if answer.got(TABLE_SIZE) == swapped[0] and not any(
-            read.lock for read in request.reads if read.file == served.identity
-        ):
-            problem = (
-                "the VMM opened the path again after it took the lock, and read the new file "
-                "without a lock"
-            )
-        elif request.lock_at_answer is None:
-            problem = "when the VMM answered, it held no lock on the file that it had read last"
-    trial.judge(check, problem)
+    if request is None or request.ret == errno.EAGAIN:
+        return None
+    if answer.delivers(new) is None and not any(
+        read.lock for read in request.reads if read.file == trial.served.identity
+    ):
+        return (
+            "the VMM opened the path again after it took the lock, and read the new file "
+            "without a lock"
+        )
+    if answer.has_table and request.lock_at_answer is None:
+        return "when the VMM answered, it held no lock on the file that it had read last"
+    if answer.delivers(new) is None or answer.delivers(old) is None:
+        return None
+    if answer.ok:
+        return (
+            f"the locked file of {len(old)} bytes was replaced by one of {len(new)} bytes, and the "
+            "guest got the whole table of neither; use the size of the locked file, not of the path"
+        )
+    return f"expected ret 0 and the table of a locked file, found {answer}"
 
 
 def _replaced_at_lock(

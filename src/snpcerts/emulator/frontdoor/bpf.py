@@ -9,8 +9,9 @@ open, openat                            supervisor, except O_DIRECTORY (no devic
                                         opens as one); the kernel in a mount namespace
 openat2, creat                          supervisor; the kernel in a mount namespace
 stat, lstat, newfstatat, statx, access, supervisor, where what the machine has is not
-faccessat, faccessat2, readlink(at),    what the door has; with AT_EMPTY_PATH (fstat),
-(l)getxattr, (l)listxattr               and in a mount namespace, the kernel
+faccessat, faccessat2, readlink(at),    what the door has, or for a door that watches
+(l)getxattr, (l)listxattr               files; with AT_EMPTY_PATH (fstat), and in a
+                                        mount namespace, the kernel
 io_uring_setup, _enter, _register       ENOSYS: it opens files without a system call
 open_by_handle_at                       EPERM: opens without a path
 userfaultfd                             ENOSYS, and ENOTTY for the ioctl of

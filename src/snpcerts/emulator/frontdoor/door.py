@@ -108,7 +108,8 @@ class Door:
 
     ``trees`` are file systems to mount, by mount point. They exist only in a mount namespace.
 
-    ``watch`` selects calls on open files, and is called for each of them.
+    ``watch`` selects calls on open files, and is called for each of them. It is also called before
+    a path is opened or examined.
 
     ``version`` returns a different object whenever the content of a file or an inode number may
     have changed. Then the files in mount namespaces are updated.
@@ -138,11 +139,14 @@ class Door:
                     f"{os.fsdecode(path)!r}: the path of a device or file must be absolute and "
                     "normalised"
                 )
-        self.look = look and not (
-            not self._inodes
-            and all(os.access(path, os.R_OK | os.W_OK) for path in self.devices)
-            and all(os.access(path, os.R_OK) for path in self.files)
-            and not any(os.path.exists(path) for path in GUARDED if path not in ours)
+        self.look = watch is not None or (
+            look
+            and not (
+                not self._inodes
+                and all(os.access(path, os.R_OK | os.W_OK) for path in self.devices)
+                and all(os.access(path, os.R_OK) for path in self.files)
+                and not any(os.path.exists(path) for path in GUARDED if path not in ours)
+            )
         )
         self._guarded = {*GUARDED, *self.devices}
         self._directories = {above for path in ours for above in _above(path)}

@@ -52,6 +52,11 @@ class Watch(Protocol):
     def opening(self, call: OpenCall) -> int | None:
         """Return None to let the kernel open the path, or a negative errno as the call's result."""
 
+    def examining(self, tid: int, path: bytes) -> None:
+        """Called before the kernel examines a path that is not emulated, without opening it: stat,
+        access, readlink.
+        """
+
     def wants(self, found: os.stat_result) -> bool:
         """Whether to observe calls on the file with the stat result ``found``."""
 

@@ -151,6 +151,8 @@ class PathCalls:
         known = match is not None and match.real and not match.is_barred and call not in _ACCESS
         known = known and match is not None and match.inode is None
         if match is None or match.kind is PathKind.OPEN or known:
+            if door.watch is not None and path:
+                door.watch.examining(tid, path)
             seccomp.proceed(listener, notification.id)
             return
         if not seccomp.is_waiting(listener, notification.id):
