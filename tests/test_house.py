@@ -276,6 +276,16 @@ def test_no_table_of_a_docstring_was_filled_as_a_paragraph() -> None:
             assert "====" not in line or not line.strip("= "), f"{path}: {line}"
 
 
+def test_no_table_of_a_page_was_filled_as_a_paragraph() -> None:
+    """Each row, and the rule below the first, has a line of its own."""
+    for path in sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")}):
+        text = re.sub(r"^ *```.*?^ *```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+        for line in map(str.strip, text.splitlines()):
+            row = line.startswith("|")
+            assert not row or line.endswith("|"), f"{path}: {line}"
+            assert "| ---" not in line or not line.strip("|-: "), f"{path}: {line}"
+
+
 def test_a_class_name_means_one_thing() -> None:
     """In a message, a search or a review, it names one class, private or not."""
     found: dict[str, list[str]] = defaultdict(list)
