@@ -11,7 +11,6 @@ have and runs nothing. A run without a test that passed has failed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .emulated_hosts import EVERY_HOST, name
-from .run_log import append, lines, shard
+from .run_log import append, interruptible, lines, shard
 
 ROOT: Final = Path(__file__).parents[1]
 LIMIT: Final = 3600  # seconds for a run on a busy machine
@@ -147,7 +146,7 @@ def main() -> int:
     runs = shard(every_run(options.suite or tuple(SUITES)), options.shard)
     if not options.say:
         (log,) = options.log
-        with contextlib.suppress(KeyboardInterrupt):
+        with interruptible():
             go_on(log, runs)
     return int(bool(say(options.log, runs)))
 

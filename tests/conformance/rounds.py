@@ -30,7 +30,7 @@ from typing import Any
 from snpcerts.conformance.vmm_check import BY_ID
 
 from ..forked_commands import Commands
-from ..run_log import append, lines, shard
+from ..run_log import append, interruptible, lines, shard
 from .table import ADVICE, EXPECTED, PRIVILEGED, RIGHT, TELLING, compile_vmm, only
 
 ROUNDS = 50
@@ -147,7 +147,7 @@ def main() -> int:
     if not options.say:
         (log,) = options.log
         judgings = shard(list(every_judging(options.rounds)), options.shard)
-        with contextlib.suppress(KeyboardInterrupt):
+        with interruptible():
             run(log, judgings)
     return int(bool(say(options.log, options.rounds)))
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import copy
 import random
 import re
@@ -34,7 +33,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from ..run_log import append, lines, shard
+from ..run_log import append, interruptible, lines, shard
 from .oracle import build
 from .oracle.cut import CutError
 from .oracle.judge import ROOT, Stop, judge
@@ -841,7 +840,7 @@ def main() -> int:
     trials = shard(trials, options.shard)
     if not options.say:
         (log,) = options.log
-        with contextlib.suppress(KeyboardInterrupt):
+        with interruptible():
             go_on(log, trials, options.sequences, again=options.again)
     return int(bool(say(options.log, trials)))
 
