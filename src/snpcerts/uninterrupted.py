@@ -51,8 +51,8 @@ def uninterrupted(*, mask: bool = True) -> Iterator[None]:
 
 
 def postpone(number: int) -> bool:
-    """For a signal's handler: whether it interrupts a block of :func:`uninterrupted`. If so, the
-    handler must return, and runs again when the block ends.
+    """Return whether a signal's handler has interrupted a block of :func:`uninterrupted`. If so,
+    the handler must return, and runs again when the block ends.
     """
     if _blocks.depth:
         _blocks.postponed = number

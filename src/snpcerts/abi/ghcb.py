@@ -93,7 +93,9 @@ class ResponseCode(enum.IntEnum):
 
 
 class ProcessorRequest(enum.IntEnum):
-    """What AP_CREATION requests: the low half of SW_EXITINFO1. The high half is the APIC ID."""
+    """The action that AP_CREATION requests: the low half of SW_EXITINFO1. The high half is the APIC
+    ID.
+    """
 
     CREATE_ON_INIT = 0
     CREATE = 1
@@ -101,7 +103,7 @@ class ProcessorRequest(enum.IntEnum):
 
 
 class PageStateOperation(enum.IntEnum):
-    """The operation that a page state change requests. KVM supports these two."""
+    """The operations of page state changes that KVM supports."""
 
     PRIVATE = 1
     SHARED = 2
@@ -120,7 +122,7 @@ PSC_ENTRY_SIZE = 8  # cur_page 12 bits, gfn 40, operation 4, pagesize 1, reserve
 
 
 class InputErrorCode(enum.IntEnum):
-    """SW_EXITINFO2 values (GHCB_ERR_*) if SW_EXITINFO1 reports malformed input."""
+    """SW_EXITINFO2 values (GHCB_ERR_*) when SW_EXITINFO1 reports malformed input."""
 
     NOT_REGISTERED = 1
     INVALID_USAGE = 2

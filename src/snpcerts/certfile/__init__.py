@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate file: how VMMs serve it and how updates change it, under its locks.
+"""The certificate file: how VMMs serve it and how updates change it, under its lock.
 
 :class:`CertFile`, in ``file``, is the interface. ``reader`` and ``writer`` are the two sides of the
 protocol, made of the steps in ``step``; ``system`` runs the steps as real system calls. ``several``

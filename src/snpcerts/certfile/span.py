@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the protocol: how long it waits for the lock, and what it does under the lock.
+"""Measures how long an update or a request waits for the lock and holds it, and what it does then.
 
-A span is never longer than what it measures. The span of a lock begins after the lock was granted
-and ends before it is dropped. Times are those of ``time.monotonic``, one clock for all processes of
-a machine.
+A span is never longer than what it measures. The span of a held lock begins after the kernel grants
+the lock and ends before the lock is released. Times are those of ``time.monotonic``, one clock for
+all processes of a machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from snpcerts.certfile.step import Performer, Steps
 
 
 class SpanKind(enum.StrEnum):
-    """What a span's time was spent on."""
+    """What a span measures."""
 
     LOCK_WAIT = "lock wait"
     LOCK_HELD = "lock held"
@@ -32,8 +32,8 @@ class SpanKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of a run of the protocol, from ``start`` to ``end``, in seconds. ``path`` is the
-    certificate file.
+    """A measured part of an update or a request, from ``start`` to ``end``, in seconds. ``path`` is
+    the certificate file.
     """
 
     kind: SpanKind
@@ -56,7 +56,8 @@ Tell = Callable[[Span], None]
 
 
 def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
-    """Return a performer that passes every step to ``performer`` and reports the spans.
+    """Return a performer that passes every step to ``performer``, and calls ``tell`` with each
+    span.
 
     ``tell`` is called in the performing thread, in some cases with the lock held.
     """
@@ -73,7 +74,7 @@ def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
 
 @dataclass(slots=True)
 class _StepTimer:
-    """Measures the spans of one run of the protocol."""
+    """Measures the spans of one update or request."""
 
     tell: Tell
     waits_since: float | None = None

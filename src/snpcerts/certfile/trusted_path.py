@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolves a path, following only symbolic links of trusted users.
+"""Resolves a path, following only symbolic links that trusted users own.
 
 An update runs as root on files that VMMs read. The owner of a symbolic link on the path decides
 which file root writes to, and a user who can write to a directory can put a link there. So
 :func:`resolve` follows only links that belong to root or to the user of this process.
-:func:`doubts` lists everything else that lets other users change where the path leads.
+:func:`doubts` lists everything else that lets other users redirect the path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_LINKS = 40  # the same limit as in Linux
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A place where another user could change where the path leads.
+    """A directory or link through which another user could redirect the path.
 
     ``refused`` says whether updates refuse such a path.
     """
@@ -53,7 +53,8 @@ def resolve(path: str) -> str:
 
 
 def doubts(path: str) -> Iterator[Doubt]:
-    """Yield the directories and links that other users control, on the path and along each link.
+    """Yield the directories and links that other users control, on the path and on each link's
+    target.
 
     The directory that contains the file is not checked here. Raises the same errors as
     :func:`resolve`.

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     default=2000,
     show_default=True,
     metavar="MS",
-    help="Longest time for which the VMM, by its own claim, waits for the lock.",
+    help="Longest time that the VMM claims to wait for the lock.",
 )
 @click.option(
     "--timeout",

@@ -43,7 +43,7 @@ _door = click.option(
 
 
 class _PlatformOptions:
-    """The options that select the platform. They stand before the subcommand."""
+    """The options that select the platform. They come before the subcommand."""
 
     def __init__(self, platform: str | None, product: Product | None, firmware: str | None) -> None:
         self._platform = platform
@@ -384,8 +384,8 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     multiple=True,
     metavar="NAME",
     help=(
-        "Fault to put into every answer. An unknown NAME prints the known ones. May be given "
-        "several times."
+        "Fault to put into every answer. May be given several times. For a list of the faults, "
+        "give a NAME that does not exist."
     ),
 )
 @click.option(
@@ -393,7 +393,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     type=click.FloatRange(0, 3600),
     default=5.0,
     metavar="SECONDS",
-    help="Duration of an answer that a fault slows down. [default: 5]",
+    help="Time that an answer takes if a fault slows it down. [default: 5]",
 )
 @click.pass_obj
 def key_server(
@@ -453,7 +453,7 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
 
 @command.group(short_help="Change the firmware as no ioctl can.")
 def firmware() -> None:
-    """Change the emulated firmware in ways that no ioctl can, or show how it can behave."""
+    """Change the emulated firmware in ways that no ioctl can, or list where sources disagree."""
 
 
 @firmware.command()
@@ -499,7 +499,7 @@ def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
     default="",
     help="Components of the new current TCB, as in snp=25,ucode=220.",
 )
-@click.option("--fmc", type=_LEVEL, help="New FMC level of the current TCB, only on Turin.")
+@click.option("--fmc", type=_LEVEL, help="New FMC level of the current TCB (Turin only).")
 @click.option("--bootloader", type=_LEVEL)
 @click.option("--tee", type=_LEVEL)
 @click.option("--snp", type=_LEVEL)
@@ -508,7 +508,7 @@ def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
 @click.option(
     "--mitigations",
     metavar="VECTOR",
-    help="Vector with the bits of the mitigations that the new firmware can verify.",
+    help="Bit vector of the mitigations that the new firmware can verify.",
 )
 @click.pass_obj
 def update(
@@ -583,7 +583,7 @@ def rows(as_json: bool) -> None:
 
 
 def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
-    """Send an order to the machine, and print the machine's TCBs after it."""
+    """Send an order to the machine, and print the TCBs that the machine has afterwards."""
     from snpcerts.emulator.machine.enter import ask
 
     home = options.lasting_home()

@@ -113,14 +113,14 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
         help="Also write the certificates or the revocation list into DIR, in DER.",
     )(wrapped)
     refresh = click.option(
-        "--refresh", is_flag=True, help="Ask the key server even if the cache holds what is wanted."
+        "--refresh", is_flag=True, help="Ask the key server even if the answer is in the cache."
     )
     return refresh(_JSON(wrapped))
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 _PRODUCT = product_option(required=True)
-_VLEK = click.option("--vlek", is_flag=True, help="Fetch for VLEKs instead of VCEKs.")
+_VLEK = click.option("--vlek", is_flag=True, help="Fetch what verifies VLEKs instead of VCEKs.")
 
 
 @command.group(short_help="Get certificates or revocation lists.")
@@ -365,7 +365,7 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """Print on standard error what a fetch is doing, if the fetch takes longer than a second, and
+    """If a fetch takes longer than a second, print on standard error what it is doing. Also print
     what it waits for.
     """
     if shows_progress():

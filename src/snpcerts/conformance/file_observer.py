@@ -79,7 +79,7 @@ class FileObserver:
         self.meddle_examine: Callable[[], None] = lambda: None
 
     def wants(self, found: os.stat_result) -> bool:
-        """Whether ``found`` is the stat result of the certificate file, or of a former one."""
+        """Whether ``found`` is the stat result of a file that is or was the certificate file."""
         return self._served.knows(found)
 
     def opening(self, call: OpenCall) -> int | None:
@@ -163,9 +163,7 @@ class HeldUntil:
 
     @property
     def deadline(self) -> float | None:
-        """The time to poll again. It is soon, because the awaited event happens in another
-        process.
-        """
+        """When to poll again: soon, because the awaited event happens in another process."""
         return min(self._until, time.monotonic() + 0.002)
 
     def poll(self) -> int | None:

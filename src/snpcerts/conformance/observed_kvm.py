@@ -215,7 +215,7 @@ class _ObservedVcpu:
 
 
 class _Held:
-    """A KVM_RUN that waits for the firmware before it starts."""
+    """A KVM_RUN that starts only when the firmware may have the request."""
 
     def __init__(self, may_go: Callable[[], bool], go: Callable[[], Result]) -> None:
         self._may_go = may_go

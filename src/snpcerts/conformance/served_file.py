@@ -168,7 +168,9 @@ class ServedFile:
         self.on_change(f"puts inode {os.fstat(descriptor).st_ino} in place")
 
     def replace_unnoticed(self, content: bytes) -> None:
-        """Replace the file. Old and new file have the same times, and the old file keeps a name."""
+        """Replace the file with one that has the same times. The old file remains under another
+        name.
+        """
         old = os.fstat(self._present())
         kept = self._directory / f".{_NAME}.{len(self._made)}"
         os.link(self.path, kept)

@@ -285,8 +285,8 @@ class _SuiteRun:
             return self._try_in(link, locking.same_device(first, second, link))
 
     def add_to(self, timeline: Timeline) -> None:
-        """Add each run of the VMM to ``timeline``, as a group named after the run's check or the
-        first check that failed.
+        """Add each run of the VMM to ``timeline``, as a group named after the first check that
+        failed, or after the first check if none failed.
         """
         for number, tried in enumerate(self._tried, 1):
             if tried.seen.events:

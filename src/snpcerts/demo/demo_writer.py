@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's operator process: changes the reported TCB together with the table.
+"""The demo's operator process, which changes the reported TCB together with the table.
 
 The process is started on an emulated host as ``python -m snpcerts.demo.demo_writer FILE TABLES
 UPDATES SECONDS SEED``. ``TABLES`` is a directory of certificate tables, each named after its TCB
@@ -23,7 +23,7 @@ from snpcerts.host.sev import Sev
 
 
 def main(arguments: list[str]) -> None:
-    """Make the updates, evenly distributed over ``SECONDS``."""
+    """Make the updates at equal intervals over ``SECONDS``."""
     path, folder, updates, seconds, seed = arguments
     tables = {
         bytes.fromhex(file.stem): CertTable.decode(file.read_bytes())

@@ -64,7 +64,7 @@ _DARK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DemoRunShown:
-    """One run to draw: its course and its counts."""
+    """One run to draw: what happened when, and the counts."""
 
     course: Course
     tally: Tally
@@ -90,7 +90,7 @@ def picture_of(unlocked: DemoRunShown, locked: DemoRunShown, seconds: float) -> 
 
 
 def _window(course: Course, seconds: float) -> float:
-    """Return where the second that is drawn starts, in seconds after the start of the run."""
+    """Return when the drawn second starts, in seconds after the start of the run."""
     last = max(0.0, seconds - _SECOND)
     middle = last / 2
     bad = [_at_end(each) - course.begin for each in course.requests() if each.mismatched]

@@ -75,7 +75,7 @@ class BasicConstraints:
 
 @dataclass(frozen=True, slots=True)
 class KeyUsage:
-    """Those of the permitted uses of a certificate's key that snpcerts checks."""
+    """The bits of a certificate's key usage that snpcerts checks."""
 
     key_cert_sign: bool
     crl_sign: bool

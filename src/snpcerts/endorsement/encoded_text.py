@@ -87,8 +87,7 @@ def bytes_in(text: str) -> bytes | None:
 
 
 def bytes_in_numbers(text: str) -> bytes | None:
-    """Return the bytes that 64 or more decimal numbers in Go's notation, as in ``[3 0 255]``,
-    encode.
+    """Return the bytes in a list of 64 or more decimal numbers, as Go prints them: ``[3 0 255]``.
 
     Returns None for any other text.
 

@@ -141,8 +141,8 @@ class CrlFindings:
     next_update: datetime | None = None
 
     def problems_at(self, at: datetime) -> tuple[Reason, ...]:
-        """Return why the list is not a current list of the root at ``at``, a time with a time
-        zone.
+        """Return every problem of the list at ``at``, a time with a time zone: for example, the
+        root did not sign the list, or the list is out of date.
         """
         if self.this_update is None or self.next_update is None:
             return self.doubts
@@ -368,9 +368,9 @@ def _find_authorities(
 
 
 def _is_pinned(root: bytes, anchors: tuple[Anchor, ...]) -> bool:
-    """Return whether ``root`` is the certificate that an anchor holds, whose signature on itself
-    was checked when the anchor was made. This does not make the root trusted: its key is compared
-    as any root's is.
+    """Return whether ``root`` is an anchor's own certificate. Its self-signature was checked when
+    the anchor was made. This alone does not make the root trusted: its key is compared with the
+    anchors' keys, like any other root's.
     """
     if len(root) > _SHORT_ROOT:
         return False
@@ -423,7 +423,8 @@ def judge_list(
 def revocations(
     kind: VekKind, crl: bytes | None, intermediate: Certificate, root: Certificate
 ) -> tuple[Reason, ...]:
-    """Return a reason for each of the two certificates that a revocation list revokes.
+    """Return one reason for each certificate, intermediate or root, that the revocation list
+    revokes.
 
     ``crl`` is the list in DER or PEM, or None. A list that the root did not sign is ignored. An old
     list still counts, because a revocation is permanent.
@@ -453,8 +454,8 @@ def judge_authorities(
 
 
 def _in_force(windows: Sequence[Window]) -> tuple[datetime, datetime]:
-    """Return the period in which all certificates are valid, which is unlimited without
-    certificates.
+    """Return the period in which all certificates are valid. Without certificates, the period is
+    unlimited.
     """
     spans = [(window.not_before, window.not_after) for window in windows]
     firsts, lasts = zip(*spans, _ALWAYS, strict=True)

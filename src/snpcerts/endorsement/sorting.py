@@ -108,7 +108,7 @@ def chains(
 
 
 def _some(found: list[Sorted]) -> list[Sorted | None]:
-    """Return the first few certificates, or a single None without certificates."""
+    """Return the first few certificates, or one None if there are none."""
     return list(found[:_TRIED]) or [None]
 
 
@@ -117,7 +117,7 @@ def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
-    """Return the intermediates of any kind, so that a reason names the mismatch."""
+    """Return the intermediates of either kind, so that a reason can name a wrong kind."""
     return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
 
 

@@ -32,8 +32,7 @@ _INSIST: Final = "give another file, or use the certificate anyway with --force"
 
 
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
-    """Return the certificate (DER) in a file that fits a slot: ``vcek``, ``vlek``, ``ask`` or
-    ``ark``.
+    """Return the certificate (DER) for a slot (``vcek``, ``vlek``, ``ask`` or ``ark``) from a file.
 
     The file may contain other certificates too. If it contains both an ASK and an ASVK, ``vlek``
     selects the ASVK. Raises :class:`InputError`, which names ``what``, if the file has no

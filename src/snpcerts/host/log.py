@@ -57,8 +57,8 @@ def json_log(write: Callable[[str], None]) -> Listener:
 
 
 def without_repeats(listener: Listener) -> Listener:
-    """Return a listener that passes events on, but drops a warning that repeats the last one for
-    its file, unless the file has been published since.
+    """Return a listener that passes events on, but drops a warning if it repeats the last one for
+    its file and the file has not been published since.
     """
     last: dict[str | None, str] = {}
 

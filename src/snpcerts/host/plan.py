@@ -209,7 +209,7 @@ def set_config(
         if not before.current.covers(reported):
             raise RefusedError(
                 f"the new reported TCB, {reported}, is above the current TCB, {before.current}",
-                hint="choose a TCB with no component above the committed TCB",
+                hint="choose a TCB with no component above the committed TCB or the current TCB",
             )
         if reported == before.reported:
             notes.append(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules by which reading the firmware's status, or a command, changes what is known about its keys.
+"""Determines what is known about the firmware's keys after a command or a new status reading.
 
 The functions here do no I/O. Every rule holds for any firmware. If AMD's document, AMD's published
 firmware (1.55.25) and reports from users disagree, the key is in doubt. A file whose key is in

@@ -27,7 +27,7 @@ _AGAIN: Final = (signal.SIGHUP,)
 
 
 class Interrupted(BaseException):
-    """A signal ends this round, even in the middle of a fetch, which can take long."""
+    """A signal ends this round, even in the middle of a fetch, which can take a long time."""
 
 
 class Signals:

@@ -119,7 +119,7 @@ def _chain(store: Store, resource: ChainResource) -> ChainPair:
     data = store.read(resource)
     if data is None:
         raise CacheError(
-            f"{store.path_of(resource)}: expected this chain in the cache, with which to verify "
+            f"{store.path_of(resource)}: expected this chain in the cache, because it verifies "
             "another file, found none"
         )
     return read_chain(data)

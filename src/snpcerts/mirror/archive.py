@@ -73,7 +73,7 @@ def export(database: MirrorDatabase, folder: Path, *, product: Product | None = 
 def import_archive(
     database: MirrorDatabase, folder: Path, admission: Admission
 ) -> Iterator[ArchiveFinding]:
-    """Store the files in a directory that verify. Yield the finding about each file.
+    """Verify the files in a directory, and store those that verify. Yield a finding for each file.
 
     Chains come first, because revocation lists and VCEKs are verified with a chain: the archive's
     or, if the archive has none, the stored one. Raises :class:`CacheError` for a directory that

@@ -53,7 +53,7 @@ def state_bar(counts: Mapping[HostState, int]) -> Markup:
 
 
 def share_bar(part: int, whole: int, class_: str) -> Markup:
-    """Return a bar of which the share ``part`` of ``whole`` is filled."""
+    """Return a bar that is filled to ``part`` of ``whole``."""
     filled = _WIDTH * part / whole if whole else 0.0
     return _svg(
         _rect(0, 0, _WIDTH, 10, "track"),

@@ -27,8 +27,8 @@ CLIENT_NAMES: Final = "snpcerts.client_names"
 
 
 class MirrorConnection(HttpToolsProtocol):
-    """A connection that limits the time and the head of each request, and the time in which the
-    client reads the answer.
+    """A connection that limits the duration of each request, the size of its head (request line
+    and headers), and the time that the client takes to read the answer.
     """
 
     request_time = REQUEST_TIME
@@ -94,8 +94,8 @@ class MirrorConnection(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Start the timer of an answer, because the transport holds much that the client has not
-        read.
+        """Start the timer of an answer, because the transport holds much data that the client has
+        not read.
         """
         super().pause_writing()
         self._expect_reading()

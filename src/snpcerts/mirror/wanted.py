@@ -444,7 +444,7 @@ class WantedQueue:
         return self.done_in(connection, Need.REFRESH, now)
 
     def strangers(self, connection: Connection, caller: str) -> int:
-        """Return how many rows a caller has caused for chips that no host has announced."""
+        """Return how many of the caller's rows are for chips that no host has announced."""
         return connection.execute(
             select(func.count()).select_from(QUEUE).where(QUEUE.c.caller == caller)
         ).scalar_one()
@@ -540,7 +540,7 @@ def _next(now: float, pace: PaceState, *, unpaced_only: bool) -> Select[tuple[st
 
 
 def _bring_back(connection: Connection, now: float) -> None:
-    """Make all rows from before the clock was set back due and free."""
+    """If the clock was set back, make the rows with times in the future due and free."""
     q = QUEUE.c
     connection.execute(
         update(QUEUE)

@@ -37,8 +37,8 @@ class Revocation(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestPolicyBits:
-    """The demands on bits of POLICY: each must be one (True) or zero (False), or is not asked
-    (None).
+    """The demands on bits of POLICY. True demands a one, False demands a zero, and None demands
+    nothing.
 
     By default, ``debug`` and ``migrate_ma`` must be zero.
     """
@@ -56,8 +56,8 @@ class GuestPolicyBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformInfoBits:
-    """The demands on bits of PLATFORM_INFO: each must be one (True) or zero (False), or is not
-    asked (None).
+    """The demands on bits of PLATFORM_INFO. True demands a one, False demands a zero, and None
+    demands nothing.
     """
 
     smt_en: bool | None = None
@@ -314,6 +314,6 @@ def _not_empty(name: str, value: tuple[object, ...]) -> None:
 def _check_floor(name: str, floor: TcbFloor | None) -> None:
     if floor is not None and all(getattr(floor, field.name) is None for field in fields(floor)):
         raise UsageError(
-            f"{name}: expected a floor for at least one product, found none, which no report "
-            "can meet"
+            f"{name}: expected a floor for at least one product, found an empty floor, which no "
+            "report can meet"
         )

@@ -32,7 +32,7 @@ from snpcerts.verify.verdict_check import Check, CheckState
 
 
 class Subject(NamedTuple):
-    """The values of a report and its evidence that a policy is compared with. A value that could
+    """The values in a report and its evidence that are compared with a policy. A value that could
     not be read is None.
     """
 
@@ -107,8 +107,8 @@ _Listed = tuple[tuple[Check, ...], tuple[Reason, ...]]
 
 @dataclass(slots=True)
 class _PolicyDemands:
-    """A policy's demands, each with its position and reason code, and the checks as they are if
-    nothing is asked.
+    """A policy's demands, each with its position and reason code, and the list of all checks, each
+    marked as not asked.
 
     ``last`` holds the last report's results, and the checks and reasons that follow from them.
     """
@@ -495,7 +495,7 @@ def _floor_without_cpuid(
 
 
 def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
-    """Return for each component the highest value that one of the floors requires."""
+    """Return, for each component, the highest value that any of the floors requires."""
     highest: dict[str, int] = {}
     for floor in floors:
         for name, least in floor.components().items():
@@ -504,9 +504,7 @@ def _highest(floors: Iterable[ProcessorFloor]) -> dict[str, int]:
 
 
 def _reaches(least: dict[str, int], names: str, tcbs: ReportTcbs) -> _DemandResult:
-    """Compare a floor with the reported TCB, which the leaf certifies, and the current TCB, which
-    runs.
-    """
+    """Compare a floor with the reported TCB, which the leaf certifies, and with the current TCB."""
     listed = ", ".join(f"{name} {value}" for name, value in least.items())
     expected = f"at least {listed} ({names})"
     if tcbs.reported is None or tcbs.current is None:

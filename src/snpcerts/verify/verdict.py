@@ -28,8 +28,8 @@ class Status(enum.Enum):
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:
-    """Return the status that follows from the reasons. A single reason that no retry can remove
-    refuses the report.
+    """Return the status that follows from the reasons. The report is refused if no
+    retry can remove one of them.
     """
     if not reasons:
         return Status.VERIFIED

@@ -24,7 +24,7 @@ from snpcerts.cli.host.sync import sync
 
 @click.group()
 def command() -> None:
-    """Keep this host's certificate files matched to the key that its firmware signs with.
+    """Keep this host's certificate files in step with the key that its firmware signs with.
 
     Every command that changes the signing key first makes a plan and fetches the new key's
     certificates. Then it locks and empties the certificate files, runs the firmware command, reads

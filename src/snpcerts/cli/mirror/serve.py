@@ -209,8 +209,8 @@ def _tokens(agent: str | None, admin: str | None) -> Tokens:
 
 
 def _token_file(path: str | None) -> dict[str, frozenset[str]]:
-    """Read a token file. Return the names of the hosts that each token belongs to, none for a token
-    of all hosts.
+    """Read a token file. Return the names of the hosts that each token is valid for, or no name for
+    a token that is valid for all hosts.
     """
     if path is None:
         return {}
@@ -229,8 +229,8 @@ def _token_file(path: str | None) -> dict[str, frozenset[str]]:
         raise InputError(
             f"{path}: expected one token of at least 16 characters on each line",
             hint=(
-                "make tokens with 'openssl rand -hex 32', and write the names of hosts behind "
-                "the hosts' token"
+                "make tokens with 'openssl rand -hex 32', and write the names of hosts after "
+                "their token"
             ),
         )
     return found

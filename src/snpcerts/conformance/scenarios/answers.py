@@ -31,7 +31,7 @@ def asks_for(answer: Answer, pages: int) -> str | None:
 
 
 def asks_and_writes_nothing(answer: Answer, pages: int) -> str | None:
-    """Check an answer like :func:`asks_for`, and check that the guest's memory is unchanged."""
+    """Check an answer as :func:`asks_for` does, and check that the guest's memory is unchanged."""
     problem = asks_for(answer, pages)
     if problem is None and not answer.untouched:
         problem = "the VMM answered ENOSPC, but wrote to the guest's memory"

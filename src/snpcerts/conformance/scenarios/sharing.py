@@ -56,8 +56,8 @@ def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Change the state of 2 MiB in one entry, use a buffer inside, then change one of its pages
-    alone.
+    """Change the state of a 2 MiB page with one entry, use a buffer in that page, then change one
+    4 KiB page of it alone.
     """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     slot = guest.vm.slots.largest()

@@ -135,11 +135,11 @@ def _together(first: CertsRequest, second: CertsRequest) -> bool:
 
 
 def _adds_up(first: CertsRequest, second: CertsRequest, delay: float) -> bool | None:
-    """Whether the second vCPU waited its whole time only after the first vCPU's wait, or None if
+    """Whether the second vCPU's time limit began only when the first vCPU's wait ended, or None if
     that is unclear.
 
-    On a busy machine every answer may be late. So it also counts how often the second vCPU tried
-    to take the lock after the first had given up: if its time was over, once.
+    On a busy machine every answer may be late. So the function also counts how often the second
+    vCPU tried to take the lock after the first had given up: if its time was over, once.
     """
     waited, answered = first.waited or 0.0, second.answered_at or 0.0
     apart = abs(second.asked_at - first.asked_at) / waited

@@ -143,7 +143,7 @@ _ALLOW = _op(_RETURN, SECCOMP_RET_ALLOW)
 
 
 def _when(call: Syscall, body: bytes) -> bytes:
-    """Return instructions that run ``body``, which always ends the program, for ``call`` only."""
+    """Return instructions that run ``body`` only for ``call``. ``body`` must end the program."""
     return _op(_IF_EQUAL, call, 0, len(body) // _instruction.size) + body
 
 

@@ -191,7 +191,7 @@ class Supervisor:
             for each in namespace:
                 os.close(each)
             raise InputError(
-                "places in a namespace: the file systems differ from those of the front door"
+                "mount namespace: expected only file systems of this front door, found others"
             )
         try:
             devices = self._namespaces.add(door, places.devices, namespace[:count])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that requests a number of reports with certificates, then shuts down.
+"""A guest that requests a number of extended reports, then shuts down.
 
 Each vCPU works independently, like a program in a Linux guest. It makes a request with its current
 buffer and, if the buffer is too small, repeats it with a larger one. vCPU n uses VMPCK n modulo 4,
@@ -104,7 +104,7 @@ class ScriptedGuest(LinuxGuest):
 
     def submit(self, request: DriverRequest) -> DriverCall:  # noqa: ARG002 - as in LinuxGuest
         """Fail with ENODEV: this guest runs only its script."""
-        raise OSError(errno.ENODEV, "a scripted guest serves no programs")
+        raise OSError(errno.ENODEV, "a scripted guest runs no programs")
 
     def program(self, cpu: GuestCpu) -> Program:
         """Boot, request this vCPU's reports, and wait for those of the other vCPUs."""

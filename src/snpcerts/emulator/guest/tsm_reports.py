@@ -99,7 +99,7 @@ class TsmReports:
             yield
 
     def _provider(self) -> LinuxGuest:
-        """Return the guest whose driver has registered itself; ENXIO if there is none."""
+        """Return the guest whose driver has registered itself. Raises ENXIO if there is none."""
         guest = self.vm.guest
         if not isinstance(guest, LinuxGuest) or not guest.vmpcks:
             raise OSError(errno.ENXIO, "no driver provides reports")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores the board that a VMM sets up: interrupt controllers, timers and the clock.
+"""Keeps the state of the board that a VMM sets up: interrupt controllers, timers and the clock.
 
 No interrupts occur in an emulated VM. But a VMM that was not written for the emulator sets the
 board up, and saves its state at the end.

@@ -107,7 +107,7 @@ class RequestingVm(InstructionVm, Protocol):
 
     @property
     def sev_features(self) -> int:
-        """The field SEV_FEATURES of the guest's VMSAs."""
+        """The SEV_FEATURES field of the guest's VMSAs."""
 
     jump_table: int
     request_page: bytes  # a bounce page; both are allocated once and never cleared
@@ -166,8 +166,8 @@ class GhcbRequests:
         return RESUME if completion is None else completion(memory, caller)
 
     def enter_guest(self, memory: SlotMemory) -> None:
-        """Write the guest's four registers to the GHCB page and unmap the page, as KVM does before
-        an entry.
+        """Write RAX, RBX, RCX and RDX to the GHCB page and unmap the page, as KVM does before it
+        enters the guest.
         """
         self._ghcb.let_go(memory)
 

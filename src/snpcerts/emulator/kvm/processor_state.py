@@ -179,7 +179,7 @@ class ProcessorState:
         return len(entries)
 
     def _get_msrs(self, indices: list[int]) -> list[tuple[int, int]]:
-        """Return the values of MSRs, up to but without the first that KVM does not support."""
+        """Return the values of the MSRs before the first one that KVM does not support."""
         found = []
         for index in indices:
             value = self._msrs.read(index)

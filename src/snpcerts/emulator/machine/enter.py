@@ -55,9 +55,7 @@ def throw_away(
 
 
 def ask(home: PlatformHome, message: Mapping[str, object]) -> dict[str, Any]:
-    """Send one message to the platform's server, and start the server if needed; return the
-    answer.
-    """
+    """Start the platform's server if needed, send it one message, and return its answer."""
     with contextlib.closing(connect(home)) as peer:
         return _ask(home, peer, message)
 

@@ -265,7 +265,7 @@ class Firmware:
             )
 
     def pdh_cert_export(self) -> tuple[bytes, bytes]:
-        """PDH_CERT_EXPORT: return the certificate of the PDH, and those of PEK, OCA and CEK."""
+        """PDH_CERT_EXPORT: return the certificates of the PDH, the PEK, the OCA and the CEK."""
         with self._lock:
             return sev_certificates.export(self.chip, self.state.version)
 
@@ -307,7 +307,8 @@ class Firmware:
             self._become(after.init())
 
     def snp_verify_mitigation(self, vector: int = 0) -> MitigationVectors:
-        """SNP_VERIFY_MITIGATION: return the supported and the verified mitigations.
+        """SNP_VERIFY_MITIGATION: verify the mitigation in ``vector``, if any, and return the
+        status.
 
         ``vector`` 0 requests the status. A single bit requests a check of that mitigation. Fails
         with INVALID_COMMAND on firmware older than reports of version 5, and with INVALID_PARAM for
@@ -418,7 +419,7 @@ class Firmware:
     def launch_update(
         self, context: GuestContext, gpa: int, page_type: int, data: bytes
     ) -> bytes | None:
-        """SNP_LAUNCH_UPDATE: measure one page or several adjacent pages, from ``gpa`` on.
+        """SNP_LAUNCH_UPDATE: measure one page or several adjacent pages, starting at ``gpa``.
 
         ``data`` is a whole number of 4096-byte pages; for ZERO and UNMEASURED pages its content is
         ignored. For SECRETS (one page only), returns the page to put at ``gpa``; for other types

@@ -132,8 +132,8 @@ def _put_system(page: bytearray, sregs: bytes) -> None:
 
 
 def _put_floating_point(page: bytearray, states: Mapping[str, bytes]) -> None:
-    """Write x87, SSE and AVX state into ``page``. Parts that the VMM did not set get their values
-    after FNINIT.
+    """Write x87, SSE and AVX state into ``page``. Parts that the VMM did not set get the values
+    that FNINIT sets.
     """
     control, status, tags, opcode, rip, rdp = _RESET_FCW, 0, 0, 0, 0, 0
     mxcsr, stack, xmm, ymm = _RESET_MXCSR, bytes(128), bytes(256), bytes(256)
