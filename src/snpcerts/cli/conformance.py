@@ -104,7 +104,10 @@ if TYPE_CHECKING:
     type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
     default="documented",
     show_default=True,
-    help="Source that the emulated firmware follows where sources disagree about AMD's firmware.",
+    help=(
+        "What the emulated firmware follows where sources disagree about AMD's firmware: AMD's "
+        "published code for Genoa, AMD's document, or observations on a real host."
+    ),
 )
 @click.option("--junit", metavar="FILE", help="Also write the results to FILE, as JUnit XML.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")

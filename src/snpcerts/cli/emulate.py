@@ -89,7 +89,9 @@ class _PlatformOptions:
 
 
 def _named_after(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
-    """Accept --platform after the subcommand too. Raises :class:`UsageError` for two values."""
+    """Accept --platform after the subcommand too. Raises :class:`UsageError` if two different
+    values are given.
+    """
     options = ctx.find_object(_PlatformOptions)
     if value is None or options is None:
         return
@@ -127,8 +129,9 @@ _platform = click.option(
     "--firmware",
     type=click.Choice(["genoa-1.55.25", "documented", "observed-2022"]),
     help=(
-        "Source that the emulated firmware follows where sources disagree about AMD's "
-        "firmware. [default: documented]"
+        "What the emulated firmware follows where sources disagree about AMD's firmware: AMD's "
+        "published code for Genoa, AMD's document, or observations on a real host. [default: "
+        "documented]"
     ),
 )
 @click.pass_context
@@ -183,8 +186,8 @@ def command(
     default="43",
     show_default=True,
     help=(
-        "Exit number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in kernel trees with "
-        "the patch series as posted."
+        "Exit number of KVM_EXIT_SNP_REQ_CERTS: 43 in released kernels, 42 in kernels built "
+        "from the patch series as posted."
     ),
 )
 @click.option(
@@ -257,7 +260,7 @@ def host(
 @click.option(
     "--vm",
     metavar="NAME",
-    help="Running VM whose guest runs PROGRAM. [default: the only VM that serves programs]",
+    help="Running VM in which to run PROGRAM. [default: the only VM that serves programs]",
 )
 @click.option(
     "--certs",
@@ -376,7 +379,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
 @click.option(
     "--throttle-lengthens",
     is_flag=True,
-    help="Start the interval of --throttle again after each refused request.",
+    help="Restart the interval of --throttle after each refused request.",
 )
 @click.option(
     "--fault",
@@ -593,7 +596,7 @@ def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
 
 
 def _say_tcbs(answer: Mapping[str, Any]) -> None:
-    """Print the TCBs of a machine's status."""
+    """Print the TCBs in a machine's status."""
     from snpcerts.abi.tcb import TcbVersion
 
     layout = Product(answer["product"]).tcb_layout

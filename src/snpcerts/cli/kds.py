@@ -125,7 +125,7 @@ _VLEK = click.option("--vlek", is_flag=True, help="Fetch what verifies VLEKs ins
 
 @command.group(short_help="Get certificates or revocation lists.")
 def fetch() -> None:
-    """Get certificates or revocation lists from the cache, otherwise from the key server.
+    """Get certificates or revocation lists from the cache or, if it lacks them, the key server.
 
     Exit codes: 0 done, 1 refused (the answer does not verify, or the server answers 404), 2 wrong
     usage or unreadable input, 3 the server is unreachable or throttles: try again later.
@@ -141,9 +141,7 @@ def fetch() -> None:
 @click.option(
     "--report",
     metavar="FILE",
-    help=(
-        "File with an attestation report, from which to take the product, the chip ID and the TCB."
-    ),
+    help=("Take the product, the chip ID and the TCB from the attestation report in FILE."),
 )
 @_common
 def vcek(
@@ -277,7 +275,7 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Return product, chip ID and TCB for each product that the report may come from.
+    """Return the product, chip ID and TCB for each product that the report may come from.
 
     A version 2 report does not name its product, so all products whose TCB layout fits are
     returned, as for 'verify --fetch'.
@@ -333,8 +331,8 @@ def _kind(vlek: bool) -> VekKind:
 
 
 def _hwid(text: str, product: Product) -> bytes:
-    """Parse a chip ID. For products with a shorter chip ID, also accept the 64 bytes of a report's
-    field, whose other bytes are zero.
+    """Parse a chip ID. For products with a shorter chip ID, also accept a report's 64-byte
+    field, in which the remaining bytes are zero.
     """
     data = hex_bytes("--hwid", text)
     if len(data) == CHIP_ID_SIZE and not any(data[product.hwid_size :]):

@@ -64,7 +64,7 @@ _OFFLINE = click.option(
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The values of these options. None, False or () means that an option was not given.
+    """The values of the source options. None, False or () means that an option was not given.
 
     ``timeout`` is in seconds. None means the key server client's default.
     """
@@ -142,8 +142,8 @@ def _with_source(
 
 
 def cache_directory(given: str | None) -> Path:
-    """Return the cache directory: ``given`` or, if that is None, the host's for root and the user's
-    for others.
+    """Return the cache directory: ``given`` or, if that is None, the host's cache for root and the
+    user's own cache for any other user.
     """
     if given is not None:
         return Path(given)

@@ -24,7 +24,7 @@ FETCHED_LIST_AGE = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """The values of these options. None, empty or False means that an option was not given."""
+    """The values of the policy options. None, empty or False means that an option was not given."""
 
     policy: str | None
     report_data: str | None
@@ -40,8 +40,8 @@ class PolicyOptions:
     asks_server: bool  # whether the key server can be asked for what is missing
 
     def read(self) -> Policy:
-        """Return the policy in the file, or the default policy without a file, as changed by the
-        options.
+        """Return the policy in the file, or the default policy if no file is given, as changed by
+        the options.
         """
         from snpcerts.verify.policy import Policy, Revocation
         from snpcerts.verify.policy_file import read_age, read_policy

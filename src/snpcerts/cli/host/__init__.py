@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host``: an SNP host's agent, and firmware commands that keep the certificate files
-correct.
+"""``snpcerts host``: the agent of an SNP host, and firmware commands that keep the certificate
+files in step.
 
 ``check``, ``status`` and ``sync`` have the commands with these names. ``change`` has ``commit``,
 ``set-config`` and ``load-vlek``; ``prove`` has ``prove-key``; ``prove_host`` has ``prove``;

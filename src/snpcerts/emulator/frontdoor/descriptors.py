@@ -122,7 +122,7 @@ class Descriptors:
         return entry, given
 
     def reap(self) -> list[OpenDevice]:
-        """Forget and return the devices that their programs have closed."""
+        """Return the devices that programs have closed, and forget them."""
         now = time.monotonic()
         try:
             events = os.read(self._inotify, _EVENTS_MAX)

@@ -154,7 +154,9 @@ class TsmReports:
         report.inblob = data
 
     def _report_read(self, report: _ReportItem, name: str, full: bool) -> Operation[bytes]:
-        """Return a blob, as ``tsm_report_read`` does. Without ``full``, return as many zeros."""
+        """Return a blob, as ``tsm_report_read`` does. Without ``full``, return the same number of
+        zeros.
+        """
         yield from self._lock()
         if not report.inblob:
             raise OSError(errno.EINVAL, "inblob is empty")
