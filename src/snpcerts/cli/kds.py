@@ -120,7 +120,7 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 _PRODUCT = product_option(required=True)
-_VLEK = click.option("--vlek", is_flag=True, help="Fetch what verifies VLEKs instead of VCEKs.")
+_VLEK = click.option("--vlek", is_flag=True, help="Fetch the chain or list for VLEKs, not VCEKs.")
 
 
 @command.group(short_help="Get certificates or revocation lists.")
@@ -141,7 +141,7 @@ def fetch() -> None:
 @click.option(
     "--report",
     metavar="FILE",
-    help=("Take the product, the chip ID and the TCB from the attestation report in FILE."),
+    help="Take the product, the chip ID and the TCB from the attestation report in FILE.",
 )
 @_common
 def vcek(

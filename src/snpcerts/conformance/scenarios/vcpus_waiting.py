@@ -139,7 +139,8 @@ def _adds_up(first: CertsRequest, second: CertsRequest, delay: float) -> bool | 
     that is unclear.
 
     On a busy machine every answer may be late. So the function also counts how often the second
-    vCPU tried to take the lock after the first had given up: if its time was over, once.
+    vCPU tried to take the lock after the first had given up. If its time limit had passed, it tried
+    only once.
     """
     waited, answered = first.waited or 0.0, second.answered_at or 0.0
     apart = abs(second.asked_at - first.asked_at) / waited

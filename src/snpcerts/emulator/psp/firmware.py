@@ -311,8 +311,8 @@ class Firmware:
         status.
 
         ``vector`` 0 requests the status. A single bit requests a check of that mitigation. Fails
-        with INVALID_COMMAND on firmware older than reports of version 5, and with INVALID_PARAM for
-        several bits or an unsupported one.
+        with INVALID_COMMAND on firmware that does not write reports of version 5, and with
+        INVALID_PARAM for several bits or an unsupported one.
         """
         with self._lock:
             platform = self._platform
