@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Escapes untrusted text for printing. All other modules use this one for that.
+"""Escapes untrusted text before it is printed. All other modules use this one to do so.
 
 Untrusted text is, for example, a command line, a name in a certificate, a key server's answer, a
 guest's evidence, or a VMM's output. It must not move a terminal's cursor, begin a new line in a

@@ -18,7 +18,7 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Blocks(threading.local):
-    """The blocks that this thread is in, and the signal that came meanwhile."""
+    """The blocks that this thread is in, and the signal that arrived during them."""
 
     depth = 0
     postponed: int | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures how long an update or a request waits for the lock and holds it, and what it does then.
+"""Measures the parts of an update or a request: the wait for the lock, and the steps under it.
 
 A span is never longer than what it measures. The span of a held lock begins after the kernel grants
 the lock and ends before the lock is released. Times are those of ``time.monotonic``, one clock for

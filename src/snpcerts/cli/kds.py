@@ -79,7 +79,7 @@ class _Where:
                 raise
 
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], line: str) -> None:
-        """Write the files to the directory of ``-o``, if given. Print ``line`` and the files'
+        """Write the files to the directory that ``-o`` names, if any. Print ``line`` and the files'
         names, or one JSON object.
         """
         written: dict[str, str] = {}
@@ -120,7 +120,9 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 _PRODUCT = product_option(required=True)
-_VLEK = click.option("--vlek", is_flag=True, help="Fetch the chain or list for VLEKs, not VCEKs.")
+_VLEK = click.option(
+    "--vlek", is_flag=True, help="Fetch the chain or revocation list for VLEKs, not for VCEKs."
+)
 
 
 @command.group(short_help="Get certificates or revocation lists.")

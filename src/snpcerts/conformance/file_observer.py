@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observes the VMM's reads, locks and closes of the certificate file, each before it happens.
+"""Observes each read, lock and close of the certificate file by the VMM, before it happens.
 
 A scenario may interfere at that moment (``meddle``). For example, it replaces the file between open
 and lock, sends a signal between lock and read, or shortens a read.

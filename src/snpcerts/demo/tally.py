@@ -47,9 +47,7 @@ class Tally:
     writer_hold_ms_max: float = 0.0
 
     def count(self, event: Event, host: EmulatedHost) -> RequestResult | None:
-        """Count one event. Return the result of the request if the event is the answer that a guest
-        got.
-        """
+        """Count one event. For an answer to a guest, return the result of its request."""
         match event:
             case Answered(outcome=outcome):
                 self.busy += outcome == Outcome.BUSY.value

@@ -125,7 +125,7 @@ class Certificate:
             return self.der
         if encoding is Encoding.PEM:
             return to_pem_block(self.der, "CERTIFICATE")
-        raise ValueError("expected the encoding DER or PEM for a certificate")
+        raise ValueError("encoding of a certificate: expected DER or PEM")
 
 
 def load_certificate(data: bytes, what: str) -> Certificate:
@@ -261,7 +261,7 @@ _PLAIN = {
 
 
 def plainly(error: BaseException) -> str:
-    """Return what is wrong with DER, in plain words, from the library's error."""
+    """Return in plain words what the library's error says is wrong with DER."""
     kind = _KIND.search(str(error))
     if kind is None:
         return str(error) or type(error).__name__

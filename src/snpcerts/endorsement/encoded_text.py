@@ -118,8 +118,8 @@ def _in_program(text: str) -> bytes | None:
 
 
 def _in_setting(text: str) -> bytes | None:
-    """Return the bytes that follow a name, as in a settings file, in YAML or in a form; None for
-    other text.
+    """Return the bytes in ``NAME=VALUE`` or ``NAME: VALUE``, as in a settings file, YAML or a form;
+    None for other text.
     """
     start = _ASSIGNED.match(text)
     if start is None:

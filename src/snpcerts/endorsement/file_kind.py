@@ -174,7 +174,7 @@ def resembles_report(data: bytes) -> bool:
 
 
 def looks_like_table(data: bytes) -> bool:
-    """Return whether ``data`` begins with an entry of a certificate table that has a known GUID."""
+    """Return whether ``data`` begins with a certificate table entry whose GUID is known."""
     guids = {guid.bytes for guid in GUID_NAMES} | {guid.bytes_le for guid in GUID_NAMES}
     return len(data) >= ENTRY_SIZE and data[:16] in guids
 

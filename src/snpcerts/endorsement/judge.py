@@ -574,13 +574,13 @@ class Judgement:
 
     @property
     def wrong(self) -> tuple[Reason, ...]:
-        """The problems that do not come with time, such as another key or an untrusted root."""
+        """The problems that do not depend on the time, such as another key or an untrusted root."""
         timely = (*EXPIRED, *REVOKED, *NOT_YET_VALID)
         return tuple(each for each in self.reasons if each.code not in timely)
 
     @property
     def lapsed(self) -> tuple[Reason, ...]:
-        """The problems that come with time: expired and revoked certificates."""
+        """The problems of certificates that are no longer valid: expired or revoked."""
         return tuple(each for each in self.reasons if each.code in (*EXPIRED, *REVOKED))
 
     @property

@@ -76,7 +76,7 @@ _known = functools.lru_cache(maxsize=256)(_sort)
 
 
 def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
-    """Return all certificates in these certificates and bundles, each once."""
+    """Return every certificate in these certificates and bundles once."""
     found: dict[tuple[bytes, bytes, bytes], Sorted] = {}
     for part in parts:
         one = sort(part)

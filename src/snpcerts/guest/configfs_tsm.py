@@ -177,8 +177,8 @@ class ConfigfsTsm:
             after = self._generation(entry)
             if after != before + writes:
                 raise TsmChangedError(
-                    f"{entry}: the generation went from {before} to {after}, "
-                    f"expected {before + writes}",
+                    f"{entry}: expected the generation to rise from {before} to {before + writes}, "
+                    f"found {after}",
                     hint="another process wrote to the entry; request the report again",
                 )
         if len(outblob) != REPORT_SIZE:

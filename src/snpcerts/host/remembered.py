@@ -144,7 +144,7 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, change: str
 
 
 def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
-    """Return what is known if SNP was not initialised again, so that only commands made changes."""
+    """Return what is known if SNP was not re-initialised, so only commands changed anything."""
     known = before.known
     if _key_facts(before) != _key_facts(now):
         known = replace(known, proofs=())

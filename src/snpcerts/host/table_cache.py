@@ -324,7 +324,7 @@ class TableCache:
 
 
 def judge_table(judge: ChipJudge, table: CertTable, key: Key, at: datetime) -> Judgement:
-    """Judge a table's certificates as those of ``key`` at the time ``at``."""
+    """Judge whether a table's certificates certify ``key`` at the time ``at``."""
     return judge.judge(ChainBytes.from_table(table, key.kind), key.kind, key.tcb, at)
 
 

@@ -93,8 +93,8 @@ def _of_chain(
 
 
 def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Reason, ...]:
-    """Return the reasons against a chain in the cached revocation list; none if no list is
-    cached.
+    """Return the reasons that the cached revocation list gives against a chain. If no list is
+    cached, there are none.
     """
     crl = store.read(CrlResource(resource.product, resource.kind))
     return revocations(resource.kind, crl, pair.intermediate, pair.root)

@@ -207,7 +207,7 @@ class WantedQueue:
             )
 
     def drop(self, connection: Connection, resource: str) -> None:
-        """Remove the row of a resource that has its answer."""
+        """Remove the row of a resource that upstream has answered."""
         connection.execute(delete(QUEUE).where(QUEUE.c.resource == resource))
 
     def lock(self, connection: Connection) -> None:

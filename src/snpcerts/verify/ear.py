@@ -81,7 +81,7 @@ class EarSigner:
         return {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y}
 
     def sign(self, claims: dict[str, Any]) -> str:
-        """Return the claims as a signed JWT, with the public key in the header as in Trustee's."""
+        """Return the claims as a signed JWT, with the public key in the header, as Trustee does."""
         import jwt
 
         return jwt.encode(claims, self.key, algorithm="ES256", headers={"jwk": self.jwk()})

@@ -185,8 +185,8 @@ def _measured(key: int, value: dict[int, Any]) -> dict[int, Any]:
 
 
 def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator[dict[int, Any]]:
-    """Yield the reference values that do not depend on the measurement. Add the names of the policy
-    fields that they express to ``said``.
+    """Yield the reference values that do not depend on the measurement. Add to ``said`` the names
+    of the policy fields that they express.
     """
     import cbor2
 

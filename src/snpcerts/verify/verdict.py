@@ -28,8 +28,8 @@ class Status(enum.Enum):
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:
-    """Return the status that follows from the reasons. The report is refused if no
-    retry can remove one of them.
+    """Return the status that follows from the reasons: refused if there is a reason that no retry
+    can remove.
     """
     if not reasons:
         return Status.VERIFIED

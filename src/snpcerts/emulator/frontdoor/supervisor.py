@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves trapped system calls in one loop of one thread, and answers them in any order.
+"""Serves trapped system calls in one loop in one thread, and answers them in any order.
 
 A call that has to wait (an idle vCPU) stays unanswered while others are served, so one thread
 serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake the caller of a received
@@ -543,7 +543,7 @@ class Supervisor:
         number: int,
         found: os.stat_result | None,
     ) -> OpenDevice | InUse | None:
-        """Return the open emulated device behind a descriptor, or None if it is not emulated.
+        """Return the open emulated device behind a descriptor, or None if there is none.
 
         Raises ``OSError`` if it cannot be opened.
         """
@@ -565,7 +565,7 @@ class Supervisor:
     def _device(
         self, listener: _Listener, notification: Notification, number: int
     ) -> Device | None:
-        """Return the device behind another descriptor of the caller; None if it is not emulated."""
+        """Return the emulated device behind another descriptor of the caller, or None."""
         process, found = self._descriptor(notification.tid, number)
         with contextlib.suppress(OSError):
             entry = self._entry(listener, notification, process, number, found)

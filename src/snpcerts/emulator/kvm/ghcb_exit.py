@@ -83,7 +83,7 @@ _INPUT: dict[int, tuple[Field, ...]] = {
 
 
 class RequestingVm(InstructionVm, Protocol):
-    """What the handling of a vCPU's exits needs from its VM."""
+    """What the code that handles a vCPU's exits needs from its VM."""
 
     @property
     def snp(self) -> bool:

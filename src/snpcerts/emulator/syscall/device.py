@@ -30,7 +30,7 @@ class Device(Protocol):
         """
 
     def close(self) -> None:
-        """Handle the close of the last descriptor of this open device."""
+        """Handle the closing of the device's last descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
