@@ -173,7 +173,7 @@ def _report_of(response: bytes) -> bytes:
     header = ReportResponse.unpack(response)
     if header.status != ResponseStatus.SUCCESS:
         known = {
-            ResponseStatus.INVALID_PARAM: "invalid parameters, perhaps a VMPL above the guest's",
+            ResponseStatus.INVALID_PARAM: "invalid parameters, perhaps a VMPL below the guest's",
             ResponseStatus.INVALID_KEY: "the requested key does not exist",
         }
         reason = known.get(ResponseStatus(header.status)) if header.status in known else None

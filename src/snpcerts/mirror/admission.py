@@ -117,7 +117,7 @@ class Admission:
 
 
 def chain_of(resource: Resource) -> ChainResource:
-    """Return the chain with which a VCEK or a revocation list is verified."""
+    """Return the chain that is needed to verify a VCEK or a revocation list."""
     kind = VekKind.VCEK if isinstance(resource, VcekResource) else resource.kind
     return ChainResource(resource.product, kind)
 

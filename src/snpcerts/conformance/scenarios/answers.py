@@ -199,7 +199,7 @@ def advise_against_eio(trial: Trial, check: str, where: str, answer: Answer) -> 
     if answer.request is not None and answer.request.ret == errno.EIO:
         trial.advise(
             check,
-            f"{where}: ret 5 (EIO), with which a Linux guest destroys its VMPCK; EAGAIN or an "
+            f"{where}: ret 5 (EIO), after which a Linux guest destroys its VMPCK; EAGAIN or an "
             "empty table lets it continue",
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classic BPF program with which seccomp selects the system calls for the supervisor.
+"""The classic BPF program that tells seccomp which system calls to pass to the supervisor.
 
 ======================================  ============================================
 call                                    decision
