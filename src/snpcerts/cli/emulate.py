@@ -260,7 +260,7 @@ def host(
 @click.option(
     "--vm",
     metavar="NAME",
-    help="Running VM in which to run PROGRAM. [default: the only VM that serves programs]",
+    help="Run PROGRAM in the guest of this running VM. [default: the only VM that serves programs]",
 )
 @click.option(
     "--certs",

@@ -260,7 +260,7 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
 def _first_of(
     source: CertificateSource, candidates: Sequence[_Key], *, refresh: bool
 ) -> tuple[Endorsement, _Key]:
-    """Return the certificates for the first candidate for which the key server has a VCEK.
+    """Return the certificates for the first candidate whose VCEK the key server has.
 
     If some candidates are for products with a trusted root, only these are tried.
     """

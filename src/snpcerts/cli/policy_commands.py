@@ -35,8 +35,8 @@ def command() -> None:
     multiple=True,
     metavar="NAME",
     help=(
-        "Bulletin, such as AMD-SB-3023, or attack, such as EntrySign, whose fixes to "
-        "require. May be given several times. [default: all bulletins]"
+        "Require the fixes for this bulletin (such as AMD-SB-3023) or attack (such as "
+        "EntrySign). May be given several times. [default: all bulletins]"
     ),
 )
 @click.option(

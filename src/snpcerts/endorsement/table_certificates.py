@@ -82,9 +82,7 @@ def list_in(data: bytes, what: str) -> bytes:
 
 
 def slot_of(certificate: Sorted) -> str | None:
-    """Return the slot of a certificate table in which a certificate belongs; None if it fits no
-    slot.
-    """
+    """Return the certificate table slot that a certificate belongs in; None if it fits no slot."""
     if certificate.kind is not None:
         return certificate.kind.value
     if certificate.authority is not None:

@@ -130,7 +130,7 @@ class HostFirmware:
         )
 
     def prove(self, taken_in: FirmwareState, proof: Proof) -> None:
-        """Record a proof of which key signs, made while the firmware was in the state
+        """Record a proof of the signing key that was made while the firmware was in the state
         ``taken_in``.
         """
         self.memory.prove(self.read_firmware, taken_in, proof)

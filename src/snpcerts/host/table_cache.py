@@ -217,7 +217,7 @@ class TableCache:
         return CertTable(certificates.entries + self.extras(file, certificates))
 
     def extras(self, file: FileConfig, certificates: CertTable) -> tuple[TableEntry, ...]:
-        """Return the entries of ``file`` besides ``certificates``, as :meth:`read_extras` found
+        """Return the entries of ``file`` other than ``certificates``, as :meth:`read_extras` found
         them.
 
         A revocation list is left out, and reported, unless the table's root signed it and it is

@@ -79,8 +79,8 @@ class Failure:
         )
 
     def error(self) -> KdsError | None:
-        """Return the error again, for another process that wants the same resource; None if its
-        code is unknown.
+        """Recreate the error for another process that wants the same resource. Return None if the
+        error's code is unknown.
         """
         if self.code == KdsUnavailableError.code:
             return KdsUnavailableError(self.message, retry_after=self.retry_after, hint=self.hint)
@@ -91,8 +91,8 @@ class Failure:
         return None
 
     def ours(self, since: float, now: float) -> bool:
-        """Return whether this failure also counts for a process that has wanted the resource since
-        ``since``.
+        """Return whether this failure also counts for a process that first wanted the resource at
+        the time ``since``.
         """
         return self.at >= since or (not self.over and now < self.again_at + _GRACE)
 

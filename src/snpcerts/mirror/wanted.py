@@ -195,7 +195,7 @@ class WantedQueue:
         return len(rows)
 
     def require_room(self, connection: Connection, count: int) -> None:
-        """Raise :class:`RefusedError` unless the queue has room for that many more rows."""
+        """Raise :class:`RefusedError` unless the queue has room for ``count`` more rows."""
         size = self.size(connection)
         if size + count > MAX_QUEUE:
             raise RefusedError(

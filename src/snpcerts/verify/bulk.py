@@ -110,8 +110,8 @@ def _in_processes(
 
 
 class _Work:
-    """The chunks whose verdicts have not been returned yet, in order. Each was submitted to the
-    pool or judged here.
+    """The chunks whose verdicts have not been returned yet, in order. Each has been
+    submitted to the pool or judged here.
     """
 
     def __init__(self, pool: ProcessPoolExecutor, task: _Task, ahead: int) -> None:

@@ -8,7 +8,7 @@ from snpcerts.device_ioctl import ioctl
 
 
 def run_vcpu(vcpu: int) -> None:
-    """Issue KVM_RUN once on a vCPU's file descriptor. Other threads can run meanwhile.
+    """Issue KVM_RUN once on a vCPU's file descriptor. Other threads can run during the call.
 
     Raises ``OSError`` with the errno of the call. For EINTR this is ``InterruptedError``: KVM_RUN
     returns it if ``immediate_exit`` is set or a signal has arrived.

@@ -47,7 +47,7 @@ DATABASE = click.option(
     metavar="URL",
     default=AMD_URL,
     show_default=True,
-    help="Key server or mirror from which to fetch certificates.",
+    help="Key server or mirror to fetch certificates from.",
 )
 @ANCHOR
 @click.option(
@@ -118,7 +118,7 @@ DATABASE = click.option(
 @click.option(
     "--forwarded-from",
     metavar="ADDRESSES",
-    help="Proxies whose X-Forwarded-For header to trust: addresses, separated by commas.",
+    help="Addresses of proxies whose X-Forwarded-For header is trusted, separated by commas.",
 )
 def serve(
     database: str,
