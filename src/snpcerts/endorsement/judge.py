@@ -574,7 +574,9 @@ class Judgement:
 
     @property
     def wrong(self) -> tuple[Reason, ...]:
-        """The problems that do not depend on the time, such as another key or an untrusted root."""
+        """The problems that have nothing to do with expiry or revocation, such as another key or an
+        untrusted root.
+        """
         timely = (*EXPIRED, *REVOKED, *NOT_YET_VALID)
         return tuple(each for each in self.reasons if each.code not in timely)
 
