@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the parts of an update or a request: the wait for the lock, and the steps under it.
+"""Measures the parts of an update or a request: the wait for the lock, and the steps while it is
+held.
 
 A span is never longer than what it measures. The span of a held lock begins after the kernel grants
 the lock and ends before the lock is released. Times are those of ``time.monotonic``, one clock for

@@ -83,13 +83,13 @@ class ChainBytes(NamedTuple):
 
     @classmethod
     def from_table(cls, table: CertTable, kind: VekKind) -> ChainBytes:
-        """Return the chain that a certificate table holds for a key of that kind."""
+        """Return the chain that a certificate table holds for a key of this ``kind``."""
         leaf = leaf_of_slots(kind, table.get(VCEK_GUID), table.get(VLEK_GUID))
         return cls(leaf, table.get(ASK_GUID), table.get(ARK_GUID))
 
 
 def leaf_of_slots(kind: VekKind, vcek: bytes | None, vlek: bytes | None) -> bytes | None:
-    """Return the leaf of that kind from the VCEK and VLEK slots of a certificate table.
+    """Return the leaf of this ``kind`` from the VCEK and VLEK slots of a certificate table.
 
     A VLEK in the VCEK's slot is found too, because some hosts put it there.
     """
@@ -305,7 +305,7 @@ def find(
     revocation_lists: Sequence[bytes] = (),
     memory: JudgeMemory | None = None,
 ) -> Findings:
-    """Parse and judge certificates that should endorse a key of that kind.
+    """Parse and judge certificates that should endorse a key of this ``kind``.
 
     The reasons about the leaf come first. If ``memory`` already has findings about the authorities
     or the lists, those are used.

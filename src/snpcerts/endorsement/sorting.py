@@ -90,7 +90,7 @@ def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
 def chains(
     kind: VekKind, certificates: Iterable[Sorted], fits: Callable[[EndorsementCert], bool]
 ) -> Iterator[ChainBytes]:
-    """Yield possible chains with a leaf of that kind, the most likely first.
+    """Yield possible chains with a leaf of this ``kind``, the most likely first.
 
     ``fits`` says whether a leaf is for the right chip and TCB. Other leaves are used only if no
     leaf fits.

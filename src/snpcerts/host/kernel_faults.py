@@ -29,7 +29,7 @@ class KernelFault:
     source: str
 
     def concerns(self, version: _Version) -> bool:
-        """Whether a kernel of that version has the fault, judged by the version number alone."""
+        """Whether a kernel of this ``version`` has the fault, judged by the number alone."""
         return self.since <= version < self.fixed
 
     @property
@@ -73,6 +73,6 @@ def version_of(release: str) -> _Version | None:
 
 
 def known(release: str) -> tuple[KernelFault, ...]:
-    """Return the faults that a kernel of that release has, judged by its version number."""
+    """Return the faults that a kernel of this ``release`` has, judged by its version number."""
     version = version_of(release)
     return () if version is None else tuple(each for each in FAULTS if each.concerns(version))

@@ -236,7 +236,7 @@ def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator
 
 
 def _floor(floors: TcbFloor | None, product: Product | None) -> TcbVersion | None:
-    """Return the floor of that product or, without a product, the only floor."""
+    """Return the floor of ``product`` or, if that is None, the only floor."""
     if floors is None:
         return None
     if product is not None:

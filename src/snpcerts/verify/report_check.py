@@ -50,7 +50,7 @@ def check_layout(report: Report) -> list[Reason]:
 
 
 def read_tcbs(report: Report, product: Product) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    """Return the report's TCBs in that product's layout, and a reason for each that cannot be
+    """Return the report's TCBs in the product's layout, and a reason for each that cannot be
     read.
     """
     fields = report.fields
