@@ -409,4 +409,4 @@ def test_commit_waits_for_the_mirror_and_tells_it_of_the_end(
 def test_waiting_for_a_mirror_needs_one(site: Site) -> None:
     refused = site.host("commit", "--wait-for-mirror")
     assert refused.returncode == 2
-    assert "section [mirror]" in refused.stderr
+    assert "[mirror] section" in refused.stderr

@@ -74,7 +74,7 @@ def s64(offset: int) -> Any:
 
 
 def raw(offset: int, size: int) -> Any:
-    """Declare a field of ``size`` bytes at ``offset``. The default is zero bytes."""
+    """Declare a field of ``size`` bytes at ``offset``. By default, all of them are zero."""
     return dataclasses.field(
         default=bytes(size), metadata={_OFFSET: offset, _CODEC: struct.Struct(f"{size}s")}
     )

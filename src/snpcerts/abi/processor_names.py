@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processors by their market names, as ranges of CPUID family, model and stepping.
+"""Processors by their marketing names, as ranges of CPUID family, model and stepping.
 
 A product has one root key, but its processors may have different microcode with separate numbering.
 For example, the microcode levels of Genoa and Bergamo cannot be compared.
@@ -74,7 +74,7 @@ PROCESSORS: Final = MappingProxyType(
 
 
 def processor_names(family: int, model: int, stepping: int) -> tuple[str, ...]:
-    """Return the market names of the processor with these CPUID values.
+    """Return the marketing names of the processor with these CPUID values.
 
     A processor has several names if CPUID does not distinguish between them.
     """

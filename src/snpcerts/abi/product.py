@@ -61,7 +61,7 @@ class Product(enum.Enum):
 
     @property
     def oldest_report_version(self) -> int:
-        """The oldest report version that the product's firmware has written."""
+        """The oldest version of report that any firmware of this product writes."""
         return _FACTS[self].oldest_report_version
 
     @property
@@ -75,8 +75,8 @@ class Product(enum.Enum):
 
     @property
     def ark_certificate_sha384(self) -> bytes | None:
-        """The SHA-384 (48 bytes) of the DER root certificate that AMD publishes; None if there is
-        none.
+        """The SHA-384 (48 bytes) of the DER root certificate that AMD publishes; None if AMD
+        publishes none.
         """
         pinned = _FACTS[self].ark_certificate_sha384
         return None if pinned is None else bytes.fromhex(pinned)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU's registers as KVM's ioctls exchange them: special registers and numbers of MSRs.
+"""The special registers that KVM's ioctls read and write, and the numbers of MSRs.
 
 Source: Linux ``arch/x86/include/uapi/asm/kvm.h`` and ``arch/x86/include/asm/msr-index.h``.
 """
@@ -105,7 +105,9 @@ class Sregs(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class Sregs2(CStruct):
-    """What KVM_GET_SREGS2 and KVM_SET_SREGS2 have in place of ``interrupt_bitmap``."""
+    """Argument of KVM_GET_SREGS2 and KVM_SET_SREGS2. Declares only the fields after ``apic_base``;
+    the others are those of :class:`Sregs`.
+    """
 
     SIZE: ClassVar[int] = 320
     C_NAME: ClassVar[str] = "struct kvm_sregs2"

@@ -19,7 +19,9 @@ _PAUSE = 0.005  # seconds between two tries
 
 
 class HeldLock:
-    """A lock that is held on an open file, with the file's identity and the time of the grant."""
+    """A lock that is held on an open file, with the file's identity and the time at which the lock
+    was granted.
+    """
 
     def __init__(self, status: os.stat_result) -> None:
         self._start = time.monotonic()
@@ -34,8 +36,8 @@ class HeldLock:
         return (there.st_dev, there.st_ino) == self._file
 
     def ticks(self, limit: float | None) -> Iterator[int]:
-        """Yield 1, 2, ..., one number each second. End ``limit`` seconds after the lock was
-        granted, or never if ``limit`` is None.
+        """Count the seconds since the lock was granted: yield 1, 2, ... Stop after ``limit``
+        seconds, or never if ``limit`` is None.
         """
         second = 0
         while True:

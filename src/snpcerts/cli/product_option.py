@@ -18,8 +18,8 @@ _CHOICE = click.Choice(
 
 
 class ProductName(click.ParamType[str]):
-    """The name of a product or processor, in either case: milan, Milan-B0 as in certificates, or
-    Bergamo.
+    """The name of a product or processor, in upper or lower case: milan, Milan-B0 as in
+    certificates, or Bergamo.
     """
 
     name = "product"

@@ -114,7 +114,8 @@ def wrapped(line: str, width: int) -> str:
 
 
 def shows_progress() -> bool:
-    """Whether a moving line on standard error disturbs no output: both are terminals.
+    """Whether a progress bar on standard error would not mix with output: both standard output and
+    standard error are terminals.
 
     In ``snpcerts verify DIR | head``, head writes to the same terminal as a progress bar.
     """

@@ -142,8 +142,8 @@ if TYPE_CHECKING:
     "--ear",
     metavar="FILE",
     help=(
-        "Also write the verdict on the only report to FILE as an EAR, a signed JWT; - is "
-        "standard output, instead of the verdict."
+        "Also write the verdict to FILE as an EAR, which is a signed JWT. If FILE is -, print "
+        "the EAR instead of the verdict."
     ),
 )
 @click.option(
@@ -158,7 +158,7 @@ if TYPE_CHECKING:
     "-v",
     "--verbose",
     is_flag=True,
-    help="Also list the checks that were not made because nothing asked for them.",
+    help="Also list the checks that were skipped because no option or policy asked for them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print each verdict as one JSON object.")
 def command(

@@ -167,8 +167,8 @@ def _unread(
 
 
 def _progress(stack: ExitStack, total: int) -> Callable[[], object]:
-    """Return a function to call once for each report. It draws a progress bar if both standard
-    streams are terminals.
+    """Return a function to call once for each report. It draws a progress bar if standard output
+    and standard error are terminals.
     """
     if not shows_progress():
         return lambda: None

@@ -36,7 +36,7 @@ def unreadable_json(path: str, error: SnpCertsError) -> str:
 
 
 def one_line(path: str, verdict: Verdict) -> str:
-    """Return the line that is printed for a verdict among many."""
+    """Return the line that represents one verdict in the output for several reports."""
     said = ", ".join(dict.fromkeys(reason.code.value for reason in verdict.reasons))
     product = "" if verdict.product is None else verdict.product.value
     if not said:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest of a trial. It requests reports with any buffer, and checks which memory was written.
+"""The guest of a trial. It requests reports into chosen buffers, and checks which memory was
+written.
 
 Its vCPUs use pages at the top of the largest slot: GHCB, request page, response page, then a field
 of :data:`FIELD_PAGES` pages that contains the buffers. Before a request the field is filled with
@@ -174,7 +175,7 @@ class TrialGuest(LinuxGuest):
     def set_page_state_early(
         self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """Change the page's state as Linux does, and record what the VMM ignored."""
+        """Change the page's state as Linux does, and record the change if the VMM ignored it."""
         if cpu.is_private is not None:
             yield from super().set_page_state_early(cpu, gpa, operation)
             self._note_page_state(cpu, gpa, 1, operation)
@@ -187,7 +188,7 @@ class TrialGuest(LinuxGuest):
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """Change the pages' state as Linux does, and record what the VMM ignored."""
+        """Change the pages' state as Linux does, and record the change if the VMM ignored it."""
         if cpu.is_private is not None:
             yield from super().set_page_state(cpu, shared, gpa, pages, operation)
             self._note_page_state(cpu, gpa, pages, operation)

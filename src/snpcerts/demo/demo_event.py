@@ -64,7 +64,7 @@ class FirmwareCommand:
 
 @dataclass(frozen=True, slots=True)
 class AllUp:
-    """Every guest has received an answer. The time of the run starts at ``now``."""
+    """Every guest has received an answer. The run's clock starts at ``now``."""
 
     at: float
     now: float

@@ -18,7 +18,7 @@ from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
 @dataclass(frozen=True, slots=True)
 class IssueTime:
-    """The time in which the emulated AMD issued one certificate, by ``time.monotonic``."""
+    """When the emulated AMD began and finished issuing one certificate, by ``time.monotonic``."""
 
     what: str
     start: float
@@ -42,8 +42,8 @@ class EmulatedHost:
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
-        """Return the host with that firmware. It has ``tcbs`` different TCBs; the newest is the
-        current one.
+        """Return a host with this firmware and ``tcbs`` different TCBs, of which the newest is the
+        current TCB.
         """
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)
@@ -74,7 +74,9 @@ class EmulatedHost:
 
     @property
     def key_names(self) -> dict[bytes, str]:
-        """The name of each key, by the key's TCB (8 bytes). The first key signs at the start."""
+        """The name of each key, by the key's TCB (8 bytes). The first one is the signing key at the
+        start.
+        """
         return {tcb.pack(): key_name(tcb) for tcb in self.tcbs}
 
     def reported_tcb(self) -> TcbVersion:

@@ -131,7 +131,7 @@ def check_chain(chain: Chain, anchors: Sequence[Anchor]) -> tuple[Reason, ...]:
 def check_authorities(
     chain: Chain, anchors: Sequence[Anchor], *, self_signed: bool = False
 ) -> tuple[Reason, ...]:
-    """Return the problems of the intermediate and the root that do not depend on the leaf.
+    """Return the problems of the issuer and the root that do not depend on the leaf.
 
     ``self_signed`` says that the root's signature on itself has been checked, because the root is
     the certificate that an anchor holds (:class:`~snpcerts.endorsement.anchors.Anchor`).
@@ -149,8 +149,8 @@ class Window:
     not_after: datetime
 
     def problem_at(self, at: datetime) -> Reason | None:
-        """Return the reason if the certificate is not valid at the time ``at`` (with a time zone),
-        otherwise None.
+        """Return why the certificate is not valid at the time ``at`` (with a time zone); None if it
+        is valid.
         """
         if at < self.not_before:
             return Reason(
@@ -183,7 +183,7 @@ def windows_of(chain: Chain) -> tuple[Window, ...]:
 
 
 def check_leaf(chain: Chain) -> Iterator[Reason]:
-    """Yield the problems of the leaf, and those of the intermediate as the leaf's issuer."""
+    """Yield the problems of the leaf, and those of the ASK or ASVK as the leaf's issuer."""
     if chain.leaf is None:
         return
     cn = chain.leaf.subject_common_name
@@ -245,9 +245,7 @@ def _ca_name(certificate: Certificate) -> CaName | None:
 def _authority(
     chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
-    """Check that a certificate is that of an authority that may have ``below`` authorities below
-    it.
-    """
+    """Check that a certificate is an authority's, and allows ``below`` authorities below it."""
     role = chain.role(place)
     name = _ca_name(certificate)
     if name is None or name.role is not role:

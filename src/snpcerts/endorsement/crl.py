@@ -2,8 +2,8 @@
 """Parses and checks revocation lists.
 
 AMD publishes one list for each product and kind of leaf (VCEK, VLEK), signed by the ARK. A list
-contains the serial numbers of intermediates; the first Genoa ASK was revoked this way. It cannot
-contain leaves, because these are issued by intermediates and all have serial number 0.
+contains the serial numbers of ASKs and ASVKs; the first Genoa ASK was revoked this way. It cannot
+contain leaves, because these are not issued by the ARK and all have serial number 0.
 
 A list is believed only if the root's key signed it with the algorithm of AMD's certificates, and if
 it has no unknown critical extension. Such an extension, in the list or in an entry, could reverse
@@ -189,9 +189,9 @@ def check_crl(
     """Return the problems of a revocation list that do not depend on the time, or what the list
     revokes.
 
-    ``root`` is the ARK that should have signed the list. ``label`` is the intermediate's name, such
-    as ASK. A revocation counts whatever its date and reason are, but only in a list without
-    problems, because anyone can write a list.
+    ``root`` is the ARK that should have signed the list. ``label`` is the name of ``intermediate``
+    in messages, such as ASK. A revocation counts whatever its date and reason are, but only in a
+    list without problems, because anyone can write a list.
     """
     doubts = tuple(_doubts(revocation, root))
     if doubts:
@@ -271,15 +271,15 @@ def _revoked(
 
 
 def crl_problem_at(revocation: RevocationList, at: datetime) -> Reason | None:
-    """Return the reason if the list is not current at the time ``at`` (with a time zone), otherwise
-    None.
+    """Return why the list is not current at the time ``at`` (with a time zone); None if it is
+    current.
     """
     return untimely(revocation.this_update, revocation.next_update, at)
 
 
 def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reason | None:
-    """Return the reason if a list with these two times is not current at ``at``, otherwise None.
-    All times have a time zone.
+    """Return why a list with these two times is not current at ``at``; None if it is current. All
+    times have a time zone.
     """
     if at < this_update:
         return Reason(

@@ -76,7 +76,7 @@ def _read_whole(data: bytes, tag: int, name: str, what: str) -> bytes:
     if element.end != len(data):
         raise FormatError(
             what,
-            f"expected only one {name}, found {len(data) - element.end} bytes behind the first",
+            f"expected only one {name}, found {len(data) - element.end} bytes after the first",
         )
     return element.content
 

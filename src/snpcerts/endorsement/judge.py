@@ -289,7 +289,7 @@ class _FoundCache(Generic[_Found]):
 
 @dataclass(frozen=True, slots=True)
 class _Authorities:
-    """The intermediate and the root of a chain, and their problems."""
+    """The issuer and the root of a chain, and their problems."""
 
     ask: Certificate | None
     ark: Certificate | None

@@ -72,7 +72,7 @@ def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
 
 def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
     """Return what is wrong with the two AlgorithmIdentifiers (DER) inside and outside a signed
-    part; None if nothing is.
+    part; None if nothing is wrong.
     """
     if inner != outer:
         return (

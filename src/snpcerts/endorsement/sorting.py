@@ -21,7 +21,7 @@ from snpcerts.endorsement.judge import ChainBytes
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
 
-# How many leaves, intermediates and roots of each kind are tried. AMD has one, or two if an
+# How many leaves, issuers and roots of each kind are tried. AMD has one, or two if an
 # authority was issued again.
 _TRIED: Final = 4
 _SHORT: Final = 4 << 10  # bytes; certificates up to this size are cached
@@ -117,7 +117,7 @@ def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
-    """Return the intermediates of either kind, so that a reason can name a wrong kind."""
+    """Return all ASKs and ASVKs, so that a reason can name a wrong kind."""
     return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side: the firmware behind ``/dev/sev``, and the agent that updates the files.
+"""The host side: the firmware behind ``/dev/sev``, and the agent that updates the certificate
+files.
 
 ``sev`` is the client of ``/dev/sev``. ``host_firmware`` is the firmware's state as the agent needs
 it; ``firmware_change`` finds what has changed in it. ``host_processor`` finds the product;

@@ -23,8 +23,8 @@ _TITLE: Final = "snpcerts host sync"
 
 
 class AgentTrace:
-    """Records what the agent does in the timeline of a stream. It writes new spans only while no
-    lock is held.
+    """Records the agent's work in a timeline, and writes the timeline to a stream. It writes new
+    spans only while no lock is held.
     """
 
     def __init__(self, stream: TimelineStream) -> None:
@@ -63,7 +63,7 @@ class AgentTrace:
 
     @contextmanager
     def command(self, name: str) -> Iterator[None]:
-        """Record a firmware command that runs in this block."""
+        """Record the firmware command ``name``, which the block runs."""
         start = time.monotonic()
         try:
             yield

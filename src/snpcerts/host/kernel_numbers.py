@@ -27,7 +27,7 @@ _COMMAND: Final = "KVM_SEV_SNP_ENABLE_REQ_CERTS"
 def observe(
     release: str, *, modules: Path = Path("/lib/modules"), btf: Path = KERNEL
 ) -> Iterator[Observation]:
-    """Yield an observation for each number of the kernel ``release``.
+    """Yield an observation for each number to compare with the kernel ``release``.
 
     For a number that the kernel does not show, the observation is "not tried".
     """

@@ -170,8 +170,8 @@ def judged(
     if signer is not kind:
         raise NoProofError(
             (
-                f"the report is signed with the {signer.name}, but with KEY_SEL {int(select)} the "
-                f"{kind.name} signs: the report was requested with another KEY_SEL"
+                f"the report is signed with the {signer.name}, but KEY_SEL {int(select)} selects "
+                f"the {kind.name}: the report was requested with another KEY_SEL"
             ),
             hint=f"request the report with --key-sel {select.name.lower()}",
         )

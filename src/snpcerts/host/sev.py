@@ -85,8 +85,8 @@ class Sev(DeviceFile):
         return buffer.raw[: out.length]
 
     def snp_commit(self) -> None:
-        """Issue SNP_COMMIT: permanently set the reported TCB to the current one, and remove the
-        VLEK.
+        """Issue SNP_COMMIT: set the reported TCB to the current TCB for good. Most firmware then
+        drops a loaded VLEK.
         """
         self._issue(psp.Command.SNP_COMMIT, None)
 

@@ -44,13 +44,11 @@ class ChainPair:
         return min(self.intermediate.not_valid_after_utc, self.root.not_valid_after_utc)
 
     def der(self) -> tuple[bytes, bytes]:
-        """Return (intermediate, root), both in DER."""
+        """Return the issuer (ASK or ASVK) and the root, both in DER."""
         return der_of(self.intermediate), der_of(self.root)
 
     def pem(self) -> bytes:
-        """Return both certificates as the key server writes them: in PEM, the intermediate
-        first.
-        """
+        """Return both certificates as the key server writes them: in PEM, the issuer first."""
         pem = Encoding.PEM
         return self.intermediate.public_bytes(pem) + self.root.public_bytes(pem)
 
@@ -68,7 +66,7 @@ def read_vcek(body: bytes) -> Certificate:
 
 
 def read_chain(body: bytes) -> ChainPair:
-    """Return the two PEM certificates in ``body``, of which the intermediate comes first.
+    """Return the two PEM certificates in ``body``: first the issuer (ASK or ASVK), then the root.
 
     Raises :class:`FormatError` for any other number of certificates, and if there is more than
     white space around them.

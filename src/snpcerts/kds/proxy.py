@@ -56,7 +56,8 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
         host = None
     if not host or not text.isprintable() or " " in text:
         raise InputError(
-            f"the environment variable {variable}: expected the URL of a proxy, found another text",
+            f"the environment variable {variable}: expected the URL of a proxy, found something "
+            "else",
             hint=_HINT,
         )
     if found.scheme not in ("http", "https"):

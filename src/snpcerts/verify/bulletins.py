@@ -92,7 +92,7 @@ class Bulletin:
 
 @dataclass(frozen=True, slots=True)
 class Inexpressible:
-    """Attacks against which no field of a report shows protection, and why."""
+    """Attacks for which no field of a report shows whether the host is protected, and why."""
 
     attacks: tuple[str, ...]
     why: str

@@ -144,7 +144,7 @@ def any_failed(checks: tuple[Check, ...]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
-    """Return the checks of authenticity for a report that has no reason against it."""
+    """Return the checks of authenticity for a report that raised no reason."""
     authorities = chain.intermediate and chain.root
     judged: dict[Authenticity, bool] = {
         Authenticity.REPORT_LAYOUT: report.read,

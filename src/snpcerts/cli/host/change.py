@@ -40,7 +40,8 @@ _CHANGE_OPTIONS = (
 
 
 def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command that calls ``function(agent, ...)`` and carries out its plan.
+    """Return a command that calls ``function(agent, ...)`` and carries out the plan that it
+    returns.
 
     The function's other arguments are the command's options. With ``--dry-run``, the command only
     prints the plan.
@@ -110,7 +111,7 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
     type=click.FloatRange(0, 86400),
     metavar="[S]",
     help=(
-        "First wait up to S seconds (3600 if S is omitted) until the configured mirror has the "
+        "First wait up to S seconds (3600 if S is omitted) for the configured mirror to get the "
         "new certificates. If the mirror does not have them by then, change nothing."
     ),
 )

@@ -160,8 +160,8 @@ class Host:
         return replace(config, **changes)
 
     def firmware(self, config: Config, trace: AgentTrace | None = None) -> HostFirmware:
-        """Return the open ``/dev/sev``. With ``trace``, record the firmware commands in that
-        timeline.
+        """Open ``/dev/sev`` and return the firmware behind it. With ``trace``, record the firmware
+        commands in that timeline.
         """
         from snpcerts.host.host_firmware import HostFirmware
         from snpcerts.host.host_processor import product_of_host
@@ -283,7 +283,7 @@ class Host:
         if config.mirror is None:
             raise UsageError(
                 "--wait-for-mirror: the configuration names no mirror",
-                hint="set url in the section [mirror] of the configuration",
+                hint="set url in the [mirror] section of the configuration",
             )
         announcement = announcement_of(agent.firmware, agent.read_files(), config.mirror.name)
         wait_for_mirror(

@@ -118,7 +118,9 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     try:
         with uninterrupted(mask=False), _starting:
             if _ended.is_set():
-                raise RefusedError("the command is ending, so it asks no guest")
+                raise RefusedError(
+                    "this command is ending, so it does not run the command that asks the guest"
+                )
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -157,13 +159,13 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
 
 
 def begin_commands() -> None:
-    """Allow commands again that :func:`end_commands` has ended."""
+    """Allow commands to run, also after :func:`end_commands`."""
     _ended.clear()
 
 
 def end_commands() -> None:
-    """End the commands that all threads are running, and start no more. Called at the end, and when
-    a signal ends this process.
+    """End the commands of all threads, and start no more. Called when the proof is done, and when a
+    signal ends this process.
     """
     with _starting:  # a command that another thread is starting is known afterwards
         _ended.set()

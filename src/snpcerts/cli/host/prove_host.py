@@ -65,8 +65,8 @@ _VERSION_LIMIT: Final = 10.0
     "--update",
     metavar=METAVAR,
     help=(
-        "Set this reported TCB during the comparison, so that another key signs. Afterwards, set "
-        "the current TCB as the reported TCB."
+        "Set this reported TCB during the comparison, so that the signing key changes. "
+        "Afterwards, set the reported TCB to the current TCB."
     ),
 )
 @click.option("-o", "--output", metavar="FILE", help="File to write the results to, as JSON.")
@@ -88,7 +88,10 @@ _VERSION_LIMIT: Final = 10.0
     default=180.0,
     show_default=True,
     metavar="S",
-    help="Seconds within which COMMAND must first succeed after --vmm has started the VMM.",
+    help=(
+        "With --vmm: time limit, in seconds from the start of the VMM, for COMMAND to succeed "
+        "for the first time."
+    ),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.argument("command", nargs=-1, required=True)
@@ -104,21 +107,20 @@ def prove_host(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Make guests of this host request reports, and compare what happens with each claim of the
-    emulator.
+    """Make guests of this host request reports, and compare what happens with each claim that the
+    emulator makes.
 
     COMMAND makes one of this host's guests request an extended report, and writes the report and
     its certificates to standard output. In the arguments of COMMAND, {report_data} and {key_sel}
-    are replaced as 'host prove-key' does it:
+    are replaced as in 'host prove-key':
 
     \b
     snpcerts host prove --vmm 'qemu-system-x86_64 ...' -- ssh guest \\
         snpcerts guest report -o - --format tsm-json \\
         --report-data {report_data} --key-sel {key_sel}
 
-    Each claim in docs/fidelity.md gets the result seen, differs or not-tried. Results say something
-    about hardware only if the reports verify with AMD's root. With any other root, the output says
-    so.
+    Each claim in docs/fidelity.md gets the result seen, differs or not-tried. The results apply to
+    hardware only if the reports verify with AMD's root. With any other root, the output says so.
 
     The command locks the certificate file for some seconds, during which the host's other guests
     get BUSY. With --update, the signing key changes twice, and all certificate files are updated
@@ -235,8 +237,8 @@ class _Vmm:
         return self._exit
 
     def asked(self, ask: Callable[[], bytes], limit: float) -> bytes:
-        """Return what ``ask`` returns. Call it again until it first succeeds, because the guest may
-        still be starting.
+        """Call ``ask`` and return its result. Until it has succeeded once, retry it for up to
+        ``limit`` seconds, because the guest may still be starting.
         """
         deadline = time.monotonic() + limit
         while True:
@@ -261,7 +263,9 @@ class _Vmm:
         )
 
     def note_end(self, report: ClaimReport) -> None:
-        """If the VMM is still running, record in ``report`` that it is running a guest."""
+        """Record in ``report`` that the VMM runs a guest, if the VMM is still running and the guest
+        has answered.
+        """
         from snpcerts.host.claim_report import Showing
 
         if self._process is not None and self._process.poll() is None and self._answered:
@@ -330,7 +334,7 @@ def _arguments(command: str, certs: str) -> list[str]:
 
 
 def _name_of(argv: Sequence[str]) -> str:
-    """Return the VMM's name, for QEMU with its version. Other VMMs are not asked for a version,
+    """Return the VMM's name; for QEMU, also its version. Other VMMs are not asked for a version,
     because they might start a VM.
     """
     name = os.path.basename(argv[0])

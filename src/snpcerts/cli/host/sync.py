@@ -55,7 +55,7 @@ _METRICS_FILE = click.option(
     "--interval",
     type=click.FloatRange(0.1, 86400),
     metavar="S",
-    help="With --watch: seconds between two checks of the files. [default: 30]",
+    help="With --watch: seconds between checks of the files. [default: 30]",
 )
 @_LOG
 @_METRICS_FILE

@@ -55,7 +55,7 @@ def export(database: str, product: Product | None, as_json: bool, directory: str
 @_JSON
 @click.argument("directory", metavar="DIR")
 def import_(database: str, anchors: tuple[str, ...], as_json: bool, directory: str) -> None:
-    """Store all certificates and revocation lists in DIR that verify.
+    """Verify the certificates and revocation lists in DIR, and store those that pass.
 
     DIR is a directory that 'snpcerts mirror export' wrote, or a cache. Exit codes: 0 everything was
     stored, 1 a file was refused or nothing was found, 2 wrong usage or DIR is not a directory.

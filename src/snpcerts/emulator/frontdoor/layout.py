@@ -109,7 +109,7 @@ class Places:
 def _object(found: object) -> dict[str, Any]:
     if not isinstance(found, dict) or len(found) > _PATHS_MAX:
         raise InputError(
-            f"message about a namespace: expected a JSON object of at most {_PATHS_MAX} entries"
+            f"message about a namespace: expected a JSON object with at most {_PATHS_MAX} entries"
         )
     return found
 
@@ -139,6 +139,4 @@ def _place(found: Sequence[object], roots: int) -> tuple[int, str]:
     match found:
         case [int(root), str(name)] if 0 <= root < roots and name and _plain(f"/{name}"):
             return root, name
-    raise InputError(
-        "message about a namespace: a place is not a pair of a root's number and a name"
-    )
+    raise InputError("message about a namespace: each place must be a root's number and a name")

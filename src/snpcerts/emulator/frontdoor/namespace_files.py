@@ -139,7 +139,9 @@ def _make_numbered(parent: int, number: int) -> None:
 
 
 def _real_files(directory: str) -> dict[str, bytes]:
-    """Return the machine's own files below a directory that this process can read."""
+    """Return the content of the machine's files below ``directory``, by their relative paths. Files
+    that this process cannot read are left out.
+    """
     found: dict[str, bytes] = {}
     for place, _, names in os.walk(directory):
         for name in names:

@@ -78,8 +78,8 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
 
 
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
-    """Return a path by which this process reaches the file that ``path`` names for ``tid``. Paths
-    through ``/proc/self`` are an exception.
+    """Return a path by which this process reaches the file that ``path`` names for ``tid``. This
+    does not work for paths through ``/proc/self``.
     """
     if path.startswith(b"/"):
         return b"/proc/%d/root%b" % (tid, path)
@@ -139,7 +139,7 @@ def _start_of(tid: int, root: bytes, dirfd: int, path: bytes, confined: bool) ->
 
 
 def _inside(root: bytes, path: bytes) -> bytes:
-    """Translate ``path`` of this process to a path for a thread whose root is ``root``."""
+    """Translate ``path``, as this process sees it, for a thread whose root is ``root``."""
     top = os.readlink(root.rstrip(b"/"))
     inside = top != b"/" and (path == top or path.startswith(top + b"/"))
     return (path[len(top) :] or b"/") if inside else path

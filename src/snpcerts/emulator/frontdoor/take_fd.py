@@ -12,7 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def take_descriptor(process: int, descriptor: int) -> int:
-    """Return a new descriptor in this process for a file that the process ``process`` has open.
+    """Return a new descriptor in this process for a file that another process has open.
 
     The caller must close it.
 

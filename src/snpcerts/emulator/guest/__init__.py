@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The software in a VM, ``/dev/sev-guest`` and configfs-tsm.
+"""The software in a VM, and the interfaces that the VM's programs use: ``/dev/sev-guest`` and
+configfs-tsm.
 
 ``program`` is a vCPU's program and the events it waits for. ``memory_slots`` is the guest's memory,
 by slot. ``linux`` behaves as the Linux driver does; ``page_state_calls`` makes pages private or

@@ -122,7 +122,7 @@ class MappedGhcb:
         self._answer(memory, ResponseCode.MALFORMED_INPUT, why)
 
     def inject(self, memory: SlotMemory, vector: int) -> None:
-        """Report to the guest an exception that it must take."""
+        """Report an exception to the guest, which must then raise it."""
         event = _EVENT_VALID | _EVENT_EXCEPTION | vector
         self._answer(memory, ResponseCode.ISSUE_EXCEPTION, event)
 

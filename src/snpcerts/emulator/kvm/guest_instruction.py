@@ -145,7 +145,7 @@ class Instructions:
             return self._register_io(size, port, inward=inward)
         count = snapshot.info2
         if count * size > _INT_MAX or count > _INT_MAX:
-            raise OSError(errno.EINVAL, "the string I/O has too many bytes")
+            raise OSError(errno.EINVAL, "the string I/O transfers too many bytes")
         if not count:
             return None
         at = self._scratch(snapshot, memory, count * size)

@@ -200,7 +200,8 @@ class Vm:
         return apic_id in self.vcpus
 
     def processor_requested(self, apic_id: int, request: ProcessorRequest) -> None:
-        """Record that the guest stops a vCPU, or starts one from the guest's own VMSA.
+        """Record that the guest asked to stop a vCPU, or to start one from a VMSA that the guest
+        created.
 
         The emulator does not run the started vCPU. A request to create one on INIT changes nothing,
         because nothing sends an INIT.

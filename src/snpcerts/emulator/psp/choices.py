@@ -197,5 +197,5 @@ def choices_of(name: str | None) -> FirmwareChoices:
         return FIRMWARES[name or DEFAULT]
     except KeyError:
         raise UsageError(
-            f"unknown firmware {name!r}", hint=f"choose from these firmwares: {', '.join(NAMES)}"
+            f"unknown firmware {name!r}", hint=f"choose one of these: {', '.join(NAMES)}"
         ) from None
