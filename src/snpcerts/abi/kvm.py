@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of KVM's user interface that a certificate request uses.
+"""The part of KVM's userspace API that SNP guests and certificate requests need.
 
 Source: ``linux/kvm.h`` and ``asm/kvm.h`` of released kernels, 7.0 and later. ``tests/kernel``
 compares every number here with those headers. KVM has no capability number for certificate
@@ -254,7 +254,9 @@ class SnpLaunchStart(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchUpdate(CStruct):
-    """Data of KVM_SEV_SNP_LAUNCH_UPDATE. The kernel advances gfn_start, len and uaddr."""
+    """Data of KVM_SEV_SNP_LAUNCH_UPDATE. The kernel changes gfn_start, len and uaddr to what is
+    left.
+    """
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct kvm_sev_snp_launch_update"
@@ -564,7 +566,7 @@ class RunView:
 
     @property
     def map_gpa_range(self) -> tuple[int, int, int]:
-        """The arguments of hypercall KVM_HC_MAP_GPA_RANGE: (GPA, number of 4 KiB pages,
+        """The arguments of the hypercall KVM_HC_MAP_GPA_RANGE: (GPA, number of 4 KiB pages,
         attributes).
         """
         gpa, pages, attributes = self._CERTS.unpack_from(self._memory, RUN_HYPERCALL_ARGS)

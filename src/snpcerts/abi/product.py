@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The products that support attestation, with one row of facts for each.
+"""AMD's products that support SNP attestation, and a row of facts about each.
 
 Everything that differs between products follows from the row here, from the
 :class:`~snpcerts.abi.tcb.TcbLayout` and, for the emulator, from the row in

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/dev/sev``: the host's interface to the firmware.
 
-Source: psp-sev.h and ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0; the header does not name all
-bits of the SNP status; the other names are from virtee/sev.
+Source: psp-sev.h and ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0. The header does not name all
+bits of the SNP status; the other names are virtee/sev's.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCB_VERSION: eight security patch levels in eight bytes.
+"""TCB_VERSION: eight bytes, each a component's security patch level or reserved.
 
 Source: SNP ABI (56860) section 2.2; Turin's layout as in virtee/sev and in genuine Turin
 certificates. The eight bytes do not show which layout they have, so the caller must know the

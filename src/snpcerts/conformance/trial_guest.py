@@ -86,7 +86,7 @@ class Answer:
 
     @property
     def untouched(self) -> bool:
-        """Whether no byte of the observed memory was changed."""
+        """Whether the observed memory is unchanged."""
         return self.before == self.after
 
     def got(self, size: int) -> bytes:

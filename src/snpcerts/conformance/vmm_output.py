@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the output of the VMM under test: its size, its beginning and its end.
+"""Reads the output of the VMM under test, and keeps its size, beginning and end.
 
 A VMM may write endlessly, so its output does not go to a file while it runs.
 """

@@ -94,7 +94,7 @@ class _BundleReader:
         self.unknown = 0  # number of other parts; naming one takes as long as reading it
 
     def read(self, data: bytes, depth: int) -> None:
-        """Read data in any format, which may also encode data in another format."""
+        """Read data in any format, including a format that encodes data in another format."""
         if depth > _MAX_DEPTH or not data:
             self._other(data)
         elif looks_like_table(data):

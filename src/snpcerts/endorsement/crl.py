@@ -231,7 +231,7 @@ def _odd_extensions(
     revocation: RevocationList, entries: tuple[RevokedCertificate, ...]
 ) -> Iterator[Reason]:
     """Yield a reason for the first critical extension of the list or of an entry, because snpcerts
-    knows no critical extension.
+    supports no critical extension.
     """
     places = (
         ("the CRL", revocation.extensions),

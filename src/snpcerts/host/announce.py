@@ -3,8 +3,8 @@
 certificates the mirror has.
 
 An announcement is one HTTP request with a limit on time and size. The agent sends it from a
-separate thread, so a mirror that is slow, unreachable or wrong delays no round and causes only one
-event in the log.
+separate thread, so a slow, unreachable or faulty mirror does not delay the agent, and causes only
+one event in the log.
 """
 
 from __future__ import annotations

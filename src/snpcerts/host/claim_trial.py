@@ -2,7 +2,7 @@
 """Lets a guest of this host request certificates and reports, and records what the answers show.
 
 The steps are: the agent makes the file match the signing key; a guest makes a request; the guest
-makes another while a program holds the file's lock, and gets BUSY. If the operator wants it, the
+makes another while a program holds the file's lock, and gets BUSY. If the operator asks for it, the
 guest also makes requests during and after an update of the signing key, which is then undone. Each
 report must be fresh (its REPORT_DATA is 64 random bytes that this program chose), come from this
 chip, and verify with the certificates that came with it.

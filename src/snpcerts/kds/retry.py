@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides how long to wait before the next request to the key server.
 
-AMD's server throttles by client address. Public reports agree that it serves an address about one
-VCEK certificate in ten seconds, whichever it is, and answers other requests with 429 and
-Retry-After. Some users saw longer refusals after more requests. No report mentions a throttled
+AMD's server throttles by client address. Public reports agree that it gives one address about one
+VCEK certificate every ten seconds, for whichever chip and TCB, and answers other requests with 429
+and Retry-After. Some users saw longer refusals after more requests. No report mentions a throttled
 chain or revocation list. Therefore requests for VCEK certificates are spaced, and a 429 stops all
 requests.
 

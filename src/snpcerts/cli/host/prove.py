@@ -118,9 +118,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     try:
         with uninterrupted(mask=False), _starting:
             if _ended.is_set():
-                raise RefusedError(
-                    "this command is ending, so it does not run the command that asks the guest"
-                )
+                raise RefusedError("snpcerts is ending, so COMMAND was not started")
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
