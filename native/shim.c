@@ -651,7 +651,7 @@ EXPORT int ioctl(int fd, unsigned long passed, ...)
 		if (run && !snpcerts_asks(run))
 			return result;
 		if (run && tell_exit)
-			SAY_ONCE("KVM asks for certificates by exit %u", run->exit_reason);
+			SAY_ONCE("KVM asks for certificates with exit %u", run->exit_reason);
 		if (run)
 			return serve(fd, vcpus[fd].vm, run, saved);
 		SAY_ONCE("a vCPU gets no certificates: "

@@ -208,7 +208,7 @@ def test_a_dump_is_not_many_times_its_text() -> None:
     """A few characters would stand for 4 MiB, thousands of times in one file of JSON."""
     assert bytes_in("00000000: 00\n*\n003fffff: 00") is None
     assert bytes_in("00000000: 00\n*\n00000100: 01") == bytes(256) + b"\1"
-    # The offset behind the last byte has no bytes to repeat.
+    # The offset after the last byte has no bytes to repeat.
     assert bytes_in("00000000: 4141\n00000002\n*\n00000010: 4141") is None
 
 

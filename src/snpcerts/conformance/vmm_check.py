@@ -86,7 +86,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "no-stale-bytes",
-        "the rest of the buffer behind the table holds none of the host's memory",
+        "the rest of the buffer after the table holds none of the host's memory",
         "the guest is hostile, and it reads whole pages",
     ),
     ConformanceCheck(

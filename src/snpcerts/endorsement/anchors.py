@@ -68,8 +68,8 @@ def spki_sha384(certificate: Certificate) -> bytes:
 
 
 def is_amds(anchor: Anchor) -> bool:
-    """Return whether an anchor's key is that of one of AMD's pinned roots. The anchor's name does
-    not matter.
+    """Return whether an anchor's key is the key of one of AMD's pinned roots. The anchor's name
+    does not matter.
     """
     return any(
         anchor.spki_sha384 == pinned.spki_sha384 and anchor.product is pinned.product

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares two states of the firmware, whatever program changed it in between."""
+"""Compares two states of the firmware, regardless of which program changed it in between."""
 
 from __future__ import annotations
 

@@ -289,5 +289,5 @@ def _require_metrics(path: str) -> None:
             return
     raise RefusedError(
         f"{path}: the file was not replaced, because it does not contain metrics",
-        hint="check the path; if it is right, remove the file that is there",
+        hint="check the path; if it is correct, remove the existing file",
     )

@@ -180,8 +180,8 @@ class Store:
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def write(self, resource: Resource, data: bytes) -> None:
-        """Write a resource's body atomically: even after a crash, the file has the whole old or the
-        whole new content.
+        """Write a resource's body atomically: even after a crash, the file has either all of its
+        old content or all of the new content.
 
         Raises :class:`CacheError` if the file cannot be written. The old file then stays.
         """

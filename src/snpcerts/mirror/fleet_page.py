@@ -346,7 +346,7 @@ def _queue(fleet: Fleet) -> Markup:
     if queue.length:
         waiting = (f"{count:,} {name}" for name, count in queue.waiting.items() if count)
         pairs.append(("waiting", ", ".join(waiting)))
-    pairs.append(("pace", f"one request in {queue.gap:g} s"))
+    pairs.append(("pace", f"one request every {queue.gap:g} s"))
     pairs.append(("last hour", f"{queue.fetched:,} fetched, {queue.refused:,} refused"))
     if queue.hold_until is not None and queue.hold_until > now:
         held = f"the key server asked for a pause of another {span(queue.hold_until - now)}"

@@ -181,7 +181,7 @@ def _of_store(fleet: Fleet, ages: dict[tuple[str, str], float]) -> Iterator[Metr
         soonest.setdefault(kind, each.at.timestamp())
     yield _labelled(
         "expiry_timestamp_seconds",
-        "Time at which the first of a kind expires",
+        "When the first certificate or list of a kind expires",
         "kind",
         dict(sorted(soonest.items())),
     )

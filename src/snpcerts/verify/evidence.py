@@ -453,7 +453,7 @@ def _of_response(data: bytes) -> bytes:
         )
     if any(data[end:]):
         raise FormatError(
-            "MSG_REPORT_RSP", "expected only zero bytes behind the report, found others", offset=end
+            "MSG_REPORT_RSP", "expected only zero bytes after the report, found others", offset=end
         )
     return data[len(_RESPONSE) : end]
 

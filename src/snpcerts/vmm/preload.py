@@ -32,7 +32,7 @@ MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BU
 
 # If this variable is set, the shim prints once, in the text after it, which exit number KVM used.
 TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
-EXIT_TOLD: Final = "KVM asks for certificates by exit {}"
+EXIT_TOLD: Final = "KVM asks for certificates with exit {}"
 
 # Without symbolic links: AppArmor compares this path, and a package's link names Python's version.
 _SHIM = Path(__file__).resolve().with_name("libsnpcerts_shim.so")
@@ -110,7 +110,7 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
     if root and not os.path.exists(inside):
         return [
             (
-                f"after chroot to {root}, the shim will look for the certificate file at "
+                f"after a chroot to {root}, the shim will look for the certificate file at "
                 f"{inside}, which does not exist. Guests get an empty table until it does: "
                 "bind-mount the file's directory there"
             )

@@ -236,7 +236,7 @@ class Vm:
     # The calls of a device.
 
     def close(self) -> None:
-        """Handle the close of the VM's own descriptor; vCPUs keep the VM alive."""
+        """Handle the close of the VM's own descriptor. Open vCPU descriptors keep the VM alive."""
         self.release(None)
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
