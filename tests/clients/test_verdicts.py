@@ -31,12 +31,12 @@ WORDS = {
     ("Milan, genuine, certificates in PEM", "go_sev_guest"): "malformed certificate",
     ("Turin, genuine", "go_sev_guest"): r"not an AMD KDS OID: 1\.3\.6\.1\.4\.1\.3704\.1\.3\.9",
     ("VLEK, genuine", "go_sev_guest"): "missing intermediate certificate authority certificate",
-    ("a bit behind R and S", "ours"): "^report-reserved$",
+    ("a bit after R and S", "ours"): "^report-reserved$",
     ("a bit of the VCEK's signature or hwID", "certs"): "VCEK was not signed by the AMD ASK",
     ("a bit of the VCEK's signature or hwID", "ours"): "leaf-signature",
     ("a bit of the ASK's or ARK's signature", "ours"): "^(ask|ark)-signature$",
-    ("a chain of one's own with AMD's names", "ours"): "^ark-untrusted$",
-    ("a chain of one's own with AMD's names", "attestation"): "VEK signed the Attestation Report",
+    ("a self-made chain with AMD's names", "ours"): "^ark-untrusted$",
+    ("a self-made chain with AMD's names", "attestation"): "VEK signed the Attestation Report",
 }
 
 

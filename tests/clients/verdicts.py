@@ -93,7 +93,7 @@ def cases(vectors: Path) -> dict[str, list[Piece]]:
             replace(milan, report=flipped(milan.report, at)).named(hex(at))
             for at in (0x4C, 0x18B, 0x1EB, 0x1EF, 0x208, 0x29F)
         ],
-        "a bit behind R and S": [
+        "a bit after R and S": [
             replace(milan, report=flipped(milan.report, at)).named(hex(at))
             for at in (0x330, REPORT_SIZE - 1)
         ],
@@ -109,12 +109,12 @@ def cases(vectors: Path) -> dict[str, list[Piece]]:
             for name, data in milan.certificates.items()
             if name != "vcek"
         ],
-        "ARK in the place of the ASK": [milan.but(ask=milan.certificates["ark"])],
+        "ARK in place of the ASK": [milan.but(ask=milan.certificates["ark"])],
         "VCEK of a Turin host": [milan.but(vcek=turin.certificates["vcek"])],
         "ASK and ARK of Turin": [
             milan.but(ask=turin.certificates["ask"], ark=turin.certificates["ark"])
         ],
-        "a chain of one's own with AMD's names": [own_piece],
+        "a self-made chain with AMD's names": [own_piece],
     }
 
 

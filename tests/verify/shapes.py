@@ -225,7 +225,7 @@ WHOLE = whole(DERS)
 ALONE: dict[str, Shape] = {
     "report": lambda report: report,
     "hexadecimal": lambda report: report.hex().encode() + b"\n",
-    "hexadecimal with 0x and line ends": lambda report: b"0x" + report.hex().upper().encode(),
+    "hexadecimal with 0x and line endings": lambda report: b"0x" + report.hex().upper().encode(),
     "bytes in hexadecimal, as in C": lambda report: ", ".join(
         f"0x{each:02x}" for each in report
     ).encode(),
@@ -245,23 +245,23 @@ ALONE: dict[str, Shape] = {
         )
         + f"\n}};\nunsigned int report_bin_len = {len(report)};\n"
     ).encode(),
-    "slice of Go": lambda report: f"[]byte{{{', '.join(map(hex, report))}}}".encode(),
-    "slice as Go prints it": lambda report: f"[{' '.join(map(str, report))}]".encode(),
-    "bytes of Python": lambda report: repr(report).encode(),
-    "bytes.fromhex of Python": lambda report: f"bytes.fromhex('{report.hex()}')".encode(),
+    "Go slice": lambda report: f"[]byte{{{', '.join(map(hex, report))}}}".encode(),
+    "Go slice, printed": lambda report: f"[{' '.join(map(str, report))}]".encode(),
+    "Python bytes": lambda report: repr(report).encode(),
+    "Python bytes.fromhex": lambda report: f"bytes.fromhex('{report.hex()}')".encode(),
     "setting": lambda report: f"SNP_REPORT={b64(report)}\n".encode(),
     "YAML": lambda report: f"report: |\n  {b64(report)}\n".encode(),
     "form field": lambda report: f"report={quote(b64(report), safe='')}".encode(),
-    "report and a line end": lambda report: report + b"\n",
+    "report and a line ending": lambda report: report + b"\n",
     "base64": base64.encodebytes,
-    "base64, with line ends of Windows": lambda report: base64.encodebytes(report).replace(
+    "base64 with Windows line endings": lambda report: base64.encodebytes(report).replace(
         b"\n", b"\r\n"
     ),
     "base64url": lambda report: b64url(report).encode(),
     "base64 in quotes": lambda report: json.dumps(b64(report)).encode(),
     "base64 in UTF-16": lambda report: b64(report).encode("utf-16"),
     "driver response": response,
-    "driver response of 1216 bytes": lambda report: response(report, 0),
+    "driver response, 1216 bytes": lambda report: response(report, 0),
     "base64 of the driver response": lambda report: base64.b64encode(response(report)),
     "array of numbers": lambda report: json.dumps(list(report)).encode(),
     "go-tpm-tools Attestation, no certificates": tpm,
@@ -273,20 +273,20 @@ ALONE: dict[str, Shape] = {
 def bundles(ders: Ders) -> dict[str, bytes]:
     leaf, ask, ark = ders
     return {
-        "DER, one behind the other": b"".join(ders),
+        "DER, concatenated": b"".join(ders),
         "PEM": "".join(map(pem, ders)).encode(),
         "PEM, root first": "".join(map(pem, reversed(ders))).encode(),
         "PEM, each twice": "".join(map(pem, ders * 2)).encode(),
-        "PEM with text around": b"Bag Attributes\n friendlyName: caf\xe9: x\n"
+        "PEM with text around it": b"Bag Attributes\n friendlyName: caf\xe9: x\n"
         + "subject=CN\n".join(map(pem, ders)).encode()
         + b"the end",
         "PEM with trailing blanks": "".join(map(pem, ders)).replace("\n", " \t\n").encode(),
-        "PEM with line ends of Windows": "".join(pem(each, end="\r\n") for each in ders).encode(),
-        "PEM with line ends of an old Mac": "".join(pem(each, end="\r") for each in ders).encode(),
-        "PEM behind a byte order mark": "".join(map(pem, ders)).encode("utf-8-sig"),
+        "PEM with Windows line endings": "".join(pem(each, end="\r\n") for each in ders).encode(),
+        "PEM with old Mac line endings": "".join(pem(each, end="\r") for each in ders).encode(),
+        "PEM after a byte order mark": "".join(map(pem, ders)).encode("utf-8-sig"),
         "PEM in UTF-16": "".join(map(pem, ders)).encode("utf-16"),
         "PEM on one line": " ".join(pem(each, end=" ") for each in ders).encode(),
-        "PEM with line ends written out": "".join(map(pem, ders)).replace("\n", "\\n").encode(),
+        "PEM with escaped line endings": "".join(map(pem, ders)).replace("\n", "\\n").encode(),
         "PEM indented, as in YAML": "".join(map(pem, ders)).replace("\n", "\n    ").encode(),
         "TRUSTED CERTIFICATE": "".join(
             pem(

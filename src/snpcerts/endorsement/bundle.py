@@ -6,7 +6,7 @@ shape                                     from
 ========================================  ============================================
 DER, one or several                       the key server; ``.der``, ``.crt``, ``.cer``
 PEM, with any text around and between     openssl, ``jq``, mail, issues, YAML
-the same behind a byte order mark, or     editors, PowerShell
+the same after a byte order mark, or      editors, PowerShell
 in UTF-16
 PEM of "TRUSTED CERTIFICATE"              ``openssl x509 -trustout``
 PKCS #7, DER or PEM                       ``openssl crl2pkcs7``, Windows (``.p7b``)
