@@ -52,7 +52,7 @@ class VmmOutput:
             self.writer = -1
 
     def close(self) -> None:
-        """Close the pipe. The output that was read remains."""
+        """Close the pipe, and keep the output that was read."""
         self.close_writer()
         os.close(self.reader)
 

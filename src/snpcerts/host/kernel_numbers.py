@@ -27,7 +27,8 @@ _COMMAND: Final = "KVM_SEV_SNP_ENABLE_REQ_CERTS"
 def observe(
     release: str, *, modules: Path = Path("/lib/modules"), btf: Path = KERNEL
 ) -> Iterator[Observation]:
-    """Yield an observation for each number to compare with the kernel ``release``.
+    """Look up each number in the headers and BTF of the kernel ``release``, and yield an
+    observation.
 
     For a number that the kernel does not show, the observation is "not tried".
     """

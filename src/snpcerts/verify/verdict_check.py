@@ -108,8 +108,8 @@ def authenticity_checks(
 
 @dataclass(slots=True)
 class _Last:
-    """The checks of the last verdict (authenticity, policy, both together), and the last checks
-    without a failure.
+    """The checks of the latest verdict (authenticity, policy, and both together), and the latest
+    checks without a failure.
 
     Most verdicts have equal checks and so can share these objects.
     """
