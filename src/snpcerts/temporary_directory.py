@@ -77,8 +77,8 @@ def temporary_directory(kind: str) -> Iterator[Path]:
 
 
 def remove_abandoned(prefix: str) -> None:
-    """Remove this user's temporary directories that have that prefix and no lease. Never raises
-    OSError.
+    """Remove this user's temporary directories whose names begin with ``prefix`` and that have no
+    lease. Never raises OSError.
     """
     with contextlib.suppress(OSError), _opened(_place(), None) as parent:
         for name in os.listdir(parent):

@@ -337,7 +337,7 @@ def test_a_mirror_that_fails_meanwhile_is_asked_again(mirror: FakeMirror) -> Non
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        ([wanted(NEW, "queued", 9)], RetryLaterError, "waited 60 s, and changed nothing"),
+        ([wanted(NEW, "queued", 9)], RetryLaterError, "(waited 60 s); nothing has been changed"),
         ([wanted(NEW, "not-found")], RetryLaterError, "has no certificate"),
         ([wanted(NEW, "refused")], RetryLaterError, "does not verify"),
         ([wanted(OLD)], RefusedError, "did not say whether"),

@@ -110,8 +110,8 @@ _RESERVED = (
 
 
 def _reserved_reader(version: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
-    """Return a struct that reads the bytes reserved in that version, and what it returns for
-    zeros.
+    """Return a struct that reads the bytes reserved in ``version``, and the values that it reads if
+    all these bytes are zero.
     """
     form, at = "", 0
     for first, last, start, end in _RESERVED:

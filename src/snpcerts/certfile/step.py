@@ -77,7 +77,7 @@ class OpenOrCreate(NamedTuple):
 
 
 class Close(NamedTuple):
-    """Close a descriptor. Closing the last one of an open file description drops its locks."""
+    """Close a descriptor. The last close of an open file description drops its locks."""
 
     fd: int
 

@@ -409,7 +409,7 @@ def _withdraw_at(path: str, wrong_table: bytes | None) -> Steps[bool]:
 
 
 def _refused(path: str, error: OSError) -> SnpCertsError:
-    """Return the error for a system call of an update that failed, with a hint if one is known."""
+    """Return the error for a failed system call of an update, with a hint if one is known."""
     text = f"cannot update {path}: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in _WRONG_PATH:
         return InputError(text, hint="pass the path of a file in an existing directory")
@@ -432,7 +432,7 @@ def _require_regular(path: str, fd: int) -> Steps[None]:
 
 
 def _require_one_name(path: str, status: step.FileStat) -> None:
-    """Refuse a file with other names (hard links), because an update would change it there too."""
+    """Refuse a file with several hard links, because an update would change it under each name."""
     if status.links > 1:
         raise RefusedError(
             f"{path}: the file has {status.links} hard links, and an update would change it "

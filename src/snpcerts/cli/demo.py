@@ -53,7 +53,7 @@ _NEXT: Final = (
     type=click.IntRange(0, 100_000),
     default=20,
     show_default=True,
-    help="How often the signing key changes in each run.",
+    help="Number of changes of the signing key in each run.",
 )
 @click.option(
     "--seconds",

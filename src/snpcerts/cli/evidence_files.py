@@ -217,7 +217,7 @@ def not_a_table(data: bytes) -> InputError | None:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """The paths in a directory, by kind of file. ``others`` describes the files of no use as
+    """The paths in a directory, by kind of file. ``others`` describes the files that are not
     evidence.
     """
 
@@ -262,7 +262,7 @@ def _scanned(folder: str) -> _Scan:
 
 
 def sort_of(path: str) -> Sort:
-    """Return the kind of a file by its content."""
+    """Determine the kind of a file from its content."""
     from snpcerts.verify.evidence import MAX_FILE
 
     try:

@@ -15,7 +15,7 @@ class FileGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command. If its name is that of a file, suggest ``show``."""
+        """Find the command. If none exists, but a file of that name does, suggest ``show``."""
         name = args[0]
         if self.get_command(ctx, name) is None and os.path.exists(name):
             suggested = f"{ctx.command_path} show {shlex.quote(name)}"

@@ -30,8 +30,8 @@ def command() -> None:
     required=True,
     metavar="FILE",
     help=(
-        "File to write the report to. For use with 'snpcerts host prove-key', give -, which is "
-        "standard output."
+        "File to write the report to, or - for standard output, which 'snpcerts host prove-key' "
+        "reads."
     ),
 )
 @click.option(

@@ -15,7 +15,7 @@ from snpcerts.uninterrupted import ENDING, postpone
 class EndedBySignalError(BaseException):
     """A signal asked the command to end.
 
-    Being no failure, it is not an ``Exception``, so ``except Exception`` does not catch it.
+    It is not a failure, so it is not an ``Exception``, and ``except Exception`` does not catch it.
     """
 
     def __init__(self, number: int) -> None:

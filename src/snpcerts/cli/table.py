@@ -30,7 +30,7 @@ def command() -> None:
 
     A guest gets a certificate table from its host together with an attestation report. The table
     begins with GUIDs, offsets and lengths, and the certificates follow, as the GHCB specification
-    lays down.
+    defines.
     """
 
 

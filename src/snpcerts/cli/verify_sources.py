@@ -59,8 +59,8 @@ def sources_in_order(
     server: CertificateSource | None,
     at: datetime,
 ) -> list[CollateralSource]:
-    """Return the certificate sources in the order of ``--order``. ``roots`` come last, but before
-    the key server.
+    """Return the certificate sources in the order of ``--order``, with ``roots`` just before the
+    key server, or last if there is none.
     """
     from snpcerts.verify.sources import OWN, GivenCrls
 

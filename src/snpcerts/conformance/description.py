@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distinguishes another process's open file descriptions, whichever descriptors refer to them.
+"""Tells another process's open file descriptions apart, whichever descriptors refer to them.
 
 A lock belongs to the description. A VMM may lock through one descriptor and keep another: a
-duplicate, or one that a helper process sent over a socket. So each locked description gets a mark:
-the signal number of F_SETSIG (fcntl(2)). The number belongs to the description, and has no meaning
-for a regular file. Every descriptor of the description then shows the mark.
+duplicate, or a descriptor that a helper process sent over a socket. So each locked description gets
+a mark: the signal number of F_SETSIG (fcntl(2)). The number belongs to the description, and has no
+meaning for a regular file. Every descriptor of the description then shows the mark.
 
 Numbers: Linux ``include/uapi/asm-generic/fcntl.h`` and ``asm/unistd_64.h``.
 """

@@ -22,7 +22,7 @@ VERDICT: Final = "verdict"
 
 @dataclass(frozen=True, slots=True)
 class SeenEvent:
-    """One observed event. ``until`` is the end of an event that lasts."""
+    """One observed event. ``until`` is the end of an event that has a duration."""
 
     at: float
     track: str

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the VMM's threads ran, how long they waited for a processor, and how often they slept.
 
-A time limit must not count the time for which a busy machine did not let the VMM run.
+A time limit must not count the time for which the VMM could not run on a busy machine.
 """
 
 from __future__ import annotations

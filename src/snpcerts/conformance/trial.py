@@ -231,7 +231,7 @@ class Trial:
     # Called by the observed devices.
 
     def lets_go(self, request: CertsRequest) -> bool:
-        """Whether the firmware may have this answered request."""
+        """Whether to pass this answered request on to the firmware now."""
         return self.gate(request)
 
     def attribute_value(self) -> int | None:
@@ -411,7 +411,7 @@ class Trial:
 
     @property
     def spinning(self) -> bool:
-        """Whether a vCPU cannot run its guest because immediate_exit stays set."""
+        """Whether a vCPU never enters its guest, because immediate_exit stays set."""
         return any(count > SPINS_MAX for count in self.journal.spins.values())
 
     def _is_done(self) -> bool:
@@ -658,8 +658,8 @@ def _refusals(into: list[str]) -> Iterator[None]:
 
 
 class _Limit:
-    """A time limit for the VMM. It does not count time for which the machine did not let the VMM
-    run.
+    """A time limit for the VMM. Time spent waiting for a processor or for this process does not
+    count.
     """
 
     def __init__(self, trial: Trial, seconds: float) -> None:
@@ -692,8 +692,8 @@ def above_memory(trial: Trial) -> int:
 
 
 def field_around(gpa: int, npages: int, before: int = 1, after: int = 1) -> tuple[int, int]:
-    """Return the GPA and the size of the memory to check around a buffer outside the vCPU's
-    pages.
+    """Return the GPA and size of the memory to check: a buffer outside the vCPU's pages, and the
+    pages around it.
     """
     return gpa - before * PAGE_SIZE, (before + npages + after) * PAGE_SIZE
 

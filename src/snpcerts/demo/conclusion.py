@@ -20,7 +20,7 @@ def summary(tally: Tally) -> str:
 
 
 def conclusion(unlocked: Tally, locked: Tally) -> str:
-    """Return the verdict on both runs, as one sentence."""
+    """Return what the two runs show, as one sentence."""
     return f"{_with_lock(locked)}; {_without_lock(unlocked)}"
 
 

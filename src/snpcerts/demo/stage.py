@@ -79,7 +79,7 @@ class DemoMachine:
 
 
 class DemoRun:
-    """One run of the demo, whose files are in ``folder``, which must not exist yet."""
+    """One run of the demo. It creates ``folder`` for its files."""
 
     def __init__(self, folder: Path, machine: DemoMachine, script: Script) -> None:
         folder.mkdir()
@@ -158,7 +158,7 @@ class DemoRun:
                 yield event
             self._check(vmms)
             if time.monotonic() > limit:
-                raise RefusedError(f"{len(waiting)} guests did not start in {_START_LIMIT:g} s")
+                raise RefusedError(f"{len(waiting)} guests did not start within {_START_LIMIT:g} s")
             time.sleep(_POLL)
         self._start = time.monotonic()
 
@@ -246,9 +246,7 @@ class _Lines:
             yield from self._complete(data)
 
     def read_once(self) -> list[dict[str, Any]]:
-        """Return the complete lines after one read, whose size is bounded however fast the writer
-        is.
-        """
+        """Read once, up to a fixed size, and return the lines that are complete."""
         return self._complete(self._read())
 
     def _complete(self, data: bytes) -> list[dict[str, Any]]:

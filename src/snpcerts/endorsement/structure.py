@@ -108,7 +108,7 @@ class BasicConstraintsDer:
 
 
 def read(structure: type[_T], der: bytes) -> _T:
-    """Parse ``der``, which must be one whole structure of that type. Raises ValueError for anything
+    """Parse ``der``, which must be exactly one ``structure``. Raises ValueError for anything
     else.
     """
     return asn1.decode_der(structure, der)

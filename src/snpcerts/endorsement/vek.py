@@ -132,8 +132,8 @@ class EndorsementCert:
     def from_certificate(
         cls, certificate: Certificate, key: ec.EllipticCurvePublicKey | None = None
     ) -> Self:
-        """Read the AMD extensions of a parsed certificate. ``key`` is the certificate's key, if it
-        was checked before.
+        """Read the AMD extensions of a parsed certificate. ``key`` is the certificate's key, if the
+        caller has already checked it.
 
         Raises :class:`FormatError`, which names the extension, if an extension is missing, of
         another type, out of range, not allowed here, or unknown below AMD's arc. Also raises it if
@@ -227,7 +227,9 @@ def _amd_extensions(certificate: Certificate, what: str) -> dict[str, bytes]:
             values[name] = value
         elif is_amd_extension(oid):
             raise FormatError(
-                what, "the extension below AMD's arc is unknown", field=oid.dotted_string
+                what,
+                "the extension is unknown, although its OID is one of AMD's",
+                field=oid.dotted_string,
             )
     return values
 

@@ -40,7 +40,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The result of one round.
+    """The result of one round of :meth:`Agent.sync`.
 
     ``before`` is what the round found, ``updates`` what it published. ``problem`` is the first
     reason why a file still does not match the signing key.
@@ -301,8 +301,8 @@ class Agent:
     def _bring(
         self, file: FileConfig, updates: list[UpdateResult], problems: list[SnpCertsError]
     ) -> bool:
-        """Fetch and publish the certificates of one file. Return whether the firmware has changed
-        meanwhile.
+        """Fetch and publish the certificates of one file. Return whether the firmware changed
+        in the meantime.
         """
         want = expected_content(self.firmware.state(), file)
         try:

@@ -48,7 +48,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class RootOfTrust:
-    """The root with which reports verified. ``amds`` is whether it is one of AMD's pinned roots."""
+    """The root with which reports verified. ``amds`` says whether it is a pinned root of AMD's."""
 
     name: str
     amds: bool

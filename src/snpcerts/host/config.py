@@ -46,7 +46,7 @@ class ConfigError(InputError):
 
 
 class GuestKeySelect(enum.Enum):
-    """Which key a file's guests request (KEY_SEL of their report requests)."""
+    """The KEY_SEL in the report requests of guests that are served from a file."""
 
     DEFAULT = "default"  # the VLEK if one is loaded, otherwise the VCEK; Linux requests this
     NAMED = "named"  # explicitly the file's kind of key

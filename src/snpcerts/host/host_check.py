@@ -80,7 +80,7 @@ def kernel(release: str) -> Finding:
 
 
 def faults(release: str) -> Iterator[Finding]:
-    """Yield a warning for each known fault of that kernel.
+    """Yield a warning for each known fault of the kernel ``release``.
 
     They are only warnings, because a distribution may have backported the fix.
     """

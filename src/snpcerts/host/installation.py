@@ -100,7 +100,7 @@ class InstallTarget:
     """The host on which snpcerts is installed, or from which it is removed.
 
     ``root`` is the host's root directory, as this process sees it. ``command`` is the absolute
-    path, inside the root, of the command that the units start. ``replace`` is whether to replace
+    path, inside the root, of the command that the units start. ``replace`` says whether to replace
     files that do not belong to this installation or were edited.
     """
 
@@ -215,7 +215,7 @@ def _check_names(target: InstallTarget) -> None:
         raise InputError(f"{target.group!r} is not a valid group name")
     if not _PLAIN_PATH.match(target.command):
         raise InputError(
-            f"{target.command}: a unit cannot run this path",
+            f"{target.command}: a systemd unit cannot run this path",
             hint="set --command to an absolute path of letters, digits and /._+-",
         )
 
@@ -256,8 +256,8 @@ def _check_other_installations(target: InstallTarget) -> None:
         if os.path.exists(target.at(place)):
             raise RefusedError(
                 (
-                    f"{place}: an snpcerts package is already installed, and its units and the "
-                    "new ones would hide each other"
+                    f"{place}: an snpcerts package is already installed, and its units would "
+                    "conflict with the new ones"
                 ),
                 hint="use the package as it is, or remove it first",
             )
@@ -291,7 +291,7 @@ def _unit(target: InstallTarget, name: str) -> bytes:
 
 
 def _groups(target: InstallTarget) -> list[InstallStep]:
-    """Create the VMMs' group, unless a configuration exists, which stays, and has other groups."""
+    """Create the VMMs' group, unless an existing configuration uses only other groups."""
     place = target.at(DEFAULT_PATH)
     if os.path.lexists(place) and target.group not in {file.group for file in load(place).files}:
         return []
@@ -428,7 +428,7 @@ def _directory(target: InstallTarget, path: str) -> InstallStep:
 
 
 def _links(target: InstallTarget) -> Iterator[InstallStep]:
-    """Link a command outside /usr, its manual pages and its completions into /usr/local."""
+    """Link a command outside /usr into /usr/local, with its manual pages and completions."""
     for path, goal in _linked(target):
         place = target.at(path)
         if not os.path.lexists(place):

@@ -65,7 +65,7 @@ def wait_for_mirror(
         left = deadline - clock.now()
         if left <= 0:
             raise RetryLaterError(
-                f"{problem}; waited {patience:.0f} s, and changed nothing",
+                f"{problem} (waited {patience:.0f} s); nothing has been changed",
                 hint="run the command again later; meanwhile the mirror continues to fetch "
                 "the certificate",
                 code="certificate-unavailable",

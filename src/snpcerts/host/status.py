@@ -158,7 +158,7 @@ def leaf_of(table: CertTable | None) -> EndorsementCert | None:
 
 
 def basis(state: FirmwareState) -> str:
-    """Return how it is known which key signs by default.
+    """Return how the agent knows which key signs by default.
 
     ``proven`` by a report, ``believed`` because all observations imply it, or ``unknown``.
     """

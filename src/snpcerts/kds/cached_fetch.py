@@ -61,7 +61,7 @@ class FetchRequest(Generic[T]):
     ``retry_after_repair`` fetches what may remove the reasons, and returns whether to judge the
     body again. ``reject_replacement`` returns why the new resource (first argument) must not
     replace the cached one (second), or None. ``budget``, for a resource that is not essential,
-    limits the request to one try of that many seconds. ``lenient`` says that ``judge`` accepts
+    limits the request to one attempt of that many seconds. ``lenient`` says that ``judge`` accepts
     resources that the judges of other requests reject.
     """
 
@@ -114,8 +114,8 @@ class CachedFetch:
         self._unkept: OrderedDict[Resource, bytes] = OrderedDict()
 
     def kept(self, resource: Resource) -> bytes | None:
-        """Return the cached body of a resource, however old and unverified, without asking the key
-        server.
+        """Return the cached body of a resource, of any age, without verifying it and without asking
+        the key server.
         """
         with self._lock:
             kept = self._unkept.get(resource)
@@ -202,7 +202,7 @@ class CachedFetch:
                 read,
                 line=self._line,
                 settled=settled,
-                # A renewal can wait, so one try is enough for now.
+                # A renewal can wait, so one attempt is enough for now.
                 attempts=None if cached is None and request.budget is None else 1,
                 budget=request.budget,
                 patient=request.budget is None and (cached is None or request.refresh),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends requests to the key server, within limits of time, size and number of tries.
+"""Sends requests to the key server, within limits on time, size and number of attempts.
 
 This module decides only whether there was an answer and whether it can be read.
 :mod:`snpcerts.kds.source` decides whether the answer is the right one. Only an answer's body
@@ -47,10 +47,10 @@ _MAX_REDIRECTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class FailedRequest:
-    """A try that failed, although a later one may succeed.
+    """A failed attempt. A later one may succeed.
 
     ``result`` is a key of :attr:`KdsClient.results`. ``retry_after`` is the server's Retry-After in
-    seconds. ``again`` is false if another try soon would fail in the same way.
+    seconds. ``again`` is false if another attempt soon would fail in the same way.
     """
 
     result: str
@@ -138,9 +138,9 @@ class KdsClient:
         If ``read`` raises :class:`FormatError`, the body counts as no answer, because some error
         pages come with status 200. ``read`` runs in this process's turn in ``line``. Before the
         request, ``settled`` is called, which returns what another process has fetched in the
-        meantime, if anything. Processes in ``line`` that want the same resource share the tries and
-        their outcome. ``attempts`` and ``budget`` override the policy's. Without ``patient``, the
-        call fails if it would have to wait before the request.
+        meantime, if anything. Processes in ``line`` that want the same resource share the attempts
+        and their outcome. ``attempts`` and ``budget`` override the policy's. Without ``patient``,
+        the call fails if it would have to wait before the request.
 
         Raises :class:`KdsUnavailableError` if there was no answer within the policy's limits,
         :class:`KdsNotFoundError` immediately after a 404, and :class:`KdsUntrustedError` if
@@ -218,9 +218,9 @@ class KdsClient:
         return longest if longest.wait > 0 else None
 
     def _ask(self, turn: Turn, asked: _Asked[T]) -> _Received[T] | None:
-        """Make one try, and record its outcome for the other processes.
+        """Make one attempt, and record its outcome for the other processes.
 
-        Returns None if another try should follow.
+        Returns None if another attempt should follow.
         """
         state, path = turn.state, asked.resource.path
         started = self.clock.now()
@@ -297,8 +297,8 @@ class KdsClient:
     def _unavailable(
         self, asked: _Asked[T], problem: str, wait: float, failed: FailedRequest | None = None
     ) -> KdsUnavailableError:
-        """Return the error for giving up after ``failed``, the last try, whose Retry-After the
-        error passes on.
+        """Return the error with which to give up. It passes on the Retry-After of the last
+        attempt, ``failed``.
         """
         named = failed is None or failed.throttled or failed.retry_after is not None
         if named:
@@ -387,7 +387,7 @@ class KdsClient:
             except ValueError as error:
                 raise _NotOursError(
                     "refused",
-                    f"the server redirected to {location[:120]!r}, which is not followed: {error}",
+                    f"the redirect to {location[:120]!r} was not followed: {error}",
                 ) from None
             url = target
         raise _NotOursError("refused", f"the server redirected more than {_MAX_REDIRECTS} times")
@@ -462,8 +462,8 @@ class KdsClient:
 
 
 def _lasting(error: Exception, proxy: Proxy | None, trace: RequestTrace) -> str | None:
-    """Return the problem that would make another try fail too, such as a wrong proxy; None if there
-    is no such problem.
+    """Return the problem that would make another attempt fail too, such as a wrong proxy; None if
+    there is no such problem.
     """
     import httpx2
 
@@ -489,7 +489,7 @@ class _Received(Generic[T]):
 
 
 class _NotOursError(Exception):
-    """A request failed in a way that another try would not change."""
+    """A request failed in a way that another attempt would not change."""
 
     def __init__(self, result: str, message: str) -> None:
         super().__init__(message)

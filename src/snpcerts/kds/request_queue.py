@@ -180,7 +180,7 @@ class RequestQueue:
 
 def _open_own(folder: int, name: str, flags: int) -> int | None:
     """Open a file in ``folder`` and return its file descriptor; None if it is not a regular file or
-    has a second name.
+    has another hard link.
     """
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     descriptor = os.open(name, flags, 0o600, dir_fd=folder)

@@ -348,8 +348,8 @@ def _when(at: datetime | None) -> datetime:
 
 
 def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
-    """Return a reason against a certificate for another key, because a chip has only one VCEK at a
-    TCB.
+    """Return a reason to refuse ``new`` if it is for another key than ``old``: a chip has only one
+    VCEK at a TCB.
     """
     if same_key(new.kept_as, old.kept_as):
         return None
@@ -361,8 +361,8 @@ def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
 
 
 def _older(new: Verified[RevocationList], old: Verified[RevocationList]) -> Reason | None:
-    """Return a reason against a list older than the cached list, because a replayed list must not
-    hide what a newer list revokes.
+    """Return a reason to refuse ``new`` if it is older than ``old``, the cached list: a replayed
+    list must not hide what a newer list revokes.
     """
     if new.not_before >= old.not_before:
         return None

@@ -51,7 +51,7 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def places_of_roots(environment: Mapping[str, str]) -> str:
-    """Return the places of the trusted roots, for messages."""
+    """Return the paths where trusted roots may be, for messages."""
     paths = ssl.get_default_verify_paths()
     file = environment.get(_FILE) or paths.openssl_cafile
     folder = environment.get(_FOLDER) or paths.openssl_capath

@@ -62,8 +62,8 @@ class VcekResource:
             raise UsageError(
                 "expected a hwID that is not zero, found only zero bytes",
                 hint=(
-                    "take the chip ID from another source: in a report, the chip ID is zero if "
-                    "the host hides it or a VLEK signed"
+                    "take the chip ID from another source: in a report, the chip ID may be zero if "
+                    "the host masks it or if a VLEK signed the report"
                 ),
             )
         problem = self.product.tcb_problem(self.tcb)
@@ -121,7 +121,7 @@ Resource = VcekResource | ChainResource | CrlResource
 
 
 def parse_target(target: str) -> Resource:
-    """Return the resource that a URL, or a path with query, names in any spelling.
+    """Return the resource that ``target``, a URL or a path with its query, names in any spelling.
 
     Raises :class:`FormatError` for anything else: another path, an unknown product (case matters),
     a hwID of the wrong length, or a parameter that is missing, repeated, unknown or not from 0 to
@@ -213,7 +213,7 @@ def checked_target(url: str, location: str) -> str:
     if "@" in there.netloc:
         raise ValueError("the target URL has a user name")
     if here.scheme == "https" and there.scheme == "http":
-        raise ValueError("the target URL is without TLS, unlike the redirecting server")
+        raise ValueError("the target URL does not use TLS, but the redirecting server does")
     if _rank(there.hostname) > _rank(here.hostname or ""):
         raise ValueError("the target URL leads to this machine")
     return target

@@ -92,8 +92,8 @@ class KdsCertificates:
             return True
 
     def _counted(self, resource: VcekResource) -> float:
-        """Count a request as fruitless, until its answer proves useful. Return the token that takes
-        it back.
+        """Count a request as fruitless until its answer proves useful. Return the token with which
+        to undo this.
         """
         stamp, wait = self._fruitless.count()
         if wait:

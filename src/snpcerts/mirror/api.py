@@ -85,8 +85,8 @@ class _RejectedError(Exception):
 
 
 class MirrorApi:
-    """The handlers of the mirror's own URLs. ``wake`` is called when something was added to the
-    queue.
+    """The handlers of the mirror's own URLs. ``wake`` is called when something has been added to
+    the queue.
     """
 
     def __init__(

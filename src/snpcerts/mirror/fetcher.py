@@ -76,7 +76,7 @@ class _UpstreamAnswer:
 
 
 class Waiter:
-    """Lets a thread wait and be woken, by a clock that tests can replace."""
+    """Lets one thread wait until another wakes it. Tests can replace its clock."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -105,7 +105,7 @@ class Waiter:
                 self._event.clear()
 
     def wake(self) -> None:
-        """End the :meth:`wait` of the thread."""
+        """End the current or the next :meth:`wait`."""
         self._event.set()
 
     def end(self) -> None:
@@ -151,7 +151,7 @@ class Fetcher:
         self.waiter.wake()
 
     def close(self) -> None:
-        """End the thread after the current request, whose answer is still stored."""
+        """End the thread after it has stored the answer to the current request."""
         self.waiter.end()
         if self._thread is not None:
             self._thread.join(REQUEST + 5)
@@ -338,8 +338,8 @@ class Fetcher:
     def _chain(
         self, resource: ChainResource, at: datetime, body: bytes | None
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
-        """Return the stored chain or, if no chain is stored, fetch a chain. A fetched chain is
-        returned with what to store.
+        """Return the stored chain and nothing to store. If no valid chain is stored, fetch one, and
+        return the chain and what to store.
         """
         if body is not None:
             with contextlib.suppress(KdsUntrustedError, FormatError):
@@ -364,8 +364,8 @@ class Fetcher:
 
 
 class _NoChainError(Exception):
-    """No chain is stored with which to verify an answer. ``failed`` says how the request for the
-    chain failed.
+    """An answer cannot be verified, because no valid chain is stored and the request for the chain
+    failed (``failed``).
     """
 
     def __init__(self, failed: FailedRequest) -> None:

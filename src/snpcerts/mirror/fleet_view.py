@@ -124,7 +124,7 @@ class FleetHost:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The queue of requests that the mirror will make. ``waiting`` counts the requests by need.
+    """The queue of requests that the mirror will make. ``waiting`` counts them by need.
 
     ``gap`` is the number of seconds between two requests. ``hold_until`` is the time at which the
     key server may be asked again after a 429. ``ends_at`` is None while nothing is waiting.
@@ -248,7 +248,7 @@ class HostHistory:
 
 
 def differs(before: Announcement | None, after: Announcement) -> bool:
-    """Return whether an announcement says something new and therefore belongs into the history."""
+    """Return whether an announcement says something new and therefore belongs in the history."""
     return before is None or any(True for _ in changes(before, after))
 
 
@@ -330,9 +330,7 @@ def processors_of(announcement: Announcement) -> tuple[str, ...]:
 
 
 def floors_of(processors: Iterable[str], bulletins: BulletinData) -> dict[str, tuple[int, str]]:
-    """Return for each TCB component the highest confirmed floor and the bulletin that sets that
-    floor.
-    """
+    """Return, for each TCB component, the highest confirmed floor and the bulletin that sets it."""
     names = set(processors)
     found: dict[str, tuple[int, str]] = {}
     for bulletin in bulletins.bulletins:

@@ -64,7 +64,7 @@ _NOT_STORED: Final = ((b"cache-control", b"no-store"), *_CORS)
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """The limits for callers.
+    """The limits that apply to callers of the mirror.
 
     ``patience`` is the number of seconds for which a caller may wait. ``budget`` is the number of
     chips that no host has announced and that may be in the queue for one address. With

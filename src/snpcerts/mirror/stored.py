@@ -40,7 +40,7 @@ class StoredCertificate:
 
 @dataclass(frozen=True, slots=True)
 class NoCertificate:
-    """Why upstream gave no certificate, which is remembered until ``until``."""
+    """Why upstream gave no certificate. This is remembered until ``until``."""
 
     reason: str  # not-found or refused
     problem: str
@@ -95,9 +95,7 @@ def find_negative(connection: Connection, resource: str, now: float) -> NoCertif
 
 
 def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> None:
-    """Store a certificate, which may replace another, and forget that it could not be fetched
-    before.
-    """
+    """Store a certificate in place of any older one, and forget an earlier failure to fetch it."""
     path = found.resource.path
     values = {
         "kind": kind_of(found.resource),
@@ -118,7 +116,7 @@ def put(connection: Connection, found: Admitted, *, now: float, origin: str) -> 
 
 
 def stored_among(connection: Connection, paths: Sequence[str]) -> set[str]:
-    """Return those of the given paths of resources that are stored."""
+    """Return the paths in ``paths`` for which a certificate, chain or revocation list is stored."""
     c = CERTIFICATE.c.resource
     found: set[str] = set()
     for part in batches(paths):

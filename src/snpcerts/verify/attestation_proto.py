@@ -94,7 +94,7 @@ def is_attestation(data: bytes) -> bool:
     """Return whether ``data`` begins like an Attestation message that holds a report of more than
     127 bytes.
 
-    A raw report never begins so, because the second byte of its version is zero.
+    A raw report never begins like this, because the second byte of its version is zero.
     """
     return len(data) > 1 and data[0] == 1 << 3 | _BYTES and data[1] >= 0x80
 
@@ -102,7 +102,7 @@ def is_attestation(data: bytes) -> bool:
 def is_report(data: bytes) -> bool:
     """Return whether ``data`` begins like a Report message: a version, then GUEST_SVN or POLICY.
 
-    A raw report never begins so, because all bytes of its version except the first are zero.
+    A raw report never begins like this, because all bytes of its version except the first are zero.
     """
     return len(data) > 2 and data[0] == 1 << 3 and 0 < data[1] < 0x80 and data[2] in (0x10, 0x18)
 
@@ -279,7 +279,7 @@ def _once(
         number, wire = tag >> 3, tag & 7
         if number not in known:
             raise FormatError(
-                what, f"expected a field that this message has, found field {number}", offset=start
+                what, f"expected only fields of this message, found field {number}", offset=start
             )
         if number in seen and number not in repeated:
             raise FormatError(what, f"field {number} appears twice in the message", offset=start)

@@ -92,11 +92,11 @@ class Collateral:
         return (own, *self.lists)
 
     def leaf(self, kind: VekKind) -> bytes | None:
-        """Return the leaf for a report signed by a key of that kind; see :func:`leaf_of_slots`."""
+        """Return the leaf for a report signed by a key of this kind; see :func:`leaf_of_slots`."""
         return leaf_of_slots(kind, self.vcek, self.vlek)
 
     def chain(self, kind: VekKind) -> ChainBytes:
-        """Return the chain for a report signed by a key of that kind."""
+        """Return the chain for a report signed by a key of this kind."""
         return ChainBytes(self.leaf(kind), self.ask, self.ark)
 
     @property

@@ -167,7 +167,7 @@ class Evidence:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read evidence in any of this module's formats. The content shows the format.
+        """Read evidence in any of this module's formats, detected from the content.
 
         Raises :class:`FormatError` if the content is malformed or in another format. If that format
         is known, the message names it and says how to convert the content.
@@ -211,7 +211,7 @@ class Evidence:
 
     @classmethod
     def _unwrapped(cls, data: bytes, depth: int) -> Self:
-        """Read evidence in any format. ``depth`` counts the formats that were unwrapped so far."""
+        """Read evidence in any format. ``depth`` is the number of formats already unwrapped."""
         if depth > _MAX_DEPTH:
             raise FormatError("evidence", "the formats around the report are nested too deeply")
         if len(data) >= REPORT_SIZE and looks_like_report(data):

@@ -70,7 +70,7 @@ def judge(
     unavailable: Sequence[Reason],
     faults: Sequence[SourceFault] = (),
 ) -> Verdict:
-    """Verify evidence as :func:`verify` does, with reasons from the sources of the certificates.
+    """Verify evidence as :func:`verify` does. The verdict also says which sources failed, and why.
 
     ``unavailable`` says why parts of the chain are missing, and replaces the reasons that say only
     that they are missing. ``faults`` are the problems with each source's answer.
@@ -173,8 +173,8 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Return the reasons, in which ``unavailable``, which says why parts are missing, replaces
-    those for missing parts.
+    """Replace the reasons that say only that a part is missing with ``unavailable``, the reasons
+    why it is missing.
 
     If a source could not be reached, reasons that another certificate might remove are replaced
     too, because that source may have the certificate. The reason for an untrusted root is never

@@ -60,13 +60,13 @@ class CollateralRequest:
     report: Report | None = None
 
     def hwid(self, product: Product) -> bytes | None:
-        """Return the chip ID in the form that a VCEK of that product has; None if the report hides
+        """Return the chip ID in the form that a VCEK of ``product`` has; None if the report hides
         the chip ID.
         """
         return hwid_of_chip_id(self.chip_id, product) if any(self.chip_id) else None
 
     def tcb(self, product: Product) -> TcbVersion | None:
-        """Return the reported TCB in that product's layout; None if the bytes do not fit that
+        """Return the reported TCB in the layout of ``product``; None if the bytes do not fit that
         layout.
         """
         try:
@@ -84,15 +84,15 @@ class CollateralSource(Protocol):
     """
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return those of the missing parts that the source has. The answer may contain more."""
+        """Return the missing parts that the source has. The answer may contain more."""
         ...
 
 
 class AsyncCollateralSource(Protocol):
-    """A source of certificates like :class:`CollateralSource`, whose answer is awaited."""
+    """A source like :class:`CollateralSource` whose answers are awaited."""
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
-        """Return those of the missing parts that the source has. The answer may contain more."""
+        """Return the missing parts that the source has. The answer may contain more."""
         ...
 
 
@@ -126,7 +126,7 @@ class Given:
         return self.for_kind(request.kind)
 
     def for_kind(self, kind: VekKind | None) -> Collateral:
-        """Return the certificates for reports signed by a key of that kind."""
+        """Return the certificates for reports signed by a key of this kind."""
         found = self.certificates
         if kind is VekKind.VLEK and self.asvk is not None:
             found = replace(found, ask=self.asvk)
@@ -217,7 +217,7 @@ def verify_with(
     anchors: Sequence[Anchor] = AMD_ANCHORS,
     at: datetime,
 ) -> Verdict:
-    """Judge a report with certificates from ``sources``, asked in that order.
+    """Judge a report with certificates from ``sources``, which are asked in order.
 
     :data:`OWN` stands for the certificates that came with the report, which are used only if it is
     among ``sources``. Sources are asked only while something is missing. If a certificate is still
@@ -372,7 +372,7 @@ class _Asking:
         return missing
 
     def faults(self, answers: Iterable[tuple[AnySource, _Answer]]) -> Iterator[SourceFault]:
-        """Yield the problems with each source's answer, where each answer is judged by itself."""
+        """Judge each source's answer by itself, and yield its problems."""
         for source, answer in answers:
             name = getattr(source, "name", None)
             if not name:
@@ -421,7 +421,7 @@ def _read_list(data: bytes) -> RevocationList | None:
 
 
 def _products(report: Report, choice: Choice) -> tuple[Product, ...]:
-    """Return the products that the report may come from. For a version 2 report with a fitting
+    """Return the products that the report may come from. For a version 2 report with a matching
     leaf, that is only the leaf's product.
     """
     leaf = choice.findings.leaf

@@ -136,7 +136,7 @@ def claims_of(code: ReasonCode) -> Vector:
 
 
 def is_of_policy(code: ReasonCode) -> bool:
-    """Return whether a reason with that code is about a policy's demand on a genuine report."""
+    """Return whether a reason with this code is about a policy's demand on a genuine report."""
     return code.check is None and code.next_step is NextStep.REFUSE
 
 
@@ -151,9 +151,7 @@ def trust_vector(verdict: Verdict) -> dict[TrustClaim, int]:
 
 
 def tier(verdict: Verdict, vector: Vector) -> TrustTier:
-    """Return the trust tier of a verdict with that vector. It is contraindicated for every refused
-    report.
-    """
+    """Return the trust tier of a verdict and its vector: contraindicated if refused."""
     if verdict.next_step is NextStep.REFUSE:
         return TrustTier.CONTRAINDICATED
     if verdict.status is not Status.VERIFIED:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def event_printer(form: str, *others: Listener) -> Listener:
-    """Return a listener that prints events to standard output, in text form warnings to standard
-    error.
+    """Return a listener that prints events to standard output. In text form, it prints warnings
+    to standard error.
 
     The listener then passes each event to the other listeners.
     """

@@ -98,7 +98,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _named(path: str) -> list[str]:
-    """Return the lines of a file without empty lines and comments, which name hosts."""
+    """Return the host names and chip IDs in a file, which may have empty lines and comments."""
     from snpcerts.mirror.announcement import MAX_HOSTS
 
     try:

@@ -215,8 +215,8 @@ def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Hold the lock like an update when the VMM first tries to take it, then rewrite and unlock the
-    file.
+    """Hold the lock, as an update does, when the VMM first tries to take it. Then rewrite and
+    unlock the file.
     """
     served = trial.served
     for size in (2000, 12_000):

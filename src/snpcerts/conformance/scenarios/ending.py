@@ -285,7 +285,7 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _grows_a_little(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
     """Return by how much the VMM's memory grows with many small tables, if it grows steadily.
 
-    What the large tables have left is used first, so only the second half counts.
+    The memory that the large tables left free is used first, so only the second half counts.
     """
     trial.served.replace(trial.served.table(TABLE_SIZE))
     until = time.monotonic() + trial.limits.trial
@@ -307,8 +307,8 @@ def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str
     """Return how the VMM's memory grows with requests that get EAGAIN, or None if it does not.
 
     Each request takes as long as the VMM waits for the lock, so there are few of them. A leak
-    shows in every one; memory that is collected or kept for reuse does not. Memory may leak
-    untouched.
+    shows in every one; memory that is collected or kept for reuse does not. Leaked memory
+    may never have been written to.
     """
     if not (yield from trial.wait_for(trial.served.lock, SETTLE_TIME)):
         return None

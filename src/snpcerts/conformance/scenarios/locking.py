@@ -427,8 +427,8 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _pauses(trial: Trial) -> int:
-    """Return how many times the VMM's threads have slept, not counting the sleeps of observed
-    calls.
+    """Return how many times the VMM's threads have slept, without the sleeps that the observation
+    of their calls causes.
     """
     return sleeps(trial.processes()) - trial.observer.calls
 
@@ -512,8 +512,8 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
-    ``delay`` is the number of seconds for which the VMM could not run. Up to the limit, they do not
-    count.
+    ``delay`` is the number of seconds for which the VMM could not run. They do not count, up to the
+    limit for the answer.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:

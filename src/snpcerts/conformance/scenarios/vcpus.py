@@ -178,7 +178,7 @@ def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
 def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
     """Let one vCPU's requests fail while the other waits for the firmware.
 
-    A VMM that closes a descriptor twice may close one that the other vCPU has got since.
+    A VMM that closes a descriptor twice may close one that the other vCPU opened in between.
     """
     observer, mine = vcpu.trial.observer, f"vCPU {vcpu.cpu.index}"
     for what, gpa in (("no file", None), ("EIO", above_memory(vcpu.trial))):

@@ -25,7 +25,7 @@ from snpcerts.endorsement.signature import ALGORITHM, sign
 def sign_certificate(
     draft: x509.CertificateBuilder, key: rsa.RSAPrivateKey, *, serial: int | None = None
 ) -> Certificate:
-    """Return the certificate of ``draft``, signed with ``key``. ``serial``, if set, replaces the
+    """Sign ``draft`` with ``key``, and return the certificate. ``serial``, if set, replaces the
     draft's serial number.
     """
     made = draft.sign(_draft_key(), SHA384())
@@ -44,7 +44,7 @@ def sign_again(tbs: structure.TbsCertificate, key: rsa.RSAPrivateKey) -> Certifi
 def sign_list(
     draft: x509.CertificateRevocationListBuilder, key: rsa.RSAPrivateKey
 ) -> RevocationList:
-    """Return the revocation list of ``draft``, signed with ``key``."""
+    """Sign ``draft`` with ``key``, and return the revocation list."""
     made = draft.sign(_draft_key(), SHA384())
     tbs = structure.read(structure.TbsCertList, made.tbs_certlist_bytes)
     tbs.signature = structure.read(asn1.TLV, ALGORITHM)

@@ -202,7 +202,7 @@ class _Builder:
     @staticmethod
     @contextlib.contextmanager
     def _staged(kind: str, options: str) -> Iterator[int]:
-        """Mount a new file system at the stage, yield a file descriptor for its root, and unmount
+        """Mount a new file system at ``_STAGE``, yield a file descriptor for its root, and unmount
         the file system. The descriptor remains valid.
         """
         _mount(kind, _STAGE, _HARMLESS, kind=kind, options=options)

@@ -75,7 +75,7 @@ class FrontDoorUnavailableError(RefusedError):
 
 
 class _SockFprog(ctypes.Structure):
-    """``struct sock_fprog``: a BPF program, for the kernel."""
+    """``struct sock_fprog``, which passes a BPF program to the kernel."""
 
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 

@@ -204,7 +204,7 @@ class _OpenBinary(_OpenConfigFile):
         return len(data)
 
     def close(self) -> Operation[None]:
-        """Pass the written data to the attribute, whose errors are lost."""
+        """Pass the written data to the attribute, and ignore its errors."""
         write = self._attribute.write
         if self._written is None or write is None or self._fragment.dead:
             return

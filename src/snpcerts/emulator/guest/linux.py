@@ -276,9 +276,7 @@ class LinuxGuest:
     def make_private(
         self, cpu: GuestCpu, shared: SharedPages, gpa: int, pages: int
     ) -> Generator[Event, int, None]:
-        """Make pages private (``set_memory_encrypted``). From then on the guest uses them as its
-        own.
-        """
+        """Make pages private (``set_memory_encrypted``), then access them as private pages."""
         yield from self.set_page_state(cpu, shared, gpa, pages, PageStateOperation.PRIVATE)
         yield from cpu.use_private(gpa, pages * PAGE_SIZE)
 

@@ -16,7 +16,7 @@ from snpcerts.emulator.psp.guest_context import GuestContext
 
 
 class HostedVm(GuestHolder, Protocol):
-    """A VM as the list of its host shows it."""
+    """What a host's list of VMs shows of one VM."""
 
     @property
     def name(self) -> str:

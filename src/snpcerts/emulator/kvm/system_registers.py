@@ -102,7 +102,9 @@ class SystemRegisters:
         return Segment.unpack(self._shared[_AT[segment] :]).base
 
     def set_efer(self, value: int) -> bool:
-        """Set EFER, except for LMA; return whether the host has the features that it enables."""
+        """Set EFER, except for LMA; return whether the host has the features that ``value``
+        enables.
+        """
         if value & ~_efer_bits(self._host, self._host):
             return False
         self._put("efer", value & ~_EFER_LMA | self.efer & _EFER_LMA)
@@ -120,14 +122,14 @@ class SystemRegisters:
         self._put(segment, value)  # a segment begins with its base
 
     def set(self, sregs: bytes, guest: CpuidTable) -> None:
-        """Serve KVM_SET_SREGS for a guest with this CPUID table; raise EINVAL as KVM does."""
+        """Handle KVM_SET_SREGS for a guest with this CPUID table; raise EINVAL as KVM does."""
         self._set_shared(sregs, guest, bytes(32))
         bitmap = int.from_bytes(sregs[SHARED:], "little")
         if bitmap:
             self._pending = (bitmap & -bitmap).bit_length() - 1
 
     def set2(self, sregs2: bytes, guest: CpuidTable) -> None:
-        """Serve KVM_SET_SREGS2 for a guest with this CPUID table; raise EINVAL as KVM does."""
+        """Handle KVM_SET_SREGS2 for a guest with this CPUID table; raise EINVAL as KVM does."""
         tail = Sregs2.unpack(sregs2)
         if tail.flags & ~SREGS2_FLAGS_PDPTRS_VALID:
             raise OSError(errno.EINVAL, f"unknown KVM_SET_SREGS2 flags: {tail.flags:#x}")
@@ -151,7 +153,7 @@ class SystemRegisters:
         return tail.pack(onto=self._given_back())
 
     def _set_shared(self, sregs: bytes, guest: CpuidTable, pdptrs: bytes) -> None:
-        """Set what both structures have, and the PDPTRs: those that the VMM gave, or zeros."""
+        """Set the registers that both structures contain, and the PDPTRs (to zero if not given)."""
         shared = sregs[:SHARED]
         _check(shared, self._host, guest, self.apic_base)
         cr8 = self._parsed().cr8

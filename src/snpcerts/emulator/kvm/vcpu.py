@@ -150,7 +150,7 @@ class Vcpu:
         self._wake_at: float | None = None
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Serve KVM_RUN and the ioctls for the processor's state. All others fail with EINVAL."""
+        """Handle KVM_RUN and the ioctls for the processor's state. All others fail with EINVAL."""
         if caller.pid != self.vm.owner:
             raise OSError(errno.EIO, "the VM belongs to another process")
         if type_of(request) != KVMIO:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detaches this process from its parent, which may become the user's program.
+"""Detaches this process from its parent, which may go on to execute the user's program.
 
 A program that waits for all its children (``os.wait()``, strace, an init) must not get a child that
 it did not start.
