@@ -254,8 +254,8 @@ class SnpLaunchStart(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchUpdate(CStruct):
-    """Data of KVM_SEV_SNP_LAUNCH_UPDATE. The kernel changes gfn_start, len and uaddr to what is
-    left.
+    """Data of KVM_SEV_SNP_LAUNCH_UPDATE. The kernel updates gfn_start, len and uaddr to the part
+    that remains.
     """
 
     SIZE: ClassVar[int] = 64

@@ -170,8 +170,8 @@ CONFIG_MASK_CHIP_KEY = 1 << 1
 
 @dataclass(frozen=True, slots=True)
 class SnpConfig(CStruct):
-    """Data of SNP_SET_CONFIG. If ``reported_tcb`` is all zeros, the command resets the reported TCB
-    instead of keeping it.
+    """Data of SNP_SET_CONFIG. All zeros in ``reported_tcb`` reset the reported TCB to the committed
+    TCB.
     """
 
     SIZE: ClassVar[int] = 64

@@ -64,7 +64,7 @@ class Segment(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class DescriptorTable(CStruct):
-    """GDTR or IDTR."""
+    """A descriptor table register: GDTR or IDTR."""
 
     SIZE: ClassVar[int] = 16
     C_NAME: ClassVar[str] = "struct kvm_dtable"

@@ -114,8 +114,7 @@ def wrapped(line: str, width: int) -> str:
 
 
 def shows_progress() -> bool:
-    """Whether a progress bar on standard error would not mix with output: both standard output and
-    standard error are terminals.
+    """Whether to show progress on standard error: only if standard output is a terminal too.
 
     In ``snpcerts verify DIR | head``, head writes to the same terminal as a progress bar.
     """

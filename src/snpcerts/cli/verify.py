@@ -149,10 +149,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ear-key",
     metavar="FILE",
-    help=(
-        "File with the private key that signs the EAR of --ear: EC P-256, in PEM, without a "
-        "password."
-    ),
+    help=("File with the private key that signs the EAR: EC P-256, in PEM, without a password."),
 )
 @click.option(
     "-v",

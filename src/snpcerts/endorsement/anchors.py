@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trust anchors: the AMD Root Keys (ARK), pinned by their public key.
+"""Trust anchors: AMD's root keys (ARKs), each pinned by the digest of its public key.
 
 A pin is the SHA-384 of the key's DER SubjectPublicKeyInfo. So a root certificate that is issued
 again for the same key stays trusted, and no certificate for another key becomes trusted. The pins

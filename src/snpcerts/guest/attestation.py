@@ -72,7 +72,7 @@ def attest(
     if key is not KeySelect.DEFAULT:
         if via is Interface.CONFIGFS_TSM:
             raise UsageError(
-                "configfs-tsm cannot select the signing key", hint="use the interface sev-guest"
+                "configfs-tsm cannot select the signing key", hint="use the sev-guest interface"
             )
         via = Interface.SEV_GUEST
     if via is Interface.CONFIGFS_TSM:

@@ -57,7 +57,7 @@ class Btf:
         return found
 
     def add(self, data: bytes) -> None:
-        """Add a file's types after the types already read."""
+        """Add the types in ``data``, the content of a BTF file, after the types already read."""
         try:
             self._add(data)
         except (struct.error, IndexError, ValueError) as error:

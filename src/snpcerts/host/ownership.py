@@ -18,7 +18,7 @@ from snpcerts.host.config import FileConfig
 
 
 def group_of(file: FileConfig) -> int | None:
-    """Return the ID of the configured group; None to keep the file's present group.
+    """Return the ID of the configured group; None if the file keeps its present group.
 
     Raises :class:`InputError` if there is no such group.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uses a report to prove which key signs, because ``/dev/sev`` does not always show that.
+"""Proves the signing key with a report, because ``/dev/sev`` does not always show this key.
 
 A report counts if all of these hold: it is fresh (its REPORT_DATA is 64 random bytes that this
 program chose, and the file's shared lock was held from before the request until after the answer);
@@ -43,7 +43,7 @@ Ask = Callable[[bytes, KeySelect], bytes]
 
 
 class NoProofError(RefusedError):
-    """The report does not show which key signs now."""
+    """The report does not show the current signing key."""
 
     code = "no-proof"
 
@@ -76,8 +76,8 @@ class Proved:
 
 
 def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
-    """Prove which key signs for the guests of ``file``, record the proof, and make the files match
-    that key.
+    """Prove the signing key with a report from a guest of ``file``, record the proof, and make the
+    files match that key.
 
     ``nonce`` is 64 fresh random bytes. Raises :class:`NoProofError` for a report that does not
     count, :class:`RetryLaterError` if the firmware changed meanwhile or the lock was not granted,
@@ -143,7 +143,7 @@ def judged(
         raise NoProofError(
             f"the answer is not a report: {error}",
             hint=(
-                "the command must write the 1184 bytes, and nothing else, to its "
+                "the command must write the 1184 bytes of the report, and nothing else, to its "
                 "standard output: 'snpcerts guest report -o -'"
             ),
         ) from None
@@ -225,7 +225,7 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
 
 
 def candidate_keys(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
-    """Return the keys that the firmware may sign with.
+    """Return the keys that might be the signing key.
 
     For a VCEK, these are the keys at the reported and the current TCB. For a VLEK, they are the key
     at the reported TCB and those with stored certificates.

@@ -85,13 +85,15 @@ class Sev(DeviceFile):
         return buffer.raw[: out.length]
 
     def snp_commit(self) -> None:
-        """Issue SNP_COMMIT: set the reported TCB to the current TCB for good. Most firmware then
-        drops a loaded VLEK.
+        """Issue SNP_COMMIT, which sets the reported TCB to the current TCB and cannot be undone.
+        Most firmware then drops a loaded VLEK.
         """
         self._issue(psp.Command.SNP_COMMIT, None)
 
     def snp_set_config(self, config: psp.SnpConfig) -> None:
-        """Issue SNP_SET_CONFIG. A ``reported_tcb`` of zeros resets the reported TCB."""
+        """Issue SNP_SET_CONFIG. A ``reported_tcb`` of zeros resets the reported TCB to the
+        committed TCB.
+        """
         self._issue(psp.Command.SNP_SET_CONFIG, config)
 
     def snp_vlek_load(self, hashstick: bytes) -> None:

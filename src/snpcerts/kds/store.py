@@ -145,7 +145,7 @@ class Store:
             with open(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise CacheError(
-                        f"{path}: expected a regular file, found another kind",
+                        f"{path}: expected a regular file, found another kind of file",
                         hint="remove the file; its content is then fetched again",
                     )
                 data = file.read(MAX_BODY + 1)

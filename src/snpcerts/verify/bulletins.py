@@ -110,8 +110,7 @@ class BulletinData:
     sources: Mapping[str, str]
 
     def find(self, name: str) -> Bulletin:
-        """Return the bulletin with that id, with or without ``AMD-``, or for the attack of that
-        name.
+        """Find a bulletin by its id, with or without ``AMD-``, or by the name of an attack.
 
         Raises :class:`UsageError` if the name is unknown or no policy can require protection
         against the attack.

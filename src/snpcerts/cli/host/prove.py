@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``snpcerts host prove-key``: find out from a guest's report which key signs."""
+"""``snpcerts host prove-key``: find the signing key with a guest's report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ended = threading.Event()  # no more commands
 
 @click.command(
     "prove-key",
-    short_help="Use a guest's report to prove which key signs.",
+    short_help="Prove the signing key with a guest's report.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @with_host
@@ -51,7 +51,7 @@ _ended = threading.Event()  # no more commands
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.argument("command", nargs=-1, required=True)
 def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...]) -> None:
-    """Find out from a guest's report which key signs, record it, and update the certificate files.
+    """Find the signing key with a guest's report, record it, and update the certificate files.
 
     COMMAND makes one of this host's guests request a report, and writes the 1184 bytes of the
     report to standard output. In the arguments of COMMAND, {report_data} is replaced with the 64
@@ -63,7 +63,8 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
         snpcerts guest report -o - --report-data {report_data} --key-sel {key_sel}
 
     While COMMAND runs, prove-key holds the shared lock on the first certificate file of the
-    configuration (or on the file of --file). It proves which key signs for that file's kind of key.
+    configuration (or on the file of --file). It proves the signing key of that file's kind (VCEK or
+    VLEK).
 
     Exit codes: 0 the key is proven and all files match it, 1 the report contradicts the firmware's
     status or proves nothing, 3 try again later.
@@ -157,7 +158,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
 
 
 def begin_commands() -> None:
-    """Allow commands to run, also after :func:`end_commands`."""
+    """Let :func:`run_in_guest` start commands, even after :func:`end_commands`."""
     _ended.clear()
 
 

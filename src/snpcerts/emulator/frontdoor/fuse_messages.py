@@ -254,7 +254,7 @@ class FuseForgetIn(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class FuseBatchForgetIn(CStruct):
-    """A BATCH_FORGET request. ``count`` structures :class:`FuseForgetOne` follow."""
+    """A BATCH_FORGET request, followed by ``count`` :class:`FuseForgetOne` structures."""
 
     SIZE: ClassVar[int] = 8
     C_NAME: ClassVar[str] = "struct fuse_batch_forget_in"

@@ -47,7 +47,7 @@ _local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_re
 
 
 def read_path(tid: int, address: int) -> bytes | None:
-    """Return the zero-terminated path at ``address``; None if the kernel could not read one.
+    """Return the zero-terminated path at ``address``; None if the kernel could not read it.
 
     The reason can be EFAULT, ENAMETOOLONG, or memory that this process may not read.
     """

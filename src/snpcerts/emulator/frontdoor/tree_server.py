@@ -164,7 +164,7 @@ class TreeServer:
             self._go_on(request)
 
     def go_on(self) -> int:
-        """Continue the waiting calls; return how many have ended."""
+        """Resume the calls that are waiting, and return how many of them have ended."""
         return sum(self._go_on(request) for request in list(self._requests.values()))
 
     def end_killed(self) -> None:

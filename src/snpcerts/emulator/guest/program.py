@@ -67,7 +67,7 @@ Program = Generator[Event, int, None]
 
 
 class GuestTerminatedError(Exception):
-    """The guest has asked its host to end it, and must not run again."""
+    """The guest has asked its host to terminate it, and must not run again."""
 
 
 class GuestCpu:

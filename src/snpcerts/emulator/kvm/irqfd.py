@@ -83,7 +83,7 @@ def _judge(caller: Caller, descriptor: int) -> None:
 
 def _take(caller: Caller, descriptor: int) -> int:
     if descriptor > _DESCRIPTOR_MAX:  # negative in the kernel's type
-        raise OSError(errno.EBADF, f"{descriptor:#x} is not a descriptor")
+        raise OSError(errno.EBADF, f"{descriptor:#x} is not a valid descriptor")
     return caller.take(descriptor)
 
 

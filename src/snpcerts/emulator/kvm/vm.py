@@ -190,9 +190,7 @@ class Vm:
 
     @property
     def sev_features(self) -> int:
-        """The field SEV_FEATURES of the guest's VMSAs: the features that INIT2 requested, and
-        SNP.
-        """
+        """The SEV_FEATURES field of the guest's VMSAs: what INIT2 requested, and SNP."""
         return self.vmsa_features | SEV_FEATURES_SNP
 
     def has_processor(self, apic_id: int) -> bool:
@@ -220,8 +218,8 @@ class Vm:
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
-        """Handle the close of the VM's descriptor (None) or of a vCPU's. The VM ends with its last
-        descriptor.
+        """Handle the close of the VM's descriptor (None) or of a vCPU's. The VM ends when its last
+        descriptor is closed.
         """
         if vcpu is not None:
             vcpu.launched = False

@@ -125,7 +125,7 @@ class Machine:
             return bool(running)
 
     def wake(self) -> None:
-        """Poll the waiting calls again after a change that no call made."""
+        """Check the waiting calls again, after a change that was not made by a call."""
         with self._changed:
             self._changed.notify_all()
 

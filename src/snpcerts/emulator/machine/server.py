@@ -95,7 +95,7 @@ class PlatformServer:
             self._save()
 
     def end(self) -> None:
-        """Make :meth:`run` return. Calls of running programs then fail."""
+        """Make :meth:`run` return. Calls from programs that are still running then fail."""
         self._asked_to_end = True
 
     def _write_command(self, command: TimedCommand) -> None:
