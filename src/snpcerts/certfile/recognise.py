@@ -74,7 +74,7 @@ def require_certificate_file(path: str, perform: Performer = perform_on_system) 
         case [reader.Unreadable(problem)] if _too_large(path):
             why = problem
     if why is not None and not was_updated_before(path):
-        raise ForeignFileError(path, f"it is not a certificate file: {why}")
+        raise ForeignFileError(path, f"not a certificate file: {why}")
 
 
 def _too_large(path: str) -> bool:

@@ -27,8 +27,8 @@ from snpcerts.vmm import preload
     default=preload.DEFAULT_TIMEOUT,
     show_default=True,
     help=(
-        "Milliseconds that a vCPU waits for an update of the file to end before its guest "
-        "gets BUSY."
+        "Milliseconds that a vCPU waits while an update holds the file's lock. After that, its "
+        "guest gets BUSY."
     ),
 )
 @click.option(

@@ -93,7 +93,7 @@ class VekKind(enum.Enum):
 
     @property
     def common_name(self) -> str:
-        """The common name that the subject of such a leaf has."""
+        """The common name in the subject of such a leaf."""
         return f"SEV-{self.name}"
 
 

@@ -521,7 +521,7 @@ def _stopped(target: InstallTarget, name: str) -> InstallStep:
 
 
 def _systemctl(*words: str) -> None:
-    """Run systemctl. If it fails, the error contains its message."""
+    """Run systemctl. If it fails, the error contains what it printed."""
     made = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise RefusedError(

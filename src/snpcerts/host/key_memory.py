@@ -323,7 +323,7 @@ def _sync_directory(folder: Path) -> None:
 def _unwritable(path: Path, error: OSError) -> RefusedError:
     return RefusedError(
         f"cannot save the record of the signing keys in {path}: {error.strerror}",
-        hint="run this as root, and check free space and mount options",
+        hint="run this as root, and check the free space and the mount options",
     )
 
 

@@ -213,8 +213,8 @@ class MirrorApi:
         return JSONResponse({"wanted": [each.to_json() for each in wanted]})
 
     async def start_roll(self, request: Request) -> Response:
-        """Start a roll: queue the certificates that hosts need for new firmware. Answer with how
-        long the queue takes.
+        """Start a roll: queue the certificates that hosts need for new firmware. The answer
+        says how long the queue will take.
         """
         self._require_operator(request)
         given = _object(await _body(request, _MAX_ROLL))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror's HTTP service: answers URLs of AMD's form, below any prefix.
+"""The mirror's HTTP service: answers requests for URLs of AMD's form, below any prefix.
 
 Stored certificates are served from memory or the database. Others are added to the queue, and the
 caller waits for a while. Another application answers all other URLs.
@@ -64,7 +64,7 @@ _NOT_STORED: Final = ((b"cache-control", b"no-store"), *_CORS)
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """The limits that apply to callers of the mirror.
+    """How long callers may wait, and what the mirror fetches for them.
 
     ``patience`` is the number of seconds for which a caller may wait. ``budget`` is the number of
     chips that no host has announced and that may be in the queue for one address. With

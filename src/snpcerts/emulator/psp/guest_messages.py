@@ -311,7 +311,7 @@ class MessageKind:
     answer: Callable[[PspSnapshot, GuestContext, int, bytes], bytes]
 
     def payload(self, given: bytes) -> bytes:
-        """Return ``given``, padded or cut to the size that the firmware reads."""
+        """Return ``given``, padded or truncated to the size that the firmware reads."""
         return given.ljust(self.size, b"\0")[: self.size] if self.size else given
 
 
