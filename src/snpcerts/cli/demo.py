@@ -60,7 +60,7 @@ _NEXT: Final = (
     type=click.FloatRange(0.1, 86_400),
     default=5.0,
     show_default=True,
-    help="Length of each of the two runs.",
+    help="Length of each of the two runs, in seconds.",
 )
 @click.option(
     "--seed",

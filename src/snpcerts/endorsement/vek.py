@@ -174,7 +174,7 @@ class EndorsementCert:
             csp_id = text("cspID")
         for name in values:
             raise FormatError(
-                what, f"the extension is not allowed on a {product.value} {what}", field=name
+                what, f"the extension is not allowed in a {product.value} {what}", field=name
             )
         return cls(
             certificate,

@@ -150,7 +150,7 @@ class Memory:
                 )
             if _bare(now.state) != _bare(taken_in):
                 raise RetryLaterError(
-                    "the firmware changed while the guest made the report",
+                    "the firmware's state changed while the guest requested the report",
                     hint="run the command again",
                 )
             self._keep(remembered.proven(now, proof))

@@ -267,5 +267,6 @@ def _numbers(state: FirmwareState) -> tuple[object, ...]:
 
 def _changed() -> RetryLaterError:
     return RetryLaterError(
-        "the firmware changed while the guest made the report", hint="run the command again"
+        "the firmware's state changed while the guest requested the report",
+        hint="run the command again",
     )

@@ -209,7 +209,7 @@ def checked_target(url: str, location: str) -> str:
     target = urljoin(url, location)
     here, there = urlsplit(url), urlsplit(target)
     if there.scheme not in ("http", "https") or not there.hostname or there.port == 0:
-        raise ValueError("the target is not a server's URL")
+        raise ValueError("the target is not an http or https URL with a host")
     if "@" in there.netloc:
         raise ValueError("the target URL has a user name")
     if here.scheme == "https" and there.scheme == "http":

@@ -66,7 +66,7 @@ def parse_elf(data: bytes | mmap.mmap) -> Elf:
         raise FormatError(WHAT, "the file has no ELF header")
     bits = {1: 32, 2: 64}.get(data[4])
     if bits is None or data[5] not in (1, 2):
-        raise FormatError(WHAT, "the class or the byte order is unknown", offset=4)
+        raise FormatError(WHAT, "the ELF class or byte order is unknown", offset=4)
     if bits != 64 or data[5] != 1:
         order = "<" if data[5] == 1 else ">"
         (machine,) = struct.unpack_from(order + "H", data, 18)
