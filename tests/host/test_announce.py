@@ -337,7 +337,7 @@ def test_a_mirror_that_fails_meanwhile_is_asked_again(mirror: FakeMirror) -> Non
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        ([wanted(NEW, "queued", 9)], RetryLaterError, "(waited 60 s); nothing has been changed"),
+        ([wanted(NEW, "queued", 9)], RetryLaterError, r"\(waited 60 s\); nothing has been changed"),
         ([wanted(NEW, "not-found")], RetryLaterError, "has no certificate"),
         ([wanted(NEW, "refused")], RetryLaterError, "does not verify"),
         ([wanted(OLD)], RefusedError, "did not say whether"),
@@ -393,7 +393,7 @@ def test_commit_waits_for_the_mirror_and_tells_it_of_the_end(
     mirror.answer = lambda announced: [wanted(announced.current, "queued", 0)]
     refused = site.host("commit", "--wait-for-mirror=0", config=config)
     assert refused.returncode == 3
-    assert "changed nothing" in refused.stderr
+    assert "nothing has been changed" in refused.stderr
     assert mirror.announced[-1].reported != mirror.announced[-1].current
     states = ["queued", "stored"]
     mirror.answer = lambda announced: [

@@ -252,7 +252,7 @@ NAMED = {
     zlib.compress(REPORT): "zlib data",
     b'{"a": 1}\n{"a": 2}\n': "found more text after it",
     REPORT.decode("latin-1").encode(): "read as Latin-1 and written as UTF-8",
-    REPORT.decode(errors="replace").encode(): "bytes that are no valid text were replaced",
+    REPORT.decode(errors="replace").encode(): "bytes that are not valid text were replaced",
     BUNDLES["Azure IMDS JSON"]: "with certificates only",
     b'{"provider": "tdx_guest", "outblob": "AAAA"}': "found Intel TDX",
     b"\x82\xa4kind\xa7sev-snp" + bytes(100): "an attestation in MessagePack",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command group that also accepts a file in place of a command."""
+"""A command group that suggests ``show`` to a user who gives only a file."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ ORDER = "table,certs,kds"
 
 
 def _given_list(text: str) -> SuppliedCrl:
-    """Read the revocation list of ``--crl vcek=FILE``, ``vlek=FILE`` or ``FILE``. In the last form,
-    the list's kind is unknown.
+    """Read the revocation list that ``--crl`` names: ``vcek=FILE``, ``vlek=FILE`` or ``FILE``. In
+    the last form, the list's kind is unknown.
     """
     from snpcerts.endorsement.vek import VekKind
     from snpcerts.verify.collateral import SuppliedCrl, Supplier

@@ -52,7 +52,7 @@ class CourseRequest:
 
     @property
     def end(self) -> float:
-        """The time at which the VMM had finished the request."""
+        """The time at which the VMM finished the request."""
         return max((each.end for each in self.spans), default=self.exited)
 
     def span(self, kind: SpanKind) -> Span | None:

@@ -36,7 +36,7 @@ class Observation:
     detail: str
 
     def __post_init__(self) -> None:
-        """Refuse an unknown claim, and escape the detail into one line."""
+        """Refuse an unknown claim, and escape the detail so that it is one line."""
         if self.claim not in BY_ID:
             raise ValueError(f"there is no claim {self.claim!r}")
         object.__setattr__(self, "detail", printable(self.detail))

@@ -34,7 +34,7 @@ _FIRST_KERNEL: Final = (7, 0)
 
 
 class Severity(enum.Enum):
-    """The result of a check, in order of severity."""
+    """The possible results of a check, in order of severity."""
 
     PASS = "pass"  # noqa: S105 (no password)
     WARN = "warn"

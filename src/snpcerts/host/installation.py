@@ -241,8 +241,8 @@ def _check_command(command: str) -> None:
 
 
 def _interpreter(command: str) -> str:
-    """Return the interpreter that a script's first line names, or the command itself if it is no
-    script.
+    """Return the interpreter that a script's first line names, or the command itself if it is not
+    a script.
     """
     with open(command, "rb") as file:
         first = file.readline(4096)

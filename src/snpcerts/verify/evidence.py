@@ -109,7 +109,7 @@ class RuntimeData:
         return hashlib.new(self.digest, self.data).digest().ljust(64, b"\0")
 
     def user_data(self) -> bytes | None:
-        """Return the user data that the guest had put into the runtime data (on Azure, the content
+        """Return the user data that the guest put into the runtime data (on Azure, the content
         of the NV index 0x01400002).
 
         The result is None if the runtime data is not JSON or does not contain user data.
@@ -418,7 +418,7 @@ _MANY: Final = 16
 def _check_unaltered(data: bytes) -> None:
     """Raise :class:`FormatError` if the report was damaged by a program that handled it as text."""
     if data.count(_REPLACED) >= _MANY:
-        how = "bytes that are no valid text were replaced, so they are lost"
+        how = "bytes that are not valid text were replaced, so they are lost"
     elif len(data.replace(b"\r\n", b"\n")) == REPORT_SIZE:
         how = "its line ends were changed to those of Windows"
     else:

@@ -207,7 +207,7 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
                 yield Sleep(0.002)
                 # The first request of a kind may open files that stay open.
                 first = first or _left_in(trial)
-            # Resources that are released late are no leak.
+            # Resources that are released late are not a leak.
             if (yield from trial.wait_for(partial(_no_more_than, trial, first), SETTLE_TIME)):
                 break
         now = _left_in(trial)

@@ -217,7 +217,7 @@ def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _replaced_after_lock(
     trial: Trial, vcpu: TrialVcpu, size: int, *, when_opened: bool = False, times: int = 1
 ) -> Script:
-    """Replace the locked file by one of ``size`` bytes before the VMM opens or examines the path.
+    """Replace the locked file with one of ``size`` bytes before the VMM opens or examines the path.
 
     ``times`` says before which of these calls.
     """
