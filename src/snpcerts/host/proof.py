@@ -190,8 +190,11 @@ def judged(
     tried = "; ".join(str(each.key) for each in candidates) or "no certificate is available"
     raise NoProofError(
         f"no available certificate verifies the report (tried: {tried})",
-        hint="make the certificate of the report's key available; if it is available, the "
-        "report is forged",
+        hint=(
+            "for a VCEK, check that the key server answers; for a VLEK, that the directory of "
+            "--vlek-certs has its certificate. If the right certificate was tried, the report is "
+            "forged"
+        ),
     )
 
 

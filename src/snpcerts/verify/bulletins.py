@@ -253,7 +253,7 @@ def _bits(
             lacking = ", ".join(sorted(each.value for each in accepted - bulletin.products))
             raise UsageError(
                 f"{lacking} cannot meet what {bulletin.name} requires",
-                hint="name only the other products, with --product",
+                hint="leave out these products: name only the others, with --product",
             )
         for bit in bulletin.required:
             table, _, key = bit.key.partition(".")

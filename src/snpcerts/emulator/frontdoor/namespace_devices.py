@@ -201,7 +201,7 @@ class NamespaceDevices:
         return ended
 
     def end(self, devices: Sequence[NamespaceDevice]) -> None:
-        """Handle the end of the namespace that has ``devices``.
+        """Called when the namespace that has ``devices`` ends.
 
         A descriptor may have been passed on, so each device remains until its last descriptor is
         closed.

@@ -106,7 +106,7 @@ class RunningVm(RequestingVm, Protocol):
         """Store the CPUID values that the VMM sets, by function and subleaf."""
 
     def release(self, vcpu: Vcpu) -> None:
-        """Handle the close of the vCPU's last descriptor."""
+        """Called when the vCPU's last descriptor is closed."""
 
 
 class Vcpu:

@@ -218,8 +218,8 @@ class Vm:
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
-        """Handle the close of the VM's descriptor (None) or of a vCPU's. The VM ends when its last
-        descriptor is closed.
+        """Called when the VM's own descriptor (None) or a vCPU's is closed. The VM ends with its
+        last descriptor.
         """
         if vcpu is not None:
             vcpu.launched = False
@@ -234,7 +234,7 @@ class Vm:
     # The calls of a device.
 
     def close(self) -> None:
-        """Handle the close of the VM's own descriptor. Open vCPU descriptors keep the VM alive."""
+        """Called when the VM's own descriptor is closed. Open vCPUs keep the VM alive."""
         self.release(None)
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:

@@ -26,7 +26,7 @@ class OpenTreeFile(Protocol):
         """Write ``data`` at ``offset``; return how many bytes were written."""
 
     def close(self) -> Operation[None]:
-        """Handle the close of the last descriptor of this open file."""
+        """Called when the last descriptor of this open file is closed."""
 
 
 class TreeNode(Protocol):
