@@ -447,7 +447,7 @@ def test_a_change_while_the_report_is_made_proves_nothing(published: Host) -> No
         published.rig.device.snp_set_config(SnpConfig(reported_tcb=lower.pack()))
         return report
 
-    with pytest.raises(RetryLaterError, match="firmware changed"):
+    with pytest.raises(RetryLaterError, match="state changed"):
         proved(published, ask=ask)
     assert published.rig.agent().firmware.state().known.proofs == ()
 
