@@ -155,6 +155,13 @@ EXPECTED: dict[str, set[str]] = {
     "LEAKS_TIMERS": {"nothing-left"},
     "LOCKS_FROM_END": {"lock-kind"},
     "LOCKS_FIRST_BYTE": {"lock-kind"},
+    "OPENS_TWICE": {"replaced-after-lock"},
+    "LOCKS_TWICE": {"changed-before-lock"},
+    "READS_BESIDE_LOCK": {"lock-before-read"},
+    "LOCK_STAYS_ON_ERROR": {"lock-released"},
+    "LOCK_STAYS_ON_EMPTY_FILE": {"lock-released"},
+    "UNCOUNTED_ON_READ_ERROR": {"vcpus-keep-locks"},
+    "JOINS_WITHOUT_LOCK": {"vcpus-keep-locks"},
     "ONE_DESCRIPTION": UNLOCKED_BY_ANOTHER,
     "UNCOUNTED_ON_ENOSPC": UNLOCKED_BY_ANOTHER,
 }
@@ -177,6 +184,8 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_SIGNAL_MASK": set(),
     "RIGHT_LATE_CLOSE": set(),
     "RIGHT_SPLICES": {"short-read"},
+    "RIGHT_JOINS": set(),
+    "RIGHT_READS_AGAIN": set(),
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}

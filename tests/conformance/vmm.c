@@ -52,10 +52,12 @@ enum wrong {
 	SIZE_KEPT, ONE_BUFFER, SHARES_BUFFER, LOGS_EACH_EIO, LEAKS_TIMERS, LOCKS_FROM_END, LOCKS_FIRST_BYTE,
 	READS_TWICE, NEEDS_ONE_MORE, READ_ERROR_IS_EIO, KICK_ERASED_WHEN_BUSY, KICK_ERASED_WHEN_TOO_SMALL,
 	KICK_ERASED_WITHOUT_FILE, CLOSES_ANOTHERS,
+	OPENS_TWICE, LOCKS_TWICE, READS_BESIDE_LOCK, LOCK_STAYS_ON_ERROR, LOCK_STAYS_ON_EMPTY_FILE,
+	UNCOUNTED_ON_READ_ERROR, JOINS_WITHOUT_LOCK,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
-	RIGHT_LATE_CLOSE, RIGHT_SPLICES,
+	RIGHT_LATE_CLOSE, RIGHT_SPLICES, RIGHT_JOINS, RIGHT_READS_AGAIN,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 };
 
@@ -72,6 +74,9 @@ enum wrong {
 #define SIZE_MAX_SERVED (1ul << 20)
 #define WAITS_FOR_KICK (WRONG == KICK_ERASED || (WRONG >= KICK_ERASED_WHEN_BUSY && WRONG <= KICK_ERASED_WITHOUT_FILE))
 
+
+#define ONE_FOR_ALL (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED) || \
+		     is_wrong(UNCOUNTED_ON_READ_ERROR) || is_wrong(RIGHT_JOINS))
 
 static const char *path;
 static int vm, sev, vcpus, fds[64];
@@ -96,6 +101,7 @@ static __thread uint64_t wanted; /* the guest's pages */
 static int refused; /* requests in a row */
 static void *volatile lost;
 static __thread int last_opened = -1;
+static __thread int kept_fd = -1; /* with its lock, until the next request */
 static __thread long asked; /* ms, when the request came that this thread serves */
 
 static long must(long result, const char *what)
@@ -387,6 +393,12 @@ static bool same_state(const struct stat *one, const struct stat *other)
 		!memcmp(&one->st_ctim, &other->st_ctim, sizeof(one->st_ctim)));
 }
 
+struct reading {
+	int fd;
+	uint8_t *data;
+	ssize_t size;
+};
+
 /* One description for all vCPUs, opened anew when the path leads elsewhere. */
 static ssize_t shared_contents(int *fd, uint8_t *data)
 {
@@ -407,7 +419,19 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 		if ((users || lock(shared_fd, F_RDLCK)) && same_file(shared_fd)) {
 			users++;
 			*fd = shared_fd;
-			size = contents(shared_fd, data);
+			if (!is_wrong(RIGHT_JOINS))
+				size = contents(shared_fd, data);
+			else { /* what was read lasts as long as the lock */
+				if (users == 1)
+					copied = contents(shared_fd, copy);
+				memcpy(data, copy, copied < 0 ? 0 : copied);
+				size = copied;
+			}
+			if (size < 0 && is_wrong(UNCOUNTED_ON_READ_ERROR)) {
+				users--;
+				lock(shared_fd, F_UNLCK);
+				*fd = -1;
+			}
 			pthread_mutex_unlock(&one_at_a_time);
 			return size;
 		}
@@ -420,6 +444,16 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 	return -1;
 }
 
+/* Reads the open file, without a look at its lock. */
+static void *read_beside(void *argument)
+{
+	struct reading *reading = argument;
+
+	usleep(500);
+	reading->size = contents(reading->fd, reading->data);
+	return NULL;
+}
+
 /* Waits for a lock that no request needs any more. */
 static void *wait_on(void *argument)
 {
@@ -429,13 +463,46 @@ static void *wait_on(void *argument)
 	return NULL;
 }
 
+static ssize_t locked_contents(int *fd, uint8_t *data);
+
+/* As locked_contents, but one that comes while another reads takes what that one gets. */
+static ssize_t joined_contents(int *fd, uint8_t *data)
+{
+	static pthread_cond_t landed = PTHREAD_COND_INITIALIZER;
+	static int flights, failure;
+	static bool flying;
+	ssize_t size;
+
+	pthread_mutex_lock(&one_at_a_time);
+	if (flying) {
+		for (int flight = flights; flight == flights;)
+			pthread_cond_wait(&landed, &one_at_a_time);
+	} else {
+		flying = true;
+		pthread_mutex_unlock(&one_at_a_time);
+		size = locked_contents(fd, data);
+		pthread_mutex_lock(&one_at_a_time);
+		failure = errno;
+		copied = size;
+		memcpy(copy, data, size < 0 ? 0 : size);
+		flying = false;
+		flights++;
+		pthread_cond_broadcast(&landed);
+	}
+	memcpy(data, copy, copied < 0 ? 0 : copied);
+	size = copied;
+	errno = failure;
+	pthread_mutex_unlock(&one_at_a_time);
+	return size;
+}
+
 /* The file, locked and read: its size, or -1 with errno, EAGAIN if the lock was not free. */
 static ssize_t locked_contents(int *fd, uint8_t *data)
 {
 	struct timespec pause = { .tv_nsec = is_wrong(SPINS) ? 0 : 1000000 };
 	long start = is_wrong(WAITS_ADD_UP) ? now_ms() : asked;
 
-	if (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED))
+	if (ONE_FOR_ALL)
 		return shared_contents(fd, data);
 	if (is_wrong(RIGHT_HELPER)) {
 		char one;
@@ -522,6 +589,41 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		}
 		if (is_wrong(READS_BEFORE_LOCK))
 			size = contents(*fd, data);
+		if (is_wrong(OPENS_TWICE)) {
+			int first = *fd;
+
+			*fd = open_file();
+			if (*fd >= 0 && lock(*fd, F_RDLCK) && same_file(*fd)) {
+				size = contents(first, data);
+				close(first);
+				return size;
+			}
+			close(first);
+			if (*fd < 0)
+				return -1;
+			close(*fd);
+			nanosleep(&pause, NULL);
+			continue;
+		}
+		if (is_wrong(LOCKS_TWICE) && lock(*fd, F_RDLCK)) {
+			fstat(*fd, &before);
+			lock(*fd, F_UNLCK);
+			if (S_ISREG(before.st_mode) && lock(*fd, F_RDLCK) && same_file(*fd)) {
+				memset(data, 0, before.st_size);
+				return pread(*fd, data, before.st_size, 0) < 0 ? -1 : before.st_size;
+			}
+		}
+		if (is_wrong(READS_BESIDE_LOCK)) {
+			struct reading reading = { *fd, data, 0 };
+			pthread_t reader;
+			bool mine;
+
+			pthread_create(&reader, NULL, read_beside, &reading);
+			mine = lock(*fd, F_RDLCK);
+			pthread_join(reader, NULL);
+			if (mine && same_file(*fd))
+				return reading.size;
+		}
 		if (lock(*fd, F_RDLCK)) {
 			if (is_wrong(PATH_READ_AGAIN) && same_file(*fd)) {
 				int again = open(path, O_RDONLY | O_CLOEXEC);
@@ -643,7 +745,17 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 	}
 	if (is_wrong(WAITS_ADD_UP))
 		pthread_mutex_lock(&one_at_a_time);
-	size = locked_contents(fd, is_wrong(ONE_BUFFER) ? copy : data);
+	if (is_wrong(JOINS_WITHOUT_LOCK))
+		size = joined_contents(fd, data);
+	else
+		size = locked_contents(fd, is_wrong(ONE_BUFFER) ? copy : data);
+	if (kept_fd >= 0)
+		close(kept_fd);
+	kept_fd = -1;
+	if ((is_wrong(LOCK_STAYS_ON_ERROR) && size < 0) || (is_wrong(LOCK_STAYS_ON_EMPTY_FILE) && size == 0)) {
+		kept_fd = *fd;
+		*fd = -1;
+	}
 	if (is_wrong(WAITS_ADD_UP))
 		pthread_mutex_unlock(&one_at_a_time);
 	if (is_wrong(ONE_BUFFER))
@@ -717,7 +829,7 @@ static void let_go(int fd)
 		write(helper, &fd, sizeof(fd));
 		return;
 	}
-	if (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED)) {
+	if (ONE_FOR_ALL) {
 		pthread_mutex_lock(&one_at_a_time);
 		if (fd >= 0 && (--users == 0 || is_wrong(ONE_DESCRIPTION)))
 			lock(fd, F_UNLCK);
@@ -814,6 +926,8 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 		return false;
 	}
 	exited = is_wrong(NO_HANDSHAKE) && errno != EINTR;
+	if (is_wrong(RIGHT_READS_AGAIN) && fd >= 0) /* to see whether a writer ignored the lock */
+		contents(fd, data);
 	if (!is_wrong(UNLOCKS_EARLY))
 		let_go(fd);
 	if (is_wrong(STALE_EXIT_REASON) && run->exit_reason == KVM_EXIT_SNP_REQ_CERTS) {

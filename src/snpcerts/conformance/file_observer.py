@@ -117,9 +117,10 @@ class FileObserver:
         vcpu = self._journal.threads.get(call.tid)
         asking = [each for each in self._journal.open_requests() if each.answered_at is None]
         last = None if vcpu is None else self._journal.last_of(vcpu)
-        if last is not None and last.errno is not None and not asking:
-            last.file_used_after_end = True
         lock, now = self._served.locked(identity), time.monotonic()
+        # A VMM may read once more before it drops the lock.
+        if last is not None and last.errno is not None and not asking and (locks or lock is None):
+            last.file_used_after_end = True
         # A VMM may use a thread other than the vCPU's. The call then counts for all vCPUs.
         for request in [each for each in asking if each.vcpu == vcpu] or asking:
             if locks:

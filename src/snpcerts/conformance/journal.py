@@ -55,7 +55,8 @@ class CertsRequest:
     read, on the file at the path. ``lock_when_signed`` is the lock after the firmware had the
     request and before KVM_RUN returned to the VMM. ``relocked``: the lock was dropped after the
     last read and taken again. ``mapped``: the file was mapped when the VMM answered. ``errno`` is
-    that of the re-entry: 0 if it led to another exit, None until it ends.
+    that of the re-entry: 0 if it led to another exit, None until it ends. ``beside`` are the
+    requests of other vCPUs that were open during this one.
     """
 
     vcpu: int
@@ -76,6 +77,7 @@ class CertsRequest:
     mapped: bool = False
     errno: int | None = None
     file_used_after_end: bool = False  # locked or read after the end, without a new exit
+    beside: list[CertsRequest] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def waited(self) -> float | None:
@@ -129,6 +131,13 @@ class Journal:
     def open_requests(self) -> list[CertsRequest]:
         """Return the requests that have not ended."""
         return [request for request in self.requests if request.errno is None]
+
+    def begin(self, request: CertsRequest) -> None:
+        """Record a new request, and which others are open."""
+        request.beside = self.open_requests()
+        for other in request.beside:
+            other.beside.append(request)
+        self.requests.append(request)
 
     def last_of(self, vcpu: int) -> CertsRequest | None:
         """Return the latest request of a vCPU."""

@@ -24,7 +24,7 @@ from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
-from snpcerts.conformance.journal import UPDATE, VERDICT, CertsRequest, Journal
+from snpcerts.conformance.journal import UPDATE, VERDICT, CertsRequest, FileRead, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
 from snpcerts.conformance.processor_time import delay_time
 from snpcerts.conformance.result import Result, ResultState
@@ -594,6 +594,8 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
     if request.mapped or any(read.maps for read in request.reads):
         return None if request.lock_at_answer else "the file was mapped, but never locked"
     if not request.reads:
+        if request.lock_at_answer and any(read.lock for read in _reads_for_others(request)):
+            return None
         return "the table was delivered, but the file was not read in this request"
     if all(read.lock is None for read in request.reads):
         return "the file was read without a lock"
@@ -604,6 +606,20 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
             "the rest comes from an earlier request"
         )
     return None
+
+
+def _reads_for_others(request: CertsRequest) -> Iterator[FileRead]:
+    """Yield the reads of requests that overlap this one, or that overlap one that does.
+
+    As long as a lock is held, a VMM may use what it has read before.
+    """
+    seen, left = {id(request)}, list(request.beside)
+    while left:
+        other = left.pop()
+        if id(other) not in seen:
+            seen.add(id(other))
+            left += other.beside
+            yield from other.reads
 
 
 def lock_until_signed(request: CertsRequest) -> str | None:

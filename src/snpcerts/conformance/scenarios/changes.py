@@ -211,7 +211,29 @@ def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
             trial.skip(check, "the VMM takes no lock")
             return
         _judge_change(trial, answer, changed[0])
+    yield from _before_later_locks(trial, vcpu)
     yield from _while_waiting(trial, vcpu)
+
+
+def _before_later_locks(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Rewrite the file whenever the VMM is about to take a lock while it holds none.
+
+    A VMM may look at the file under one lock and read it under another, but nothing that it has
+    seen under the first still counts.
+    """
+    served = trial.served
+    for sizes in ((2000, 12_000, TABLE_SIZE), (12_000, 2000, 12_000)):
+        served.replace(served.table(TABLE_SIZE))
+        left = list(sizes)
+
+        def meddle(call: FileCall, left: list[int] = left) -> None:
+            if left and takes_lock(call) and served.locked() is None:
+                served.rewrite(served.table(left.pop(0)), same_time=True)
+
+        trial.observer.meddle = meddle
+        answer = yield from vcpu.ask(4)
+        trial.observer.meddle = lambda _: None
+        _judge_change(trial, answer, served.content or b"")
 
 
 def _while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:

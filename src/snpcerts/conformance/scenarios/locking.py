@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from snpcerts.abi.cert_table import pages_of
-from snpcerts.conformance.file_observer import takes_lock
+from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.processor_time import cpu_time, delay_time, sleeps
 from snpcerts.conformance.scenarios.answers import advise_against_eio, unharmed
@@ -34,6 +34,7 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.guest.program import Sleep
 
 FIRMWARE_TIME = 0.02  # seconds of delay for each signature of the emulated firmware
+LOCK_TIME = 0.02  # seconds that a lock call takes; another thread of the VMM may read meanwhile
 SLOW_FIRMWARE = 5.0  # seconds; Linux waits 100 s for a command by default
 STOPPED_LIMIT = 3.0  # seconds of inactivity after which a VM counts as stopped
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
@@ -47,6 +48,7 @@ REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
 MANY_REPLACEMENTS = 5  # in a row; after some, a VMM may answer EAGAIN
 OTHER_SIZES = (3000, 10000)  # bytes: fewer pages than TABLE_SIZE has, and more
 REPLACED_AGAIN = 3  # times that a VMM may answer EAGAIN, which says nothing about the check
+NOT_LOCKED = "when the VMM answered, it held no lock on the file that it had read last"
 TALKS = 0.8  # lines per request; more counts as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
 
@@ -62,6 +64,9 @@ def slow_firmware(seconds: float = FIRMWARE_TIME) -> Callable[[CertsRequest], bo
 
 def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.gate = slow_firmware()
+    trial.observer.meddle = lambda call: (
+        HeldUntil(lambda: False, LOCK_TIME) if takes_lock(call) else None
+    )
     for size in (TABLE_SIZE, 0, 5000, 0):
         if size:  # if it is 0, the file has not changed since the last request
             trial.served.replace(trial.served.table(size))
@@ -72,6 +77,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
             for check in ("lock-before-read", "lock-kind", "lock-until-signed", "lock-released"):
                 trial.skip(check, f"the table was not delivered: {answer}")
             return
+        trial.observer.meddle = lambda _: None
         trial.judge("lock-before-read", lock_before_read(request))
         trial.judge("lock-kind", _lock_kind(request))
         trial.judge("lock-until-signed", lock_until_signed(request))
@@ -81,6 +87,13 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from released(trial, "after ENOSPC")
     yield from vcpu.ask(2, gpa=above_memory(trial))
     yield from released(trial, "after EIO")
+    trial.observer.meddle = lambda call: -errno.EIO if call.call in DATA_READS else None
+    yield from vcpu.ask(2)
+    trial.observer.meddle = lambda _: None
+    yield from released(trial, "after a read that failed")
+    trial.served.replace(b"")
+    yield from vcpu.ask(2)
+    yield from released(trial, "with an empty file")
 
 
 def released(trial: Trial, when: str) -> Script:
@@ -212,6 +225,26 @@ def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
         # To compare files, a VMM examines the path once. It may do so again for another reason.
         for times in (1, 2):
             yield from _replaced_after_lock(trial, vcpu, size, times=times)
+    yield from _between_opens(trial, vcpu)
+
+
+def _between_opens(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Replace the file when the VMM opens the path for the second time, before it takes a lock."""
+    served, opened = trial.served, list[OpenCall]()
+    served.replace(served.table(TABLE_SIZE))
+
+    def opening(call: OpenCall) -> None:
+        opened.append(call)
+        if len(opened) == 2 and served.locked() is None:
+            served.replace(served.table(TABLE_SIZE))
+
+    trial.observer.meddle_open = opening
+    answer = yield from vcpu.ask(2)
+    trial.observer.meddle_open = lambda _: None
+    request = answer.request
+    if request is not None and request.lock_tries and answer.has_table:
+        unlocked = request.lock_at_answer is None
+        trial.judge("replaced-after-lock", NOT_LOCKED if unlocked else None)
 
 
 def _replaced_after_lock(
@@ -270,7 +303,7 @@ def _serves_locked(trial: Trial, answer: Answer, old: bytes, new: bytes) -> str 
             "without a lock"
         )
     if answer.has_table and request.lock_at_answer is None:
-        return "when the VMM answered, it held no lock on the file that it had read last"
+        return NOT_LOCKED
     if answer.delivers(new) is None or answer.delivers(old) is None:
         return None
     if answer.ok:

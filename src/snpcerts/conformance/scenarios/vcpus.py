@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, read_short
+from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, read_short, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.processor_time import queue_time
 from snpcerts.conformance.scenarios.locking import released
@@ -188,6 +188,20 @@ def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
         observer.meddle_open = lambda _: None
         yield Sleep(SETTLE)
         rounds.check(held, f"{mine} got its answer ({what})")
+    for what, refuse in (("a read that failed", _refuse_reads), ("ENOLCK", _refuse_locks)):
+        observer.meddle = refuse
+        yield from vcpu.ask(2)
+        observer.meddle = lambda _: None
+        yield Sleep(SETTLE)
+        rounds.check(held, f"{mine} got its answer ({what})")
+
+
+def _refuse_reads(call: FileCall) -> int | None:
+    return -errno.EIO if call.call in DATA_READS else None
+
+
+def _refuse_locks(call: FileCall) -> int | None:
+    return -errno.ENOLCK if takes_lock(call) else None
 
 
 def _after(trial: Trial) -> None:
@@ -260,6 +274,86 @@ def _interleaved_scenario() -> Scenario:
     return Scenario(checks=("vcpus-served",), script=script, second=second)
 
 
+class _Together:
+    """Stops one vCPU's read until another vCPU asks too, then lets the first finish first.
+
+    A VMM may answer both with what it reads for the first, but the lock must last for both.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self.reading: float | None = None  # since when the first vCPU's read is stopped
+        self.ended: float | None = None  # when the first vCPU got its answer
+        self.over = False  # the second vCPU got its answer
+        self.kept: bool | None = None  # the second vCPU's lock, after the first finished
+
+    def meddle(self, call: FileCall) -> Pending | None:
+        """Stop the first read."""
+        if call.call not in READS or self.reading is not None:
+            return None
+        self.reading = time.monotonic()
+        return HeldUntil(self._both_ask, TOGETHER)
+
+    def _both_ask(self) -> bool:
+        second = self._trial.journal.last_of(1)
+        return second is not None and time.monotonic() > second.asked_at + SETTLE
+
+    def gate(self, request: CertsRequest) -> bool:
+        """Hold the first request until both are answered, and the second until the first ends."""
+        now, answered = time.monotonic(), request.answered_at or 0.0
+        if request.ret != 0:
+            return True
+        other = self._trial.journal.last_of(1 - request.vcpu)
+        if request.vcpu == 0:
+            both = other is not None and other.answered_at is not None
+            return both or now > answered + TOGETHER  # it serves one at a time
+        if other is None or other.answered_at is None:
+            return now > answered + TOGETHER
+        if self.kept is None and other in request.beside and request.lock_at_answer:
+            if self.ended is None or now < self.ended + SETTLE:
+                return now > answered + 3 * TOGETHER
+            self.kept = self._trial.holds(request)
+        return True
+
+
+def _together_scenario() -> Scenario:
+    """Return a scenario that fails if a vCPU's lock ends with the request of another, whose table
+    it shares.
+    """
+    check, meeting = "vcpus-keep-locks", list[_Together]()
+
+    def script(trial: Trial, vcpu: TrialVcpu) -> Script:
+        if trial.vcpus < 2:
+            trial.skip(check, "the VM has one vCPU")
+            return
+        trial.served.replace(trial.served.table(TABLE_SIZE))
+        both = _Together(trial)
+        trial.observer.meddle, trial.gate = both.meddle, both.gate
+        meeting[:] = [both]
+        yield from vcpu.ask(2)
+        both.ended = time.monotonic()
+        yield WaitUntil(lambda: both.over)
+        if both.kept is None:
+            trial.skip(check, "the requests of two vCPUs never came together")
+        elif both.kept:
+            trial.judge(check, None)
+        else:
+            trial.judge(
+                check,
+                "vCPU 1 waits for the firmware, but its lock was dropped after vCPU 0 finished, "
+                "which read the file while vCPU 1 was waiting",
+            )
+
+    def second(_: Trial, vcpu: TrialVcpu) -> Script:
+        yield WaitUntil(
+            lambda: bool(meeting) and None is not (meeting[0].reading or meeting[0].ended)
+        )
+        yield from vcpu.ask(2)
+        meeting[0].over = True
+
+    return Scenario(checks=(check,), script=script, second=second)
+
+
 SCENARIOS = (
     Scenario(
         checks=("vcpus-served", "vcpus-keep-locks"),
@@ -269,4 +363,5 @@ SCENARIOS = (
         seconds=1.0,
     ),
     _interleaved_scenario(),
+    _together_scenario(),
 )
