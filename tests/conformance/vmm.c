@@ -53,12 +53,15 @@ enum wrong {
 	READS_TWICE, NEEDS_ONE_MORE, READ_ERROR_IS_EIO, KICK_ERASED_WHEN_BUSY, KICK_ERASED_WHEN_TOO_SMALL,
 	KICK_ERASED_WITHOUT_FILE, CLOSES_ANOTHERS,
 	OPENS_TWICE, LOCKS_TWICE, READS_BESIDE_LOCK, LOCK_STAYS_ON_ERROR, LOCK_STAYS_ON_EMPTY_FILE,
-	UNCOUNTED_ON_READ_ERROR, JOINS_WITHOUT_LOCK,
+	UNCOUNTED_ON_READ_ERROR, JOINS_WITHOUT_LOCK, NAME_FOR_INODE, CTIME_FOR_INODE, CACHED_BY_CTIME,
+	BLOCKS_FOR_SIZE, BUFFER_OF_NPAGES, LEAKS_MEMORY_ON_EIO, LEAKS_MEMORY_WITHOUT_FILE, GIVES_UP_AFTER_SIX,
+	WAIT_GROWS, INHERITABLE, READS_INTO_GUEST,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
 	RIGHT_LATE_CLOSE, RIGHT_SPLICES, RIGHT_JOINS, RIGHT_READS_AGAIN,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
+	PAGE_STATE_ONE_SLOT,
 };
 
 #ifndef WRONG
@@ -70,7 +73,7 @@ enum wrong {
 #define LOW (PAGE * 128) /* two slots that touch, the second the larger */
 #define MEMORY (PAGE * (128 + 2048)) /* with room for 2 MiB that are aligned */
 #define RUN_SIZE 12288
-#define LOCK_WAIT (is_wrong(WAITS_TOO_LONG) ? 5000 : is_wrong(SPINS) ? 1000 : 100) /* ms, then BUSY */
+#define LOCK_WAIT (is_wrong(WAIT_GROWS) ? 100 << refused : is_wrong(WAITS_TOO_LONG) ? 5000 : is_wrong(SPINS) ? 1000 : 100) /* ms, then BUSY */
 #define SIZE_MAX_SERVED (1ul << 20)
 #define WAITS_FOR_KICK (WRONG == KICK_ERASED || (WRONG >= KICK_ERASED_WHEN_BUSY && WRONG <= KICK_ERASED_WITHOUT_FILE))
 
@@ -98,6 +101,7 @@ static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 static int helper = -1;
 static uint64_t needed;
 static __thread uint64_t wanted; /* the guest's pages */
+static __thread uint64_t blocks; /* of the file, in pages */
 static int refused; /* requests in a row */
 static void *volatile lost;
 static __thread int last_opened = -1;
@@ -199,6 +203,15 @@ static bool same_file(int fd)
 		return true;
 	if (fstat(fd, &mine) || (is_wrong(LINK_COMPARED) ? lstat(path, &there) : stat(path, &there)))
 		return false;
+	if (is_wrong(CTIME_FOR_INODE))
+		return !memcmp(&mine.st_ctim, &there.st_ctim, sizeof(mine.st_ctim));
+	if (is_wrong(NAME_FOR_INODE)) {
+		char link[32], name[4096] = { 0 };
+
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+		readlink(link, name, sizeof(name) - 1);
+		return !strstr(name, " (deleted)");
+	}
 	if (is_wrong(MTIME_FOR_INODE))
 		return !memcmp(&mine.st_mtim, &there.st_mtim, sizeof(mine.st_mtim));
 	if (is_wrong(LINKS_FOR_INODE))
@@ -217,7 +230,7 @@ static int open_file(void)
 		flags = O_RDWR | O_CREAT;
 	if (is_wrong(LINK_REFUSED))
 		flags |= O_NOFOLLOW;
-	int fd = open(path, flags | (is_wrong(CHILD_KEEPS_LOCK) ? 0 : O_CLOEXEC), 0644);
+	int fd = open(path, flags | (is_wrong(CHILD_KEEPS_LOCK) || is_wrong(INHERITABLE) ? 0 : O_CLOEXEC), 0644);
 
 	last_opened = fd < 0 ? last_opened : fd;
 	if (fd < 0 && is_wrong(RIGHT_EXCLUSIVE))
@@ -251,6 +264,26 @@ static ssize_t contents(int fd, uint8_t *data)
 			if ((got = pread(fd, data + size, found.st_size - size, size)) <= 0)
 				return -1;
 		return found.st_size;
+	}
+	if (is_wrong(CACHED_BY_CTIME)) { /* with a mapping, whose reads nothing sees */
+		static uint8_t *map;
+		struct stat found;
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+			return -1;
+		pthread_mutex_lock(&one_at_a_time);
+		if (copied < 0 || found.st_ino != copied_from.st_ino || found.st_size != copied_from.st_size ||
+		    memcmp(&found.st_ctim, &copied_from.st_ctim, sizeof(found.st_ctim))) {
+			if (map)
+				munmap(map, copied);
+			map = found.st_size ? mmap(NULL, found.st_size, PROT_READ, MAP_SHARED, fd, 0) : NULL;
+			copied = found.st_size;
+			copied_from = found;
+			memcpy(copy, map, copied);
+		}
+		memcpy(data, copy, size = copied);
+		pthread_mutex_unlock(&one_at_a_time);
+		return size;
 	}
 	if (is_wrong(RIGHT_KEPT_MAPPING)) { /* unlocked before the close: the mapping keeps the file */
 		static uint8_t *map;
@@ -687,6 +720,8 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 	uint64_t pages = (size + PAGE - 1) / PAGE;
 	static const uint8_t zeros[3 * PAGE];
 
+	if (is_wrong(BLOCKS_FOR_SIZE))
+		pages = blocks;
 	if (is_wrong(PAGE_TOO_MANY))
 		pages = (size + PAGE) / PAGE;
 	if (is_wrong(WRITES_BEFORE_CHECK) && run->snp_req_certs.npages < pages)
@@ -739,6 +774,15 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		return deliver(run, copy, copied);
 	}
 	wanted = run->snp_req_certs.npages;
+	if (is_wrong(BUFFER_OF_NPAGES) && wanted && wanted < UINT64_MAX / PAGE) {
+		uint8_t *buffer = malloc(wanted * PAGE);
+
+		if (!buffer)
+			return EIO;
+		for (uint64_t page = 0; page < wanted; page++)
+			((volatile uint8_t *)buffer)[page * PAGE] = 0;
+		free(buffer);
+	}
 	if (is_wrong(SIZE_KEPT) && needed && wanted == 0) {
 		run->snp_req_certs.npages = needed;
 		return ENOSPC;
@@ -749,6 +793,20 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		size = joined_contents(fd, data);
 	else
 		size = locked_contents(fd, is_wrong(ONE_BUFFER) ? copy : data);
+	if (is_wrong(BLOCKS_FOR_SIZE) && size > 0) {
+		struct stat found;
+
+		fstat(*fd, &found);
+		blocks = (found.st_blocks * 512 + PAGE - 1) / PAGE;
+	}
+	if (is_wrong(READS_INTO_GUEST) && *fd >= 0 && size < 0 && errno != EISDIR) {
+		put(run->snp_req_certs.gpa, data, 100); /* what was read before */
+		return EAGAIN;
+	}
+	if (is_wrong(LEAKS_MEMORY_ON_EIO) && !is_memory(run->snp_req_certs.gpa, PAGE))
+		memset(lost = malloc(16384), 1, 16384);
+	if (is_wrong(LEAKS_MEMORY_WITHOUT_FILE) && size < 0 && errno == ENOENT)
+		memset(lost = malloc(16384), 1, 16384);
 	if (kept_fd >= 0)
 		close(kept_fd);
 	kept_fd = -1;
@@ -784,7 +842,7 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 	if (is_wrong(OPEN_ERROR_IS_EIO) && *fd < 0 && size < 0 && errno != ENOENT && errno != EACCES && errno != EAGAIN)
 		return EIO;
 	refused = *fd < 0 && size < 0 && errno == EAGAIN ? refused + 1 : 0;
-	if (is_wrong(GIVES_UP_WHEN_BUSY) && refused > 2)
+	if ((is_wrong(GIVES_UP_WHEN_BUSY) && refused > 2) || (is_wrong(GIVES_UP_AFTER_SIX) && refused > 6))
 		return EIO;
 	if (is_wrong(KEEPS_A_COPY) && size > 0)
 		memcpy(copy, data, copied = size);
@@ -986,6 +1044,8 @@ static uint64_t change_page_state(uint64_t gpa, uint64_t pages, uint64_t attribu
 	uint64_t room = 0;
 
 	if (is_wrong(PAGE_STATE_REFUSED) || (is_wrong(LARGE_PAGES_REFUSED) && attributes & 1))
+		return EINVAL;
+	if (is_wrong(PAGE_STATE_ONE_SLOT) && gpa < LOW && gpa + pages * PAGE > LOW)
 		return EINVAL;
 	if (is_wrong(PAGE_STATE_IGNORED))
 		return 0;

@@ -8,10 +8,13 @@ locks can be queried.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import random
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +45,10 @@ from snpcerts.errors import RefusedError
 Identity = tuple[int, int]  # device, inode
 
 _NAME: Final = "certs.bin"
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2  # linux/fs.h
+_FALLOC_FL_KEEP_SIZE: Final = 1  # linux/falloc.h
+_libc = ctypes.CDLL(None, use_errno=True)
 _FILLER: Final = uuid.UUID(
     "5e1f0f2a-8d1c-4f0e-9f43-6a3a5c0b7d10"
 )  # our own GUID, which guests do not know
@@ -105,6 +112,7 @@ class ServedFile:
         self._current: int | None = None
         self._seeds = 0
         self.updating = False  # from lock() to unlock()
+        self._pages: mmap.mmap | None = None  # of the file at the path
 
     @property
     def content(self) -> bytes | None:
@@ -123,6 +131,7 @@ class ServedFile:
 
     def close(self) -> None:
         """Close every file that is or was at the path, which also releases this process's locks."""
+        self._unmap()
         for descriptor in self._made.values():
             os.close(descriptor)
         self._made.clear()
@@ -170,12 +179,21 @@ class ServedFile:
     def replace_unnoticed(self, content: bytes) -> None:
         """Replace the file with one that has the same times. The old file remains under another
         name.
+
+        The two files exchange their names, if the file system supports that: no link count changes,
+        and the time of the last status change becomes the same, too.
         """
         old = os.fstat(self._present())
-        kept = self._directory / f".{_NAME}.{len(self._made)}"
-        os.link(self.path, kept)
         path, descriptor = self.prepare(self._directory, content)
         os.utime(descriptor, ns=(old.st_atime_ns, old.st_mtime_ns))
+        kept = self._directory / f".{_NAME}.{len(self._made)}"
+        path.rename(kept)
+        names = _AT_FDCWD, os.fsencode(kept), _AT_FDCWD, os.fsencode(self.path)
+        if _libc.renameat2(*names, ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+            self.serves(descriptor)
+            return
+        kept.rename(path)
+        os.link(self.path, kept)
         self.take_place(path, descriptor)
 
     def rewrite(self, content: bytes, *, same_time: bool = False) -> None:
@@ -193,6 +211,35 @@ class ServedFile:
             os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
         self.contents.append(content)
         self.on_change(f"rewrites inode {before.st_ino} in place, {len(content)} bytes")
+
+    def make_pages_dirty(self) -> None:
+        """Prepare for :meth:`store`. This changes the file's times."""
+        self._unmap()
+        self._pages = mmap.mmap(self._present(), 0)
+        for at in range(0, len(self._pages), mmap.PAGESIZE):
+            self._pages[at] = self._pages[at]
+
+    def store(self, content: bytes) -> None:
+        """Overwrite the file at the path with ``content`` of the same size, through a mapping.
+
+        Only the first store to a page changes the file's times, so this one changes none of them,
+        and inotify(7) does not report it. Call :meth:`make_pages_dirty` before.
+        """
+        if self._pages is None:
+            raise RefusedError(f"the certificate file {self.path} is not mapped")
+        self._pages[:] = content
+        self.contents.append(content)
+        self.on_change(f"overwrites inode {self.identity[1]} through a mapping")
+
+    def _unmap(self) -> None:
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
+
+    def preallocate(self, size: int) -> None:
+        """Give the file more blocks than its content needs, if the file system supports that."""
+        sizes = (ctypes.c_long(0), ctypes.c_long(size))
+        _libc.fallocate(self._present(), _FALLOC_FL_KEEP_SIZE, *sizes)
 
     def remove(self) -> None:
         """Remove the file at the path."""
@@ -281,6 +328,20 @@ class ServedFile:
                 with contextlib.suppress(OSError):
                     total += self.knows(os.stat(f"/proc/{pid}/fd/{number}"))
         return total
+
+    def inherited_from(self, process: int) -> bool:
+        """Whether programs that the process starts inherit a descriptor of a file that is or was at
+        the path.
+        """
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    if self.knows(os.stat(f"/proc/{process}/fd/{number}")):
+                        text = Path(f"/proc/{process}/fdinfo/{number}").read_text("ascii")
+                        found = re.search(r"^flags:\s*([0-7]+)", text, re.MULTILINE)
+                        if found is not None and not int(found[1], 8) & os.O_CLOEXEC:
+                            return True
+        return False
 
     def mapped_in(self, pids: list[int]) -> bool:
         """Whether one of the processes has mapped a file that is or was at the path."""

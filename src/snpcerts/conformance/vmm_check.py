@@ -227,8 +227,8 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "replaced-after-lock",
-        "if the file is replaced after the VMM locks it, the guest still gets the table of a "
-        "locked file",
+        "if the file is replaced between two opens, or after the VMM locks it, the guest still "
+        "gets the table of a locked file",
         "sev: the lock must be on the file that is read",
     ),
     ConformanceCheck(

@@ -11,6 +11,7 @@ from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, Tria
 from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall
 
+_BLOCKS = 16 * PAGE_SIZE  # bytes on disk; a file's blocks say nothing about its size
 SHORT_READS = 3  # in a row; a VMM may not count on a second read to bring the rest
 
 
@@ -84,6 +85,7 @@ def _small(trial: Trial, vcpu: TrialVcpu) -> Script:
     answer = yield from vcpu.ask(1)
     trial.judge("too-small", asks_and_writes_nothing(answer, 2))
     trial.served.rewrite(trial.served.table(3 * PAGE_SIZE + 1))
+    trial.served.preallocate(_BLOCKS)
     answer = yield from vcpu.ask(3)
     trial.judge("too-small", asks_and_writes_nothing(answer, 4))
     trial.served.rewrite(trial.served.table(PAGE_SIZE + 1))
@@ -175,6 +177,9 @@ def _cut_short(trial: Trial, vcpu: TrialVcpu, cuts: int) -> Script:
     trial.judge("short-read", None if problem is None else which + problem)
 
 
+REFUSED_AND_WRITTEN = "the VMM refused the request, but wrote to the guest's memory"
+
+
 def unharmed(answer: Answer, complete: bytes) -> str | None:
     """Return what is wrong with an answer that was given while the file was unreadable, or None.
 
@@ -184,18 +189,19 @@ def unharmed(answer: Answer, complete: bytes) -> str | None:
     if request is None:
         return f"no exit occurred; the guest got: {answer}"
     if request.ret in (errno.EAGAIN, errno.EIO):
-        return (
-            None
-            if answer.untouched
-            else "the VMM refused the request, but wrote to the guest's memory"
-        )
+        return None
     if answer.ok and (answer.untouched or answer.got(len(EMPTY)) == EMPTY):
         return None
     return answer.delivers(complete)
 
 
-def advise_against_eio(trial: Trial, check: str, where: str, answer: Answer) -> None:
-    """Advise against EIO for a file that cannot be read at the moment."""
+def advise_on_refusal(trial: Trial, check: str, where: str, answer: Answer) -> None:
+    """Advise against EIO for a file that cannot be read at the moment, and against a write to the
+    buffer of a refused request.
+    """
+    refused = answer.request is not None and answer.request.ret in (errno.EAGAIN, errno.EIO)
+    if refused and not answer.untouched:
+        trial.advise(check, f"{where}: {REFUSED_AND_WRITTEN}")
     if answer.request is not None and answer.request.ret == errno.EIO:
         trial.advise(
             check,
@@ -229,7 +235,7 @@ def _read_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
             wrong = unharmed(answer, table)
             where = f"{errno.errorcode[code]} from read {good + 1}"
             trial.judge(check, None if wrong is None else f"{where}: {wrong}")
-            advise_against_eio(trial, check, where, answer)
+            advise_on_refusal(trial, check, where, answer)
             answer = yield from vcpu.ask(4)
             wrong = answer.delivers(table)
             trial.judge(check, None if wrong is None else f"after {where}: {wrong}")

@@ -41,11 +41,12 @@ def _at_end(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.judge("buffer-at-slot-end", answer.delivers(table))
 
 
-def _across(trial: Trial, vcpu: TrialVcpu) -> Script:
+def slot_boundaries(trial: Trial, vcpu: TrialVcpu) -> list[int]:
+    """Return the GPAs at which one memory slot ends and the next begins, with free pages around."""
     slots = _slots(trial)
     size = 2 * PAGE_SIZE
-    pairs = [
-        (low, high)
+    return [
+        low.end
         for low, high in pairwise(slots)
         if low.end == high.gpa
         and not (low.readonly or high.readonly)
@@ -53,12 +54,16 @@ def _across(trial: Trial, vcpu: TrialVcpu) -> Script:
         # The vCPU's own pages, which are in the largest slot, must stay outside.
         and not vcpu.pages.ghcb - size < low.end < _end(vcpu)
     ]
-    if not pairs:
+
+
+def _across(trial: Trial, vcpu: TrialVcpu) -> Script:
+    boundaries = slot_boundaries(trial, vcpu)
+    if not boundaries:
         trial.skip("buffer-across-slots", "the VM has no two adjacent memory slots")
         return
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
-    gpa = pairs[0][0].end - PAGE_SIZE
+    gpa = boundaries[0] - PAGE_SIZE
     answer = yield from vcpu.ask(2, gpa=gpa, field=field_around(gpa, 2))
     trial.judge("buffer-across-slots", answer.delivers(table))
 

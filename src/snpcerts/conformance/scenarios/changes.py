@@ -50,6 +50,14 @@ def _rewrite_unnoticed(trial: Trial) -> None:
     trial.served.rewrite(trial.served.table(TABLE_SIZE), same_time=True)
 
 
+def _make_pages_dirty(trial: Trial) -> None:
+    trial.served.make_pages_dirty()
+
+
+def _store(trial: Trial) -> None:
+    trial.served.store(trial.served.table(TABLE_SIZE))
+
+
 def _grow(trial: Trial) -> None:
     trial.served.rewrite(trial.served.table(12_000))
 
@@ -196,13 +204,17 @@ def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
     check, served = "changed-before-lock", trial.served
     for size in (TABLE_SIZE, 12_000, 2000):
         served.replace(served.table(TABLE_SIZE))
+        served.make_pages_dirty()
         yield from vcpu.ask(4)
         changed: list[bytes] = []
 
         def meddle(call: FileCall, size: int = size, changed: list[bytes] = changed) -> None:
             if not changed and takes_lock(call):
                 changed.append(served.table(size))
-                served.rewrite(changed[0], same_time=True)
+                if size == TABLE_SIZE:
+                    served.store(changed[0])
+                else:
+                    served.rewrite(changed[0], same_time=True)
 
         trial.observer.meddle = meddle
         answer = yield from vcpu.ask(4)
@@ -280,7 +292,7 @@ def _judge_change(trial: Trial, answer: Answer, new: bytes) -> None:
 
 SCENARIOS = (
     _served_after("file-replaced", _replace, _replace_unnoticed),
-    _served_after("file-rewritten", _rewrite, _rewrite_unnoticed),
+    _served_after("file-rewritten", _rewrite, _rewrite_unnoticed, _make_pages_dirty, _store),
     _served_after("file-grown", _grow),
     _served_after("file-shrunk", _shrink),
     _gone("missing-file", lambda trial: trial.served.remove(), _removed_at_lock),

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 from snpcerts.abi.cert_table import PAGE_SIZE
 from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
+from snpcerts.conformance.scenarios.locking import ask_while_busy
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, above_memory
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import FileCall
@@ -32,10 +33,11 @@ _BIG = 128 * PAGE_SIZE  # bytes of a table; less if the VM has less memory
 _BIG_MIN = 16 * PAGE_SIZE
 _BIG_MARGIN = 64 * PAGE_SIZE  # for the pages of two vCPUs and for what the VM starts from
 _BIG_ROUNDS = 16  # requests of each kind that are judged
+_HUGE = 1 << 28  # bytes of a buffer
 _BUSY_ROUNDS = 6  # requests that get EAGAIN, each after the VMM's whole patience
 _BUSY_ROUNDS_MAX = 16  # if memory grew with each of them
 _BUSY_WARM_UP = 2
-_SMALL_ROUNDS = 64  # requests that get a small table, and as many before them
+_SMALL_ROUNDS = 48  # requests that get a small table or none, and as many before them
 _SMALL_STEP = 8  # requests between two looks at the memory
 DEATH_TIME = 2.0  # time limit for releasing a killed process's locks, in seconds
 
@@ -278,29 +280,48 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
             else f"{grown >> 10} KiB more memory after {_BIG_ROUNDS} requests that got {what}; "
             f"the file has {size >> 10} KiB",
         )
-    trial.judge(check, (yield from _grows_a_little(trial, vcpu)))
+    trial.judge(check, (yield from _takes_what_the_guest_says(trial, vcpu)))
+    trial.served.replace(trial.served.table(TABLE_SIZE))
+    gpas = None, above_memory(trial)
+    trial.judge(check, (yield from _grows_a_little(trial, vcpu, "a small table or EIO", gpas)))
     trial.judge(check, (yield from _grows_when_busy(trial, vcpu)))
+    trial.served.remove()
+    trial.judge(check, (yield from _grows_a_little(trial, vcpu, "no file", (None,))))
 
 
-def _grows_a_little(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
-    """Return by how much the VMM's memory grows with many small tables, if it grows steadily.
+def _takes_what_the_guest_says(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
+    """Return how much memory the VMM used for a buffer that is much larger than the table, or
+    None.
+    """
+    before = _peak_bytes(trial.processes())
+    yield from vcpu.ask(_HUGE // PAGE_SIZE, field=(vcpu.pages.data, PAGE_SIZE))
+    used = _peak_bytes(trial.processes()) - before
+    if used < _HUGE // 2:
+        return None
+    return f"{used >> 20} MiB more memory for a request with a buffer of {_HUGE >> 20} MiB"
+
+
+def _grows_a_little(
+    trial: Trial, vcpu: TrialVcpu, kind: str, gpas: Sequence[int | None]
+) -> Generator[Event, int, str | None]:
+    """Return by how much the VMM's memory grows with many requests for buffers at ``gpas``, which
+    get an answer of this ``kind``, if it grows steadily.
 
     The memory that the large tables left free is used first, so only the second half counts.
     """
-    trial.served.replace(trial.served.table(TABLE_SIZE))
     until = time.monotonic() + trial.limits.trial
     field = (vcpu.pages.data, 4 * PAGE_SIZE)
     sizes: list[int] = []
     for number in range(2 * _SMALL_ROUNDS + 1):
         if number >= _SMALL_ROUNDS and number % _SMALL_STEP == 0:
             sizes.append(_private_bytes(trial.processes()))
-        answer = yield from vcpu.ask(2, field=field)
-        if not answer.ok or time.monotonic() > until:
+        if not all(before < after for before, after in pairwise(sizes)):
             return None
-    if not all(before < after for before, after in pairwise(sizes)):
-        return None
+        answer = yield from vcpu.ask(2, gpa=gpas[number % len(gpas)], field=field)
+        if answer.request is None or time.monotonic() > until:
+            return None
     grown = sizes[-1] - sizes[0]
-    return f"{grown >> 10} KiB more memory after {_SMALL_ROUNDS} requests that got a small table"
+    return f"{grown >> 10} KiB more memory after {_SMALL_ROUNDS} requests that got {kind}"
 
 
 def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
@@ -315,8 +336,7 @@ def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str
     until = time.monotonic() + trial.limits.trial
     sizes: list[tuple[int, int]] = []
     for number in range(_BUSY_WARM_UP + _BUSY_ROUNDS_MAX):
-        answer = yield from vcpu.ask(2)
-        if answer.request is None or answer.request.ret != errno.EAGAIN:
+        if (yield from ask_while_busy(trial, vcpu, number + 1)) is not None:
             break
         if number >= _BUSY_WARM_UP:
             sizes.append((_private_bytes(trial.processes()), _data_bytes(trial.processes())))
@@ -336,6 +356,11 @@ def _private_bytes(processes: list[int]) -> int:
     The counts in "status" may be off by some pages for each processor.
     """
     return _kilobytes(processes, "smaps_rollup", "Anonymous|Swap") << 10
+
+
+def _peak_bytes(processes: list[int]) -> int:
+    """Return the most memory that ``processes`` ever used, in bytes."""
+    return _kilobytes(processes, "status", "VmHWM") << 10
 
 
 def _data_bytes(processes: list[int]) -> int:
@@ -364,6 +389,12 @@ def _killed(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.replace(trial.served.table(TABLE_SIZE))
 
     def gate(_: CertsRequest) -> bool:
+        if any(map(trial.served.inherited_from, trial.processes())):
+            trial.advise(
+                "lock-ends-with-vmm",
+                "the descriptor of the locked file is not close-on-exec: a program that the VMM "
+                "starts meanwhile keeps the lock",
+            )
         trial.send(signal.SIGKILL)
         return False
 
@@ -401,6 +432,6 @@ SCENARIOS = (
     _stopped_when(_in_firmware, "no table"),
     _stopped_when(_at_call(_at_close)),
     Scenario(checks=("descriptors", "nothing-left"), script=_leaves_nothing),
-    Scenario(checks=("memory-bounded",), script=_memory, seconds=2.0),
+    Scenario(checks=("memory-bounded",), script=_memory, also=("busy",), seconds=2.0),
     Scenario(checks=("lock-ends-with-vmm",), script=_killed, after=_after_killed, ends=True),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +16,11 @@ from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.processor_time import cpu_time, delay_time, sleeps
-from snpcerts.conformance.scenarios.answers import advise_against_eio, unharmed
+from snpcerts.conformance.scenarios.answers import (
+    REFUSED_AND_WRITTEN,
+    advise_on_refusal,
+    unharmed,
+)
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import (
     TABLE_SIZE,
@@ -30,8 +34,8 @@ from snpcerts.conformance.trial import (
     lock_until_signed,
 )
 from snpcerts.conformance.trial_guest import Answer
-from snpcerts.emulator.frontdoor.file_watch import FileCall
-from snpcerts.emulator.guest.program import Sleep
+from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
+from snpcerts.emulator.guest.program import Event, Sleep
 
 FIRMWARE_TIME = 0.02  # seconds of delay for each signature of the emulated firmware
 LOCK_TIME = 0.02  # seconds that a lock call takes; another thread of the VMM may read meanwhile
@@ -164,7 +168,7 @@ def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.judge(check, "ENOLCK: the VMM delivered the table without a lock")
     else:
         trial.judge(check, unharmed(answer, table))
-        advise_against_eio(trial, check, "ENOLCK", answer)
+        advise_on_refusal(trial, check, "ENOLCK", answer)
     answer = yield from vcpu.ask(2)
     wrong = answer.delivers(table)
     trial.judge(check, None if wrong is None else f"after ENOLCK: {wrong}")
@@ -412,26 +416,18 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
             trial.skip(check, f"an update can never take the lock: {served.kinds()}")
         return
     before, spent = cpu_time(trial.processes()), [0.0]
-    delayed, delay = delay_time(trial.processes()), [0.0]
     paused, pauses = _pauses(trial), [0]
 
     def at_answer(_: CertsRequest) -> None:
         spent[0] = cpu_time(trial.processes()) - before
-        delay[0] = delay_time(trial.processes()) - delayed
         pauses[0] = _pauses(trial) - paused
 
-    trial.at_answer = at_answer
-    answer = yield from vcpu.ask(2)
-    trial.at_answer = lambda _: None
-    wrong = _busy_answer(trial, answer, delay[0])
-    trial.judge("busy", wrong)
-    _judge_waiting(trial, answer.request, spent[0], pauses[0])
-    for number in range(2, BUSY_IN_A_ROW + 1 if wrong is None else 0):
-        answer = yield from vcpu.ask(2)
-        request = answer.request
-        if request is None or request.ret != errno.EAGAIN:
-            trial.judge("busy", f"request {number} in a row: expected EAGAIN, found {answer}")
-            break
+    wrong = yield from ask_while_busy(trial, vcpu, 1, at_answer)
+    request = trial.journal.last_of(vcpu.cpu.index)
+    _judge_waiting(trial, request, spent[0], pauses[0])
+    for number in range(2, BUSY_IN_A_ROW + 1):
+        if wrong is None:
+            wrong = yield from ask_while_busy(trial, vcpu, number)
     if wrong is None:
         yield from _size_while_busy(trial, vcpu)
     new = served.table(5000)
@@ -443,6 +439,32 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     after = yield from vcpu.ask(2)
     wrong = after.delivers(new)
     trial.judge("busy", None if wrong is None else f"after the update: {wrong}")
+
+
+def ask_while_busy(
+    trial: Trial,
+    vcpu: TrialVcpu,
+    number: int,
+    at_answer: Callable[[CertsRequest], None] = lambda _: None,
+) -> Generator[Event, int, str | None]:
+    """Make request ``number`` in a row while an update has the lock, judge its answer, and return
+    what is wrong with it.
+    """
+    before, delay = delay_time(trial.processes()), [0.0]
+
+    def note(request: CertsRequest) -> None:
+        delay[0] = delay_time(trial.processes()) - before
+        at_answer(request)
+
+    trial.at_answer = note
+    answer = yield from vcpu.ask(2)
+    trial.at_answer = lambda _: None
+    # A wait that grows doubles again and again.
+    wrong = _busy_answer(trial, answer, delay[0], 1.0 if number == 1 else 2.0)
+    if wrong is not None and number > 1:
+        wrong = f"request {number} in a row: {wrong}"
+    trial.judge("busy", wrong)
+    return wrong
 
 
 def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -542,18 +564,18 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.judge(check, f"expected output only when something changes, found {found}")
 
 
-def _busy_answer(trial: Trial, answer: Answer, delay: float) -> str | None:
+def _busy_answer(trial: Trial, answer: Answer, delay: float, patience: float = 1.0) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
     ``delay`` is the number of seconds for which the VMM could not run. They do not count, up to the
-    limit for the answer.
+    limit for the answer. The VMM may wait ``patience`` times as long as it claims.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:
         return f"expected ret {errno.EAGAIN} (EAGAIN), found {answer}"
     if not answer.untouched:
-        return "the VMM answered EAGAIN, but wrote to the guest's memory"
-    if request.waited is not None and request.waited - min(delay, limit) > limit:
+        trial.advise("busy", REFUSED_AND_WRITTEN)
+    if request.waited is not None and request.waited - min(delay, limit) > limit * patience:
         return (
             f"EAGAIN came after {request.waited * 1000:.0f} ms; the limit is {limit * 1000:.0f} ms"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from snpcerts.abi.cert_table import PAGE_SIZE
 from snpcerts.abi.ghcb import PageStateOperation
+from snpcerts.conformance.scenarios.buffers import slot_boundaries
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, field_around
 from snpcerts.conformance.trial_guest import FIELD_PAGES
 from snpcerts.emulator.guest.page_state_calls import LARGE_PAGE
@@ -22,6 +23,7 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
         return
     yield from _field(trial, vcpu, table)
     yield from _large(trial, vcpu, table)
+    yield from _across_slots(trial, vcpu, table)
     yield from _named_private(trial, vcpu, table)
 
 
@@ -75,6 +77,19 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
         yield from guest.make_private(cpu, pages, middle, 1)
         yield from guest.make_shared(cpu, pages, middle, 1)
     yield from guest.make_private(cpu, pages, gpa, _LARGE_PAGES)
+
+
+def _across_slots(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
+    """Change the state of pages in two adjacent slots at once."""
+    guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
+    for boundary in slot_boundaries(trial, vcpu)[:1]:
+        gpa = boundary - 2 * PAGE_SIZE
+        yield from guest.make_shared(cpu, pages, gpa, 4)
+        if _ignored(trial):
+            return
+        answer = yield from vcpu.ask(2, gpa=gpa, field=(gpa, 4 * PAGE_SIZE))
+        trial.judge(CHECK, answer.delivers(table))
+        yield from guest.make_private(cpu, pages, gpa, 4)
 
 
 def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
