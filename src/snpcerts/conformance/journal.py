@@ -56,7 +56,7 @@ class CertsRequest:
     request and before KVM_RUN returned to the VMM. ``relocked``: the lock was dropped after the
     last read and taken again. ``mapped``: the file was mapped when the VMM answered. ``errno`` is
     that of the re-entry: 0 if it led to another exit, None until it ends. ``beside`` are the
-    requests of other vCPUs that were open during this one.
+    requests that were open during this one, or whose lock was still held when this one came.
     """
 
     vcpu: int
@@ -132,9 +132,14 @@ class Journal:
         """Return the requests that have not ended."""
         return [request for request in self.requests if request.errno is None]
 
-    def begin(self, request: CertsRequest) -> None:
-        """Record a new request, and which others are open."""
-        request.beside = self.open_requests()
+    def begin(self, request: CertsRequest, *, locked: bool) -> None:
+        """Record a new request, and which others are open.
+
+        If the file is ``locked``, the VMM may not have finished the requests that ended last.
+        """
+        vcpus = {each.vcpu for each in self.requests}
+        last = [each for each in map(self.last_of, vcpus) if each is not None]
+        request.beside = [each for each in last if locked or each.errno is None]
         for other in request.beside:
             other.beside.append(request)
         self.requests.append(request)

@@ -203,7 +203,8 @@ class _ObservedVcpu:
         if code == 0 and self._vcpu.run.asks_for_certs:
             gpa, npages, _ = self._vcpu.run.snp_req_certs
             self._open = CertsRequest(self._index, gpa, npages, time.monotonic())
-            self._observer.journal.begin(self._open)
+            locked = self._observer.served.locked() is not None
+            self._observer.journal.begin(self._open, locked=locked)
             self._tell(f"exit for certificates: gpa {gpa:#x}, npages {npages:#x}")
 
     def _signed(self, request: CertsRequest) -> None:
