@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps recent answers in memory by the bytes of their requests, so that a hit needs no URL
+"""Keeps recent answers in memory, keyed by the bytes of their requests, so that a hit needs no URL
 parsing.
 
 The cache has a limit in bytes, so that the process does not grow with the database.
