@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -244,6 +245,38 @@ def test_the_host_has_the_kernel_and_the_firmware_that_are_asked_for(
     made = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
     assert set(seen.read_text().splitlines()) == {"7.2 observed-2022"}
+
+
+# The command, which also records each measurement of how long the VMM was delayed.
+MEASURING = """
+import sys
+from snpcerts.__main__ import run
+from snpcerts.conformance import trial
+
+def noted(processes, measure=trial.delay_time):
+    with open({seen!r}, "a") as seen:
+        print("measured", file=seen)
+    return measure(processes)
+
+trial.delay_time = noted
+run()
+"""
+
+
+def test_looking_whether_a_vmm_hangs_does_not_prolong_its_time(
+    build: Build, tmp_path: Path
+) -> None:
+    """A measurement takes milliseconds, in which the VMM waits, so it must be rare."""
+    seen = tmp_path / "seen"
+    argv = ["conformance", "--timeout", "1", "--jobs", "2", "--only", "kick-not-lost"]
+    argv += ["--", str(build("KICK_ERASED")), "{certs}", "1"]
+    code = MEASURING.format(seen=str(seen))
+    began = time.monotonic()
+    made = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert made.returncode == 1, made.stdout + made.stderr
+    # Of nine VMMs, two at a time: when each starts and makes a request, and four times a second.
+    limit = 9 * 3 + 2 * 4 * (time.monotonic() - began)
+    assert len(seen.read_text().splitlines()) < limit
 
 
 def test_a_daemon_is_recognised(build: Build) -> None:

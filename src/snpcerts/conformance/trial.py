@@ -64,6 +64,7 @@ SPINS_MAX: Final = 50  # consecutive KVM_RUNs that immediate_exit ends; one or t
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
 _STEP: Final = 0.05  # seconds between checks of the time limits
 _LOG: Final = "snpcerts.emulator"
+_LOOK_AGAIN: Final = 0.25  # seconds between two measurements of the VMM's delay
 _DELAY_MAX: Final = 4  # times a limit: a delay that is longer counts
 _STEPS_MAX: Final = 6  # time limits of a step that a whole scenario may take
 _ABOUT_LOCKS: Final = frozenset(
@@ -260,13 +261,17 @@ class Trial:
         # While a descriptor is being sent through a socket, it belongs to no process.
         return not found or bool(found & request.marks)
 
-    def wait_for(self, ready: Callable[[], bool], seconds: float) -> Generator[Event, int, bool]:
-        """Halt the vCPU until ``ready`` returns true. Return False after ``seconds``."""
+    def wait_for(
+        self, ready: Callable[[], bool], seconds: float, *, every: float = 0.005
+    ) -> Generator[Event, int, bool]:
+        """Halt the vCPU until ``ready``, which is called ``every`` so many seconds, returns true.
+        Return False after ``seconds``.
+        """
         until = time.monotonic() + seconds
         while not ready():
             if time.monotonic() >= until:
                 return False
-            yield Sleep(0.005)
+            yield Sleep(every)
         return True
 
     def serve_until(self, ready: Callable[[], bool], seconds: float) -> bool:
@@ -389,7 +394,8 @@ class Trial:
 
     def _serve(self, supervisor: Supervisor) -> None:
         limit = self.limits.trial
-        step, whole = _Limit(self, limit), _Limit(self, _STEPS_MAX * limit)
+        delay = _Delay(self)
+        step, whole = _Limit(delay, limit), _Limit(delay, _STEPS_MAX * limit)
         progress = self._progress()
         while True:
             end_if_asked()
@@ -401,7 +407,7 @@ class Trial:
             if self.enough or (self._is_done() and not self.scenario.ends):
                 return
             if self._progress() != progress:
-                step, progress = _Limit(self, limit), self._progress()
+                step, progress = _Limit(delay, limit), self._progress()
             if step.over() or whole.over():
                 return
 
@@ -673,23 +679,42 @@ def _refusals(into: list[str]) -> Iterator[None]:
         log.setLevel(level)
 
 
+class _Delay:
+    """How long the VMM has waited for a processor or for this process, in seconds.
+
+    Finding out takes milliseconds, so the last answer serves for :data:`_LOOK_AGAIN` seconds. The
+    time that finding out takes would count as a delay, too.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._seconds = 0.0
+        self._until = 0.0
+
+    def __call__(self) -> float:
+        if time.monotonic() >= self._until:
+            self._seconds = delay_time(self._trial.processes())
+            self._until = time.monotonic() + _LOOK_AGAIN
+        return self._seconds
+
+
 class _Limit:
     """A time limit for the VMM. Time spent waiting for a processor or for this process does not
     count.
     """
 
-    def __init__(self, trial: Trial, seconds: float) -> None:
-        self._trial = trial
+    def __init__(self, delay: Callable[[], float], seconds: float) -> None:
+        self._delay = delay
         self._seconds = seconds
         self._began = time.monotonic()
-        self._delayed = delay_time(trial.processes())
+        self._delayed = delay()
 
     def over(self) -> bool:
         """Whether the VMM has used up its time."""
         passed = time.monotonic() - self._began
         if passed < self._seconds:
             return False
-        delay = delay_time(self._trial.processes()) - self._delayed
+        delay = self._delay() - self._delayed
         return passed - min(delay, _DELAY_MAX * self._seconds) >= self._seconds
 
 

@@ -28,6 +28,7 @@ from snpcerts.emulator.guest.program import Event, Sleep
 KICK_TIME = 2.0  # time limit for the VMM's other threads to see the signal and kick the vCPU, in s
 _ROUNDS = 3  # requests of each kind; the first is a warm-up
 SETTLE_TIME = 1.0  # time limit for releasing everything that a request used, in seconds
+SETTLE_STEP = 0.05  # seconds between two counts of what is still in use
 _DESCRIPTORS = "open descriptors"
 _BIG = 128 * PAGE_SIZE  # bytes of a table; less if the VM has less memory
 _BIG_MIN = 16 * PAGE_SIZE
@@ -210,7 +211,8 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
                 # The first request of a kind may open files that stay open.
                 first = first or _left_in(trial)
             # Resources that are released late are not a leak.
-            if (yield from trial.wait_for(partial(_no_more_than, trial, first), SETTLE_TIME)):
+            settled = partial(_no_more_than, trial, first)
+            if (yield from trial.wait_for(settled, SETTLE_TIME, every=SETTLE_STEP)):
                 break
         now = _left_in(trial)
         for what, before in first.items():

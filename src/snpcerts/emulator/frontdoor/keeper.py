@@ -20,13 +20,13 @@ import select
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, NoReturn
 
 from snpcerts.emulator.frontdoor import control
 from snpcerts.emulator.frontdoor.parent import adopt_descendants, end_with_parent
 
 _KILL_AGAIN: Final = 0.05  # seconds; catches descendants created in the meantime
+_STAT_MAX: Final = 4096  # bytes; a stat file has at most about 400
 
 
 def keep(line: socket.socket, become: Callable[[], int], *, own_group: bool) -> NoReturn:
@@ -149,7 +149,8 @@ def descendants(of: int) -> list[int]:
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # The name, in brackets, can contain any character, so search for its last bracket.
-                after_name = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2]
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                    after_name = file.read(_STAT_MAX).rpartition(b")")[2]
                 children.setdefault(int(after_name.split()[1]), []).append(int(name))
     found = list(children.get(of, ()))
     for pid in found:  # the list grows during the loop
