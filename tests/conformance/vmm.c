@@ -55,7 +55,7 @@ enum wrong {
 	OPENS_TWICE, LOCKS_TWICE, READS_BESIDE_LOCK, LOCK_STAYS_ON_ERROR, LOCK_STAYS_ON_EMPTY_FILE,
 	UNCOUNTED_ON_READ_ERROR, JOINS_WITHOUT_LOCK, NAME_FOR_INODE, CTIME_FOR_INODE, CACHED_BY_CTIME,
 	BLOCKS_FOR_SIZE, BUFFER_OF_NPAGES, LEAKS_MEMORY_ON_EIO, LEAKS_MEMORY_WITHOUT_FILE, GIVES_UP_AFTER_SIX,
-	WAIT_GROWS, INHERITABLE, READS_INTO_GUEST,
+	WAIT_GROWS, INHERITABLE, READS_INTO_GUEST, EMPTY_UNCHECKED, LEAKS_ON_SHORT_READ, STALE_WHEN_BUSY,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
@@ -253,6 +253,15 @@ static ssize_t contents(int fd, uint8_t *data)
 		for (size = left; left > 0; left -= got)
 			if ((got = read(fd, data, left)) <= 0)
 				return -1;
+		return size;
+	}
+	if (is_wrong(LEAKS_ON_SHORT_READ)) {
+		struct stat found;
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+			return -1;
+		while ((size = pread(fd, data, found.st_size, 0)) < found.st_size && size >= 0)
+			fcntl(fd, F_DUPFD_CLOEXEC, 0); /* and read again */
 		return size;
 	}
 	if (is_wrong(READS_TWICE)) {
@@ -759,6 +768,10 @@ static uint64_t deliver_nothing(struct kvm_run *run)
 		return EIO;
 	if (is_wrong(MISSING_WRITES_NOTHING))
 		return 0;
+	if (is_wrong(EMPTY_UNCHECKED) && run->snp_req_certs.npages) {
+		memcpy(memory[0] + run->snp_req_certs.gpa, empty, sizeof(empty));
+		return 0;
+	}
 	if (is_wrong(NO_BUFFER_WRITTEN))
 		return put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
 	return run->snp_req_certs.npages == 0 || put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
@@ -988,6 +1001,10 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 		contents(fd, data);
 	if (!is_wrong(UNLOCKS_EARLY))
 		let_go(fd);
+	if (is_wrong(STALE_WHEN_BUSY) && run->snp_req_certs.ret == EAGAIN) {
+		locked_contents(&fd, data);
+		let_go(fd);
+	}
 	if (is_wrong(STALE_EXIT_REASON) && run->exit_reason == KVM_EXIT_SNP_REQ_CERTS) {
 		locked_contents(&fd, data);
 		close(fd);

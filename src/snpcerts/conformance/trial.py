@@ -62,6 +62,7 @@ BUSY_TRIES: Final = 4  # requests until EAGAIN counts, though no update has the 
 GIVES_UP_AFTER: Final = 0.05  # seconds; a VMM that answers EAGAIN sooner has not waited
 SPINS_MAX: Final = 50  # consecutive KVM_RUNs that immediate_exit ends; one or two kicks are normal
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
+USED_AFTER_END: Final = "the VMM locked or read the file again after EINTR, without a new exit"
 _STEP: Final = 0.05  # seconds between checks of the time limits
 _LOG: Final = "snpcerts.emulator"
 _LOOK_AGAIN: Final = 0.25  # seconds between two measurements of the VMM's delay
@@ -439,7 +440,7 @@ class Trial:
             self._judge_rest(answer, contents)
         bad_rets = self._judge_rets()
         missing = [check for check in self.scenario.checks if check not in self._results]
-        if not missing:
+        if not missing and self._is_complete():
             return
         why = self._unfinished = self._why_unfinished()
         if bad_rets:
@@ -447,11 +448,15 @@ class Trial:
             for check in missing:
                 self._note(check, ResultState.SKIPPED, f"after an unsupported ret: {why}")
             return
-        blamed = self._now if self._now in missing else missing[0]
+        blamed = self._now if self._now in missing or not missing else missing[0]
         self._note(blamed, ResultState.FAILED, why)
         for check in missing:
             if check != blamed:
                 self._note(check, ResultState.SKIPPED, f"not judged: {why}")
+
+    def _is_complete(self) -> bool:
+        """Whether the scripts ran to their end, as far as they should."""
+        return self.scenario.after is not None or self.enough or self._is_done()
 
     def _judge_rets(self) -> list[int]:
         """Judge every ``ret``. Return those that KVM does not support."""
@@ -500,6 +505,8 @@ class Trial:
 
     def _journal_of_locks(self) -> None:
         """Judge the lock of every request that delivered a table."""
+        if any(request.file_used_after_end for request in self.journal.requests):
+            self.judge("exit-reason-stale", USED_AFTER_END)
         for answer, contents in self.answers:
             request = answer.request
             if request is None or not answer.ok or request.ret != 0 or not answer.has_table:

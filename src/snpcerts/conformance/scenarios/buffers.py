@@ -103,6 +103,15 @@ def _outside(trial: Trial, vcpu: TrialVcpu) -> Script:
     for gpa in (above_memory(trial), 1 << 47, 1 << 62):
         _refused(trial, check, (yield from vcpu.ask(2, gpa=gpa)))
     yield from _and_goes_on(trial, vcpu, check, table)
+    # With nothing to write, or with nothing but the empty table, the VM must go on, too.
+    for npages in (0, 2):
+        for gpa in (above_memory(trial), _LAST_PAGE):
+            yield from vcpu.ask(npages, gpa=gpa)
+        trial.served.remove()
+        yield from vcpu.ask(npages, gpa=above_memory(trial))
+        yield from vcpu.ask(npages, gpa=_LAST_PAGE)
+        trial.served.replace(table)
+    yield from _and_goes_on(trial, vcpu, check, table)
 
 
 def _wraps(trial: Trial, vcpu: TrialVcpu) -> Script:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from snpcerts.abi.cert_table import PAGE_SIZE
-from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, takes_lock
+from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, read_short, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.scenarios.locking import ask_while_busy
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, above_memory
@@ -167,7 +167,7 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
     served, top = trial.served, above_memory(trial)
 
     def reset() -> None:
-        trial.observer.meddle = lambda _: None
+        trial.observer.meddle, trial.observer.meddle_open = lambda _: None, lambda _: None
         served.unlock()
         if not served.path.is_file():
             served.replace(served.table(TABLE_SIZE))
@@ -188,6 +188,20 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
 
         return prepare
 
+    def cut_short() -> None:
+        done: list[FileCall] = []
+
+        def meddle(call: FileCall) -> int | None:
+            if done or call.call not in READS:
+                return None
+            done.append(call)
+            return read_short(call)
+
+        trial.observer.meddle = meddle
+
+    def unopened() -> None:
+        trial.observer.meddle_open = lambda _: -errno.EMFILE
+
     kinds: tuple[tuple[str, Callable[[], object], int, int | None], ...] = (
         ("a table", lambda: served.rewrite(served.table(TABLE_SIZE)), 2, None),
         ("ENOSPC", lambda: None, 0, None),
@@ -195,9 +209,11 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
         ("EAGAIN", served.lock, 2, None),
         ("a file that was replaced", replaced, 2, None),
         ("a lock that failed", refused(takes_lock, errno.ENOLCK), 2, None),
+        ("a short read", cut_short, 2, None),
         ("a read that failed", refused(lambda call: call.call in DATA_READS, errno.EIO), 2, None),
         ("a directory in place of the file", served.put_directory, 2, None),
         ("an empty file", lambda: served.replace(b""), 2, None),
+        ("a file that cannot be opened", unopened, 2, None),
         ("no file", served.remove, 2, None),
     )
     for kind, prepare, npages, gpa in kinds:

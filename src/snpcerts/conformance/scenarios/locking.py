@@ -593,7 +593,9 @@ SCENARIOS = (
     Scenario(checks=("same-inode",), script=_same_inode),
     Scenario(checks=("replaced-after-lock",), script=_after_lock),
     Scenario(
-        checks=("busy", "waits-asleep"), script=_busy, also=("ret-supported", "lock-released")
+        checks=("busy", "waits-asleep"),
+        script=_busy,
+        also=("ret-supported", "lock-released", "exit-reason-stale"),
     ),
     Scenario(checks=("log-bounded",), script=_quiet, seconds=2.0),
 )

@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
+from snpcerts.conformance.trial import (
+    TABLE_SIZE,
+    USED_AFTER_END,
+    Scenario,
+    Script,
+    Trial,
+    TrialVcpu,
+)
 from snpcerts.emulator.guest.program import Sleep
 
 
@@ -25,7 +32,7 @@ def _first_request(trial: Trial, vcpu: TrialVcpu) -> Script:
     stale = any(request.file_used_after_end for request in trial.journal.requests)
     trial.judge(
         "exit-reason-stale",
-        "the VMM locked or read the file again after EINTR, without a new exit" if stale else None,
+        USED_AFTER_END if stale else None,
     )
 
 
