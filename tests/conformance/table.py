@@ -201,6 +201,7 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_SPLICES": {"short-read"},
     "RIGHT_JOINS": set(),
     "RIGHT_READS_AGAIN": set(),
+    "RIGHT_SUBMITS": {"short-read"},
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}

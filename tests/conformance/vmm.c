@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -20,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -59,7 +61,7 @@ enum wrong {
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
-	RIGHT_LATE_CLOSE, RIGHT_SPLICES, RIGHT_JOINS, RIGHT_READS_AGAIN,
+	RIGHT_LATE_CLOSE, RIGHT_SPLICES, RIGHT_JOINS, RIGHT_READS_AGAIN, RIGHT_SUBMITS,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 	PAGE_STATE_ONE_SLOT,
 };
@@ -339,6 +341,26 @@ static ssize_t contents(int fd, uint8_t *data)
 			two[0].iov_base = data + size;
 			two[1].iov_base = data + size + 100;
 		}
+		return got < 0 ? -1 : size;
+	}
+	if (is_wrong(RIGHT_SUBMITS)) {
+		aio_context_t context = 0;
+
+		if (syscall(SYS_io_setup, 1, &context))
+			return -1;
+		do {
+			struct iocb read = { .aio_fildes = fd, .aio_lio_opcode = IOCB_CMD_PREAD,
+					     .aio_buf = (uintptr_t)(data + size), .aio_offset = size,
+					     .aio_nbytes = SIZE_MAX_SERVED - size };
+			struct iocb *reads = &read;
+			struct io_event done = { .res = -1 };
+
+			if (syscall(SYS_io_submit, context, 1, &reads) == 1)
+				syscall(SYS_io_getevents, context, 1, 1, &done, NULL);
+			got = done.res;
+			size += got > 0 ? got : 0;
+		} while (got > 0);
+		syscall(SYS_io_destroy, context);
 		return got < 0 ? -1 : size;
 	}
 	if (is_wrong(RIGHT_SPLICES)) {

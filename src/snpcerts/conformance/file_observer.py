@@ -19,7 +19,7 @@ from snpcerts.conformance.description import Marks, borrowed
 from snpcerts.conformance.journal import CertsRequest, FileRead, Journal, vcpu_track
 from snpcerts.conformance.served_file import Identity, LockSeen, ServedFile
 from snpcerts.emulator.frontdoor.bpf import Syscall
-from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall, OpenCall
+from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall, OpenCall, submitted_reads
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Pending
 
@@ -39,6 +39,7 @@ READS: Final = frozenset(
         Syscall.READV,
         Syscall.PREADV,
         Syscall.PREADV2,
+        Syscall.IO_SUBMIT,
         *_SIZE_AT,
     )
 )
@@ -215,6 +216,8 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
 
 def _asked_bytes(call: FileCall) -> int:
     """Return how many bytes ``call``, one of :data:`READS`, requests."""
+    if call.call is Syscall.IO_SUBMIT:
+        return submitted_reads(call.tid, call.arguments).get(call.descriptor, 0)
     if call.call in _SIZE_AT:
         # A copy may ask for more than there is.
         return min(call.arguments[_SIZE_AT[call.call]], call.found.st_size)

@@ -19,7 +19,8 @@ userfaultfd                             ENOSYS, and ENOTTY for the ioctl of
                                         have the supervisor wait for its memory forever
 32-bit and x32 calls                    ENOSYS: other numbers for the same things
 read, pread64, readv, preadv(2), mmap,  supervisor, for a door that watches files
-sendfile, close, flock, fcntl of locks
+sendfile, splice, copy_file_range,
+io_submit, close, flock, fcntl of locks
 everything else                         the kernel, at no cost
 ======================================  ============================================
 
@@ -74,6 +75,7 @@ class Syscall(enum.IntEnum):
     LGETXATTR = 192
     LISTXATTR = 194
     LLISTXATTR = 195
+    IO_SUBMIT = 209
     OPENAT = 257
     NEWFSTATAT = 262
     READLINKAT = 267
@@ -92,7 +94,8 @@ class Syscall(enum.IntEnum):
     FACCESSAT2 = 439
 
 
-# Calls on an open file, and which argument is the descriptor.
+# Calls on an open file, and which argument is the descriptor; for IO_SUBMIT, where the array of
+# requests is, each of which has a descriptor.
 FILE_CALLS: Final = {
     Syscall.READ: 0,
     Syscall.PREAD64: 0,
@@ -103,6 +106,7 @@ FILE_CALLS: Final = {
     Syscall.SENDFILE: 1,
     Syscall.SPLICE: 0,
     Syscall.COPY_FILE_RANGE: 0,
+    Syscall.IO_SUBMIT: 2,
     Syscall.CLOSE: 0,
     Syscall.FLOCK: 0,
     Syscall.FCNTL: 0,

@@ -8,15 +8,27 @@ for example with a short read. Other threads of the program continue meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from snpcerts.emulator.frontdoor.bpf import Syscall
+from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import Pending
 
 # The result of a delayed call that the kernel then performs.
 PROCEED: Final = 1 << 62
+
+
+_IOCB: Final = struct.Struct("<16xH2xIQQ24x")  # struct iocb of linux/aio_abi.h: 64 bytes
+_IOCBS_MAX: Final = 64  # in one call; a VMM that submits more at once is observed in part
+_IOCB_CMD_PREAD: Final = 0
+_IOCB_CMD_PREADV: Final = 7
+_IOVEC: Final = struct.Struct("<8xQ")
+_IOVECS_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +78,22 @@ class Watch(Protocol):
         A :class:`Pending` delays the call. Its result becomes the call's result, unless it is
         :data:`PROCEED`.
         """
+
+
+def submitted_reads(tid: int, arguments: Sequence[int]) -> dict[int, int]:
+    """Return the descriptors from which io_submit(2) reads, with the number of bytes for each.
+
+    ``arguments`` are those of the call. Returns nothing for arguments that the kernel refuses.
+    """
+    found: dict[int, int] = {}
+    memory = ProcessMemory(tid)
+    count = min(arguments[1], _IOCBS_MAX)
+    with contextlib.suppress(OSError):
+        for (address,) in struct.iter_unpack("<Q", memory.read(arguments[2], 8 * count)):
+            operation, descriptor, buffer, size = _IOCB.unpack(memory.read(address, _IOCB.size))
+            if operation == _IOCB_CMD_PREADV:
+                vector = memory.read(buffer, _IOVEC.size * min(size, _IOVECS_MAX))
+                size = sum(length for (length,) in _IOVEC.iter_unpack(vector))
+            if operation in (_IOCB_CMD_PREAD, _IOCB_CMD_PREADV):
+                found[descriptor] = found.get(descriptor, 0) + size
+    return found

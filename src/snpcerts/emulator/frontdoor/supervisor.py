@@ -23,7 +23,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -35,7 +35,7 @@ from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
 from snpcerts.emulator.frontdoor.descriptors import RECHECK, Descriptors, OpenDevice
 from snpcerts.emulator.frontdoor.door import Door
-from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall
+from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall, submitted_reads
 from snpcerts.emulator.frontdoor.install_fd import give_device
 from snpcerts.emulator.frontdoor.layout import Places
 from snpcerts.emulator.frontdoor.namespace_devices import (
@@ -485,14 +485,17 @@ class Supervisor:
     def _watched(self, listener: _Listener, notification: Notification) -> None:
         """Serve a call on an open file that a watch may observe."""
         call, watch = Syscall(notification.number), listener.door.watch
-        number = c_int(notification.arguments[FILE_CALLS[call]])
-        process, found = self._descriptor(notification.tid, number)
+        tid, arguments = notification.tid, notification.arguments
+        numbers: Iterable[int] = (c_int(arguments[FILE_CALLS[call]]),)
+        if call is Syscall.IO_SUBMIT:
+            numbers = submitted_reads(tid, arguments)
         result: int | Pending | None = None
-        if watch is not None and found is not None and watch.wants(found):
-            self._changed = True
-            result = watch.before(
-                FileCall(call, notification.tid, process, number, found, notification.arguments)
-            )
+        for number in numbers:
+            process, found = self._descriptor(tid, number)
+            if watch is not None and found is not None and watch.wants(found):
+                self._changed = True
+                result = watch.before(FileCall(call, tid, process, number, found, arguments))
+                break
         if result is None:
             seccomp.proceed(listener.descriptor, notification.id)
         elif isinstance(result, int):
