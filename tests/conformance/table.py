@@ -176,6 +176,7 @@ EXPECTED: dict[str, set[str]] = {
     "EMPTY_UNCHECKED": {"buffer-outside-memory"},
     "LEAKS_ON_SHORT_READ": {"descriptors"},
     "STALE_WHEN_BUSY": {"exit-reason-stale"},
+    "JOINS_OLD_FILE": {"vcpus-served"},
     "PAGE_STATE_ONE_SLOT": {"page-state"},
     "ONE_DESCRIPTION": UNLOCKED_BY_ANOTHER,
     "UNCOUNTED_ON_ENOSPC": UNLOCKED_BY_ANOTHER,

@@ -57,7 +57,7 @@ enum wrong {
 	OPENS_TWICE, LOCKS_TWICE, READS_BESIDE_LOCK, LOCK_STAYS_ON_ERROR, LOCK_STAYS_ON_EMPTY_FILE,
 	UNCOUNTED_ON_READ_ERROR, JOINS_WITHOUT_LOCK, NAME_FOR_INODE, CTIME_FOR_INODE, CACHED_BY_CTIME,
 	BLOCKS_FOR_SIZE, BUFFER_OF_NPAGES, LEAKS_MEMORY_ON_EIO, LEAKS_MEMORY_WITHOUT_FILE, GIVES_UP_AFTER_SIX,
-	WAIT_GROWS, INHERITABLE, READS_INTO_GUEST, EMPTY_UNCHECKED, LEAKS_ON_SHORT_READ, STALE_WHEN_BUSY,
+	WAIT_GROWS, INHERITABLE, READS_INTO_GUEST, EMPTY_UNCHECKED, LEAKS_ON_SHORT_READ, STALE_WHEN_BUSY, JOINS_OLD_FILE,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
@@ -81,7 +81,7 @@ enum wrong {
 
 
 #define ONE_FOR_ALL (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED) || \
-		     is_wrong(UNCOUNTED_ON_READ_ERROR) || is_wrong(RIGHT_JOINS))
+		     is_wrong(UNCOUNTED_ON_READ_ERROR) || is_wrong(RIGHT_JOINS) || is_wrong(JOINS_OLD_FILE))
 
 static const char *path;
 static int vm, sev, vcpus, fds[64];
@@ -480,7 +480,8 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 			pthread_mutex_unlock(&one_at_a_time);
 			return -1;
 		}
-		if ((users || lock(shared_fd, F_RDLCK)) && same_file(shared_fd)) {
+		if (users ? is_wrong(JOINS_OLD_FILE) || same_file(shared_fd)
+			  : lock(shared_fd, F_RDLCK) && same_file(shared_fd)) {
 			users++;
 			*fd = shared_fd;
 			if (!is_wrong(RIGHT_JOINS))

@@ -117,6 +117,8 @@ class _Rounds:
 
 
 def _ask(vcpu: TrialVcpu, npages: int, give_up: Callable[[], None] = lambda: None) -> Script:
+    served = vcpu.trial.served
+    since = len(served.contents) - 1
     for number in range(2 * _TRIES):
         answer = yield from vcpu.ask(npages)
         if answer.request is None or answer.request.ret != errno.EAGAIN:
@@ -125,7 +127,9 @@ def _ask(vcpu: TrialVcpu, npages: int, give_up: Callable[[], None] = lambda: Non
             give_up()
         yield Sleep(0.005)
     if npages:
-        wrong = answer.delivers(vcpu.trial.served.content or b"")
+        wrong = answer.delivers(served.content or b"")
+        if any(answer.delivers(each) is None for each in served.contents[since:]):
+            wrong = None  # the file was replaced meanwhile
         mine = vcpu.cpu.index
         vcpu.trial.judge("vcpus-served", None if wrong is None else f"vCPU {mine}: {wrong}")
 
@@ -149,6 +153,8 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
         yield from _ask(vcpu, 2, lambda: rounds.free.add(other))
         if mine == first:
             yield from _more(rounds, vcpu, other)
+            if number == 0 and other not in rounds.free:
+                yield from _replaced(rounds, vcpu, other)
             rounds.free.add(other)
         rounds.done[mine] += 1
         yield from trial.wait_for(partial(_reached, rounds, other, number), trial.limits.trial)
@@ -173,6 +179,19 @@ def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
         yield from _ask(vcpu, npages, lambda: rounds.free.add(held))
         yield Sleep(SETTLE)
         rounds.check(held, f"{mine} got its answer ({what})")
+
+
+def _replaced(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
+    """Replace the file while one vCPU waits for the firmware, and let the other ask."""
+    served, mine = vcpu.trial.served, f"vCPU {vcpu.cpu.index}"
+    served.replace(served.table(TABLE_SIZE))
+    answer = yield from vcpu.ask(2)
+    wrong = answer.delivers(served.content or b"")
+    if answer.request is not None and answer.request.ret == errno.EAGAIN:
+        wrong = None  # a VMM with one open file may wait until it is free
+    problem = f"{mine}, after the file was replaced while vCPU {held} waits for the firmware"
+    vcpu.trial.judge("vcpus-served", wrong and f"{problem}: {wrong}")
+    rounds.check(held, f"{mine} asked for the table of another file")
 
 
 def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
