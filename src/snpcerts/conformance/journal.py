@@ -144,6 +144,11 @@ class Journal:
             other.beside.append(request)
         self.requests.append(request)
 
+    def forget_overlaps(self) -> None:
+        """Drop what :meth:`begin` has recorded. A long chain of requests cannot be pickled."""
+        for request in self.requests:
+            request.beside = []
+
     def last_of(self, vcpu: int) -> CertsRequest | None:
         """Return the latest request of a vCPU."""
         return next((each for each in reversed(self.requests) if each.vcpu == vcpu), None)

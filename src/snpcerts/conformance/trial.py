@@ -363,6 +363,7 @@ class Trial:
             self.output.read()
             supervisor.remove_reader(self.output.reader)
         self._close()
+        self.journal.forget_overlaps()
         return [self._with_cause(result) for result in self._results.values()]
 
     def _with_cause(self, result: Result) -> Result:
