@@ -74,7 +74,7 @@ class LeftEmptyError(RefusedError):
         left = "; ".join(f"{path} stays empty: {error}" for path, error in problems)
         super().__init__(
             f"{refused}. The firmware was not changed, but {left}",
-            hint="run the update again when the file can be written",
+            hint="run the update again when the file is writable",
         )
         self.refused = refused
         self.problems = tuple(problems)

@@ -333,8 +333,8 @@ def _kinds(file_states: Iterable[FileState]) -> list[VekKind]:
 
 def _restless(file: FileConfig) -> SnpCertsError:
     return RetryLaterError(
-        f"{file.path}: the firmware changed {ROUNDS} times while certificates were being fetched",
-        hint="find out which program changes the firmware, and run the command again",
+        f"{file.path}: the firmware's state changed {ROUNDS} times while certificates were being fetched",
+        hint="find out which program changes the state, then run the command again",
     )
 
 

@@ -159,8 +159,8 @@ class RollPoint:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """A roll: new firmware with the TCB ``tcb`` for ``hosts`` hosts. ``points`` are in order of
-    time.
+    """A roll: new firmware with the TCB ``tcb`` for ``hosts`` hosts. ``points`` are in
+    chronological order.
 
     ``prefetched_at`` is the time at which the last certificate was or will be fetched.
     """

@@ -79,7 +79,7 @@ class _Rounds:
         return request.vcpu in self.free
 
     def prepare(self, number: int) -> None:
-        """Begin the round ``number``, unless the other vCPU has already begun it."""
+        """Begin round ``number``, unless the other vCPU has already begun it."""
         if self._number < number < len(ROUNDS):
             self._number = number
             self.held.clear()
