@@ -333,7 +333,8 @@ def _kinds(file_states: Iterable[FileState]) -> list[VekKind]:
 
 def _restless(file: FileConfig) -> SnpCertsError:
     return RetryLaterError(
-        f"{file.path}: the firmware's state changed {ROUNDS} times while certificates were being fetched",
+        f"{file.path}: the firmware's state changed {ROUNDS} times while the agent fetched "
+        "certificates",
         hint="find out which program changes the state, then run the command again",
     )
 
