@@ -114,8 +114,8 @@ class Timeline:
         return names
 
     def take(self) -> Sequence[Mapping[str, object]]:
-        """Return the events added so far, and forget them. Their times are the callers', in
-        microseconds.
+        """Return the events added so far, and forget them. Their times are on the callers' clock,
+        in microseconds.
         """
         events = self._events[:]
         del self._events[: len(events)]  # another thread may have added one meanwhile

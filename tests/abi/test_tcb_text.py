@@ -37,7 +37,7 @@ def test_short_names_are_read() -> None:
         ("bl=4,bootloader=4,tee=0,snp=24,ucode=219", None, "cannot read"),
         ("bl=4,snp=24,ucode=219", None, "tee is missing"),
         ("bl=256,tee=0,snp=24,ucode=219", None, "expected 0 to 255"),
-        (MILAN.pack().hex(), None, "only if the product is known"),
+        (MILAN.pack().hex(), None, "their order depends on the product"),
         (str(TURIN), Product.MILAN, "has no fmc"),
         (str(MILAN), Product.TURIN, "needs fmc"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's products that support SNP attestation, and a row of facts about each.
+"""AMD's products that support SNP attestation, and the facts about each of them.
 
 Everything that differs between products follows from the row here, from the
 :class:`~snpcerts.abi.tcb.TcbLayout` and, for the emulator, from the row in

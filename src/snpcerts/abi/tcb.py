@@ -154,8 +154,8 @@ class TcbVersion:
                 raise FormatError(
                     "TCB",
                     (
-                        "eight raw bytes can be read only if the product is known, because it "
-                        "determines their order"
+                        "cannot read eight raw bytes: their order depends on the product, which "
+                        "is not known"
                     ),
                 )
             return cls.unpack(bytes.fromhex(raw[1]), layout)

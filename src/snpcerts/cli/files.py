@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a command's input files and writes its output files, with errors for people."""
+"""Reads a command's input files and writes its output files. Errors name the file."""
 
 from __future__ import annotations
 
@@ -58,12 +58,14 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 
 
 def _read_stream(fd: int, name: str, limit: int) -> bytes:
-    """Read a stream to its end. Raise an error soon if it is a terminal or a pipe without a
-    writer.
+    """Read a stream to its end.
+
+    Raises :class:`InputError` at once for a terminal, and after :data:`WAIT_FOR_WRITER` for a named
+    pipe that no process opens for writing.
     """
     if os.isatty(fd):
         raise InputError(
-            f"{name} is a terminal",
+            f"cannot read {name}: it is a terminal",
             hint="redirect a file to standard input, as in snpcerts verify - < report.bin",
         )
     data = bytearray()

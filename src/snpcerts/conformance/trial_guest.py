@@ -86,7 +86,7 @@ class Answer:
 
     @property
     def untouched(self) -> bool:
-        """Whether the observed memory is unchanged."""
+        """Whether the request left the whole field unchanged."""
         return self.before == self.after
 
     def got(self, size: int) -> bytes:
@@ -175,7 +175,7 @@ class TrialGuest(LinuxGuest):
     def set_page_state_early(
         self, cpu: GuestCpu, gpa: int, operation: PageStateOperation
     ) -> Generator[Event, int, None]:
-        """Change the page's state as Linux does, and record the change if the VMM ignored it."""
+        """Change the page's state as Linux does. If the VMM ignored the request, record that."""
         if cpu.is_private is not None:
             yield from super().set_page_state_early(cpu, gpa, operation)
             self._note_page_state(cpu, gpa, 1, operation)
@@ -188,7 +188,7 @@ class TrialGuest(LinuxGuest):
         pages: int,
         operation: PageStateOperation,
     ) -> Generator[Event, int, None]:
-        """Change the pages' state as Linux does, and record the change if the VMM ignored it."""
+        """Change the pages' state as Linux does. If the VMM ignored the request, record that."""
         if cpu.is_private is not None:
             yield from super().set_page_state(cpu, shared, gpa, pages, operation)
             self._note_page_state(cpu, gpa, pages, operation)

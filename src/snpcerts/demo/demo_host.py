@@ -42,8 +42,8 @@ class EmulatedHost:
 
     @classmethod
     def of(cls, firmware: Firmware, authority: EmulatedAuthority, tcbs: int = 4) -> Self:
-        """Return a host with this firmware and ``tcbs`` different TCBs, of which the newest is the
-        current TCB.
+        """Return a host with this firmware and tables for ``tcbs`` different TCBs: the firmware's
+        current TCB and older ones.
         """
         status = firmware.snp_platform_status()
         newest = TcbVersion.unpack(status.current_tcb, firmware.product.tcb_layout)

@@ -26,8 +26,8 @@ class ServiceManager:
 
     @staticmethod
     def _watchdog(environment: Mapping[str, str]) -> float | None:
-        """Return the seconds between watchdog messages, which is half of the service manager's
-        limit; None if there is no limit.
+        """Return the interval between watchdog messages, in seconds: half of the service manager's
+        limit. None if there is no limit.
         """
         text = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())

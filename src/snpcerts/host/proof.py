@@ -187,13 +187,13 @@ def judged(
         if not any(check_signature(report, each.leaf.public_key)):
             digest = hashlib.sha256(each.der).hexdigest()
             return Proof(select, kind, each.key.tcb, digest, at)
-    tried = "; ".join(str(each.key) for each in candidates) or "no certificate is available"
+    tried = "; ".join(str(each.key) for each in candidates) or "none"
     raise NoProofError(
         f"no available certificate verifies the report (tried: {tried})",
         hint=(
-            "for a VCEK, check that the key server answers; for a VLEK, that the directory of "
-            "--vlek-certs has its certificate. If the right certificate was tried, the report is "
-            "forged"
+            "for a VCEK, check that the key server answers; for a VLEK, check that the "
+            "--vlek-certs directory contains its certificate. If the right certificate was tried, "
+            "the report is forged"
         ),
     )
 

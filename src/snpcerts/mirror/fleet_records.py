@@ -61,7 +61,8 @@ class WantedState:
     """The state of a host's certificate for one TCB.
 
     If the certificate is queued, ``ahead`` counts the certificates before it, and ``wait`` is the
-    seconds until it is done.
+    number of seconds until it is fetched. If the key server gave no certificate, ``wait`` is the
+    number of seconds until the mirror may ask again.
     """
 
     tcb: TcbVersion
@@ -163,7 +164,8 @@ class FleetRecords:
         """Start a roll for all hosts of a product, or for those given by name or chip ID.
 
         A chip ID may also be that of a host that has not announced itself. Raises
-        :class:`RefusedError` if a name is unknown, if there is no host, or if the queue is full.
+        :class:`RefusedError` if a name is unknown, if there are no hosts or too many, or if the
+        queue is full.
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -207,8 +209,7 @@ class FleetRecords:
                 named = [row for row in rows if name.lower() in (row.name.lower(), row.hwid)]
                 if not named:
                     raise RefusedError(
-                        "expected the name or chip ID of a host that has announced itself, found "
-                        f"{name!r}",
+                        f"no host with the name or chip ID {name!r} has announced itself",
                         code="mirror-unknown-host",
                     )
                 found |= {(row.product, row.hwid): row.name for row in named}
@@ -346,8 +347,8 @@ class FleetRecords:
             count = connection.execute(select(func.count()).select_from(HOST)).scalar_one()
             if count >= MAX_HOSTS:
                 raise RefusedError(
-                    f"{count} hosts have announced themselves, and this mirror accepts at most "
-                    f"{MAX_HOSTS}",
+                    f"cannot add host {announcement.host!r}: {count} hosts have announced "
+                    f"themselves, and this mirror accepts at most {MAX_HOSTS}",
                     code="mirror-too-many-hosts",
                 )
         before = None if row is None else _read(row.announcement)
@@ -461,19 +462,19 @@ class FleetRecords:
             if not chips:
                 raise RefusedError(
                     (
-                        f"expected a chip ID, or the name of a {product.value} host that has "
-                        f"announced itself, found {name!r}"
+                        f"{name!r} is neither a chip ID nor the name of a {product.value} host "
+                        "that has announced itself"
                     ),
                     code="mirror-unknown-host",
                 )
             found |= chips
         if not found:
             raise RefusedError(
-                "expected at least one host in the list, found none", code="mirror-no-host"
+                "hosts of the roll: expected at least one, found none", code="mirror-no-host"
             )
         if len(found) > MAX_HOSTS:
             raise RefusedError(
-                f"expected at most {MAX_HOSTS} hosts, found {len(found)}",
+                f"hosts of the roll: expected at most {MAX_HOSTS}, found {len(found)}",
                 code="mirror-too-many-hosts",
             )
         return sorted(found)

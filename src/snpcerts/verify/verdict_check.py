@@ -108,10 +108,11 @@ def authenticity_checks(
 
 @dataclass(slots=True)
 class _Last:
-    """The checks of the latest verdict (authenticity, policy, and both together), and the latest
-    checks without a failure.
+    """The last results of :func:`all_checks` and :func:`any_failed`, for reuse.
 
-    Most verdicts have equal checks and so can share these objects.
+    ``joined`` is the last two arguments of :func:`all_checks`, and both together. ``unfailed`` is
+    the last argument of :func:`any_failed` in which no check failed. Most verdicts have equal
+    checks and so can share these objects.
     """
 
     joined: tuple[tuple[Check, ...], tuple[Check, ...], tuple[Check, ...]] = ((), (), ())

@@ -66,7 +66,7 @@ _VERSION_LIMIT: Final = 10.0
     metavar=METAVAR,
     help=(
         "Set this reported TCB during the comparison, so that the signing key changes. "
-        "Afterwards, set the reported TCB to the current TCB."
+        "Afterwards, restore the previous reported TCB."
     ),
 )
 @click.option("-o", "--output", metavar="FILE", help="File to write the results to, as JSON.")
@@ -107,8 +107,8 @@ def prove_host(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Make guests of this host request reports, and compare what happens with each claim that the
-    emulator makes.
+    """Make guests of this host request reports, and check whether the host behaves as the emulator
+    claims.
 
     COMMAND makes one of this host's guests request an extended report, and writes the report and
     its certificates to standard output. In the arguments of COMMAND, {report_data} and {key_sel}
@@ -263,8 +263,8 @@ class _Vmm:
         )
 
     def note_end(self, report: ClaimReport) -> None:
-        """Record in ``report`` that the VMM runs a guest, if the VMM is still running and the guest
-        has answered.
+        """Record at the end of the trial that the VMM runs a guest, if the VMM is still running and
+        the guest has answered.
         """
         from snpcerts.host.claim_report import Showing
 

@@ -87,7 +87,7 @@ class Match:
 
     @property
     def is_barred(self) -> bool:
-        """Whether the path must not exist for the program, even if the machine has it."""
+        """Whether the program must not see this path, even if the machine has a file there."""
         return self.kind is PathKind.BARRED
 
 
@@ -184,14 +184,14 @@ class Door:
         )
 
     def inode_of(self, directory: str) -> int:
-        """Return the inode number that the door now sets for ``directory``.
+        """Return the inode number that programs now see for ``directory``.
 
-        Raises ``InputError`` if it sets none.
+        Raises ``InputError`` if the door does not set that number.
         """
         number = self._inodes.get(os.fsencode(directory))
         if number is None:
             raise InputError(
-                f"{directory}: this front door sets no inode number for this directory"
+                f"{directory}: the front door does not set this directory's inode number"
             )
         return number()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program's mount namespace contains, as server and launcher describe it to each other.
+"""The messages in which server and launcher describe a program's mount namespace to each other.
 
 The server knows the door and sends a :class:`Layout`. The launcher builds the namespace and sends
 back a :class:`Places` with its descriptors.
@@ -19,11 +19,11 @@ _PATHS_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths that a door emulates: absolute, without links.
+    """The paths that a door emulates or hides: absolute, without links.
 
     ``devices`` are emulated; ``hidden`` are real devices that the program must not see. ``files``
-    have a mode. The server creates ``directories`` with all their contents. On each of ``trees``, a
-    file system of the server is mounted.
+    maps each file's path to its mode. The server creates ``directories`` with all their contents.
+    On each of ``trees``, a file system of the server is mounted.
     """
 
     devices: tuple[str, ...]
@@ -61,11 +61,11 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the devices and files of a mount namespace are.
+    """Where the launcher put the devices and files of a mount namespace.
 
-    The descriptors come in this order: for each of ``devices``, the root of a devpts instance; the
-    ``roots`` of file systems; for each of ``trees``, a descriptor of it. ``files`` and
-    ``directories`` map a path to the number of its root and its name below that root. ``trees``
+    The message comes with descriptors, in this order: for each of ``devices``, the root of a devpts
+    instance; the roots of ``roots`` file systems; for each of ``trees``, the tree itself. ``files``
+    and ``directories`` map a path to the number of its root and its name below that root. ``trees``
     lists those trees of the layout that could be mounted.
     """
 
@@ -77,7 +77,7 @@ class Places:
 
     @property
     def descriptors(self) -> int:
-        """The number of descriptors that belong to these places."""
+        """The number of descriptors that come with this message."""
         return len(self.devices) + self.roots + len(self.trees)
 
     def to_json(self) -> dict[str, object]:
@@ -99,7 +99,7 @@ class Places:
         roots = parts.get("roots")
         if type(roots) is not int or not 0 <= roots < _PATHS_MAX:
             raise InputError(
-                f"places in a namespace: the number of roots is not between 0 and {_PATHS_MAX - 1}"
+                f"places in a namespace: expected 0 to {_PATHS_MAX - 1} roots of file systems"
             )
         files, directories = (_places(parts.get(name), roots) for name in ("files", "directories"))
         devices, trees = _paths(parts.get("devices")), _paths(parts.get("trees"))
@@ -139,4 +139,7 @@ def _place(found: Sequence[object], roots: int) -> tuple[int, str]:
     match found:
         case [int(root), str(name)] if 0 <= root < roots and name and _plain(f"/{name}"):
             return root, name
-    raise InputError("message about a namespace: each place must be a root's number and a name")
+    raise InputError(
+        "message about a namespace: expected each place to be the number of a file system's root "
+        "and a name below it"
+    )

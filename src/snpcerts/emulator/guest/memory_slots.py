@@ -64,15 +64,17 @@ class GuestMemfd:
         os.close(self.memfd)
 
     def bind(self, slot: int, offset: int, size: int) -> None:
-        """Bind a range inside the guest_memfd to a slot; EEXIST if a part of the range is already
-        bound.
+        """Bind a range of the guest_memfd to a slot. Fail with EEXIST if a part of the range is
+        already bound.
         """
         index = bisect.bisect_right(self._starts, offset)
         if any(
             offset < start + self._sizes[start] and start < offset + size
             for start in self._starts[max(0, index - 1) : index + 1]
         ):
-            raise OSError(errno.EEXIST, "the guest_memfd range is already bound")
+            raise OSError(
+                errno.EEXIST, "a part of the guest_memfd range is already bound to a slot"
+            )
         self._starts.insert(index, offset)
         self._sizes[offset] = size
         self._bound[slot] = offset
@@ -151,14 +153,15 @@ class MemorySlots:
         """Create, change or delete a slot, as ``region`` specifies.
 
         ``find_memfd`` finds the guest_memfd of ``region.guest_memfd`` for regions with that flag.
-        It is called last, and may raise ``OSError``. Raises ``OSError``: EINVAL if KVM would refuse
-        the region, EEXIST if the guest addresses belong to another slot.
+        It is called just before the guest_memfd is bound, and may raise ``OSError``. Raises
+        ``OSError``: EINVAL if KVM would refuse the region, EEXIST if the guest addresses overlap
+        another slot or a part of the guest_memfd range is already bound.
         """
         self._check(region)
         old = self._slots.get(region.slot)
         if region.memory_size == 0:
             if old is None:
-                raise _einval("there is no slot to delete")
+                raise _einval("cannot delete the slot, because it does not exist")
             self._replace(old, None)
             return
         new = MemorySlot(
@@ -175,13 +178,16 @@ class MemorySlots:
                 or fixed & ~MEM_LOG_DIRTY_PAGES
                 or (new.address, new.size) != (old.address, old.size)
             ):
-                raise _einval("the size, address and kind of a slot cannot change")
+                raise _einval(
+                    "cannot change a slot with a guest_memfd, or the size, userspace_addr or "
+                    "read-only flag of any slot"
+                )
         index = bisect.bisect_right(self._starts, new.gpa)
         # The neighbours on both sides. One of them may be the slot that the new one replaces.
         for start in self._starts[max(0, index - 2) : index + 2]:
             other = self._at[start]
             if other is not old and new.gpa < other.end and other.gpa < new.end:
-                raise OSError(errno.EEXIST, "the guest addresses belong to another slot")
+                raise OSError(errno.EEXIST, "the slot's guest addresses overlap another slot")
         if region.flags & MEM_GUEST_MEMFD and find_memfd is not None:
             new = replace(new, memfd=find_memfd())
         self._bind(new, region.guest_memfd_offset, moved=old is None or old.gpa != new.gpa)
@@ -199,7 +205,7 @@ class MemorySlots:
         if beyond:
             if memfd is not None:
                 memfd.unbind(new.number)
-            raise _einval("the guest addresses are beyond the processor's physical address space")
+            raise _einval("the slot extends beyond the processor's physical address space")
 
     def _check(self, region: UserspaceMemoryRegion2) -> None:
         allowed = self._allowed
@@ -213,9 +219,12 @@ class MemorySlots:
             if region.guest_memfd_offset + region.memory_size >= _U64:
                 raise _einval("the guest_memfd range wraps around")
         if aligned % PAGE_SIZE:
-            raise _einval("the slot is not page-aligned")
+            raise _einval("the slot's size, addresses and guest_memfd offset must be page-aligned")
         if region.userspace_addr + region.memory_size > USER_ADDRESS_LIMIT:
-            raise _einval(f"userspace_addr {region.userspace_addr:#x} is not a user address")
+            raise _einval(
+                f"userspace_addr {region.userspace_addr:#x}: the slot extends beyond the user "
+                "address space"
+            )
         if region.slot >= USER_SLOTS:
             raise _einval(f"slot number: expected less than {USER_SLOTS}, found {region.slot}")
         if region.guest_phys_addr + region.memory_size >= _U64:
@@ -287,7 +296,8 @@ class SlotMemory:
         while size:
             slot = self._slots.find(gpa)
             if slot is None or (writing and slot.readonly):
-                raise OSError(errno.EFAULT, f"guest address {gpa:#x} cannot be accessed")
+                wanted = "writable slot" if writing else "slot"
+                raise OSError(errno.EFAULT, f"guest address {gpa:#x} is in no {wanted}")
             length = min(size, slot.end - gpa, _CHUNK)
             yield slot.address + gpa - slot.gpa, length
             gpa += length

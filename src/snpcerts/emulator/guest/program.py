@@ -148,7 +148,7 @@ class GuestCpu:
 
     def _memory(self) -> SlotMemory:
         if self.memory is None:
-            raise OSError(errno.EFAULT, "the vCPU is not running")
+            raise OSError(errno.EFAULT, "cannot access guest memory: the vCPU is not running")
         return self.memory
 
 

@@ -17,7 +17,7 @@ SECONDS_MAX = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class GuestScript:
-    """A guest script: request ``requests`` extended reports on every vCPU, then end the vCPU.
+    """What a guest does: each vCPU requests ``requests`` extended reports, and then ends.
 
     With ``serve`` the guest instead stays up and serves programs that attach to it. ``pages`` is
     the size of the first request's buffer (None: four pages). ``pause`` and ``busy_delay`` are in

@@ -145,14 +145,18 @@ class MappedGhcb:
         return offset
 
     def read(self, memory: SlotMemory, offset: int, size: int) -> bytes:
-        """Return ``size`` bytes of the page at ``offset``, as they are now."""
+        """Return ``size`` bytes of the page at ``offset``, as they are now. If the VMM has removed
+        the page, read the copy.
+        """
         try:
             return memory.read(self._gpa + offset, size)
         except OSError:
             return bytes(self._copy[offset : offset + size])
 
     def write(self, memory: SlotMemory, offset: int, data: bytes) -> None:
-        """Write ``data`` to the page at ``offset``; do nothing if the VMM has removed the page."""
+        """Write ``data`` to the page at ``offset``. If the VMM has removed the page, write only to
+        the copy.
+        """
         self._copy[offset : offset + len(data)] = data
         try:
             memory.write(self._gpa + offset, data)

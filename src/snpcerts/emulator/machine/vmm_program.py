@@ -77,7 +77,9 @@ def run_vm(
 
 
 def main(arguments: list[str]) -> int:
-    """Run a VM with the given certificate file, and end when the given process ends."""
+    """Run a VM with the given certificate file. End when the given process ends, or the parent if
+    no process is given.
+    """
     path, *process = arguments
     if process:
         end_with(int(process[0]))
