@@ -45,7 +45,7 @@ AT_FDCWD = 2**32 - 100
 CALLS = re.findall(
     r"`(\w+)(?:\(2\))?`",
     re.search(
-        r"library writes\s+memory with\s(.*?)\.\n\n",
+        r"into\s+the\s+guest's\s+memory\s+with\s(.*?)\.\n\n",
         (ROOT / "docs" / "vmm-authors.md").read_text(),
         re.DOTALL,
     )[1],  # type: ignore[index]  # found, or no test here runs

@@ -57,8 +57,8 @@ Tell = Callable[[Span], None]
 
 
 def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
-    """Return a performer that passes every step to ``performer``, and calls ``tell`` with each
-    span.
+    """Return a function that performs steps with ``performer``, measures them, and calls ``tell``
+    with each span.
 
     ``tell`` is called in the performing thread, in some cases with the lock held.
     """

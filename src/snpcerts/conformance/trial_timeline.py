@@ -72,7 +72,7 @@ def _add_request(
 
 
 def _command_of(request: CertsRequest, events: list[SeenEvent]) -> SeenEvent | None:
-    """Return the firmware command for a request. It began when the VMM answered."""
+    """Return the firmware command that began when the VMM answered ``request``, or None."""
     found = (each for each in events if each.until is not None and each.at == request.answered_at)
     return next(found, None)
 

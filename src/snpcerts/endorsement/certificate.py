@@ -261,7 +261,7 @@ _PLAIN = {
 
 
 def plainly(error: BaseException) -> str:
-    """Return in plain words what the library's error says is wrong with DER."""
+    """Return the library's error about malformed DER in plain words."""
     kind = _KIND.search(str(error))
     if kind is None:
         return str(error) or type(error).__name__

@@ -107,7 +107,7 @@ class HostFirmware:
         self.memory = memory(self.hwid)
 
     def state(self) -> FirmwareState:
-        """Read SNP_PLATFORM_STATUS and add the known facts about the keys.
+        """Read SNP_PLATFORM_STATUS, and add what is known about the firmware's keys.
 
         Raises the same errors as :func:`read_firmware`.
         """

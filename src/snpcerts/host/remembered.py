@@ -46,9 +46,10 @@ def looked(
     *,
     why_nothing: str = "there is no record of this host's keys",
 ) -> Remembered:
-    """Return what is known after the firmware's state was read as ``now``.
+    """Compare ``now``, the firmware's present state, with the record ``before``. Return the new
+    record.
 
-    If ``before`` is None, nothing is remembered; ``why_nothing`` is the reason.
+    If ``before`` is None, there is no earlier record; ``why_nothing`` says why.
     """
     now = replace(now, guests=0)
     if before is not None and before.chip != chip:
@@ -144,7 +145,9 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, change: str
 
 
 def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
-    """Return what is known if SNP was not re-initialised, so only commands changed anything."""
+    """Return what is known about the keys if SNP has not been re-initialised since ``before``. Only
+    commands can then have changed the state.
+    """
     known = before.known
     if _key_facts(before) != _key_facts(now):
         known = replace(known, proofs=())
@@ -172,9 +175,9 @@ def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
 
 
 def _unobserved(known: KnownKeys, now: FirmwareState) -> KnownKeys:
-    """Return what is known on a host that cannot show re-initialisations of SNP.
+    """Return ``known`` without what an undetected re-initialisation of SNP may have changed.
 
-    Proofs and VCEKs below the current TCB are then not remembered.
+    All proofs are dropped. The VCEK is in doubt if the reported TCB is not the current TCB.
     """
     if now.reported != now.current and not known.vcek_doubt:
         known = replace(
@@ -209,7 +212,9 @@ def _key_facts(state: FirmwareState) -> tuple[object, ...]:
 
 
 def expected_kind(state: FirmwareState, select: KeySelect) -> VekKind:
-    """Return the kind of key that signs a report requested with ``select``, if one signs."""
+    """Return the kind of the key that signs a report requested with ``select``, provided that the
+    firmware signs it.
+    """
     if select is KeySelect.VLEK or (select is KeySelect.DEFAULT and state.vlek_loaded):
         return VekKind.VLEK
     return VekKind.VCEK

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits how many fruitless requests are made in an hour.
+"""Limits how many fruitless requests are sent to the key server in an hour.
 
 A fruitless request is one that did not help to verify a report. Anyone can cause such requests, by
 sending made-up reports to a verifier that fetches certificates. A file in the cache holds the count
@@ -37,10 +37,11 @@ class FruitlessRequests:
         self._own: list[float] = []
 
     def count(self) -> tuple[float, float]:
-        """Count one request. Return a token for :meth:`take_back`, and 0. Above the limit, return 0
-        and the seconds to wait.
+        """Count one request. Return a token for :meth:`take_back`, and how many seconds to wait
+        before the request: 0, unless the limit is reached.
 
-        A request above the limit is not counted and must not be made.
+        If the limit is reached, the token is 0, and the request is not counted and must not be
+        made.
         """
         now = self._clock()
         with self._stamps() as stamps:

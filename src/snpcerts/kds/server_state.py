@@ -117,7 +117,9 @@ class ServerState:
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def cut_off(self, now: float, gap: float, request: float) -> None:
-        """Record that a process was stopped during its request, which still counts for the pace."""
+        """Record that a process was stopped during its request for a VCEK. ``gap`` seconds must
+        still pass before the next one.
+        """
         if self.asking is not None:
             self.next_at = max(self.next_at, min(now, self.asking + request) + gap)
             self.asking = None
@@ -136,7 +138,7 @@ class ServerState:
 
     def refused(self, now: float, hold_off: float, gap: float) -> None:
         """Record a 429: send no request for ``hold_off`` seconds, and then leave ``gap`` seconds
-        between VCEKs.
+        between requests for VCEKs.
         """
         self.hold_until = now + min(hold_off, MAX_RETRY_AFTER)
         self.refusals += 1

@@ -143,16 +143,18 @@ def announcement_of(found: Mapping[str, Any]) -> Announcement:
     :func:`read_announcement`.
     """
     if found.get("version") != VERSION:
-        raise _wrong(f"expected {VERSION}, found {_shown(found.get('version'))}", "version")
+        raise _wrong(f"expected {VERSION}, found {_shown(found.get('version'))}", field="version")
     product = product_of_keyword(_text(found, "product", _MAX_WORD))
     if product is None:
         names = ", ".join(each.value for each in Product)
-        raise _wrong(f"expected one of {names}, found {_shown(found['product'])}", "product")
+        raise _wrong(f"expected one of {names}, found {_shown(found['product'])}", field="product")
     files = found.get("files")
     if not isinstance(files, Sequence) or isinstance(files, str):
-        raise _wrong("expected a list", "files")
+        raise _wrong("expected a list", field="files")
     if len(files) > MAX_REPORTED_FILES:
-        raise _wrong(f"expected at most {MAX_REPORTED_FILES} items, found {len(files)}", "files")
+        raise _wrong(
+            f"expected at most {MAX_REPORTED_FILES} items, found {len(files)}", field="files"
+        )
     return Announcement(
         host=_text(found, "host", MAX_NAME),
         product=product,
@@ -183,8 +185,8 @@ def tcb_of(components: object, product: Product, name: str = "tcb") -> TcbVersio
     return TcbVersion.of({each: _number(components, each, 255) for each in names})
 
 
-def _wrong(problem: str, name: str | None = None) -> FormatError:
-    return FormatError("announcement", problem, field=name)
+def _wrong(problem: str, field: str | None = None) -> FormatError:
+    return FormatError("announcement", problem, field=field)
 
 
 def _shown(value: object) -> str:
@@ -222,7 +224,7 @@ def _hwid(found: Mapping[str, Any], product: Product) -> bytes:
     except ValueError:
         hwid = b""
     if len(hwid) != product.hwid_size:
-        raise _wrong(f"expected {digits} hexadecimal digits on {product.value}", "hwid")
+        raise _wrong(f"expected {digits} hexadecimal digits on {product.value}", field="hwid")
     return hwid
 
 
@@ -234,7 +236,7 @@ def _cpuid(value: object) -> Cpuid | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise _wrong("expected an object or null", "cpuid")
+        raise _wrong("expected an object or null", field="cpuid")
     family, model, stepping = (
         _number(value, name, 255) for name in ("family", "model", "stepping")
     )

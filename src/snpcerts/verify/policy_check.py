@@ -76,7 +76,9 @@ def _listed_results(plan: _PolicyDemands, results: _Results) -> _Listed:
     reasons: list[Reason] = []
     for (index, code, _), outcome in zip(plan.asked, results, strict=True):
         if outcome is None:
-            raise AssertionError(f"{code.value} depends on more than the policy")
+            raise AssertionError(
+                f"{code.value}: what a policy demands must not depend on the report"
+            )
         if outcome.passed:
             state = CheckState.PASSED
         elif outcome.passed is None:

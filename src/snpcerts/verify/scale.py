@@ -55,7 +55,7 @@ def _bytes(data: bytes, at: int) -> tuple[bytes, int]:
 
 def _compact(data: bytes, at: int) -> tuple[int, int]:
     if at >= len(data):
-        raise FormatError(WHAT, "the data ends before its last number", offset=at)
+        raise FormatError(WHAT, "expected another number, found the end of the data", offset=at)
     size = (1, 2, 4, 0)[data[at] & 3]
     if not size or at + size > len(data):
         raise FormatError(WHAT, "the number is invalid or truncated", offset=at)

@@ -43,14 +43,15 @@ def operators_client(url: str, token_file: str | None) -> MirrorClient:
 
     if token_file is not None and sent_in_clear(url):
         raise UsageError(
-            f"--mirror {url}: a token is sent only to an https:// URL or to this machine"
+            f"--mirror {url}: expected an https:// URL or this machine, because the token must not "
+            "cross the network unencrypted"
         )
     access = MirrorAccess(checked_base(url), token_file and os.path.abspath(token_file))
     return MirrorClient(access, access_hint="name the file with the token: --token-file FILE")
 
 
 def unreadable() -> RetryLaterError:
-    """Return the error for an answer that no mirror of this release sends."""
+    """Return the error that says that the mirror's answer cannot be read."""
     return RetryLaterError(
         "the mirror's answer cannot be read",
         hint="check that the URL points to a mirror, and that the mirror runs this release",

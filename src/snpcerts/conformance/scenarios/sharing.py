@@ -37,7 +37,7 @@ def _ignored(trial: Trial) -> bool:
 
 def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
     """Change the state of several pages at once, then of each page separately, and of one page
-    without the GHCB.
+    with the GHCB MSR.
     """
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     for at_once in (FIELD_PAGES, 1):
@@ -80,7 +80,7 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _across_slots(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
-    """Change the state of pages in two adjacent slots at once."""
+    """Change the state of pages in two adjacent memory slots at once."""
     guest, cpu, pages = vcpu.guest, vcpu.cpu, vcpu.pages
     for boundary in slot_boundaries(trial, vcpu)[:1]:
         gpa = boundary - 2 * PAGE_SIZE

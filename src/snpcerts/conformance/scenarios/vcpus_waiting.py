@@ -120,7 +120,9 @@ def _judge_round(trial: Trial, meeting: _Meeting) -> None:
 
 
 def _together(first: CertsRequest, second: CertsRequest) -> bool:
-    """Whether both vCPUs certainly tried to take the lock at the same time, or did not wait."""
+    """Whether the waits certainly do not add up: both vCPUs tried to take the lock during the same
+    time, or at least one did not wait.
+    """
     if not first.lock_tries or not second.lock_tries:
         return True
     if min(first.waited or 0.0, second.waited or 0.0) < WAIT_MIN:

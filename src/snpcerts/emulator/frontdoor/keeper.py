@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process between a supervisor and a program. It ends all of the program's processes.
+"""The keeper: a process that ends all processes of a program when the program's supervisor ends.
 
 A killed supervisor cannot end anything, and a program's processes may have left its process group
 and parent. Therefore the keeper is the program's parent and adopts its orphans. It has its own

@@ -104,7 +104,7 @@ class PathCalls:
                 self._give_file(listener, door, notification, path, flags)
                 return
             if path not in door.devices:
-                raise OSError(errno.ENXIO, "a descriptor made by an ioctl cannot be opened again")
+                raise OSError(errno.ENXIO, "a file that an ioctl created cannot be opened again")
             info = OpenInfo(os.fsdecode(path), flags, self._process_of(notification.tid))
             device = door.devices[path](info)
         except OSError as error:

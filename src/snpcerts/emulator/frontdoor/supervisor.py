@@ -319,7 +319,7 @@ class Supervisor:
         return bool(self._waiting) or any(tree.interrupted for tree in self._trees.values())
 
     def _due(self) -> float:
-        """The latest time at which to check the waiting calls."""
+        """The time at which to check the waiting calls, if no event comes earlier."""
         deadlines = (waiting.pending.deadline for waiting in self._waiting.values())
         return min((self._next_look, *(at for at in deadlines if at is not None)))
 
@@ -483,7 +483,9 @@ class Supervisor:
         self._waiting[listener.descriptor, notification.id] = waiting
 
     def _watched(self, listener: _Listener, notification: Notification) -> None:
-        """Serve a call on an open file that a watch may observe."""
+        """Serve a call on an open file: let the door's watch answer or delay the call, or let the
+        kernel perform it.
+        """
         call, watch = Syscall(notification.number), listener.door.watch
         tid, arguments = notification.tid, notification.arguments
         numbers: Iterable[int] = (c_int(arguments[FILE_CALLS[call]]),)

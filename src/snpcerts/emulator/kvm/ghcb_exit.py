@@ -227,13 +227,15 @@ class GhcbRequests:
             case ExitCode.NMI_COMPLETE:
                 return RESUME
             case ExitCode.UNSUPPORTED_EVENT:
-                raise _failed(errno.EINVAL, "the guest received an event that it does not support")
+                raise _failed(errno.EINVAL, "the guest reports an event that it cannot handle")
             case _:
                 log.info("KVM does not know VMGEXIT exit code %#x", snapshot.code)
                 return self._bad(memory, InputErrorCode.INVALID_EVENT)
 
     def _unless_exited(self, left: Completion | None) -> int:
-        """Return RESUME, or EXIT if the next KVM_RUN must complete ``left``."""
+        """Return RESUME if ``left`` is None. Otherwise return EXIT; the next KVM_RUN calls
+        ``left``.
+        """
         if left is None:
             return RESUME
 
@@ -298,7 +300,9 @@ class GhcbRequests:
         try:
             msg_type = memory.read(snapshot.info1 + MSG_TYPE_OFFSET, 1)[0]
         except OSError:
-            raise _failed(errno.EIO, "the request page cannot be read") from None
+            raise _failed(
+                errno.EIO, f"the guest's request page at GPA {snapshot.info1:#x} cannot be read"
+            ) from None
         if msg_type != MessageType.REPORT_REQ:
             return self._guest_request(snapshot, memory, caller)
         gpa, npages = snapshot.registers[Field.RAX], snapshot.registers[Field.RBX]
@@ -313,7 +317,9 @@ class GhcbRequests:
             try:
                 memory.write(gpa, EMPTY)
             except OSError:
-                raise _failed(errno.EIO, "the certificate buffer cannot be written") from None
+                raise _failed(
+                    errno.EIO, f"the guest's certificate buffer at GPA {gpa:#x} cannot be written"
+                ) from None
         return self._guest_request(snapshot, memory, caller)
 
     def _certs_answered(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
@@ -329,7 +335,10 @@ class GhcbRequests:
             case errno.EIO:
                 error = VmmError.GENERIC
             case _:
-                raise _failed(errno.EINVAL, f"{answer} is not an answer to a certificate request")
+                raise _failed(
+                    errno.EINVAL,
+                    f"snp_req_certs.ret: expected 0, ENOSPC, EAGAIN or EIO, found {answer}",
+                )
         # SW_EXITINFO1 has been 0 since the request was accepted.
         self._ghcb.put(memory, Field.SW_EXITINFO2, guest_err(error, 0))
         return RESUME
@@ -337,17 +346,22 @@ class GhcbRequests:
     def _guest_request(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
         vm = self._vm
         if not vm.snp:
-            raise _failed(errno.EINVAL, "the VM is not an SNP guest")
+            raise _failed(errno.EINVAL, "guest requests are only for SNP guests")
         # KVM serialises the vCPUs of a VM here. So do the callers of this method.
         try:
             vm.request_page = memory.read(snapshot.info1, PAGE_SIZE)
         except OSError:
-            raise _failed(errno.EIO, "the request page cannot be read") from None
+            raise _failed(
+                errno.EIO, f"the guest's request page at GPA {snapshot.info1:#x} cannot be read"
+            ) from None
         status = vm.issue_guest_request(caller)
         try:
             memory.write(snapshot.info2, vm.response_page)
         except OSError:
-            raise _failed(errno.EIO, "the response page cannot be written") from None
+            raise _failed(
+                errno.EIO,
+                f"the guest's response page at GPA {snapshot.info2:#x} cannot be written",
+            ) from None
         return self._ok(memory, guest_err(VmmError.NONE, status))
 
     # The MSR protocol.

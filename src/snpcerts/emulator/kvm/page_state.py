@@ -54,8 +54,8 @@ def userspace_agrees(run: memoryview) -> bool:
     """Whether userspace has made the change. An invalid answer raises EINVAL, as in KVM_RUN."""
     answer = kvm_exit.hypercall_result(run)
     if answer not in (0, errno.EINVAL, errno.EAGAIN):
-        log.warning("KVM_RUN fails: %d is not an answer to KVM_HC_MAP_GPA_RANGE", answer)
-        raise OSError(errno.EINVAL, f"{answer} is not an answer to KVM_HC_MAP_GPA_RANGE")
+        log.warning("KVM_RUN fails: hypercall.ret: expected 0, EINVAL or EAGAIN, found %d", answer)
+        raise OSError(errno.EINVAL, f"hypercall.ret: expected 0, EINVAL or EAGAIN, found {answer}")
     return not answer
 
 

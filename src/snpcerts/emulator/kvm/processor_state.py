@@ -164,7 +164,7 @@ class ProcessorState:
             return self._tsc_khz
         elif request == Ioctl.SET_TSC_KHZ:
             if self._tsc_fixed:
-                raise OSError(errno.EINVAL, "the guest's TSC is protected")
+                raise OSError(errno.EINVAL, "the VMM cannot set the frequency of a secure TSC")
             self._tsc_khz = checked_tsc_khz(argument)
         elif request not in IGNORED:
             return None
@@ -208,7 +208,7 @@ class ProcessorState:
 
     def _refuse_protected(self, name: str) -> None:
         if name in REGISTERS and self._protected():
-            raise OSError(errno.EINVAL, "the guest's registers are protected")
+            raise OSError(errno.EINVAL, "the VMM cannot access a guest's registers after launch")
 
 
 def checked_tsc_khz(argument: int) -> int:
@@ -249,5 +249,7 @@ def _give_cpuid(memory: UserMemory, argument: int, entries: bytes) -> None:
     room = int(struct.unpack("<I4x", memory.read(argument, _LIST_HEADER))[0])
     count = len(entries) // _CPUID_ENTRY.size
     if room < count:
-        raise OSError(errno.E2BIG, "the buffer is too small for the CPUID entries")
+        raise OSError(
+            errno.E2BIG, f"CPUID entries: expected room for at least {count}, found room for {room}"
+        )
     memory.write(argument, struct.pack("<I4x", count) + entries)

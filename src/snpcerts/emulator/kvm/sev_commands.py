@@ -141,7 +141,7 @@ class SevCommands:
         self._reach_firmware(caller, self._vm.sev_fd)
         vm = self._vm
         if vm.context is None:
-            raise OSError(errno.EINVAL, "the firmware has no context for the guest")
+            raise OSError(errno.EINVAL, "SNP_GUEST_REQUEST: the guest's launch has not started")
         try:
             vm.response_page = vm.platform.firmware.guest_request(vm.context, vm.request_page)
         except FirmwareError as refused:
@@ -166,7 +166,7 @@ class SevCommands:
         if given.id in _INIT_COMMANDS and self._vm.kind != VmType.DEFAULT:
             raise OSError(errno.EINVAL, "this VM type must be initialised with INIT2")
         log.info("SEV command %d is not emulated", given.id)
-        raise OSError(errno.ENOTTY, "the VM is not an SEV guest")
+        raise OSError(errno.ENOTTY, f"SEV command {given.id} is only for SEV guests")
 
     def _init2(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
@@ -180,11 +180,13 @@ class SevCommands:
             or init.ghcb_version > GHCB_VERSION_MAX
             or init.ghcb_version == 1
         ):
-            raise OSError(errno.EINVAL, "INIT2 has invalid parameters, or came too late")
+            raise OSError(
+                errno.EINVAL, "INIT2: a parameter is invalid, or the VM already has vCPUs"
+            )
         if vm.platform.asids == 0:
-            raise OSError(errno.ENOTTY, "the host has no ASIDs for this kind of guest")
+            raise OSError(errno.ENOTTY, "INIT2: the host has no ASIDs for SNP guests")
         if vm.platform.asids_in_use >= vm.platform.asids:
-            raise OSError(errno.EBUSY, "the host has no ASID left")
+            raise OSError(errno.EBUSY, "INIT2: all ASIDs for SNP guests are in use")
         vm.ghcb_version = init.ghcb_version or GHCB_VERSION_MAX
         vm.vmsa_features = init.vmsa_features
         vm.initialised = True
@@ -205,7 +207,7 @@ class SevCommands:
     def _launch_start(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if not vm.snp:
-            raise OSError(errno.ENOTTY, "the VM is not an SNP guest")
+            raise OSError(errno.ENOTTY, "SNP_LAUNCH_START is only for SNP guests, after INIT2")
         start = _copied(SnpLaunchStart, caller, given.data)
         if (
             vm.context is not None
@@ -215,12 +217,15 @@ class SevCommands:
         ):
             raise OSError(
                 errno.EINVAL,
-                "the launch has already started, or KVM does not accept the flags or the policy",
+                "SNP_LAUNCH_START: the launch has already started, or KVM does not accept the "
+                "flags or the policy",
             )
         try:
             self._reach_firmware(caller, given.sev_fd)
         except OSError:
-            raise OSError(errno.ENOTTY, "the firmware created no guest context") from None
+            raise OSError(
+                errno.ENOTTY, "SNP_LAUNCH_START: the firmware cannot create a guest context"
+            ) from None
         vm.sev_fd = given.sev_fd
         vm.context = vm.platform.firmware.launch_start(
             start.policy,
@@ -232,7 +237,7 @@ class SevCommands:
     def _launch_update(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if not vm.snp or vm.context is None:
-            raise OSError(errno.EINVAL, "the launch has not started")
+            raise OSError(errno.EINVAL, "SNP_LAUNCH_UPDATE must come after SNP_LAUNCH_START")
         update = _copied(SnpLaunchUpdate, caller, given.data)
         slot = vm.slots.find(update.gfn_start * PAGE_SIZE)
         if (
@@ -244,7 +249,11 @@ class SevCommands:
             or slot is None
             or slot.memfd is None
         ):
-            raise OSError(errno.EINVAL, "SNP_LAUNCH_UPDATE has invalid parameters")
+            raise OSError(
+                errno.EINVAL,
+                "SNP_LAUNCH_UPDATE: expected no flags, a known page type, whole pages, and a "
+                "memory slot with a guest_memfd",
+            )
         pages, error = self._populate(caller, given.sev_fd, vm.context, slot, update)
         if pages == 0:
             raise error or LaunchUpdateError
@@ -304,9 +313,9 @@ class SevCommands:
     def _launch_finish(self, caller: Caller, given: SevCmd) -> int:
         vm = self._vm
         if not vm.snp:
-            raise OSError(errno.ENOTTY, "the VM is not an SNP guest")
+            raise OSError(errno.ENOTTY, "SNP_LAUNCH_FINISH is only for SNP guests, after INIT2")
         if vm.context is None:
-            raise OSError(errno.EINVAL, "the launch has not started")
+            raise OSError(errno.EINVAL, "SNP_LAUNCH_FINISH must come after SNP_LAUNCH_START")
         finish = _copied(SnpLaunchFinish, caller, given.data)
         if finish.flags:
             raise OSError(errno.EINVAL, f"unknown SNP_LAUNCH_FINISH flags: {finish.flags:#x}")
@@ -336,7 +345,10 @@ class SevCommands:
         vm = self._vm
         for vcpu in vm.vcpus.values():
             if vcpu.protected or vcpu.state.debugged:
-                raise OSError(errno.EINVAL, "a vCPU has already been launched, or its DR7 is set")
+                raise OSError(
+                    errno.EINVAL,
+                    "SNP_LAUNCH_FINISH: a vCPU has already been launched, or its DR7 is set",
+                )
             self._reach_firmware(caller, sev_fd)
             page = vcpu.state.vmsa(vm.vmsa_features)
             vm.platform.firmware.launch_update(context, INITIAL_VMSA_GPA, PAGE_TYPE_VMSA, page)
@@ -355,7 +367,8 @@ def _blob(caller: Caller, address: int, size: int) -> bytes:
     """
     if not address:
         raise OSError(
-            errno.EINVAL, "the address of the ID block or of its authentication page is 0"
+            errno.EINVAL,
+            "SNP_LAUNCH_FINISH: the address of the ID block or of its authentication page is 0",
         )
     return caller.memory.read(address, size)
 

@@ -68,7 +68,8 @@ def host_files(firmware: Firmware) -> dict[str, Callable[[], Content]]:
 
 
 def host_inodes(firmware: Firmware) -> dict[str, Callable[[], int]]:
-    """Return the inode numbers of the directories that get a new number after the boot.
+    """Return the directories whose inode numbers change while the host runs, each with a function
+    that returns its current number.
 
     sysfs gives ``kvm_amd`` a new number each time the module is loaded. Linux initialises SNP when
     it loads this module and at no other time.

@@ -274,7 +274,7 @@ class Firmware:
         return self.chip.hwid
 
     def snp_init(self) -> None:
-        """SNP_INIT: initialise SNP. Fails with INVALID_PLATFORM_STATE if SNP is initialised."""
+        """SNP_INIT: initialise SNP. Fails with INVALID_PLATFORM_STATE if SNP already is."""
         with self._lock:
             self._become(self.state.init())
 
@@ -318,12 +318,14 @@ class Firmware:
             platform = self._platform
             if platform.report_version < _MITIGATIONS_SINCE:
                 raise FirmwareError(
-                    SevStatus.INVALID_COMMAND, "this firmware has no mitigation vectors"
+                    SevStatus.INVALID_COMMAND,
+                    "this firmware does not have the command VERIFY_MITIGATION",
                 )
             if vector & (vector - 1) or vector & ~platform.mit_supported:
                 raise FirmwareError(
                     SevStatus.INVALID_PARAM,
-                    f"{vector:#x} does not name exactly one supported mitigation",
+                    f"mitigation vector: expected 0 or one bit of {platform.mit_supported:#x}, "
+                    f"found {vector:#x}",
                 )
             self._platform = replace(platform, mit_vector=platform.mit_vector | vector)
             return MitigationVectors(platform.mit_supported, self._platform.mit_vector)
@@ -404,7 +406,10 @@ class Firmware:
         """
         with self._lock:
             if not self.state.initialized:
-                raise FirmwareError(SevStatus.INVALID_PLATFORM_STATE, "SNP is not initialised")
+                raise FirmwareError(
+                    SevStatus.INVALID_PLATFORM_STATE,
+                    "a guest cannot be launched before SNP_INIT",
+                )
             self._check_policy(policy)
             context = GuestContext(
                 policy,
@@ -433,7 +438,8 @@ class Firmware:
             if not data or len(data) % PAGE_SIZE or (alone and len(data) != PAGE_SIZE):
                 raise FirmwareError(
                     SevStatus.INVALID_PAGE_SIZE,
-                    f"page type {page_type} does not accept {len(data)} bytes",
+                    f"pages of type {page_type}: expected {'one page' if alone else 'whole pages'} "
+                    f"of {PAGE_SIZE} bytes, found {len(data)} bytes",
                 )
             self._check_state(context, GuestState.LAUNCHING)
             if gpa % PAGE_SIZE or not 0 <= gpa <= 2**64 - len(data):
@@ -535,7 +541,9 @@ class Firmware:
 
     def _shutdown(self) -> None:
         if self._guests:
-            raise FirmwareError(SevStatus.DFFLUSH_REQUIRED, "the platform still has guests")
+            raise FirmwareError(
+                SevStatus.DFFLUSH_REQUIRED, "SNP cannot be shut down while guests exist"
+            )
         if self.state.initialized:
             self._become(self.state.shutdown())
 
@@ -586,7 +594,11 @@ class CpuidPageError(FirmwareError):
 def _check_cpuid_page(page: bytes, signature: int) -> None:
     count, reserved, more = struct.unpack_from("<IIQ", page)
     if reserved or more or count > CPUID_COUNT_MAX:
-        raise FirmwareError(SevStatus.INVALID_PARAM, "the CPUID page is malformed")
+        raise FirmwareError(
+            SevStatus.INVALID_PARAM,
+            f"CPUID page: expected at most {CPUID_COUNT_MAX} functions, and zeros in the reserved "
+            "fields of its header",
+        )
     right, _, sound = judge(page[LIST_HEADER:], count, signature)
     if not sound:
         raise CpuidPageError(page[:LIST_HEADER] + right + page[LIST_HEADER + len(right) :])
@@ -613,5 +625,5 @@ def _check_header(page: bytes) -> int:
         and header.msg_vmpck < VMPCK_COUNT
     )
     if not sound:
-        raise FirmwareError(SevStatus.INVALID_PARAM, "the message header is malformed")
+        raise FirmwareError(SevStatus.INVALID_PARAM, "the header of the guest message is malformed")
     return header.msg_vmpck

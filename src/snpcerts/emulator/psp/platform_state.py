@@ -94,7 +94,9 @@ class PlatformState:
     def init(self) -> Self:
         """Apply SNP_INIT, which derives the VCEK again."""
         if self.initialized:
-            raise FirmwareError(SevStatus.INVALID_PLATFORM_STATE, "SNP is already initialised")
+            raise FirmwareError(
+                SevStatus.INVALID_PLATFORM_STATE, "SNP_INIT: SNP is already initialised"
+            )
         running = self.choices.init_derives_running_vcek
         return replace(
             self,
@@ -120,7 +122,7 @@ class PlatformState:
         """Reboot the host with the firmware in its BIOS. SNP_INIT has not run yet.
 
         The committed TCB stays. Configuration, masks, the VLEK and any uncommitted live update are
-        lost. A BIOS below Committed is refused (INVALID_CONFIG).
+        lost. Fails with INVALID_CONFIG if the BIOS has a TCB or version below the committed one.
         """
         bare = replace(
             self,
@@ -214,7 +216,7 @@ class PlatformState:
         """Apply a live firmware update: change the current TCB and the firmware version, nothing
         else.
 
-        It is refused if either would be below Committed.
+        Fails with INVALID_CONFIG if either would be below the committed one.
         """
         if current.layout is not self.product.tcb_layout:
             raise FirmwareError(
