@@ -186,7 +186,7 @@ class TcbVersion:
         return bytes(out)
 
     def covers(self, other: TcbVersion) -> bool:
-        """Whether every component is at least as high as the same component of ``other``.
+        """Return whether every component is at least as high as the same component of ``other``.
 
         Raises :class:`FormatError` if the two have different layouts, because such TCBs cannot be
         compared.

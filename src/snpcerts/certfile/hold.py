@@ -28,7 +28,7 @@ class HeldLock:
         self._file = (status.st_dev, status.st_ino)
 
     def is_at(self, path: str) -> bool:
-        """Whether ``path`` still names the locked file."""
+        """Return whether ``path`` still names the locked file."""
         try:
             there = os.stat(path)
         except OSError:

@@ -45,8 +45,10 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
         if stat.S_ISFIFO(status.st_mode):
             return _read_stream(fd, path, limit), datetime.now(UTC)
         if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"{path}: {kind}", hint="give the path of a file")
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "another kind of file"
+            raise InputError(
+                f"{path}: expected a regular file, found {kind}", hint="give the path of a file"
+            )
         with open(fd, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     except OSError as error:

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run() -> NoReturn:
-    """Entry point of the console script."""
+    """Run the command that the command line names, and exit with its exit code."""
     sys.exit(main(sys.argv[1:]))
 
 

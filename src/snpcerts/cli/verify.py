@@ -46,7 +46,10 @@ if TYPE_CHECKING:
     metavar="NAMES",
     default=ORDER,
     show_default=True,
-    help="Order in which to try the sources of certificates: the table, --certs, the key server.",
+    help=(
+        "Sources of certificates, in the order in which to try them: table (the report's table), "
+        "certs (--certs) and kds (the key server). A source that is not listed is not used."
+    ),
 )
 @click.option(
     "--at",

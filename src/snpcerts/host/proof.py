@@ -199,7 +199,7 @@ def judged(
 
 
 def is_of_another_chip(report: Report, chip: bytes) -> bool:
-    """Whether the report names a chip other than the one with this ID (8 or 64 bytes)."""
+    """Return whether the report names a chip other than the one with this ID (8 or 64 bytes)."""
     found = report.fields.chip_id
     return not report.chip_id_masked and found != chip.ljust(len(found), b"\0")
 

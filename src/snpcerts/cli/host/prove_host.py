@@ -89,8 +89,8 @@ _VERSION_LIMIT: Final = 10.0
     show_default=True,
     metavar="S",
     help=(
-        "With --vmm: time limit, in seconds from the start of the VMM, for COMMAND to succeed "
-        "for the first time."
+        "With --vmm: time limit, in seconds, for COMMAND to succeed for the first time. Until "
+        "then, COMMAND is repeated."
     ),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")

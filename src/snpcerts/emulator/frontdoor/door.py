@@ -165,7 +165,7 @@ class Door:
                 self._rdevs[status.st_rdev] = path
 
     def is_guarded(self, status: os.stat_result) -> bool:
-        """Whether ``status`` is the stat result of a real device that the door hides from
+        """Return whether ``status`` is the stat result of a real device that the door hides from
         programs.
         """
         return status.st_rdev in self._rdevs and stat.S_ISCHR(status.st_mode)
@@ -196,7 +196,7 @@ class Door:
         return number()
 
     def opens_for_writing(self, path: bytes) -> bool:
-        """Whether the emulated device or file at ``path`` can be opened for writing.
+        """Return whether the emulated device or file at ``path`` can be opened for writing.
 
         A file of registers can be, as in msr(4), because tools open it for reading and writing even
         if they only read. Writing to it fails with EPERM.

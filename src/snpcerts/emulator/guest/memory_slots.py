@@ -278,7 +278,7 @@ class SlotMemory:
             done += length
 
     def has_private(self, gpa: int, size: int) -> bool:
-        """Whether all ``size`` bytes at ``gpa`` are in slots with a guest_memfd."""
+        """Return whether all ``size`` bytes at ``gpa`` are in slots with a guest_memfd."""
         end = gpa + size
         while gpa < end:
             slot = self._slots.find(gpa)
@@ -288,7 +288,7 @@ class SlotMemory:
         return True
 
     def writable(self, gpa: int) -> bool:
-        """Whether ``gpa`` is in a writable slot."""
+        """Return whether ``gpa`` is in a writable slot."""
         slot = self._slots.find(gpa)
         return slot is not None and not slot.readonly
 

@@ -43,10 +43,10 @@ class PrivateRanges:
         self._ends[first:last] = [high for _, high in kept]
 
     def holds(self, address: int) -> bool:
-        """Whether ``address`` is private."""
+        """Return whether ``address`` is private."""
         return self.covers(address, address + 1)
 
     def covers(self, start: int, end: int) -> bool:
-        """Whether all addresses from ``start`` up to ``end`` are private."""
+        """Return whether all addresses from ``start`` up to ``end`` are private."""
         index = bisect.bisect_right(self._starts, start) - 1
         return index >= 0 and end <= self._ends[index]

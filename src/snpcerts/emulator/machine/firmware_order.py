@@ -29,7 +29,7 @@ def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, obje
     state = firmware.state
     if do in ("reload", "reboot") and platform.vms:
         raise RefusedError(
-            f"kvm_amd is in use by {', '.join(sorted(platform.vms))}",
+            f"cannot {do}: kvm_amd is in use by {', '.join(sorted(platform.vms))}",
             hint="end the VMs that use kvm_amd first",
         )
     if do == "reload":
