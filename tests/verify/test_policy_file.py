@@ -174,7 +174,11 @@ def test_an_empty_file_is_the_default_policy() -> None:
             7,
             "from 0 to 255, found 256",
         ),
-        ("[[floors]]\nprocessor = 'milan'\nfmc = 1\n", 1, "TCB of Milan has no fmc"),
+        (
+            "[[floors]]\nprocessor = 'milan'\nfmc = 1\n",
+            1,
+            "fmc: the TCB of Milan has no such component",
+        ),
         (
             "[[floors]]\nsnp = 1\ncpuid = { family = 6, model = 1 }\n",
             1,

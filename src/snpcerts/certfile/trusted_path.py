@@ -36,7 +36,7 @@ def resolve(path: str) -> str:
     are.
 
     Raises :class:`RefusedError` for a link whose owner is neither root nor this process's user, and
-    :class:`InputError` for a circle of links.
+    :class:`InputError` for a path with more than 40 links.
     """
     real = "/"
     for place, status, real_now in _steps(path):

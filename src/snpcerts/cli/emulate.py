@@ -454,9 +454,11 @@ def status(options: _PlatformOptions, as_json: bool) -> None:
         say_line(f"  VM {vm['name']}, pid {vm['pid']}, on Linux {vm['kernel']}, {serves}")
 
 
-@command.group(short_help="Change the firmware as no ioctl can.")
+@command.group(short_help="Change the firmware in ways that no ioctl can.")
 def firmware() -> None:
-    """Change the emulated firmware in ways that no ioctl can, or list where sources disagree."""
+    """Change the emulated firmware in ways that no ioctl can, or list where sources about AMD's
+    firmware disagree.
+    """
 
 
 @firmware.command()

@@ -241,7 +241,7 @@ class _Held:
         if isinstance(result, int):
             return result
         if isinstance(result, NewDescriptor):
-            raise OSError(errno.EINVAL, "KVM_RUN returns no descriptor")
+            raise OSError(errno.EINVAL, "KVM_RUN: expected a result, found a new descriptor")
         self._gone = result
         return None
 

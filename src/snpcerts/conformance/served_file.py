@@ -100,7 +100,7 @@ def table_of(size: int, seed: int) -> bytes:
 class ServedFile:
     """The certificate file at ``path``, in an existing ``directory``.
 
-    ``on_change`` is called for every change.
+    ``on_change`` is called with a description of each change to the file, its path or its lock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -213,7 +213,9 @@ class ServedFile:
         self.on_change(f"rewrites inode {before.st_ino} in place, {len(content)} bytes")
 
     def make_pages_dirty(self) -> None:
-        """Prepare for :meth:`store`. This changes the file's times."""
+        """Map the file and write to every page, so that :meth:`store` does not change the file's
+        times. This call does change them.
+        """
         self._unmap()
         self._pages = mmap.mmap(self._present(), 0)
         for at in range(0, len(self._pages), mmap.PAGESIZE):
@@ -222,11 +224,14 @@ class ServedFile:
     def store(self, content: bytes) -> None:
         """Overwrite the file at the path with ``content`` of the same size, through a mapping.
 
-        Only the first store to a page changes the file's times, so this one changes none of them,
-        and inotify(7) does not report it. Call :meth:`make_pages_dirty` before.
+        Only the first write to a page changes the file's times, and :meth:`make_pages_dirty`, which
+        must be called first, has made that write. So this write changes no times, and inotify(7)
+        does not report it.
         """
         if self._pages is None:
-            raise RefusedError(f"the certificate file {self.path} is not mapped")
+            raise RefusedError(
+                f"cannot write to the certificate file {self.path}: it is not mapped"
+            )
         self._pages[:] = content
         self.contents.append(content)
         self.on_change(f"overwrites inode {self.identity[1]} through a mapping")

@@ -23,7 +23,7 @@ from snpcerts.host.sev import Sev
 
 
 def main(arguments: list[str]) -> None:
-    """Make the updates at equal intervals over ``SECONDS``."""
+    """Change the reported TCB and the table UPDATES times, at equal intervals over SECONDS."""
     path, folder, updates, seconds, seed = arguments
     tables = {
         bytes.fromhex(file.stem): CertTable.decode(file.read_bytes())

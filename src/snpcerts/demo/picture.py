@@ -73,8 +73,8 @@ class DemoRunShown:
 def picture_of(unlocked: DemoRunShown, locked: DemoRunShown, seconds: float) -> str:
     """Return the SVG text, which shows the same second of both runs. Each run took ``seconds``.
 
-    The second is in the middle of the runs, or is the nearest one in which the run without the lock
-    has a mismatch.
+    That second is in the middle of the runs or, if the run without the lock has no mismatch there,
+    at the nearest time at which it has one.
     """
     start = _window(unlocked.course, seconds)
     length = min(_SECOND, seconds)
@@ -104,7 +104,7 @@ def _window(course: Course, seconds: float) -> float:
 
 
 def _colours(courses: Iterable[Course]) -> dict[str, str]:
-    """Return the CSS class of each key's colour, by the key's name."""
+    """Return a dictionary of the keys' names and the CSS classes of their colours."""
     names = sorted({name for course in courses for name in course.key_names.values()})
     return {name: f"k{number % 4}" for number, name in enumerate(names)}
 

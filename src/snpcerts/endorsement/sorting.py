@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the certificates in a collection that form a chain, by their content.
+"""Searches a collection of certificates for those that form a chain, by their content.
 
 A certificate's subject shows whether it is a leaf, an ASK or ASVK, or an ARK. The issuer names the
 certificate above, and a leaf's extensions name the chip and the TCB. The result is a bounded number
@@ -29,7 +29,7 @@ _SHORT: Final = 4 << 10  # bytes; certificates up to this size are cached
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """A certificate and what it is: a leaf of a kind, an authority with a name, or neither.
+    """A certificate and what its subject says: VCEK, VLEK, ASK, ASVK, ARK, or none of these.
 
     ``leaf`` is the content of a leaf's extensions; None if these cannot be read.
     """
@@ -44,7 +44,7 @@ class Sorted:
 
 
 def sort(data: bytes) -> Sorted | None:
-    """Parse one certificate (DER or PEM) and find out its kind; None if it cannot be read."""
+    """Parse one certificate (DER or PEM) and determine what it is; None if it cannot be read."""
     return _known(bytes(data)) if len(data) <= _SHORT else _sort(data)
 
 
@@ -76,7 +76,7 @@ _known = functools.lru_cache(maxsize=256)(_sort)
 
 
 def sort_all(parts: Iterable[bytes]) -> tuple[Sorted, ...]:
-    """Return every certificate in these certificates and bundles once."""
+    """Return the certificates in ``parts``, each once. A part is one certificate or a bundle."""
     found: dict[tuple[bytes, bytes, bytes], Sorted] = {}
     for part in parts:
         one = sort(part)
@@ -108,7 +108,7 @@ def chains(
 
 
 def _some(found: list[Sorted]) -> list[Sorted | None]:
-    """Return the first few certificates, or one None if there are none."""
+    """Return the first few certificates; a list with a single None if there are none."""
     return list(found[:_TRIED]) or [None]
 
 
@@ -117,12 +117,12 @@ def _of(role: CaRole, heap: tuple[Sorted, ...]) -> list[Sorted]:
 
 
 def _other_middle(heap: tuple[Sorted, ...]) -> list[Sorted]:
-    """Return all ASKs and ASVKs, so that a reason can name a wrong kind."""
+    """Return all ASKs and ASVKs, so that a reason can say that the issuer is of the wrong kind."""
     return [*_of(CaRole.ASK, heap), *_of(CaRole.ASVK, heap)]
 
 
 def _above(below: Sorted | None, authorities: list[Sorted]) -> list[Sorted]:
-    """Return the authorities, first those that the certificate ``below`` names as its issuer."""
+    """Return the authorities. Those that ``below`` names as its issuer come first."""
     if below is None:
         return authorities
     return sorted(authorities, key=lambda each: each.subject != below.issuer)

@@ -57,7 +57,7 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
 def certificates_in(data: bytes, what: str) -> list[Sorted]:
     """Return all certificates in a file.
 
-    Raises :class:`InputError`, which names the kind of file, if the file has no certificate.
+    Raises :class:`InputError`, which says what was found instead, if the file has no certificate.
     """
     bundle = read_bundle(data)
     if not bundle.certificates:

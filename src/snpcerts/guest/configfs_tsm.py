@@ -143,10 +143,10 @@ class ConfigfsTsm:
     def report(self, report_data: bytes, *, vmpl: int | None = None) -> TsmReport:
         """Request a report with 64 bytes of report data, and the host's certificates.
 
-        If ``vmpl`` is None, use ``privlevel_floor``, the guest's own. Raises
+        If ``vmpl`` is None, the VMPL is ``privlevel_floor``, the one of the guest's kernel. Raises
         :class:`TsmRequestError` if the interface does not exist, belongs to another kind of guest,
-        or refuses the request. Raises :class:`TsmChangedError` if another process used the entry
-        meanwhile, and :class:`FormatError` if the result is not a report.
+        or refuses the request. Raises :class:`TsmChangedError` if another process wrote to the
+        entry meanwhile, and :class:`FormatError` if the result is not a report.
         """
         if len(report_data) != REPORT_DATA_SIZE:
             raise UsageError(

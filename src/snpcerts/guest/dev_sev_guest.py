@@ -99,7 +99,8 @@ class SevGuest(DeviceFile):
         """Request a report with 64 bytes of ``report_data``, without certificates.
 
         ``vmpl`` must be at least the VMPL that this guest's kernel runs at. Raises
-        :class:`GuestRequestError` if the request is refused.
+        :class:`GuestRequestError` if the ioctl fails, and :class:`RefusedError` if the firmware
+        answers with an error status.
         """
         request = _report_request(report_data, vmpl, key)
         response, exitinfo2, failed = self._issue(SNP_GET_REPORT, request)
@@ -112,7 +113,8 @@ class SevGuest(DeviceFile):
     ) -> ExtendedReport:
         """Request a report together with the host's certificates.
 
-        The buffer has the driver's maximum size (16 KiB), so one call suffices.
+        The buffer has the driver's maximum size (16 KiB), so one call suffices. Raises the same
+        errors as :meth:`report`.
         """
         certs = (ctypes.c_char * CERTS_MAX_SIZE)()
         request = bytearray(
@@ -178,7 +180,7 @@ def _report_of(response: bytes) -> bytes:
         }
         reason = known.get(ResponseStatus(header.status)) if header.status in known else None
         raise RefusedError(
-            f"the firmware answered status {header.status:#x}: {reason or 'unknown'}"
+            f"the firmware answered with status {header.status:#x}: {reason or 'unknown'}"
         )
     if header.report_size != REPORT_SIZE:
         raise FormatError(
@@ -210,9 +212,9 @@ def _refusal(path: str, number: int, exitinfo2: int) -> SnpCertsError:
     elif exitinfo2 == sev_guest.EXITINFO2_NOT_SENT:
         text, hint = "the host did not accept the request", lost
     elif vmm:
-        text, hint = f"the host answered error {vmm:#x}", lost
+        text, hint = f"the host answered with error {vmm:#x}", lost
     elif firmware and number == errno.EIO:
-        text, hint = f"the firmware answered status {firmware:#x}", lost
+        text, hint = f"the firmware answered with status {firmware:#x}", lost
     else:
         text, hint = os.strerror(number), "see the guest's kernel log"
     return GuestRequestError(f"{path}: {text}", number, exitinfo2, hint)

@@ -17,7 +17,9 @@ _HINT = "set the product with --product, or as product in the configuration file
 
 
 def product_of_host(path: str = CPUINFO) -> Product:
-    """Return the product of the first processor. Raises :class:`RefusedError` if none is known."""
+    """Return the product of the first processor in ``path``. Raises :class:`RefusedError` if the
+    file cannot be read, or if snpcerts does not support the processor.
+    """
     vendor, family, model, _ = _processor(path)
     if vendor == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
         product = product_of_cpuid(int(family), int(model))

@@ -124,8 +124,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         if not allow_empty:
             raise UnavailableError(
                 f"{error.message}; nothing has been changed",
-                hint="try again later, or use --allow-empty: guests then have no certificates "
-                "until they can be fetched",
+                hint="try again later, or use --allow-empty: guests then get no certificates until "
+                "the agent can fetch them",
                 after=getattr(error, "after", None),
             ) from None
         unfetched = error
@@ -149,7 +149,9 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
 
 
 def _bare(state: FirmwareState) -> FirmwareState:
-    """Return the firmware's state without the remembered facts."""
+    """Return only what the firmware itself reports, without the number of guests and without what
+    the agent remembers about the keys.
+    """
     return replace(state, guests=0, known=KnownKeys())
 
 
@@ -250,7 +252,7 @@ def set_config(
 
 
 def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
-    """Plan SNP_VLEK_LOAD of ``hashstick`` (432 bytes). ``certificate`` certifies its VLEK.
+    """Plan SNP_VLEK_LOAD of ``hashstick`` (432 bytes). ``certificate`` is its VLEK's certificate.
 
     Raises an error, before anything changes, if the hashstick or the certificate is not for this
     product and the reported TCB, or if the chain above the certificate cannot be fetched.
@@ -366,7 +368,7 @@ def _hashstick(data: bytes) -> psp.WrappedVlekHashstick:
         raise InputError(f"wrapped VLEK hashstick: expected {size} bytes, found {len(data)}")
     stick = psp.WrappedVlekHashstick.unpack(data)
     if not any(data):
-        raise InputError("the hashstick is all zeros")
+        raise InputError("wrapped VLEK hashstick: expected a hashstick from AMD, found only zeros")
     if any(stick.rsvd1) or any(stick.rsvd2):
         raise InputError(
             "the hashstick's reserved bytes (0x00C and 0x198) are not zero",

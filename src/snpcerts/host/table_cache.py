@@ -136,8 +136,7 @@ class TableCache:
         """Fetch the table for ``key`` from the source unless it is cached.
 
         Raises :class:`UnavailableError`. Until it is time to retry, this raises the same error
-        again without a request. A call can take as long as the source takes, so none is made with a
-        lock held.
+        again without a request. The source may be slow, so do not call this while a lock is held.
         """
         if key in self._tables:
             return
@@ -217,8 +216,8 @@ class TableCache:
         return CertTable(certificates.entries + self.extras(file, certificates))
 
     def extras(self, file: FileConfig, certificates: CertTable) -> tuple[TableEntry, ...]:
-        """Return the entries of ``file`` other than ``certificates``, as :meth:`read_extras` found
-        them.
+        """Return the entries that the configuration adds to ``certificates`` in ``file``, with the
+        content that :meth:`read_extras` read.
 
         A revocation list is left out, and reported, unless the table's root signed it and it is
         current.
@@ -268,7 +267,9 @@ class TableCache:
         return tuple(problems)
 
     def _list_problem(self, data: bytes, certificates: CertTable) -> str | None:
-        """Return why guests should not get this revocation list with these certificates."""
+        """Return why guests should not get this revocation list with these certificates; None if
+        they should.
+        """
         root = certificates.get(ARK_GUID)
         if root is None:
             return "no trusted root can have issued this revocation list"
@@ -345,6 +346,7 @@ def _content(path: str) -> bytes:
         raise InputError(f"{path}: {error.strerror}; the entry is left out of the table") from None
     if not 0 < len(data or b"") <= _ENTRY_LIMIT:
         raise InputError(
-            f"{path}: expected 1 to {_ENTRY_LIMIT} bytes; the entry is left out of the table"
+            f"{path}: expected 1 to {_ENTRY_LIMIT} bytes, found {'more' if data else 'none'}; "
+            "the entry is left out of the table"
         )
     return data

@@ -31,11 +31,11 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """The service's signals: SIGTERM and SIGINT end the watch; SIGHUP makes it read the
-    configuration again.
+    """The service's signals: SIGTERM and SIGINT end the watch; SIGHUP makes the watch read
+    the configuration again.
 
     The handlers only record the signal. A signal that ends the watch also ends the current round,
-    except inside an exclusive section, which is never interrupted.
+    except in a block of :func:`~snpcerts.uninterrupted.uninterrupted`.
     """
 
     def __init__(self) -> None:

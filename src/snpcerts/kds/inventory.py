@@ -93,8 +93,8 @@ def _of_chain(
 
 
 def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Reason, ...]:
-    """Return the reasons that the cached revocation list gives against a chain. If no list is
-    cached, there are none.
+    """Return the reasons if the cached revocation list revokes a certificate of the chain. Without
+    a cached list, there are none.
     """
     crl = store.read(CrlResource(resource.product, resource.kind))
     return revocations(resource.kind, crl, pair.intermediate, pair.root)
@@ -119,8 +119,8 @@ def _chain(store: Store, resource: ChainResource) -> ChainPair:
     data = store.read(resource)
     if data is None:
         raise CacheError(
-            f"{store.path_of(resource)}: expected this chain in the cache, because it verifies "
-            "another file, found none"
+            f"{store.path_of(resource)}: expected the chain that verifies another cached file, "
+            "found no file"
         )
     return read_chain(data)
 

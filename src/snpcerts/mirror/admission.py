@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a body may be stored: it must verify for its chip and TCB up to a trusted ARK.
+"""Decides whether a body may be stored: it must verify as the requested resource, up to a trusted
+ARK.
 
 Bodies are untrusted wherever they come from: the upstream server, an import, or another mirror.
 """

@@ -76,7 +76,7 @@ class Need(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name of the need that pages and metrics show."""
+        """The need's name, as pages and metrics show it."""
         return self.name.lower()
 
 
@@ -211,15 +211,15 @@ class WantedQueue:
         connection.execute(delete(QUEUE).where(QUEUE.c.resource == resource))
 
     def lock(self, connection: Connection) -> None:
-        """Lock the pace until the end of the transaction. The caller must read the time only
-        afterwards.
+        """Lock the pace until the end of the transaction. The caller must not read the time before
+        this returns.
         """
         connection.execute(select(PACE.c.id).with_for_update())
 
     def take(self, connection: Connection, now: float, token: str) -> Taken | NothingToTake:
         """Take the next row that may be requested, under a lease of :data:`LEASE` seconds.
 
-        The caller must have locked the pace, as it must before it records an outcome.
+        The caller must have locked the pace. The same holds for recording an outcome.
         """
         pace = self.pace(connection, now)
         if pace.jumped_back:

@@ -56,7 +56,7 @@ class EarSigner:
         except TypeError:
             raise FormatError(
                 what,
-                "expected a key without a password, found a key that a password protects",
+                "expected a key without a password, found a password-protected key",
                 hint="decrypt the key first, with openssl pkey -in KEY.pem -out PLAIN.pem",
             ) from None
         except (ValueError, UnsupportedAlgorithm):

@@ -141,7 +141,9 @@ class ProcessorFloor:
                 raise UsageError(f"{component}: expected 0 to 255, found {least}")
             for product in cpuid.products:
                 if component not in product.tcb_layout.components:
-                    raise UsageError(f"a TCB of {product.value} has no {component}")
+                    raise UsageError(
+                        f"{component}: the TCB of {product.value} has no such component"
+                    )
 
     def components(self) -> dict[str, int]:
         """Return the lowest accepted values of the components that this floor checks."""

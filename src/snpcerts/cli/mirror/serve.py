@@ -174,7 +174,9 @@ def serve(
 
 
 def imported(module: str) -> None:
-    """Import a module of the mirror. If packages are missing, raise an error that names them."""
+    """Import a module of the mirror. Raises :class:`UsageError`, which names the missing package,
+    if a Python package is missing.
+    """
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -183,8 +185,8 @@ def imported(module: str) -> None:
         raise UsageError(
             f"the mirror needs the Python package {error.name.partition('.')[0]}",
             hint=(
-                "install the .deb or .rpm, which include the package, or run pip install "
-                "'.[mirror]' in a source tree"
+                "install snpcerts from its .deb or .rpm package, which contains this Python "
+                "package, or run pip install '.[mirror]' in a source tree"
             ),
         ) from None
 

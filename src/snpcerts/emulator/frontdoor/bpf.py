@@ -8,16 +8,16 @@ ioctl with type byte 0xAE or 'S'        supervisor
 open, openat                            supervisor, except O_DIRECTORY (no device
                                         opens as one); the kernel in a mount namespace
 openat2, creat                          supervisor; the kernel in a mount namespace
-stat, lstat, newfstatat, statx, access, supervisor, where what the machine has is not
-faccessat, faccessat2, readlink(at),    what the door has, or for a door that watches
-(l)getxattr, (l)listxattr               files; with AT_EMPTY_PATH (fstat), and in a
-                                        mount namespace, the kernel
+stat, lstat, newfstatat, statx, access, supervisor, if the door's paths differ from
+faccessat, faccessat2, readlink(at),    the machine's or the door watches files; with
+(l)getxattr, (l)listxattr               AT_EMPTY_PATH (fstat), and in a mount namespace,
+                                        the kernel
 io_uring_setup, _enter, _register       ENOSYS: it opens files without a system call
 open_by_handle_at                       EPERM: opens without a path
 userfaultfd                             ENOSYS, and ENOTTY for the ioctl of
-                                        /dev/userfaultfd that makes one: a program could
-                                        have the supervisor wait for its memory forever
-32-bit and x32 calls                    ENOSYS: other numbers for the same things
+                                        /dev/userfaultfd that makes one: with it, a
+                                        program could make the supervisor wait forever
+32-bit and x32 calls                    ENOSYS: their call numbers are different
 read, pread64, readv, preadv(2), mmap,  supervisor, for a door that watches files
 sendfile, splice, copy_file_range,
 io_submit, close, flock, fcntl of locks

@@ -97,7 +97,9 @@ class Descriptors:
             link = f"/proc/self/fd/{keeper}"
             watch = _libc.inotify_add_watch(self._inotify, link.encode(), _IN_CLOSE)
             if watch < 0:
-                raise OSError(errno.ENFILE, "no inotify watch is left")
+                raise OSError(
+                    errno.ENFILE, "cannot watch the device's memfd: no inotify watch is left"
+                )
             status = os.fstat(keeper)
             given = os.open(link, flags & (os.O_ACCMODE | os.O_NONBLOCK) | os.O_CLOEXEC)
         except OSError:

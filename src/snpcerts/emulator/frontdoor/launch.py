@@ -42,13 +42,14 @@ def enter(
     way: Way | None = None,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Become the program ``argv``, which the process at the other end of ``server`` serves.
+    """Replace this process with the program ``argv``. The process at the other end of ``server``
+    serves the program's devices.
 
     This sends ``hello`` with the seccomp listener and waits for the answer ``{"ok": true}``. For a
     mount namespace it first sends ``hello`` with ``"layout": true``; the answer has the
     ``"layout"`` of the door. ``way`` is the way to use; the default is the one that the environment
-    names, or else one that the kernel allows. A process cannot leave filter and namespace, so after
-    a later error it should end.
+    names, or else one that the kernel allows. If this raises an error, the process should exit,
+    because it cannot leave a filter or namespace that it has already entered.
     """
     environment = dict(os.environ if env is None else env)
     program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
@@ -112,8 +113,10 @@ def _give_signals_back() -> None:
 
 
 def _trampoline(arguments: list[str]) -> NoReturn:
-    """Run the command that :func:`spawn` starts: ``DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM
-    ...``.
+    """Become the program that :func:`spawn` asked for.
+
+    The arguments are ``DOOR LINE LOOK WATCH GROUP WAY -- PROGRAM ...``. DOOR and LINE are the
+    descriptors of two sockets; LOOK, WATCH and GROUP are 0 or 1.
     """
     if len(arguments) < _TRAMPOLINE_ARGUMENTS or arguments[6] != "--":
         print("this module is started only by the front door", file=sys.stderr)

@@ -50,7 +50,7 @@ def change(
     """Change the state of ``pages`` 4 KiB pages at ``gpa``; return whether the host changed them
     all.
 
-    The request is made in lists. An aligned range of 2 MiB becomes one entry.
+    One request lists at most :data:`ENTRIES_MAX` entries. An aligned range of 2 MiB is one entry.
     """
     end = gpa + pages * PAGE_SIZE
     while gpa < end:

@@ -82,9 +82,9 @@ class ScriptedGuest(LinuxGuest):
 
     A vCPU that has its reports waits for the others, because the first vCPU that ends shuts the
     machine down. If the VMM has never run a vCPU, the wait for it ends after :data:`START_LIMIT`.
-    ``made`` counts the reports of each vCPU; if a VMM resets its machine, it passes the counts to
-    the next guest. If a guest has nothing left to do when it starts, it calls ``when_done`` instead
-    of shutting down.
+    ``made`` counts the reports of each vCPU. If a VMM resets its machine, the next guest continues
+    with these counts. If a guest has nothing left to do when it starts, it calls ``when_done``
+    instead of shutting down.
 
     ``first_pages`` is the size of the first call's buffer (0: no buffer, to learn the size).
     ``report_data`` returns the 64 bytes for (vCPU index, number of the report). ``on_report`` gets

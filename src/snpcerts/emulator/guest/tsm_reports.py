@@ -42,16 +42,16 @@ def kstrtouint(text: bytes) -> int:
     """Return the number that a program wrote, parsed as ``kstrtouint(text, 0, ...)`` does."""
     found = _NUMBER.match(text.partition(b"\0")[0])
     if found is None:
-        raise OSError(errno.EINVAL, "the text is not a number")
+        raise OSError(errno.EINVAL, "expected an unsigned integer, found other text")
     hexadecimal, octal, decimal = found.groups()
     digits, base = (hexadecimal, 16) if hexadecimal else (octal, 8) if octal else (decimal, 10)
     value = int(digits, base)
     if value >= _U64:  # checked before any text after the digits
-        raise OSError(errno.ERANGE, "the number has more than 64 bits")
+        raise OSError(errno.ERANGE, "expected an integer of at most 64 bits, found a larger one")
     if found.string[found.end() :] not in (b"", b"\n"):
-        raise OSError(errno.EINVAL, "the text is not a number")
+        raise OSError(errno.EINVAL, "expected an unsigned integer, found text after it")
     if value >= _U32:
-        raise OSError(errno.ERANGE, "the number has more than 32 bits")
+        raise OSError(errno.ERANGE, "expected an integer of at most 32 bits, found a larger one")
     return value
 
 
@@ -75,7 +75,9 @@ class _ReportItem:
     def advance(self) -> None:
         """Advance the write generation, as ``try_advance_write_generation`` does."""
         if self.write_generation == (self.read_generation - 1) % _U64:
-            raise OSError(errno.EBUSY, "too many writes without a read in between")
+            raise OSError(
+                errno.EBUSY, "expected a read of the report after 2^64 - 1 writes, found none"
+            )
         self.write_generation = (self.write_generation + 1) % _U64
 
     @property
@@ -102,7 +104,7 @@ class TsmReports:
         """Return the guest whose driver has registered itself. Raises ENXIO if there is none."""
         guest = self.vm.guest
         if not isinstance(guest, LinuxGuest) or not guest.vmpcks:
-            raise OSError(errno.ENXIO, "no driver provides reports")
+            raise OSError(errno.ENXIO, "no driver has registered to provide reports")
         return guest
 
     def _make_item(self) -> Operation[Mapping[str, TextAttribute | BinaryAttribute]]:
@@ -159,7 +161,7 @@ class TsmReports:
         """
         yield from self._lock()
         if not report.inblob:
-            raise OSError(errno.EINVAL, "inblob is empty")
+            raise OSError(errno.EINVAL, "inblob: expected report data, found none")
         if not report.is_current:
             self._provider()
             report.blobs = dict.fromkeys(report.blobs)
@@ -175,7 +177,9 @@ class TsmReports:
         if blob is None and length:
             # Here Linux 7.3 reads from address 0, which ends the program and leaves the lock held.
             log.warning("configfs-tsm: %s was freed, but its length was kept", name)
-            raise OSError(errno.EFAULT, "the blob has been freed")
+            raise OSError(
+                errno.EFAULT, f"cannot read {name}: it was freed, but its length was kept"
+            )
         return blob or b""
 
     def _report_new(self, report: _ReportItem) -> Operation[None]:
@@ -198,7 +202,7 @@ class TsmReports:
             raise OSError(errno.ENXIO, "the firmware refused the report request")
         end = ReportResponse.SIZE + header.report_size
         if end > _REPORT_BUFFER:
-            raise OSError(errno.ENOMEM, "the report has an impossible size")
+            raise OSError(errno.ENOMEM, f"the firmware's answer is too long: {end} bytes")
         report.put("outblob", buffer[ReportResponse.SIZE : end])
         size = _table_size(response.data)
         if size:
@@ -221,7 +225,9 @@ class TsmReports:
 
 
 def _table_size(pages: bytes) -> int:
-    """Return where the last certificate ends, computed as the driver does in C; at most 16 KiB."""
+    """Return the offset of the end of the last certificate, computed with 32-bit overflow as in the
+    driver; at most 16 KiB.
+    """
     size = 0
     for at in range(0, len(pages) - ENTRY_SIZE + 1, ENTRY_SIZE):
         entry = pages[at : at + ENTRY_SIZE]

@@ -101,14 +101,17 @@ class Board:
 
     def _create_pit(self, *, chips: bool) -> None:
         if self._pit is not None:
-            raise OSError(errno.EEXIST, "the VM already has a timer")
+            raise OSError(errno.EEXIST, "cannot create a second timer")
         if not chips:
-            raise OSError(errno.ENOENT, "the VM has no interrupt controller for the timer")
+            raise OSError(
+                errno.ENOENT,
+                "cannot create a timer: KVM does not have all interrupt controllers of the VM",
+            )
         self._pit = bytes(PIT_STATE2_SIZE)
 
     def _made_pit(self) -> bytes:
         if self._pit is None:
-            raise OSError(errno.ENXIO, "the VM has no timer")
+            raise OSError(errno.ENXIO, "the VM has no timer: KVM_CREATE_PIT2 has not been called")
         return self._pit
 
     @staticmethod
@@ -118,7 +121,7 @@ class Board:
         """
         chip, padding, state = _IRQCHIP.unpack(memory.read(argument, _IRQCHIP.size))
         if not chips:
-            raise OSError(errno.ENXIO, "the VM has no interrupt controllers in the kernel")
+            raise OSError(errno.ENXIO, "KVM does not have all interrupt controllers of the VM")
         if chip >= _CHIPS:
             raise OSError(errno.EINVAL, f"unknown interrupt controller {chip}")
         return chip, padding, state

@@ -250,7 +250,8 @@ def start_server(
         server.wait()  # this waits for the parent of the detached server, which has ended
     if said != "ready" and not control_is_up(home):
         raise RefusedError(
-            f"the emulated machine did not start: {said or 'its server ended'}", hint=str(home.log)
+            f"the emulated machine did not start: {said or 'its server ended'}",
+            hint=f"read the server's log: {home.log}",
         )
     return server
 

@@ -67,7 +67,7 @@ _XSTATE_BV, _XSAVE_YMM = 512, 576
 
 
 def debugged(states: Mapping[str, bytes]) -> bool:
-    """Return whether DR7 enables breakpoints, so that KVM does not launch the vCPU."""
+    """Return whether DR7 enables breakpoints. If it does, KVM does not launch the vCPU."""
     return "debugregs" in states and bool(_u64(states["debugregs"], 40) & ~_RESET_DR7)
 
 
@@ -77,9 +77,9 @@ def build(
     """Return the VMSA (4096 bytes) for one vCPU of an SNP guest.
 
     ``states`` holds the KVM structures that were set, keyed by their names in
-    :mod:`snpcerts.emulator.kvm.processor_state`; "regs" is always there. ``sregs`` is what struct
-    kvm_sregs and kvm_sregs2 begin with. ``features`` is what KVM_SEV_INIT2 requested
-    (``vmsa_features``).
+    :mod:`snpcerts.emulator.kvm.processor_state`; "regs" is always there. ``sregs`` is the common
+    beginning of struct kvm_sregs and struct kvm_sregs2. ``features`` is what KVM_SEV_INIT2
+    requested (``vmsa_features``).
     """
     page = bytearray(PAGE_SIZE)
 
