@@ -277,7 +277,7 @@ def _first_of(
 
 
 def _from_report(path: str, product: Product | None) -> list[_Key]:
-    """Return the product, chip ID and TCB for each product that the report may come from.
+    """Return each product that the report may be for, with the report's chip ID and TCB.
 
     A version 2 report does not name its product, so all products whose TCB layout fits are
     returned, as for 'verify --fetch'.

@@ -29,7 +29,7 @@ class EarFile:
 
     @classmethod
     def to(cls, path: str, key: str, policy: Policy, policy_file: str | None) -> EarFile:
-        """Read the key that signs the EAR, and derive the policy's identifier and the nonce.
+        """Return the EAR file at ``path``, with the signing key that the file ``key`` contains.
 
         The policy's identifier is the SHA-256 of the policy file, with "+options" if options
         changed the policy. The nonce is the required report data, if its size is one that EAT

@@ -256,8 +256,8 @@ class _SuiteRun:
             self._note(result, tried.seconds)
 
     def _note(self, result: Result, seconds: float = 0.0) -> None:
-        """Merge a result. If several scenarios judge one check, a failure takes precedence over a
-        pass.
+        """Add a result to those found so far. If several scenarios judge one check, the worst
+        result counts.
         """
         known = self._found.get(result.id)
         order = (

@@ -45,8 +45,8 @@ class ArchiveFinding:
 
 
 def export(database: MirrorDatabase, folder: Path, *, product: Product | None = None) -> int:
-    """Write all stored certificates, chains and revocation lists into a directory. Return the
-    number of files.
+    """Write all stored certificates, chains and revocation lists, or those for ``product``, into a
+    directory. Return the number of files.
 
     Existing files with other content are replaced. Raises :class:`CacheError` for a file that
     cannot be written, and the errors of the database.

@@ -31,7 +31,7 @@ _MOST: Final = 16
 def read_dstack(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     """Return the report's 1184 bytes and the certificates in a Dstack attestation.
 
-    Raises :class:`FormatError` if the data is truncated.
+    Raises :class:`FormatError` if the data is truncated or has too many certificates.
     """
     report, at = _bytes(data, 2)
     count, at = _compact(data, at)

@@ -28,8 +28,8 @@ class Status(enum.Enum):
 
 
 def status_of(reasons: Sequence[Reason]) -> Status:
-    """Return the status that follows from the reasons: refused if there is a reason that no retry
-    can remove.
+    """Return verified if there are no reasons, undecided if a later try may remove all reasons,
+    and otherwise refused.
     """
     if not reasons:
         return Status.VERIFIED

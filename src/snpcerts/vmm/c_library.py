@@ -24,7 +24,7 @@ OUTCOMES: Final = ("served", "empty", "too-small", "busy", "failed")
 
 
 class RequestProblem(enum.IntEnum):
-    """Values of enum snpcerts_problem. A smaller number is an errno."""
+    """Values of enum snpcerts_problem. All smaller numbers are errnos."""
 
     NOT_REGULAR = 1 << 16
     TOO_LARGE = (1 << 16) + 1
@@ -124,7 +124,7 @@ def describe_vm(
     """
     name = os.fsencode(path)
     if b"\0" in name:
-        raise ValueError("the path contains a null byte")
+        raise ValueError("the path of the certificate file contains a null byte")
     vm = _CVm(
         path=name,
         lock_wait=int(lock_wait * 1e9),

@@ -101,7 +101,7 @@ class Throttled(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """A limit of one VCEK per client address in ``interval`` seconds; 0 means no limit.
+    """Allows each client address one VCEK in ``interval`` seconds; 0 means no limit.
 
     With ``lengthens``, a refused request restarts the interval, so a client that keeps
     asking gets nothing. Public reports describe both behaviours.

@@ -59,7 +59,9 @@ class _Keeper:
         self._hung_up = False
 
     def run(self) -> NoReturn:
-        """Run until the supervisor closes the connection or no descendant remains."""
+        """Run until no descendant remains. Kill all descendants when the supervisor closes the
+        connection or a signal asks the keeper to end.
+        """
         # Only the program may keep the terminal, pipes and other inherited descriptors.
         with contextlib.suppress(PermissionError):  # it may already lead a group
             os.setsid()

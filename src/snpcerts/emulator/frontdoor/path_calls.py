@@ -95,7 +95,7 @@ class PathCalls:
             path = self._descriptors.open[match.key].path or b""
         try:
             if flags & _O_PATH or match.is_barred:
-                raise OSError(errno.ENOENT, "the device does not exist behind this front door")
+                raise OSError(errno.ENOENT, "this front door has no such device")
             if flags & os.O_CREAT and flags & os.O_EXCL:
                 raise OSError(errno.EEXIST, "the file already exists")
             if flags & os.O_DIRECTORY:
@@ -170,7 +170,7 @@ class PathCalls:
     ) -> None:
         memory = ProcessMemory(tid)
         if match.is_barred:
-            raise OSError(errno.ENOENT, "the device does not exist behind this front door")
+            raise OSError(errno.ENOENT, "this front door has no such device")
         if call in (Syscall.STAT, Syscall.LSTAT):
             memory.write(arguments[1], stat.stat_of(match))
         elif call is Syscall.NEWFSTATAT:
@@ -180,7 +180,7 @@ class PathCalls:
         elif call in (Syscall.READLINK, Syscall.READLINKAT):
             raise OSError(errno.EINVAL, "the path does not name a link")
         elif call in (Syscall.GETXATTR, Syscall.LGETXATTR):
-            raise OSError(errno.ENODATA, "the file has no such attribute")
+            raise OSError(errno.ENODATA, "the file has no extended attributes")
         elif call in (Syscall.LISTXATTR, Syscall.LLISTXATTR):
             return  # an empty list
         else:

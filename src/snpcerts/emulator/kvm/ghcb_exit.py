@@ -346,7 +346,7 @@ class GhcbRequests:
     def _guest_request(self, snapshot: GhcbSnapshot, memory: SlotMemory, caller: Caller) -> int:
         vm = self._vm
         if not vm.snp:
-            raise _failed(errno.EINVAL, "guest requests are only for SNP guests")
+            raise _failed(errno.EINVAL, "only SNP guests can make guest requests")
         # KVM serialises the vCPUs of a VM here. So do the callers of this method.
         try:
             vm.request_page = memory.read(snapshot.info1, PAGE_SIZE)

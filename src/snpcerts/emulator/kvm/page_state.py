@@ -127,8 +127,10 @@ class PageStateList:
             self._complete(memory)
 
     def _next(self, memory: SlotMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
-        """Return the next unfinished entry with its first page, its number of pages and whether it
-        is a 2 MiB page; None at the end.
+        """Return the next unfinished entry, the number of its first unfinished page, how many pages
+        it has left, and whether they are a whole 2 MiB page.
+
+        Returns an error if the entry is invalid, and None at the end of the list.
         """
         index = self._index
         while index <= self._last:

@@ -110,7 +110,7 @@ class SevCommands:
         error.
         """
         if not self._vm.platform.sev:
-            raise OSError(errno.ENOTTY, "the processor or its kernel does not support SEV")
+            raise OSError(errno.ENOTTY, "the processor or the kernel does not support SEV")
         if argument == 0:
             return
         stored = caller.memory.read(argument, SevCmd.SIZE)
@@ -156,7 +156,7 @@ class SevCommands:
         """
         device = None if descriptor is None else caller.find(descriptor)
         if not isinstance(device, SevDevice):
-            raise OSError(errno.EBADF, "sev_fd is not an open /dev/sev")
+            raise OSError(errno.EBADF, "sev_fd is not a descriptor of /dev/sev")
         if self._vm.platform.psp_errno:
             raise OSError(self._vm.platform.psp_errno, "the PSP does not answer")
 
