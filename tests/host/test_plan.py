@@ -232,7 +232,7 @@ def test_a_vlek_moves_every_file_at_once(rig: Rig) -> None:
     ("change", "error", "message"),
     [
         (lambda stick, leaf: (stick[:-1], leaf), InputError, "432 bytes"),
-        (lambda _, leaf: (bytes(432), leaf), InputError, "all zero"),
+        (lambda _, leaf: (bytes(432), leaf), InputError, "found only zeros"),
         (lambda stick, leaf: (stick[:12] + b"x" + stick[13:], leaf), InputError, "reserved"),
         (lambda stick, _: (stick, b"no certificate"), InputError, "VLEK certificate"),
     ],
