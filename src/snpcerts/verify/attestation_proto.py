@@ -278,7 +278,7 @@ def _once(
         tag, at = _varint(data, at, what)
         number, wire = tag >> 3, tag & 7
         if number not in known:
-            raise FormatError(what, f"field {number} is not a field of this message", offset=start)
+            raise FormatError(what, f"expected a known field, found field {number}", offset=start)
         if number in seen and number not in repeated:
             raise FormatError(what, f"field {number} appears twice in the message", offset=start)
         seen.add(number)
