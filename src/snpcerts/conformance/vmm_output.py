@@ -17,9 +17,9 @@ _PIECE: Final = 64 << 10
 
 
 class VmmOutput:
-    """The reading end of a pipe, and the output read from it.
+    """The read end of a pipe, and the output read from it.
 
-    ``lines`` and ``size`` count all output. The VMM gets the end :attr:`writer`.
+    ``lines`` and ``size`` count all output. The VMM gets the write end, :attr:`writer`.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class VmmOutput:
             self._tail = (self._tail + piece[max(0, room) :])[-_KEPT:]
 
     def close_writer(self) -> None:
-        """Close this process's copy of the writing end."""
+        """Close this process's copy of the write end."""
         if self.writer >= 0:
             os.close(self.writer)
             self.writer = -1

@@ -18,7 +18,9 @@ from snpcerts.endorsement.anchors import Anchor, anchor_from_certificate
 
 @dataclass(frozen=True, slots=True)
 class IssueTime:
-    """When the emulated AMD began and finished issuing one certificate, by ``time.monotonic``."""
+    """When the emulated AMD began and finished issuing one certificate, in ``time.monotonic``
+    seconds.
+    """
 
     what: str
     start: float

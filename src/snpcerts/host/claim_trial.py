@@ -62,7 +62,7 @@ _PAUSE: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class _GuestAnswer:
-    """One answer that the guest got. Times are in seconds, by ``time.monotonic``."""
+    """One answer that the guest got. Times are in ``time.monotonic`` seconds."""
 
     evidence: Evidence
     verdict: Verdict

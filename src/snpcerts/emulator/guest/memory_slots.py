@@ -296,8 +296,8 @@ class SlotMemory:
         while size:
             slot = self._slots.find(gpa)
             if slot is None or (writing and slot.readonly):
-                wanted = "writable slot" if writing else "slot"
-                raise OSError(errno.EFAULT, f"guest address {gpa:#x} is in no {wanted}")
+                wanted = "a writable slot" if writing else "a slot"
+                raise OSError(errno.EFAULT, f"guest address {gpa:#x} is not in {wanted}")
             length = min(size, slot.end - gpa, _CHUNK)
             yield slot.address + gpa - slot.gpa, length
             gpa += length

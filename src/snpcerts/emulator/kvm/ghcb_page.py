@@ -146,7 +146,7 @@ class MappedGhcb:
 
     def read(self, memory: SlotMemory, offset: int, size: int) -> bytes:
         """Return ``size`` bytes of the page at ``offset``, as they are now. If the VMM has removed
-        the page, read the copy.
+        the page, read this object's copy.
         """
         try:
             return memory.read(self._gpa + offset, size)
@@ -155,7 +155,7 @@ class MappedGhcb:
 
     def write(self, memory: SlotMemory, offset: int, data: bytes) -> None:
         """Write ``data`` to the page at ``offset``. If the VMM has removed the page, write only to
-        the copy.
+        this object's copy.
         """
         self._copy[offset : offset + len(data)] = data
         try:

@@ -77,8 +77,8 @@ def run_vm(
 
 
 def main(arguments: list[str]) -> int:
-    """Run a VM with the given certificate file. End when the given process ends, or the parent if
-    no process is given.
+    """Run a VM with the given certificate file. End when the given process ends or, if none is
+    given, when the parent process ends.
     """
     path, *process = arguments
     if process:
