@@ -159,7 +159,9 @@ def test_forget_says_what_it_has_forgotten(
         {"product": "Milan", "hwid": first.hwid.hex(), "host": "host-1"}
     ]
     assert main([*argv, "host-1"]) == 1
-    assert "a host that has announced itself, found 'host-1'" in capsys.readouterr().err
+    assert (
+        "no host with the name or chip ID 'host-1' has announced itself" in capsys.readouterr().err
+    )
     put(mirror, first, ONE)
     assert main([*argv, "host-1"]) == 0
     assert "forgotten: host-1" in capsys.readouterr().out

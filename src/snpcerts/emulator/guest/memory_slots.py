@@ -296,8 +296,9 @@ class SlotMemory:
         while size:
             slot = self._slots.find(gpa)
             if slot is None or (writing and slot.readonly):
-                wanted = "a writable slot" if writing else "a slot"
-                raise OSError(errno.EFAULT, f"guest address {gpa:#x} is not in {wanted}")
+                raise OSError(
+                    errno.EFAULT, f"guest address {gpa:#x} is not in a slot that permits the access"
+                )
             length = min(size, slot.end - gpa, _CHUNK)
             yield slot.address + gpa - slot.gpa, length
             gpa += length
