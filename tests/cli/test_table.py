@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from snpcerts.abi.cert_table import ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable
+from snpcerts.abi.cert_table import ASK_GUID, VCEK_GUID, VLEK_GUID, CertTable, TableEntry
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK
 from snpcerts.certfile.file import CertFile
 from snpcerts.cli.main import main
@@ -24,6 +24,15 @@ OTHER = "fbb6ed74-e73e-44ab-8893-4252792d737a"
 def build(output: Path, folder: Path, *names: str) -> int:
     options = [word for name in names for word in (f"--{name}", str(folder / f"{name}.der"))]
     return main(["table", "build", "-o", str(output), *options])
+
+
+def test_one_entry_and_one_page_are_not_plural(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "certs.bin"
+    file.write_bytes(CertTable((TableEntry(VCEK_GUID, b"x"),)).encode())
+    assert main(["table", "show", str(file)]) == 0
+    assert "1 entry, 49 bytes, 1 page\n" in capsys.readouterr().out
 
 
 def test_build_show_extract(

@@ -22,7 +22,7 @@ from snpcerts.cli.evidence_files import EvidenceFiles
 from snpcerts.cli.files import make_directory, write_output
 from snpcerts.cli.hex_option import hex_bytes
 from snpcerts.cli.product_option import product_option
-from snpcerts.cli.say import present, say, say_line, shows_progress
+from snpcerts.cli.say import counted, present, say, say_line, shows_progress
 from snpcerts.cli.source_options import (
     ANCHOR,
     CACHE,
@@ -248,7 +248,7 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
         entries = [entry.to_json() for entry in found]
         say(json.dumps({"cache": str(where), "entries": entries}, indent=2))
     else:
-        say_line(f"{where}: {len(found)} files" if found else f"{where}: empty")
+        say_line(f"{where}: {counted(len(found), 'file')}" if found else f"{where}: empty")
         for entry in found:
             until = "" if entry.not_after is None else f", until {_utc(entry.not_after)}"
             say_line(f"  {entry.place}")

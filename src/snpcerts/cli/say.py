@@ -51,6 +51,11 @@ _PIECE: Final = re.compile(r"\s*\S+")
 _HANG: Final = 2
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return for example "1 page" or "2 pages"."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def say(text: object = "", *, err: bool = False) -> None:
     """Print one or more lines unchanged, to standard output or, with ``err``, to standard error.
 

@@ -14,7 +14,7 @@ from snpcerts.abi import cert_table
 from snpcerts.abi.cert_table import CertTable, TableEntry, TableProblem
 from snpcerts.cli.file_group import FileGroup
 from snpcerts.cli.files import make_directory, read_input, write_output
-from snpcerts.cli.say import present, say, say_line
+from snpcerts.cli.say import counted, present, say, say_line
 from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
 from snpcerts.printable import printable
 
@@ -105,7 +105,7 @@ def build(
     from snpcerts.certfile.file import CertFile
 
     CertFile(output).publish(table, force=force)
-    say_line(f"{output}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+    say_line(f"{output}: {_size(table, data)}")
 
 
 @command.command()
@@ -126,7 +126,7 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
     if as_json:
         say(json.dumps(_to_json(table, data, rows, problems)))
     else:
-        say_line(f"{file}: {len(table)} entries, {len(data)} bytes, {table.pages} pages")
+        say_line(f"{file}: {_size(table, data)}")
         for entry, text in rows:
             present(f"  {entry.name:<8} {len(entry.data):>6} bytes  {text}")
         for warning in table.warnings:
@@ -135,8 +135,8 @@ def show(file: str, as_json: bool, lenient: bool) -> None:
             present(f"  problem: {problem}", err=True)
     if problems:
         raise InputError(
-            f"{file}: the table is malformed ({len(problems)} problems); only its readable "
-            "entries are shown"
+            f"{file}: the table is malformed ({counted(len(problems), 'problem')}); only its "
+            "readable entries are shown"
         )
 
 
@@ -269,6 +269,11 @@ def _describe(entry: TableEntry) -> str:
     from snpcerts.endorsement.encoding import describe
 
     return printable(describe(entry.data, crl=entry.guid == cert_table.CRL_GUID), _DESCRIBED)
+
+
+def _size(table: CertTable, data: bytes) -> str:
+    entries = counted(len(table), "entry", "entries")
+    return f"{entries}, {counted(len(data), 'byte')}, {counted(table.pages, 'page')}"
 
 
 def _to_json(

@@ -14,7 +14,7 @@ from snpcerts.abi.product import Product
 from snpcerts.cli.files import make_directory
 from snpcerts.cli.mirror.serve import DATABASE, imported
 from snpcerts.cli.product_option import product_option
-from snpcerts.cli.say import say, say_line
+from snpcerts.cli.say import counted, say, say_line
 from snpcerts.cli.source_options import ANCHOR, anchors_of
 from snpcerts.errors import InputError
 
@@ -46,7 +46,7 @@ def export(database: str, product: Product | None, as_json: bool, directory: str
     if as_json:
         say(json.dumps({"directory": directory, "files": count}, indent=2))
     else:
-        say_line(f"{directory}: {count} files")
+        say_line(f"{directory}: {counted(count, 'file')}")
 
 
 @click.command("import", short_help="Store everything in DIR that verifies.")
