@@ -52,7 +52,7 @@ def uninterrupted(*, mask: bool = True) -> Iterator[None]:
 
 def postpone(number: int) -> bool:
     """Return whether a signal's handler has interrupted a block of :func:`uninterrupted`. If so,
-    the handler must return, and runs again when the block ends.
+    the handler must return at once, and the signal is raised again when the block ends.
     """
     if _blocks.depth:
         _blocks.postponed = number

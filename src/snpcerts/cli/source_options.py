@@ -104,14 +104,14 @@ class SourceOptions:
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add these options to a command, which gets them as one :class:`SourceOptions` named
-    ``server``.
+    """Add all source options to a command, which gets their values as a :class:`SourceOptions`
+    named ``server``.
     """
     return _with_source(function, (_KDS, CACHE, _OFFLINE, _TIMEOUT, ANCHOR))
 
 
 def source_options_of_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add these options except ``--timeout`` to a command, as :func:`source_options` does.
+    """Add the source options except ``--timeout`` to a command, as :func:`source_options` does.
 
     Host commands use ``--timeout`` for other waits.
     """

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observes each read, lock and close of the certificate file by the VMM, before it happens.
+"""Observes each call that the VMM makes on the certificate file, such as open, read and lock,
+before the call happens.
 
 A scenario may interfere at that moment (``meddle``). For example, it replaces the file between open
 and lock, sends a signal between lock and read, or shortens a read.

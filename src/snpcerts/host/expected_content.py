@@ -106,7 +106,9 @@ def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> ExpectedCon
 
 
 def signing_key(state: FirmwareState) -> VekKind | None:
-    """Return the kind of key that signs by default; None if the firmware does not sign reports."""
+    """Return the kind of key that signs by default; None if MASK_CHIP_KEY is set, because it then
+    depends on the firmware whether a loaded VLEK signs.
+    """
     if state.chip_key_masked:
         return None
     return VekKind.VLEK if state.vlek_loaded else VekKind.VCEK

@@ -297,7 +297,7 @@ class TableCache:
         return self.vlek_table(leaf)
 
     def keep_vlek(self, tcb: TcbVersion, leaf: bytes) -> None:
-        """Store a VLEK certificate (DER), which is used when its VLEK is loaded."""
+        """Store a VLEK certificate (DER) for ``tcb``, to be used while its VLEK is loaded."""
         self._vleks.keep(self.judge.product, tcb, leaf)
 
     def vlek_table(self, leaf: bytes) -> CertTable:

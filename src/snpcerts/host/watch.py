@@ -27,7 +27,7 @@ _AGAIN: Final = (signal.SIGHUP,)
 
 
 class Interrupted(BaseException):
-    """A signal ends this round, even in the middle of a fetch, which can take a long time."""
+    """Raised by a signal to end the current round, even in the middle of a long fetch."""
 
 
 class Signals:

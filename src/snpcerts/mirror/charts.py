@@ -70,8 +70,8 @@ def hosts_per_square(hosts: int) -> int:
 
 
 def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
-    """Return squares that stand for one host each or, in a large fleet, for several, worst state
-    first.
+    """Return a grid of squares, each for one host or, in a large fleet, for several. The hosts in
+    the worst state come first.
     """
     total = sum(counts.values())
     each = hosts_per_square(total)

@@ -37,8 +37,8 @@ class Revocation(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestPolicyBits:
-    """The demands on bits of POLICY. True demands a one, False demands a zero, and None demands
-    nothing.
+    """The demands on bits of POLICY: True if the bit must be one, False if it must be zero, None if
+    it may be either.
 
     By default, ``debug`` and ``migrate_ma`` must be zero.
     """
@@ -56,8 +56,8 @@ class GuestPolicyBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformInfoBits:
-    """The demands on bits of PLATFORM_INFO. True demands a one, False demands a zero, and None
-    demands nothing.
+    """The demands on bits of PLATFORM_INFO: True if the bit must be one, False if it must be zero,
+    None if it may be either.
     """
 
     smt_en: bool | None = None

@@ -101,7 +101,7 @@ class TsmReports:
             yield
 
     def _provider(self) -> LinuxGuest:
-        """Return the guest whose driver has registered itself. Raises ENXIO if there is none."""
+        """Return the guest whose driver has registered itself; fail with ENXIO if there is none."""
         guest = self.vm.guest
         if not isinstance(guest, LinuxGuest) or not guest.vmpcks:
             raise OSError(errno.ENXIO, "no driver has registered to provide reports")
@@ -156,8 +156,8 @@ class TsmReports:
         report.inblob = data
 
     def _report_read(self, report: _ReportItem, name: str, full: bool) -> Operation[bytes]:
-        """Return a blob, as ``tsm_report_read`` does. Without ``full``, return the same number of
-        zeros.
+        """Return a blob, as ``tsm_report_read`` does. If ``full`` is false, return only
+        zero bytes, as many as the blob has bytes.
         """
         yield from self._lock()
         if not report.inblob:
