@@ -588,7 +588,7 @@ def rows(as_json: bool) -> None:
 
 
 def _order(options: _PlatformOptions, order: dict[str, object]) -> None:
-    """Send an order to the machine, and print the TCBs that the machine has afterwards."""
+    """Send a command to the emulated machine, and print its TCBs afterwards."""
     from snpcerts.emulator.machine.enter import ask
 
     home = options.lasting_home()

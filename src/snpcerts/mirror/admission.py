@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a body may be stored: it must verify as the requested resource, up to a trusted
-ARK.
+"""Decides whether a certificate, chain or revocation list may be stored: it must verify as the
+requested resource, up to a trusted ARK.
 
 Bodies are untrusted wherever they come from: the upstream server, an import, or another mirror.
 """
@@ -34,7 +34,7 @@ class OtherIssuerError(KdsUntrustedError):
 
 
 class Admission:
-    """Verifies bodies with a set of trusted roots. Thread-safe."""
+    """Verifies response bodies and imported files with a set of trusted roots. Thread-safe."""
 
     def __init__(self, anchors: Sequence[Anchor]) -> None:
         self.anchors = tuple(anchors)

@@ -362,7 +362,7 @@ class WantedQueue:
         self._give_back(connection, taken, problem=problem, not_before=now + row_wait)
 
     def give_back(self, connection: Connection, taken: Taken, now: float) -> None:
-        """Put a taken row back into the queue without a request, because the instance ends."""
+        """Put a taken row back into the queue without a request: this instance is stopping."""
         pace = self.pace(connection, now)
         if _paced(taken) and pace.busy_by == taken.token:
             connection.execute(update(PACE).values(busy_until=0.0, busy_by=None, set_at=pace.now))
