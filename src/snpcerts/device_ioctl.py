@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ioctl(2) as the kernel defines it, on every Python version.
+"""Calls ioctl(2) in the same way on every Python version.
 
 :func:`fcntl.ioctl` differs since Python 3.14. It repeats a call that fails with EINTR, so a KVM_RUN
 with ``immediate_exit`` set never returns. And if a call fails, it drops what the kernel wrote into

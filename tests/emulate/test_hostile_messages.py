@@ -101,7 +101,7 @@ def test_a_descriptor_that_is_not_a_listener_is_refused(home: PlatformHome, tmp_
             control.send(peer, {"ask": "host", "guest": {}}, (descriptor,))
             received = control.receive(peer)
             assert received is not None
-            assert "not a seccomp listener" in str(received[0])
+            assert "expected a seccomp listener" in str(received[0])
         for descriptor in (reader, writer, *others):
             os.close(descriptor)
 

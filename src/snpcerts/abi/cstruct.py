@@ -74,7 +74,7 @@ def s64(offset: int) -> Any:
 
 
 def raw(offset: int, size: int) -> Any:
-    """Declare a field of ``size`` bytes at ``offset``. By default, all of them are zero."""
+    """Declare a field of ``size`` bytes at ``offset``. Its default is all zeros."""
     return dataclasses.field(
         default=bytes(size), metadata={_OFFSET: offset, _CODEC: struct.Struct(f"{size}s")}
     )
@@ -93,7 +93,7 @@ class CStruct:
 
     @classmethod
     def layout(cls) -> dict[str, tuple[int, int]]:
-        """Map each field's name to its (offset, size) in bytes."""
+        """Return a mapping from each field's name to its (offset, size) in bytes."""
         return {name: (offset, codec.size) for name, offset, codec in _members(cls)}
 
     @classmethod
@@ -119,12 +119,12 @@ class CStruct:
             value = getattr(self, name)
             try:
                 if isinstance(value, bytes) and len(value) != codec.size:
-                    raise struct.error(f"{len(value)} bytes were given")
+                    raise struct.error(f"expected {codec.size} bytes, found {len(value)}")
                 codec.pack_into(out, offset, value)
             except struct.error:
                 raise FormatError(
                     self.C_NAME or type(self).__name__,
-                    f"{value!r} does not fit in {codec.size} bytes",
+                    f"expected a value of {codec.size} bytes, found {value!r}",
                     field=name,
                     offset=offset,
                 ) from None

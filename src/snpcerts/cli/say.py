@@ -97,8 +97,8 @@ def _show_line(console: Console, line: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """Wrap ``line`` between words, and indent the new lines to the column of the text after the
-    label.
+    """Wrap ``line`` between words. If ``line`` is a label, two or more spaces and a text, the new
+    lines are indented to where the text starts.
 
     A word that is too long for any line (a measurement) stays whole.
     """

@@ -47,8 +47,8 @@ class Anchor:
     certificate_sha384: bytes | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
-        """Hash only the digest's bytes, which cache their hash, because anchors are looked up for
-        each report.
+        """Hash only ``spki_sha384``. This is fast, because a bytes object caches its hash; anchors
+        are looked up for each report.
         """
         return hash(self.spki_sha384)
 
@@ -68,8 +68,8 @@ def spki_sha384(certificate: Certificate) -> bytes:
 
 
 def is_amds(anchor: Anchor) -> bool:
-    """Return whether an anchor's key is the key of one of AMD's pinned roots. The anchor's name
-    does not matter.
+    """Return whether an anchor has the key and the product of one of AMD's pinned roots. The
+    anchor's name does not matter.
     """
     return any(
         anchor.spki_sha384 == pinned.spki_sha384 and anchor.product is pinned.product

@@ -111,7 +111,7 @@ class Chain:
         return self.role(place).name
 
     def role(self, place: Position) -> CaRole:
-        """Return the role of the authority in a position of the chain."""
+        """Return the role of the authority in a position of the chain, such as ARK."""
         if place is Position.ROOT:
             return CaRole.ARK
         return CaRole.ASK if self.kind is VekKind.VCEK else CaRole.ASVK
@@ -183,7 +183,7 @@ def windows_of(chain: Chain) -> tuple[Window, ...]:
 
 
 def check_leaf(chain: Chain) -> Iterator[Reason]:
-    """Yield the problems of the leaf, and those of the ASK or ASVK as the leaf's issuer."""
+    """Yield the problems of the leaf, among them an issuer other than the chain's ASK or ASVK."""
     if chain.leaf is None:
         return
     cn = chain.leaf.subject_common_name
@@ -245,7 +245,7 @@ def _ca_name(certificate: Certificate) -> CaName | None:
 def _authority(
     chain: Chain, place: Position, certificate: Certificate, *, below: int
 ) -> Iterator[Reason]:
-    """Check that a certificate is an authority's, and allows ``below`` authorities below it."""
+    """Check that a certificate is an authority's, and permits ``below`` authorities under it."""
     role = chain.role(place)
     name = _ca_name(certificate)
     if name is None or name.role is not role:
@@ -308,8 +308,8 @@ def _issued(
     *,
     signed: bool = False,
 ) -> Iterator[Reason]:
-    """Check that ``issuer`` issued ``certificate``: the algorithm, the name and, unless ``signed``
-    says that it was checked before, the signature.
+    """Check that ``issuer`` issued ``certificate``: the algorithm, the name and the signature.
+    ``signed`` says that the signature has already been checked.
     """
     problem = algorithm_problem(certificate.inner_algorithm, certificate.outer_algorithm)
     if problem is not None:

@@ -121,7 +121,7 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
         extensions = extensions_of(tbs.crl_extensions)
         issuer = name_of(tbs.issuer)
         if tbs.revoked_certificates == []:
-            raise ValueError("the list of revoked certificates is present but empty")
+            raise ValueError("expected at least one entry in revokedCertificates, found none")
     except UNREADABLE as error:
         raise FormatError(what, f"not a readable revocation list: {plainly(error)}") from error
     if tbs.version != structure.V2_LIST:
@@ -186,8 +186,8 @@ def check_crl(
     intermediate: Certificate | None,
     label: str,
 ) -> tuple[Reason, ...]:
-    """Return the problems of a revocation list that do not depend on the time, or what the list
-    revokes.
+    """Return the problems of a revocation list, apart from those that depend on the time. For a
+    list without problems, return which of the chain's authorities it revokes.
 
     ``root`` is the ARK that should have signed the list. ``label`` is the name of ``intermediate``
     in messages, such as ASK. A revocation counts whatever its date and reason are, but only in a

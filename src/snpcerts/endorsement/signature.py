@@ -45,7 +45,7 @@ def authority_key(certificate: Certificate) -> rsa.RSAPublicKey | None:
 def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
     """Return whether ``key`` made ``signature`` over ``signed`` with AMD's algorithm.
 
-    What the certificate says about the algorithm does not count.
+    The algorithm that the certificate or revocation list names is ignored.
     """
     try:
         key.verify(signature, signed, _PSS, _SHA384)
@@ -55,8 +55,8 @@ def is_signed(signed: bytes, signature: bytes, key: rsa.RSAPublicKey) -> bool:
 
 
 def bears_signature_of(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
-    """Return whether ``key`` signed the certificate with AMD's algorithm, whatever the certificate
-    says about the algorithm.
+    """Return whether ``key`` signed the certificate with AMD's algorithm. The algorithm that the
+    certificate names is ignored.
     """
     # With a count of unused bits other than 0, two certificates of different bytes could have the
     # same signature.
@@ -71,8 +71,8 @@ def sign(signed: bytes, key: rsa.RSAPrivateKey) -> bytes:
 
 
 def algorithm_problem(inner: bytes, outer: bytes) -> str | None:
-    """Return what is wrong with the two AlgorithmIdentifiers (DER) inside and outside a signed
-    part; None if nothing is wrong.
+    """Check the two AlgorithmIdentifiers (DER) of a certificate or revocation list: the one inside
+    its signed part, and the one outside. Return what is wrong, or None.
     """
     if inner != outer:
         return (

@@ -40,8 +40,8 @@ class AgentTrace:
         return Timeline(_TITLE)
 
     def span(self, span: Span) -> None:
-        """Record one span of the protocol. The lock is held during this call, so nothing is written
-        yet.
+        """Record one span of the protocol. The lock may be held during this call, so nothing is
+        written yet.
         """
         values = {} if span.path is None else {"file": span.path}
         self._timeline.slice(self._agent, span.kind.value, span.start, span.end, values)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Announces this host's state to the fleet's mirror. The answer says which of the host's
-certificates the mirror has.
+"""Announces this host's state to the fleet's mirror. The answer gives the state of the host's
+certificates in the mirror.
 
 An announcement is one HTTP request with a limit on time and size. The agent sends it from a
 separate thread, so a slow, unreachable or faulty mirror does not delay the agent, and causes only
@@ -45,10 +45,10 @@ _STATES: Final = (STORED, QUEUED, NOT_FOUND, REFUSED)
 
 @dataclass(frozen=True, slots=True)
 class MirroredCertificate:
-    """A VCEK certificate of this chip that the mirror has, or will fetch.
+    """The state in the mirror of one of this chip's VCEK certificates.
 
-    ``wait`` is the number of seconds until the mirror has the certificate; None if it does not
-    know.
+    ``wait`` is the number of seconds until the mirror expects to have the certificate; None if the
+    mirror does not know.
     """
 
     tcb: TcbVersion

@@ -27,8 +27,7 @@ _COMMAND: Final = "KVM_SEV_SNP_ENABLE_REQ_CERTS"
 def observe(
     release: str, *, modules: Path = Path("/lib/modules"), btf: Path = KERNEL
 ) -> Iterator[Observation]:
-    """Look up each number in the headers and BTF of the kernel ``release``, and yield an
-    observation.
+    """Yield, for each number, what the headers and the BTF of the kernel ``release`` say about it.
 
     For a number that the kernel does not show, the observation is "not tried".
     """

@@ -85,8 +85,8 @@ class Sev(DeviceFile):
         return buffer.raw[: out.length]
 
     def snp_commit(self) -> None:
-        """Issue SNP_COMMIT, which sets the reported TCB to the current TCB and cannot be undone.
-        Most firmware then drops a loaded VLEK.
+        """Issue SNP_COMMIT: set the committed and the reported TCB to the current TCB. This cannot
+        be undone. Most firmware then drops a loaded VLEK.
         """
         self._issue(psp.Command.SNP_COMMIT, None)
 

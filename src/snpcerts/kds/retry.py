@@ -58,14 +58,14 @@ class RetryPolicy:
     gap: float | None = None
 
     def wait_after(self, failures: int, retry_after: float | None) -> float:
-        """Return the wait before the next try for a resource, after that many failures other than
-        429s.
+        """Return how long to wait before the next try for a resource. ``failures`` counts the tries
+        that failed so far, except 429s.
         """
         wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         return _stretched(max(wait, retry_after or 0.0))
 
     def hold_off(self, refusals: int, retry_after: float | None) -> float:
-        """Return how long to send no request to the server, after that many consecutive 429s."""
+        """Return how long to send no request to the server after ``refusals`` consecutive 429s."""
         named = self.named_wait(retry_after)
         doubled = min(named * 2.0 ** min(refusals - 1, 16), self.longest_hold_off)
         return _stretched(max(named, doubled))

@@ -29,7 +29,7 @@ class KeptAnswer:
 
 
 class BodyCache:
-    """A cache of the most recent answers, for one thread only."""
+    """A cache of the most recently used answers, for one thread only."""
 
     def __init__(self, limit: int = MAX_BYTES) -> None:
         self._limit = limit
@@ -50,7 +50,7 @@ class BodyCache:
         return found
 
     def put(self, target: bytes, answer: KeptAnswer) -> None:
-        """Keep an answer, and drop the oldest answers if there is no room."""
+        """Keep an answer. If there is no room, drop those that have been unused for longest."""
         self._drop(target)
         self._kept[target] = answer
         self._size += _weight(target, answer)

@@ -141,7 +141,7 @@ class MirrorDatabase:
 
 
 def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT in the connection's dialect, which can have an ON CONFLICT clause."""
+    """Return an INSERT statement in the connection's dialect, which supports ON CONFLICT."""
     if connection.dialect.name == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)
@@ -151,7 +151,7 @@ def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise UsageError("--database: expected a URL", hint=_HINT) from None
+        raise UsageError("--database: expected a URL, found something else", hint=_HINT) from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "sqlite" and parsed.database:

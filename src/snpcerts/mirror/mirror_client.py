@@ -42,8 +42,8 @@ class MirrorAccess:
 
 
 class MirrorClient:
-    """A client for the API of one mirror. ``access_hint`` says in errors where the token is
-    configured.
+    """A client for the API of one mirror. ``access_hint`` is the hint of errors about the token:
+    how to configure it.
     """
 
     def __init__(
@@ -116,7 +116,9 @@ class MirrorClient:
                 for part in response.iter_raw():
                     answer += part
                     if len(answer) > _MAX_ANSWER:
-                        raise httpx2.ReadError(f"the answer has more than {_MAX_ANSWER} bytes")
+                        raise httpx2.ReadError(
+                            f"expected an answer of at most {_MAX_ANSWER} bytes, received more"
+                        )
             if time.monotonic() >= deadline:
                 raise httpx2.ReadTimeout(f"the request took longer than {self._limit:g} s")
             return response.status_code, bytes(answer)
@@ -182,8 +184,8 @@ def read_token(path: str) -> str:
 
 
 def _error_of(answer: bytes) -> tuple[object, str]:
-    """Return the code in an answer, and the reason for people, which is empty if the answer has
-    none.
+    """Return the error code and the error message in an answer. The message is empty if the answer
+    has none.
     """
     try:
         found = json.loads(answer)

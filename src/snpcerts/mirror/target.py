@@ -21,8 +21,8 @@ _PRIVATE: Final = frozenset({"cert", "hash_stick", "hashstick", "hash_sticks", "
 
 
 class PrivateResourceError(RefusedError):
-    """The request is for a VLEK certificate or a hashstick, which only one cloud provider may
-    get.
+    """The request is for a VLEK certificate or a hashstick. AMD gives these only to the cloud
+    provider that they belong to.
     """
 
     code = "mirror-private"
@@ -57,8 +57,8 @@ def read_target(path: bytes, query: bytes) -> Resource:
     kind, version, product, name = last
     if kind == "vlek" and version == "v1" and name in _PRIVATE:
         raise PrivateResourceError(
-            "the mirror serves no VLEK certificates and no hashsticks, because only one cloud "
-            "provider may get them",
+            "the mirror serves no VLEK certificates and no hashsticks, because AMD gives them only "
+            "to the cloud provider that they belong to",
             hint="ask AMD's server directly, with the provider's client certificate",
         )
     known = product_of_keyword(product)

@@ -67,8 +67,8 @@ class JudgedList:
 
 @dataclass(frozen=True, slots=True)
 class RevocationFindings:
-    """The judged revocation lists, whether one was demanded (``asked``) and supplied (``met``), and
-    the resulting reasons.
+    """The judged revocation lists, whether a list was demanded (``asked``), whether a supplied list
+    meets the demand (``met``), and the resulting reasons.
     """
 
     lists: tuple[JudgedList, ...] = ()

@@ -180,7 +180,7 @@ def find_program(name: str, variables: Mapping[str, str]) -> list[str]:
     path = shutil.which(name)
     if path is None:
         if "/" in name and os.path.isdir(name):
-            raise InputError(f"{name}: a directory, not a program")
+            raise InputError(f"{name}: expected a program, found a directory")
         if "/" in name and os.path.exists(name):
             raise InputError(f"{name}: this user may not execute the program (permission denied)")
         raise InputError(f"{name}: no such program")

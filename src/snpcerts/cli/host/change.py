@@ -40,8 +40,7 @@ _CHANGE_OPTIONS = (
 
 
 def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command that calls ``function(agent, ...)`` and carries out the plan that it
-    returns.
+    """Return a command that gets a plan from ``function(agent, ...)`` and carries out the plan.
 
     The function's other arguments are the command's options. With ``--dry-run``, the command only
     prints the plan.
@@ -204,8 +203,8 @@ def set_config(
     metavar="FILE",
     required=True,
     help=(
-        "File with the certificate of that VLEK, in DER or PEM. The command stores the "
-        "certificate for 'snpcerts host sync'."
+        "File with the VLEK's certificate, in DER or PEM. The command stores the certificate for "
+        "'snpcerts host sync'."
     ),
 )
 @_changes_firmware
@@ -220,7 +219,9 @@ def load_vlek(agent: Agent, hashstick: str, vlek_cert: str) -> Plan:
 
 
 def changed_tcb(option: str, text: str) -> Callable[[TcbVersion], TcbVersion]:
-    """Return a function that sets the components in ``text``, such as ``bl=3,snp=8``, in a TCB."""
+    """Return a function that takes a TCB, and returns it with the components that ``text`` sets,
+    such as ``bl=3,snp=8``.
+    """
     components = tcb_components(option, text)
 
     def tcb(now: TcbVersion) -> TcbVersion:

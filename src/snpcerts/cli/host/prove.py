@@ -108,10 +108,11 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
 
 
 def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout: float) -> bytes:
-    """Run the command, return its output, and leave none of its processes running.
+    """Run the command in a process group of its own, return its output, and kill what is left of
+    the group.
 
-    ``timeout`` is in seconds. Raises :class:`RefusedError` if the command fails, and
-    :class:`RetryLaterError` if it takes longer than that.
+    ``timeout`` is in seconds. Raises :class:`RefusedError` if the command fails or cannot be
+    started, and :class:`RetryLaterError` if it takes longer than ``timeout``.
     """
     argv = [
         word.replace("{report_data}", report_data).replace("{key_sel}", key_sel) for word in command
@@ -119,7 +120,7 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
     try:
         with uninterrupted(mask=False), _starting:
             if _ended.is_set():
-                raise RefusedError("snpcerts is ending, so COMMAND was not started")
+                raise RefusedError("COMMAND was not started, because snpcerts is shutting down")
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -158,13 +159,13 @@ def run_in_guest(command: Sequence[str], report_data: str, key_sel: str, timeout
 
 
 def begin_commands() -> None:
-    """Let :func:`run_in_guest` start commands, even after :func:`end_commands`."""
+    """Allow :func:`run_in_guest` to start commands again after a call of :func:`end_commands`."""
     _ended.clear()
 
 
 def end_commands() -> None:
-    """End the commands of all threads, and start no more. Called when the proof is done, and when a
-    signal ends this process.
+    """Kill the commands of all threads, and let :func:`run_in_guest` start no more. Called when the
+    proof is done, and when a signal ends this process.
     """
     with _starting:  # a command that another thread is starting is known afterwards
         _ended.set()
@@ -174,8 +175,8 @@ def end_commands() -> None:
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-    """Return the process's whole output, cut at ``_SIZE_LIMIT`` bytes; None if the deadline passes
-    first.
+    """Return the process's output; None if the deadline passes first. Reading stops when there are
+    more than ``_SIZE_LIMIT`` bytes.
     """
     if process.stdout is None:
         return b""

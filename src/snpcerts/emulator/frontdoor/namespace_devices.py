@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises the devices of mount namespaces, and detects when programs close them.
+"""Recognises the emulated devices in mount namespaces, and detects when programs close them.
 
 Each device of a namespace is the ``ptmx`` of a devpts instance
 (:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number identifies the device
@@ -40,8 +40,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class InUse:
-    """A device that a program has opened and used with an ioctl. Its terminal was created at
-    ``since``.
+    """A device that a program has opened and used with an ioctl. ``since`` is when the terminal
+    that stands for it was created (``st_ctime_ns``).
     """
 
     device: Device
@@ -64,7 +64,7 @@ class NamespaceDevice:
     ended: bool = False
 
     def age(self, number: int) -> int | None:
-        """Return when the terminal ``number`` was opened, or None if it has been closed."""
+        """Return when the terminal ``number`` was created, or None if it has been closed."""
         with contextlib.suppress(OSError):
             return os.stat(str(number), dir_fd=self.root).st_ctime_ns
         return None
@@ -98,12 +98,12 @@ class NamespaceDevices:
 
     @property
     def open(self) -> list[Device]:
-        """The emulated devices that are open."""
+        """The emulated devices that programs currently have open."""
         return [each.device for one in self._devices.values() for each in one.opens.values()]
 
     def add(self, door: Door, paths: Sequence[str], roots: Sequence[int]) -> list[NamespaceDevice]:
-        """Serve a namespace's devices at ``paths``. Takes ownership of their descriptors
-        ``roots``.
+        """Serve a namespace's devices at ``paths``. Takes ownership of ``roots``, a descriptor of
+        each device's devpts instance.
         """
         added: list[NamespaceDevice] = []
         for path, root in zip(paths, roots, strict=True):
@@ -124,12 +124,16 @@ class NamespaceDevices:
         key = found.st_dev, found.st_ino
         if path not in door.devices or found.st_rdev != PTMX_RDEV or key in self._devices:
             raise InputError(
-                f"{os.fsdecode(path)}: expected a device of this front door with its own devpts "
-                "instance"
+                f"{os.fsdecode(path)}: expected one of this front door's devices, with a devpts "
+                "instance that no other device uses"
             )
         watch = _libc.inotify_add_watch(self._inotify, b"/proc/self/fd/%d" % root, _IN_DELETE)
         if watch < 0:
-            raise InputError(f"{os.fsdecode(path)}: no inotify watch is left for this device")
+            raise InputError(
+                f"{os.fsdecode(path)}: cannot add an inotify watch for this device "
+                f"({os.strerror(ctypes.get_errno())})",
+                hint="if no watch is left, raise the sysctl fs.inotify.max_user_watches",
+            )
         device = NamespaceDevice(door, path, root, key, watch)
         self._devices[key] = self._watches[watch] = device
         return device
@@ -164,7 +168,8 @@ class NamespaceDevices:
         if since is None or device.door is not door:
             raise OSError(
                 errno.ENXIO,
-                "the descriptor was opened behind another front door and has not been used yet",
+                "cannot open the emulated device: the program's descriptor was opened behind "
+                "another front door, or has been closed",
             )
         info = OpenInfo(os.fsdecode(device.path), place.flags, process)
         in_use = InUse(door.devices[device.path](info), info.writable, since)
@@ -201,7 +206,7 @@ class NamespaceDevices:
         return ended
 
     def end(self, devices: Sequence[NamespaceDevice]) -> None:
-        """Called when the namespace that has ``devices`` ends.
+        """Stop serving ``devices``, because their namespace has ended.
 
         A descriptor may have been passed on, so each device remains until its last descriptor is
         closed.

@@ -45,7 +45,10 @@ class NamespaceFiles:
         ours = {os.fsdecode(path) for path in door.files}
         if {path for path in ours if not path.startswith(inside)} != self._places.keys():
             self.close()
-            raise InputError("places in a namespace: the files differ from those of the front door")
+            raise InputError(
+                "places in a namespace: expected a place for each of the front door's files, found "
+                "other files"
+            )
         try:
             self._version = door.version()
             self._fill()

@@ -78,8 +78,9 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
 
 
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
-    """Return a path by which this process reaches the file that ``path`` names for ``tid``. This
-    does not work for paths through ``/proc/self``.
+    """Return a path under ``/proc/TID`` by which this process can open the file that ``path`` names
+    for the thread ``tid``. The result is wrong for paths through ``/proc/self``, and for absolute
+    links if the thread has another root.
     """
     if path.startswith(b"/"):
         return b"/proc/%d/root%b" % (tid, path)
@@ -104,7 +105,8 @@ class ResolvedPath:
 def resolve(
     tid: int, dirfd: int, path: bytes, *, follow: bool, confined: bool = False
 ) -> ResolvedPath | None:
-    """Return where ``path`` leads; None after too many links, or if the start does not exist.
+    """Return where ``path`` leads for the thread ``tid``; None if that cannot be determined, for
+    example because of too many links or a wrong ``dirfd``.
 
     ``follow`` says whether to follow a link at the end. ``confined`` makes the start the root too,
     as RESOLVE_IN_ROOT does.
@@ -118,7 +120,11 @@ def resolve(
 
 @dataclass(slots=True)
 class _Walk:
-    """The state of a path walk: components done, components left (last first), limit for ``..``."""
+    """The state of a path's resolution.
+
+    ``done`` are the components resolved so far. ``todo`` are those that remain, the next one last.
+    ``..`` removes no component below ``floor``.
+    """
 
     done: list[bytes]
     todo: list[bytes]
@@ -139,7 +145,9 @@ def _start_of(tid: int, root: bytes, dirfd: int, path: bytes, confined: bool) ->
 
 
 def _inside(root: bytes, path: bytes) -> bytes:
-    """Translate ``path``, as this process sees it, for a thread whose root is ``root``."""
+    """Convert ``path``, which is valid for this process, to the path of the same file for a thread
+    whose root is ``root``.
+    """
     top = os.readlink(root.rstrip(b"/"))
     inside = top != b"/" and (path == top or path.startswith(top + b"/"))
     return (path[len(top) :] or b"/") if inside else path

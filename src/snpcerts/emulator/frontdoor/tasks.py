@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a thread's process and pending signals from the kernel.
+"""Asks the kernel for a thread's process ID and signals.
 
 Source: proc_pid_status(5). Threads are identified by their ID (``tid``) in this process's PID
 namespace.
@@ -15,10 +15,10 @@ _STATUS_MAX: Final = 8192  # bytes; a status file has about 1500
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A thread's process and signals. In each mask, bit ``signal - 1`` stands for ``signal``.
+    """A thread's process ID and signals. In each mask, bit ``signal - 1`` stands for ``signal``.
 
-    ``own`` are pending signals sent to this thread; ``shared`` are those sent to the process,
-    which any of its ``threads`` may take. ``blocked`` are those that the thread blocks.
+    ``own`` are pending signals sent to this thread; ``shared`` are those sent to the process, which
+    any of its ``threads`` may take. ``blocked`` are those that the thread blocks.
     """
 
     process: int

@@ -135,7 +135,9 @@ class TreeServer:
         return any(request.interrupted for request in self._requests.values())
 
     def serve(self) -> bool:
-        """Receive and handle one message. Returns False once the tree is no longer mounted."""
+        """Receive and handle one message. Returns False if the tree is no longer mounted, or if the
+        message does not come from the kernel.
+        """
         try:
             message = os.read(self._descriptor, _BUFFER)
         except OSError as error:
@@ -237,13 +239,13 @@ class TreeServer:
     def _node(self, number: int) -> TreeFile | TreeDirectory:
         found = self._nodes.get(number)
         if found is None:
-            raise OSError(errno.ESTALE, "the tree has no such node")
+            raise OSError(errno.ESTALE, f"the emulated file system has no node {number}")
         return found
 
     def _directory(self, number: int) -> TreeDirectory:
         found = self._node(number)
         if not stat.S_ISDIR(found.mode):
-            raise OSError(errno.ENOTDIR, "the node is not a directory")
+            raise OSError(errno.ENOTDIR, f"node {number} is not a directory")
         return found  # type: ignore[return-value]  # a directory by its mode
 
     def _attributes(self, node: TreeFile | TreeDirectory) -> bytes:
@@ -288,7 +290,7 @@ class TreeServer:
         name = _name(body)
         found = self._directory(header.nodeid).entries.get(name)
         if found is None:
-            raise OSError(errno.ENOENT, "the directory has no such entry")
+            raise OSError(errno.ENOENT, f"directory {header.nodeid} has no entry {name!r}")
         return self._entry(found)
         yield
 

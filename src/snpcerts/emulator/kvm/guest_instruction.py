@@ -145,7 +145,9 @@ class Instructions:
             return self._register_io(size, port, inward=inward)
         count = snapshot.info2
         if count * size > _INT_MAX or count > _INT_MAX:
-            raise OSError(errno.EINVAL, "the string I/O transfers too many bytes")
+            raise OSError(
+                errno.EINVAL, f"string I/O: expected at most {_INT_MAX} bytes, found {count * size}"
+            )
         if not count:
             return None
         at = self._scratch(snapshot, memory, count * size)

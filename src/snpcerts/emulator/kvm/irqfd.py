@@ -23,8 +23,8 @@ _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """One eventfd and its interrupt. ``eventfd`` is a duplicate, which keeps the eventfd's kernel
-    number in use.
+    """One eventfd and its interrupt. ``eventfd`` is a duplicate of the VMM's descriptor. While it
+    is open, the kernel gives the eventfd's number to no other eventfd.
     """
 
     vm: object
@@ -44,12 +44,18 @@ class Irqfds:
     def call(
         self, vm: object, caller: Caller, wanted: Irqfd, *, in_kernel: bool, full: bool
     ) -> None:
-        """Serve KVM_IRQFD. ``in_kernel`` and ``full`` say which interrupt controllers KVM has."""
+        """Serve KVM_IRQFD. ``in_kernel`` says whether KVM emulates the VM's local APICs, and
+        ``full`` whether it also emulates the PIC and the I/O APIC.
+        """
         if wanted.flags & ~(IRQFD_FLAG_DEASSIGN | IRQFD_FLAG_RESAMPLE):
             raise OSError(errno.EINVAL, f"unknown KVM_IRQFD flags: {wanted.flags:#x}")
         assigns = not wanted.flags & IRQFD_FLAG_DEASSIGN
         if assigns and not (full if wanted.flags & IRQFD_FLAG_RESAMPLE else in_kernel):
-            raise OSError(errno.EINVAL, "KVM has no interrupt controller for this eventfd")
+            raise OSError(
+                errno.EINVAL,
+                f"KVM_IRQFD with flags {wanted.flags:#x} needs an interrupt controller in the "
+                "kernel that this VM does not have",
+            )
         taken = _take(caller, wanted.fd)
         kept = False
         try:

@@ -141,7 +141,7 @@ class KvmDevice:
 
 def _no_argument(argument: int) -> None:
     if argument:
-        raise OSError(errno.EINVAL, "this ioctl takes no argument")
+        raise OSError(errno.EINVAL, f"argument of this ioctl: expected 0, found {argument:#x}")
 
 
 def _supported_cpuid(caller: Caller, argument: int) -> int:

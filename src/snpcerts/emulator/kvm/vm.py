@@ -151,7 +151,7 @@ class Vm:
 
     @property
     def secrets_page(self) -> bytes | None:
-        """The secrets page that the firmware has written, or None."""
+        """The secrets page that the firmware has written; None if it has written none."""
         return self.secrets[1] if self.secrets is not None else None
 
     @property
@@ -218,8 +218,8 @@ class Vm:
         return self._sev.guest_request(caller)
 
     def release(self, vcpu: Vcpu | None) -> None:
-        """Called when the VM's own descriptor (None) or a vCPU's is closed. The VM ends with its
-        last descriptor.
+        """Record that the descriptor of ``vcpu`` has been closed, or the VM's own if ``vcpu`` is
+        None. The VM ends with its last descriptor.
         """
         if vcpu is not None:
             vcpu.launched = False
@@ -234,13 +234,13 @@ class Vm:
     # The calls of a device.
 
     def close(self) -> None:
-        """Called when the VM's own descriptor is closed. Open vCPUs keep the VM alive."""
+        """Close the VM's own descriptor. Open vCPUs keep the VM alive."""
         self.release(None)
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Serve an ioctl on the VM's descriptor."""
         if caller.pid != self.owner:
-            raise OSError(errno.EIO, "the VM belongs to another process")
+            raise OSError(errno.EIO, "only the process that created the VM may use it")
         match request:
             case Ioctl.SET_USER_MEMORY_REGION:
                 self._set_region(caller, argument)
@@ -323,9 +323,13 @@ class Vm:
         def find_memfd() -> GuestMemfd:
             device = caller.find(region.guest_memfd)
             if device is None:
-                raise OSError(errno.EBADF, "the guest_memfd is not open")
+                raise OSError(
+                    errno.EBADF, f"guest_memfd {region.guest_memfd} is not an open descriptor"
+                )
             if not isinstance(device, GuestMemfd) or device.owner is not self:
-                raise OSError(errno.EINVAL, "the descriptor is not a guest_memfd of this VM")
+                raise OSError(
+                    errno.EINVAL, f"descriptor {region.guest_memfd} is not a guest_memfd of this VM"
+                )
             return device
 
         self.slots.set(region, find_memfd)
@@ -359,7 +363,7 @@ class Vm:
         region = _copied(EncRegion, caller, argument)
         self._need_sev()
         if region.size == 0 or region.addr + region.size >= _U64:
-            raise OSError(errno.EINVAL, "the region is empty or wraps around")
+            raise OSError(errno.EINVAL, "the encrypted region is empty or wraps around")
         if len(self._encrypted) >= ENCRYPTED_REGIONS_MAX:
             raise OSError(errno.ENOMEM, "the VM has too many encrypted regions")
         self._encrypted.append((region.addr, region.size))
@@ -373,7 +377,10 @@ class Vm:
 
     def _need_sev(self) -> None:
         if not self.snp:
-            raise OSError(errno.ENOTTY, "the VM is not an SEV guest")
+            raise OSError(
+                errno.ENOTTY,
+                "only a VM that INIT2 has made an SEV guest can have encrypted regions",
+            )
 
     # Processors.
 
@@ -396,7 +403,7 @@ class Vm:
             raise OSError(errno.EEXIST, "the VM already has an interrupt controller")
         if self.vcpus:
             raise OSError(
-                errno.EINVAL, "the VM cannot get an interrupt controller once it has vCPUs"
+                errno.EINVAL, "an interrupt controller cannot be created once the VM has vCPUs"
             )
         self.irqchip = True
 
@@ -426,10 +433,16 @@ class Vm:
     def _split_irqchip(self, reserved_pins: int) -> None:
         if reserved_pins > IRQ_ROUTES_MAX:
             raise OSError(
-                errno.EINVAL, "the interrupt controller would have more pins than KVM has routes"
+                errno.EINVAL,
+                f"number of interrupt pins: expected at most {IRQ_ROUTES_MAX}, found "
+                f"{reserved_pins}",
             )
         if self.irqchip or self.vcpus:
-            raise OSError(errno.EEXIST, "the VM already has an interrupt controller or vCPUs")
+            raise OSError(
+                errno.EEXIST,
+                "KVM_CAP_SPLIT_IRQCHIP cannot be enabled once the VM has an interrupt controller "
+                "or vCPUs",
+            )
         self.irqchip = self.split_irqchip = True
 
     def _limit_vcpu_ids(self, limit: int) -> None:
@@ -445,14 +458,20 @@ class Vm:
         if self.vcpus:
             raise OSError(errno.EBUSY, "the boot vCPU cannot change once the VM has vCPUs")
         if number > (self._max_vcpu_id or VCPU_IDS_MAX):
-            raise OSError(errno.EINVAL, "the vCPU ID is too large")
+            raise OSError(errno.EINVAL, f"the boot vCPU's ID {number} is too large")
         self._boot_cpu = number
 
     def _set_apic_bus(self, cycle_ns: int) -> None:
         if not 0 < cycle_ns < _APIC_CYCLE_END:
-            raise OSError(errno.EINVAL, "the longest timeout of a timer would not fit into 64 bits")
+            raise OSError(
+                errno.EINVAL,
+                f"APIC bus cycle: expected 1 to {_APIC_CYCLE_END - 1} ns, found {cycle_ns}",
+            )
         if not self.irqchip:
-            raise OSError(errno.ENXIO, "the VM has no interrupt controller")
+            raise OSError(
+                errno.ENXIO,
+                "the APIC bus cycle cannot be set while the VM has no interrupt controller",
+            )
         if self.vcpus:
             raise OSError(errno.EINVAL, "the APIC bus cycle cannot change once the VM has vCPUs")
         self._apic_bus_cycle_ns = cycle_ns
@@ -463,7 +482,8 @@ class Vm:
         if flags & ~X2APIC_FLAGS or (enable and (disable or not self.split_irqchip)):
             raise OSError(
                 errno.EINVAL,
-                f"KVM_CAP_X2APIC_API flags {flags:#x} are unknown or exclude each other",
+                f"KVM_CAP_X2APIC_API flags {flags:#x} are unknown, contradict each other, or need "
+                "a split interrupt controller",
             )
 
 

@@ -81,7 +81,9 @@ class PlatformServer:
         self._control.attach(self._supervisor)
 
     def run(self) -> None:
-        """Serve until there have been no clients for some time, or until :meth:`end` is called."""
+        """Serve until :meth:`end` is called or, unless ``stays`` was set, until there have been no
+        clients for some time.
+        """
         busy = time.monotonic()
         try:
             while time.monotonic() - busy < IDLE_SECONDS and not self._asked_to_end:
@@ -166,7 +168,7 @@ class PlatformServer:
                 f"control message: expected {expected} descriptors, found {len(descriptors)}"
             )
         if not seccomp.is_listener(descriptors[0]):
-            raise InputError("control message: the first descriptor is not a seccomp listener")
+            raise InputError("control message: expected a seccomp listener as the first descriptor")
         if self._supervisor.serves(descriptors[0]):
             raise InputError("control message: the seccomp listener is already in use")
         listener, *namespace = descriptors
@@ -248,7 +250,7 @@ class PlatformServer:
                 )
             name = serving[0]
         if not isinstance(name, str):
-            raise InputError("control message: vm is not a string")
+            raise InputError(f"vm in the control message: expected a string, found {name!r}")
         vm = vms.get(name)
         if vm is None:
             raise RefusedError(
@@ -267,9 +269,9 @@ class PlatformServer:
 
 
 class _SavedSevDevice(SevDevice):
-    """A ``/dev/sev`` that saves the platform before each command returns.
+    """A ``/dev/sev`` that saves the platform's state before each command returns.
 
-    A later command reads the platform's directory and must find the new state there.
+    A program that starts later reads the state from the platform's directory.
     """
 
     __slots__ = ("_save",)
@@ -279,7 +281,7 @@ class _SavedSevDevice(SevDevice):
         self._save = save
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
-        """Serve an ioctl as :class:`SevDevice` does, then save changes."""
+        """Serve an ioctl as :class:`SevDevice` does, then save the state if it has changed."""
         try:
             return super().ioctl(caller, request, argument)
         finally:

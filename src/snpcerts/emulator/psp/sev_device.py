@@ -47,7 +47,7 @@ def _refusal(code: int) -> OSError:
 
 
 class SevDevice:
-    """An open ``/dev/sev``. A firmware can have several open at once."""
+    """An open ``/dev/sev``. Several can be open on the same firmware."""
 
     __slots__ = ("_firmware",)
 
@@ -166,7 +166,7 @@ def _pek_csr(call: _SevCall) -> None:
 
 
 def _pek_cert_import(call: _SevCall) -> None:
-    """Behave like ``sev_ioctl_do_pek_import``: read both certificates first."""
+    """Behave like ``sev_ioctl_do_pek_import``: read both certificates before answering."""
     call.needs_write_mode()
     given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # the import's layout is the same
     for address, size in (
