@@ -51,8 +51,8 @@ class Updated:
 
 @dataclass(frozen=True, slots=True)
 class FirmwareCommand:
-    """The firmware ran a command. ``guest`` is the number of the guest that it served; None if it
-    served none.
+    """The firmware ran a command. ``guest`` is the number of the guest that the command was for;
+    None if it was for none.
     """
 
     at: float

@@ -92,7 +92,7 @@ _EXPIRED = {
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Three certificates that should belong together. A certificate that is not available is None.
+    """The three certificates of a chain, which have not been checked. One that is missing is None.
 
     ``kind`` is the expected kind of leaf. ``leaf_product`` is the product in the leaf's extensions;
     None if these could not be read.

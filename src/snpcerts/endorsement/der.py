@@ -52,7 +52,11 @@ def read_element(data: bytes, at: int, what: str) -> Element:
         count = length - _LONG_FORM
         encoded = data[start : start + count]
         if not 1 <= count <= _MAX_LENGTH_BYTES or len(encoded) != count:
-            raise FormatError(what, "the DER length cannot be read", offset=at + 1)
+            raise FormatError(
+                what,
+                f"expected a DER length of 1 to {_MAX_LENGTH_BYTES} bytes after {length:#04x}",
+                offset=at + 1,
+            )
         length = int.from_bytes(encoded, "big")
         if length < _LONG_FORM or encoded[0] == 0:
             raise FormatError(what, "the DER length is not in its shortest form", offset=at + 1)

@@ -207,15 +207,14 @@ def policy_text(
     for bulletin in chosen:
         accepted = [each for each in accepted if each not in bulletin.refused]
     if not accepted:
-        raise UsageError(
-            "no product is left to accept, because the bulletins rule out every product named"
-        )
+        raise UsageError("no policy can be written: the bulletins rule out every product named")
     bits = _bits(chosen, accepted)
     floors = list(_floors(chosen, accepted, unconfirmed))
     if not bits and not floors and not any(bulletin.refused for bulletin in chosen):
         names = ", ".join(bulletin.name for bulletin in chosen)
         raise UsageError(
-            f"no value of {names} is known for {', '.join(each.value for each in accepted)}",
+            f"no policy can be written: no value that {names} requires is known for "
+            f"{', '.join(each.value for each in accepted)}",
             hint="see the known values with 'snpcerts policy bulletins'",
         )
     lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]

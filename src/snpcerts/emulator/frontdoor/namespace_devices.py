@@ -139,7 +139,7 @@ class NamespaceDevices:
         return device
 
     def place(self, process: int, tid: int, number: int, found: os.stat_result) -> Place | None:
-        """Return the place of a thread's descriptor ``number``, or None if it belongs to no device.
+        """Return which device a thread's descriptor ``number`` is for; None if it is for none.
 
         ``found`` is the descriptor's stat result.
         """

@@ -328,7 +328,7 @@ class TreeServer:
     def _opened(self, handle: int) -> OpenTreeFile:
         found = self._open.get(handle)
         if found is None:
-            raise OSError(errno.EBADF, "no open file has this handle")
+            raise OSError(errno.EBADF, f"no open file has the handle {handle}")
         return found
 
     def _read(self, _: FuseInHeader, body: bytes) -> Handling:

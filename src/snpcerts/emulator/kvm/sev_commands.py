@@ -137,7 +137,9 @@ class SevCommands:
             raise outcome
 
     def guest_request(self, caller: Caller) -> int:
-        """Issue SNP_GUEST_REQUEST with the bounce pages; return the firmware's status."""
+        """Issue SNP_GUEST_REQUEST with the VM's request and response pages; return the firmware's
+        status.
+        """
         self._reach_firmware(caller, self._vm.sev_fd)
         vm = self._vm
         if vm.context is None:

@@ -211,7 +211,7 @@ class Vm:
             vcpu.hold()
 
     def issue_guest_request(self, caller: Caller) -> int:
-        """Issue SNP_GUEST_REQUEST with the bounce pages.
+        """Issue SNP_GUEST_REQUEST with the VM's request and response pages.
 
         Returns the firmware's status. Raises ``OSError`` if the command did not reach the firmware.
         """
@@ -355,7 +355,9 @@ class Vm:
         if not wanted.attributes:
             self.private.remove(wanted.address, end)
         elif len(self.private) >= PRIVATE_RANGES_MAX:
-            raise OSError(errno.ENOMEM, "the VM has too many separate private ranges")
+            raise OSError(
+                errno.ENOMEM, f"a VM cannot have more than {PRIVATE_RANGES_MAX} private ranges"
+            )
         else:
             self.private.add(wanted.address, end)
 
@@ -365,14 +367,19 @@ class Vm:
         if region.size == 0 or region.addr + region.size >= _U64:
             raise OSError(errno.EINVAL, "the encrypted region is empty or wraps around")
         if len(self._encrypted) >= ENCRYPTED_REGIONS_MAX:
-            raise OSError(errno.ENOMEM, "the VM has too many encrypted regions")
+            raise OSError(
+                errno.ENOMEM,
+                f"a VM cannot have more than {ENCRYPTED_REGIONS_MAX} encrypted regions",
+            )
         self._encrypted.append((region.addr, region.size))
 
     def _unregister_region(self, caller: Caller, argument: int) -> None:
         region = _copied(EncRegion, caller, argument)
         self._need_sev()
         if (region.addr, region.size) not in self._encrypted:
-            raise OSError(errno.EINVAL, "the encrypted region is not registered")
+            raise OSError(
+                errno.EINVAL, "the region is not registered, so it cannot be unregistered"
+            )
         self._encrypted.remove((region.addr, region.size))
 
     def _need_sev(self) -> None:

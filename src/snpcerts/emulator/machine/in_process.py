@@ -112,7 +112,7 @@ class Machine:
         with self._changed:
             shared = self._find_open(vcpu_fd).shared
             if shared is None:
-                raise OSError(errno.ENODEV, "this descriptor cannot be mapped")
+                raise OSError(errno.ENODEV, "only the descriptor of a vCPU can be mapped")
             return mmap.mmap(shared, VCPU_MMAP_SIZE)
 
     def kick(self, vcpu_fd: int) -> bool:
@@ -125,7 +125,9 @@ class Machine:
             return bool(running)
 
     def wake(self) -> None:
-        """Check the waiting calls again, after a change that was not made by a call."""
+        """Make the waiting calls check again whether they can go on. Needed after a change that no
+        call has made.
+        """
         with self._changed:
             self._changed.notify_all()
 
