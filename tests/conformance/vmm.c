@@ -990,7 +990,7 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 		int other = fcntl(fd, F_DUPFD_CLOEXEC, 20);
 
 		close(fd);
-		fd = dup(other);
+		fd = fcntl(other, F_DUPFD_CLOEXEC, 0);
 		close(other);
 	}
 	if (is_wrong(LEAKS_TIMERS)) {
