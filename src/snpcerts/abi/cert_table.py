@@ -199,7 +199,7 @@ class _Header:
 
 
 def _guid(stored: bytes) -> tuple[uuid.UUID, bool]:
-    """Return the GUID in 16 bytes, and whether it is a known GUID stored in mixed-endian order."""
+    """Decode a GUID of 16 bytes. Also return whether it is a known GUID in mixed-endian order."""
     guid = uuid.UUID(bytes=stored)
     swapped = uuid.UUID(bytes_le=stored)
     if guid not in _KNOWN and swapped in _KNOWN:

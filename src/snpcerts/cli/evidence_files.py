@@ -53,7 +53,7 @@ class Sort(enum.Enum):
 
 @dataclass(eq=False)
 class Shelf:
-    """The certificate files for some of a directory's reports. They are read once, when first
+    """The certificate files for some of the reports in a directory. They are read once, when first
     needed.
     """
 
@@ -88,7 +88,8 @@ class EvidenceFiles:
             return evidence
         if evidence.table is not None:
             raise InputError(
-                f"{self.report}: expected a report of {REPORT_SIZE} bytes without a table",
+                f"{self.report}: expected a report of {REPORT_SIZE} bytes without a table, "
+                "found a report with a table",
                 hint=f"omit {self.table}, because {self.report} already contains a table",
             )
         table = read_input(self.table, limit=MAX_SIZE)

@@ -265,8 +265,8 @@ class Trial:
     def wait_for(
         self, ready: Callable[[], bool], seconds: float, *, every: float = 0.005
     ) -> Generator[Event, int, bool]:
-        """Halt the vCPU until ``ready``, which is called ``every`` so many seconds, returns true.
-        Return False after ``seconds``.
+        """Halt the vCPU until ``ready`` returns true, and call ``ready`` every ``every`` seconds.
+        Return False if that takes longer than ``seconds``.
         """
         until = time.monotonic() + seconds
         while not ready():
@@ -367,7 +367,9 @@ class Trial:
         return [self._with_cause(result) for result in self._results.values()]
 
     def _with_cause(self, result: Result) -> Result:
-        """Return ``result`` with the cause that other checks may share."""
+        """Return ``result``. If it is a failure that has the same cause in several checks, add this
+        cause.
+        """
         if result.state is not ResultState.FAILED:
             return result
         answered = [each for each in self.journal.requests if each.reads]
@@ -456,7 +458,7 @@ class Trial:
                 self._note(check, ResultState.SKIPPED, f"not judged: {why}")
 
     def _is_complete(self) -> bool:
-        """Whether the scripts ran to their end, as far as they should."""
+        """Whether the scripts ran as far as the scenario requires."""
         return self.scenario.after is not None or self.enough or self._is_done()
 
     def _judge_rets(self) -> list[int]:
@@ -623,7 +625,8 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
 
 
 def _reads_for_others(request: CertsRequest) -> Iterator[FileRead]:
-    """Yield the reads of requests that overlap this one, or that overlap one that does.
+    """Yield the reads of other requests that overlap this one, directly or through further
+    requests.
 
     As long as a lock is held, a VMM may use what it has read before.
     """

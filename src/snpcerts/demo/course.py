@@ -116,7 +116,7 @@ class Course:
         return sorted(found, key=lambda each: each.exited)
 
     def keys(self) -> list[tuple[float, str]]:
-        """Return the time at which each key began to sign, and the key's name."""
+        """Return, for each key, the time at which it began to sign, and its name."""
         changes = (each.end for each in self.commands if each.name == SETS_KEY)
         first, *_ = self.key_names.values()
         later = zip(changes, self.updates, strict=False)  # a stopped run has one more change

@@ -180,8 +180,8 @@ class Memory:
         return what.state
 
     def _forgotten(self, read: Read, error: SnpCertsError) -> FirmwareState:
-        """Return what is known of a host without a record, because the record could not be locked
-        or saved.
+        """Return what is known about the host without its record, which could not be locked or
+        saved.
         """
         self.problem = str(error)
         now = remembered.looked(

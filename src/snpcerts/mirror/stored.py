@@ -21,7 +21,10 @@ from snpcerts.mirror.tables import CERTIFICATE, NEGATIVE, ROLL_HOST
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A body that has verified. ``not_before`` and ``not_after`` are seconds since the epoch."""
+    """A verified certificate, chain or revocation list, as the body of a response.
+
+    ``not_before`` and ``not_after`` are seconds since the epoch.
+    """
 
     resource: Resource
     body: bytes

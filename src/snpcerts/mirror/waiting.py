@@ -29,7 +29,7 @@ _AGAIN: Final = 1.0
 
 
 class WaitingCallers:
-    """The callers of one event loop that wait for a certificate, by resource."""
+    """The callers in one event loop, by the resource that they wait for."""
 
     def __init__(self, database: MirrorDatabase) -> None:
         self._database = database

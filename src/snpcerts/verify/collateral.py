@@ -14,7 +14,7 @@ from snpcerts.endorsement.vek import VekKind
 
 
 class Supplier(enum.StrEnum):
-    """Who supplied a revocation list, which decides what the list can do.
+    """Who supplied a revocation list. What the list may do depends on this.
 
     A list from the host, or from anyone else who supplies evidence, can only add revocations,
     because a party that gains by hiding a revocation must not choose the list.

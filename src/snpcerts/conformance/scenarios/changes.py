@@ -67,7 +67,9 @@ def _shrink(trial: Trial) -> None:
 
 
 def _empty(answer: Answer) -> str | None:
-    """Return what is wrong with an answer that was given without a file, or None."""
+    """Return what is wrong with an answer that the VMM gave while it could not read the file;
+    None if nothing is wrong.
+    """
     request = answer.request
     if request is not None and request.ret == errno.EIO:
         return "ret 5 (EIO): a Linux guest then destroys its VMPCK"

@@ -61,7 +61,7 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 
 def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
-    """Stop the VMM at a ``moment`` of a request that gets this ``answer``."""
+    """Return a scenario: stop the VMM at a ``moment`` of a request that gets this ``answer``."""
     check = "kick-not-lost"
     asked: list[float] = []  # when the stop was requested
 
@@ -308,8 +308,8 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _takes_what_the_guest_says(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
-    """Return how much memory the VMM used for a buffer that is much larger than the table, or
-    None.
+    """Return by how much the VMM's memory grew for a buffer much larger than the table; None if it
+    grew by less than half the buffer's size.
     """
     before = _peak_bytes(trial.processes())
     yield from vcpu.ask(_HUGE // PAGE_SIZE, field=(vcpu.pages.data, PAGE_SIZE))
@@ -322,8 +322,8 @@ def _takes_what_the_guest_says(trial: Trial, vcpu: TrialVcpu) -> Generator[Event
 def _grows_a_little(
     trial: Trial, vcpu: TrialVcpu, kind: str, gpas: Sequence[int | None]
 ) -> Generator[Event, int, str | None]:
-    """Return by how much the VMM's memory grows with many requests for buffers at ``gpas``, which
-    get an answer of this ``kind``, if it grows steadily.
+    """Make many requests with buffers at ``gpas``, which get answers of this ``kind``. Return by
+    how much the VMM's memory grew; None if it did not grow steadily.
 
     The memory that the large tables left free is used first, so only the second half counts.
     """

@@ -126,7 +126,7 @@ def check() -> None:
     if sys.platform != "linux" or machine.machine != "x86_64" or sys.maxsize < 1 << 32:
         raise _refuse(
             f"it needs 64-bit Linux on x86-64; this is {machine.sysname} on {machine.machine}",
-            "run it in a virtual machine with 64-bit Linux on x86-64",
+            "run snpcerts in a virtual machine with 64-bit Linux on x86-64",
         )
     action = ctypes.c_uint32(SECCOMP_RET_USER_NOTIF)
     sizes = ctypes.create_string_buffer(_NOTIF_SIZES.size)

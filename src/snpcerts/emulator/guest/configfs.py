@@ -86,20 +86,22 @@ class ConfigFile:
         root.
         """
         if self._fragment.dead:
-            raise OSError(errno.ENOENT, "the directory has been removed")
+            raise OSError(errno.ENOENT, "cannot open the file: its directory has been removed")
         mode = flags & os.O_ACCMODE
         writes, reads = mode != os.O_RDONLY, mode != os.O_WRONLY
         if (writes and not self._permissions & _WRITABLE) or (
             reads and not self._permissions & _READABLE
         ):
-            raise OSError(errno.EACCES, "the attribute does not have the requested operation")
+            raise OSError(
+                errno.EACCES, "cannot open the file: the attribute lacks the requested operation"
+            )
         if isinstance(self._attribute, TextAttribute):
             return _OpenText(self._attribute, self._fragment)
         return _OpenBinary(self._attribute, self._fragment)
 
 
 class _OpenConfigFile:
-    """The base class of open files of both kinds, which run one operation at a time."""
+    """The base class of open text and binary files, which run one operation at a time."""
 
     def __init__(self, fragment: _Fragment) -> None:
         self._fragment = fragment
@@ -111,7 +113,7 @@ class _OpenConfigFile:
 
     def _check(self) -> None:
         if self._fragment.dead:
-            raise OSError(errno.ENOENT, "the directory has been removed")
+            raise OSError(errno.ENOENT, "cannot use the open file: its directory has been removed")
 
 
 class _OpenText(_OpenConfigFile):
@@ -138,7 +140,7 @@ class _OpenText(_OpenConfigFile):
         yield from self._alone()
         text = data[: TEXT_MAX - 1]
         if not text:
-            raise OSError(errno.EFAULT, "there are no bytes to write")
+            raise OSError(errno.EFAULT, "cannot write zero bytes to a text attribute")
         self._page = None
         self._check()
         if self._attribute.store is None:
@@ -165,7 +167,7 @@ class _OpenBinary(_OpenConfigFile):
     def read(self, offset: int, size: int) -> Operation[bytes]:
         yield from self._alone()
         if self._written is not None:
-            raise OSError(errno.ETXTBSY, "this open file has already been written to")
+            raise OSError(errno.ETXTBSY, "cannot read: this open file has already been written to")
         if self._content is None:
             self._busy = True
             try:
@@ -183,7 +185,9 @@ class _OpenBinary(_OpenConfigFile):
         if not length:
             return
         if length > self._attribute.max_size:
-            raise OSError(errno.EFBIG, "the content is larger than the attribute allows")
+            raise OSError(
+                errno.EFBIG, "cannot read: the content is larger than the attribute allows"
+            )
         self._check()
         found = yield from read(True)
         # The first call returned the size of the buffer.
@@ -192,12 +196,14 @@ class _OpenBinary(_OpenConfigFile):
     def write(self, offset: int, data: bytes) -> Operation[int]:
         yield from self._alone()
         if self._content is not None:
-            raise OSError(errno.ETXTBSY, "this open file has already been read")
+            raise OSError(errno.ETXTBSY, "cannot write: this open file has already been read")
         if self._written is None:
             self._written = bytearray()
         end = offset + len(data)
         if end > self._attribute.max_size:
-            raise OSError(errno.EFBIG, "the content is larger than the attribute allows")
+            raise OSError(
+                errno.EFBIG, "cannot write: the content would be larger than the attribute allows"
+            )
         if end > len(self._written):
             self._written.extend(bytes(end - len(self._written)))
         self._written[offset:end] = data
@@ -263,12 +269,12 @@ class ConfigDirectory:
         if self.make_item is None:
             raise OSError(errno.EPERM, "programs cannot create directories here")
         if len(os.fsencode(name)) > NAME_MAX:
-            raise OSError(errno.ENAMETOOLONG, "the directory's name is too long")
+            raise OSError(errno.ENAMETOOLONG, "cannot create the directory: its name is too long")
         if name in self.children:
-            raise OSError(errno.EEXIST, "the directory already has an entry with this name")
+            raise OSError(errno.EEXIST, "cannot create the directory: this name is in use")
         attributes = yield from self.make_item()
         if name in self.children:  # another thread created it in the meantime
-            raise OSError(errno.EEXIST, "the directory already has an entry with this name")
+            raise OSError(errno.EEXIST, "cannot create the directory: this name is in use")
         made = ConfigDirectory(self.numbers, removable=True)
         for each, attribute in attributes.items():
             made.children[each] = ConfigFile(next(self.numbers), attribute, made._fragment)
@@ -279,11 +285,11 @@ class ConfigDirectory:
         """Remove an item with its attributes; EPERM for the kernel's own directories."""
         found = self.children.get(name)
         if found is None:
-            raise OSError(errno.ENOENT, "there is no such directory")
+            raise OSError(errno.ENOENT, "cannot remove the directory: it does not exist")
         if not isinstance(found, ConfigDirectory):
-            raise OSError(errno.ENOTDIR, "this name does not belong to a directory")
+            raise OSError(errno.ENOTDIR, "cannot remove the directory: this is the name of a file")
         if not found.removable:
-            raise OSError(errno.EPERM, "the directory belongs to the kernel")
+            raise OSError(errno.EPERM, "cannot remove the directory: it belongs to the kernel")
         found._fragment.dead = True
         del self.children[name]
         return

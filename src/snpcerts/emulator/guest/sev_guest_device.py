@@ -122,7 +122,7 @@ class SevGuestCall:
         if self._call.response is not None:
             return self._finish(self._call.response)
         if not self._vm.alive or (self._guest is not None and self._guest.gone):
-            raise OSError(errno.ENODEV, "the guest has ended")
+            raise OSError(errno.ENODEV, "the guest ended before it answered the request")
         return None
 
     def cancel(self) -> None:
@@ -133,7 +133,7 @@ class SevGuestCall:
     def _submit(self) -> None:
         guest = self._vm.guest
         if not self._vm.alive:
-            raise OSError(errno.ENODEV, "the VM has ended")
+            raise OSError(errno.ENODEV, "the request was not sent, because the VM has ended")
         if guest is None:
             return
         if not isinstance(guest, LinuxGuest):
@@ -177,7 +177,9 @@ class SevGuestCall:
 def _prepared(
     caller: Caller, request: int, outer: GuestRequestIoctl
 ) -> tuple[DriverRequest, bytes | None]:
-    """Return the message to send for an ioctl, and the extended request that the program made."""
+    """Return the message that the ioctl asks for, and the bytes of its ``snp_ext_report_req``, or
+    None if it is not an extended request.
+    """
     if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
         raise OSError(errno.ENOTTY, f"unknown ioctl {request:#x}")
     if not outer.req_data or not outer.resp_data:

@@ -70,7 +70,7 @@ class Platform:
 
     @property
     def asids_in_use(self) -> int:
-        """Return the number of VMs that hold an ASID."""
+        """The number of VMs that hold an ASID."""
         return sum(vm.initialised for vm in self.vms.values())
 
     def name_for(self, pid: int) -> str:

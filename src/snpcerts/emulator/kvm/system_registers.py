@@ -153,7 +153,7 @@ class SystemRegisters:
         return tail.pack(onto=self._given_back())
 
     def _set_shared(self, sregs: bytes, guest: CpuidTable, pdptrs: bytes) -> None:
-        """Set the registers that both structures contain, and the PDPTRs (to zero if not given)."""
+        """Set the PDPTRs, and the registers that ``kvm_sregs`` and ``kvm_sregs2`` share."""
         shared = sregs[:SHARED]
         _check(shared, self._host, guest, self.apic_base)
         cr8 = self._parsed().cr8
@@ -184,7 +184,9 @@ def _parsed(shared: bytes) -> Sregs:
 
 
 def _reset(*, boot: bool) -> bytes:
-    """Return the system registers of a new vCPU, as the bytes that both structures share."""
+    """Return the system registers of a new vCPU: the bytes that ``kvm_sregs`` and ``kvm_sregs2``
+    share.
+    """
     parts: dict[str, Any] = {}
     for name in _SEGMENTS:
         base, selector = (0xFFFF_0000, 0xF000) if name == "cs" else (0, 0)
@@ -198,7 +200,9 @@ def _reset(*, boot: bool) -> bytes:
 
 
 def _segment(name: str, given: Segment) -> Segment:
-    """Return a segment as KVM returns it: as the VMCB keeps it, adapted to what VMMs expect."""
+    """Return a segment as KVM reports it: the VMCB's copy, with the adjustments that KVM makes for
+    VMMs.
+    """
     kind, db = given.type & 15, given.db & 1
     present = int(given.present & 1 and not given.unusable)
     if name == "tr":
@@ -236,11 +240,13 @@ def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) ->
     beyond = -1 << physical_bits(guest)
     if efer & _EFER_LME and cr0 & _CR0_PG:
         if not cr4 & _CR4_PAE or not efer & _EFER_LMA:
-            raise OSError(errno.EINVAL, "64-bit mode requires CR4.PAE and EFER.LMA")
+            raise OSError(errno.EINVAL, "the VMM enabled 64-bit mode without CR4.PAE or EFER.LMA")
         if cr3 & ~(_CR3_LAM if has(host, guest, *_LAM) else 0) & beyond:
             raise OSError(errno.EINVAL, f"CR3 {cr3:#x} is not a physical address of the guest")
     elif efer & _EFER_LMA or long_code:
-        raise OSError(errno.EINVAL, "EFER.LMA or a 64-bit code segment requires 64-bit mode")
+        raise OSError(
+            errno.EINVAL, "the VMM set EFER.LMA or a 64-bit code segment without 64-bit mode"
+        )
     if cr4 & ~_cr4_bits(host, guest):
         raise OSError(errno.EINVAL, f"CR4 {cr4:#x} has a bit whose feature the guest lacks")
     if cr0 >> 32 or (cr0 & _CR0_NW and not cr0 & _CR0_CD) or (cr0 & _CR0_PG and not cr0 & _CR0_PE):

@@ -287,8 +287,8 @@ def _answer_absorb_noma(
 
 
 def _of_context(address: int, *, sound: bool) -> ResponseStatus:
-    """Return the status for a message that names another guest's context. Without migration there
-    is no such context.
+    """Return the error status for a message that names another guest's context. No such context
+    exists, because the emulator does not migrate guests.
     """
     if address % PAGE_SIZE or not sound:
         return ResponseStatus.INVALID_PARAM
