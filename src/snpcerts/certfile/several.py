@@ -209,9 +209,9 @@ def _update_from(state: _Progress, place: int) -> Steps[None]:
 
 
 def _nested(state: _Progress, place: int) -> Steps[bytes]:
-    """Update the other files while the files up to ``place`` are locked and empty.
+    """Update the files after ``place`` while the files up to ``place`` are locked and empty.
 
-    Returns this file's table.
+    Returns the new table of the file at ``place``.
     """
     if place + 1 == len(state.targets):
         state.locked = yield step.Now()

@@ -671,7 +671,7 @@ class _RefusedCalls(logging.Handler):
         self._into = into
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message unless it was logged before."""
+        """Add the message to the list, unless the list already has it or is full."""
         text = printable(record.getMessage())
         if text not in self._into and len(self._into) < _REFUSED_MAX:
             self._into.append(text)

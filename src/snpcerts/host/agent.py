@@ -287,7 +287,9 @@ class Agent:
         updates: list[UpdateResult],
         problems: list[SnpCertsError],
     ) -> tuple[FileState, ...]:
-        """Empty the files whose certificates a new revocation list revokes."""
+        """Make safe the files whose certificates a new revocation list revokes. Return all files'
+        states.
+        """
         again = self.read_files()
         revoked = [each for each in again if self._harmful(each)]
         if not revoked:

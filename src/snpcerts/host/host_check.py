@@ -248,7 +248,7 @@ def _directory(folder: str) -> Iterator[Finding]:
 
 
 def _way(path: str) -> Iterator[Finding]:
-    """Find the places where other users can redirect ``path`` to another file."""
+    """Yield a finding for each place where other users can redirect ``path`` to another file."""
     try:
         found = list(trusted_path.doubts(path))
     except (SnpCertsError, OSError) as error:

@@ -145,12 +145,13 @@ class Memory:
             if not self._which().certain:
                 raise RefusedError(
                     "cannot record a proof, because SNP re-initialisation cannot be detected here",
-                    hint="run this where /sys/module/kvm_amd and "
+                    hint="run this command where /sys/module/kvm_amd and "
                     "/proc/sys/kernel/random/boot_id can be read",
                 )
             if _bare(now.state) != _bare(taken_in):
                 raise RetryLaterError(
-                    "the firmware's state changed while the guest requested the report",
+                    "the proof was not recorded, because the firmware's state changed while the "
+                    "guest requested the report",
                     hint="run the command again",
                 )
             self._keep(remembered.proven(now, proof))

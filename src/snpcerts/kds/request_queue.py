@@ -94,9 +94,7 @@ class RequestQueue:
                 self._mine.turn = None
 
     def write(self, folder: int | None, state: ServerState) -> None:
-        """Save the server's state for the other processes. If that fails, keep the state in
-        memory.
-        """
+        """Keep the server's state in memory, and save it for the other processes if possible."""
         state.saved = self.clock.now()
         state.forget(state.saved)
         with self._here:

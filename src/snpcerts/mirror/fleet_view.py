@@ -330,7 +330,9 @@ def processors_of(announcement: Announcement) -> tuple[str, ...]:
 
 
 def floors_of(processors: Iterable[str], bulletins: BulletinData) -> dict[str, tuple[int, str]]:
-    """Return, for each TCB component, the highest confirmed floor and the bulletin that sets it."""
+    """Return, for each TCB component, the highest confirmed floor that a bulletin sets for any of
+    these processors, and the bulletin.
+    """
     names = set(processors)
     found: dict[str, tuple[int, str]] = {}
     for bulletin in bulletins.bulletins:

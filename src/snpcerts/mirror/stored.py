@@ -34,7 +34,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class StoredCertificate:
-    """A stored certificate, chain or revocation list, with what an answer needs."""
+    """A stored certificate, chain or revocation list, with its entity tag and expiry time."""
 
     body: bytes
     etag: str

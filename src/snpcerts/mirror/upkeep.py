@@ -106,7 +106,8 @@ class Upkeep:
     def _of_rolls(self, connection: Connection) -> list[Resource]:
         """Return the certificates that rolls need and that are neither stored nor queued.
 
-        A certificate leaves the queue in that way after a 404.
+        After a 404, a certificate leaves the queue without being stored. It is returned here when
+        the 404 is no longer remembered.
         """
         r = ROLL_HOST.c
         rows = connection.execute(

@@ -62,7 +62,7 @@ class WaitingCallers:
                 self._loop.call_soon_threadsafe(self._set, resource)
 
     async def poll(self) -> None:
-        """Check every second whether the resources that callers wait for are still in the queue."""
+        """Check the queue every second, and wake the callers whose resource has left it."""
         while True:
             await asyncio.sleep(POLL)
             wanted = list(self._events)

@@ -16,7 +16,7 @@ from snpcerts.emulator.psp.guest_context import GuestContext
 
 
 class HostedVm(GuestHolder, Protocol):
-    """What a host's list of VMs shows of one VM."""
+    """A VM, as the host's list of VMs shows it."""
 
     @property
     def name(self) -> str:

@@ -34,7 +34,8 @@ _DIGEST: Final = 48
 
 @dataclass(frozen=True, slots=True)
 class IdBlock:
-    """What reports show of an ID block and its keys; all zero for a guest without an ID block.
+    """The values that reports take from an ID block and its keys; all zero for a guest without
+    an ID block.
 
     The two key digests are SHA-384 over the keys in AMD's format. A digest is zero if the key is
     missing.
