@@ -124,7 +124,7 @@ class EndorsementCert:
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "VCEK or VLEK") -> Self:
         """Parse a certificate in DER or PEM, and read its AMD extensions. Raises
-        :class:`FormatError` if one of the two fails.
+        :class:`FormatError` if the certificate or an extension is malformed.
         """
         return cls.from_certificate(load_certificate(data, what))
 
@@ -203,9 +203,7 @@ def p384_key(certificate: Certificate, what: str) -> ec.EllipticCurvePublicKey:
 
 
 def is_amd_extension(oid: x509.ObjectIdentifier) -> bool:
-    """Return whether an object identifier is that of one of AMD's extensions for endorsement
-    keys.
-    """
+    """Return whether ``oid`` identifies one of AMD's extensions for endorsement keys."""
     return oid.dotted_string.startswith(_BELOW_AMD_ARC)
 
 

@@ -56,7 +56,7 @@ class RootOfTrust:
 
 @dataclass(slots=True)
 class ClaimReport:
-    """All observations of one host. ``about`` has versions and names, for people.
+    """All observations of one host. ``about`` has the versions and names to print.
 
     ``root`` is None until a report has verified.
     """

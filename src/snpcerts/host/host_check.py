@@ -94,7 +94,7 @@ def faults(release: str) -> Iterator[Finding]:
 
 
 def kvm(supports: Callable[[int], bool], path: str = "/dev/kvm") -> Finding:
-    """Check that KVM can request certificates. ``supports`` asks an open ``/dev/kvm``."""
+    """Check that KVM can request certificates. ``supports`` takes an open ``/dev/kvm``."""
     what = "KVM certificate requests"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -348,7 +348,7 @@ def _when(at: datetime | None) -> datetime:
 
 
 def _another_key(new: Verified[_Leaf], old: Verified[_Leaf]) -> Reason | None:
-    """Return a reason to refuse ``new`` if it is for another key than ``old``: a chip has only one
+    """Return a reason to refuse ``new`` if its key is not that of ``old``: a chip has only one
     VCEK at a TCB.
     """
     if same_key(new.kept_as, old.kept_as):

@@ -243,7 +243,7 @@ class HostHistory:
     seen: tuple[Seen, ...]
 
     def state_at(self, seen: Seen) -> HostState:
-        """Return the state of the host that an earlier announcement showed."""
+        """Return the state that the host was in at the time of an earlier announcement."""
         return FleetHost(seen.announcement, seen.at, seen.at).state(seen.at)
 
 

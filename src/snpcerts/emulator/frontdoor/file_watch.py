@@ -33,7 +33,7 @@ _IOVECS_MAX: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class FileCall:
-    """A call on an open file that a thread is about to make.
+    """A call that a thread is about to make on an open file.
 
     ``descriptor`` is the descriptor number in the program, ``found`` is the file's stat result, and
     ``arguments`` are the six words of the system call.
@@ -65,7 +65,7 @@ class Watch(Protocol):
         """Return None to let the kernel open the path, or a negative errno as the call's result."""
 
     def examining(self, tid: int, path: bytes) -> None:
-        """Called before the kernel examines a path that is not emulated, without opening it: stat,
+        """Called before a thread examines, but does not open, a path that is not emulated: stat,
         access, readlink.
         """
 
