@@ -132,8 +132,8 @@ def places(path: str) -> Iterator[EvidenceFiles]:
 
 
 def certificates(path: str) -> Given:
-    """Return the certificates in one file, or in all files of a directory, whatever their names
-    are.
+    """Return the certificates in one file, or in all files of a directory and of its
+    subdirectories, whatever the files' names are.
 
     Raises :class:`InputError` if there is no such directory or file.
     """
