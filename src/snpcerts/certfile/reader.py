@@ -44,14 +44,14 @@ def too_large(size: int, limit: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The file has a table, and the shared lock on it is held."""
+    """The file contains a table, and the reader holds the shared lock on the file."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """The file has the empty table, so there are no certificates to deliver."""
+    """The file contains the empty table, so there are no certificates to deliver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The path has no readable table, and waiting will not change that."""
+    """No table can be read from the path, and waiting will not change that."""
 
     problem: str
 
@@ -79,7 +79,7 @@ def serve(
     lock_wait: float = DEFAULT_LOCK_WAIT,
     size_limit: int = MAX_SIZE,
 ) -> Steps[T]:
-    """Serve one request, and return what ``handshake`` returned.
+    """Serve one certificate request from the file at ``path``; return the result of ``handshake``.
 
     Calls ``deliver`` once with the outcome. If that is a :class:`Table`, the lock is held from
     before the first byte is read until ``handshake`` returns or raises. ``lock_wait`` is in
@@ -96,7 +96,7 @@ def serve(
 
 
 def _find(path: str, lock_wait: float, size_limit: int) -> Steps[tuple[int | None, Found]]:
-    """Lock and read the file. Its descriptor stays open only if the file has a table."""
+    """Lock and read the file. Its descriptor stays open only if the file contains a table."""
     start: float | None = None
     pause = _FIRST_PAUSE
     while True:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells a certificate file from a foreign file, whose path was probably mistyped.
+"""Tells certificate files from other files, so that an update whose path was mistyped does not
+overwrite another file.
 
 A certificate file is empty, or begins with the empty table, or is a table. A file with other
 content is foreign, unless that path has been updated before. In that case the writers' turn file,
@@ -19,7 +20,7 @@ from snpcerts.errors import FormatError, RefusedError
 
 
 class ForeignFileError(RefusedError):
-    """The file at the path is not a certificate file, and no update has been made there before."""
+    """The file at the path is not a certificate file, and no earlier update wrote there."""
 
     code = "foreign-file"
 
@@ -51,7 +52,7 @@ def table_problem(data: bytes) -> str | None:
 
 
 def require_certificate_file(path: str, perform: Performer = perform_on_system) -> None:
-    """Raise :class:`ForeignFileError` if an update would destroy a foreign file.
+    """Raise :class:`ForeignFileError` if an update would destroy a file of another kind.
 
     A file that cannot be read passes, because the update itself reports the error. A file under an
     exclusive lock passes too: it is being updated, so it is a certificate file.

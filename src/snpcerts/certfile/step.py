@@ -168,7 +168,7 @@ class Unlink(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Change the firmware under the exclusive lock. The result is the new table's bytes."""
+    """Change the firmware's state under the exclusive lock. The result is the new table's bytes."""
 
     call: Callable[[], bytes]
 

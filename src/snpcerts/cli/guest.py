@@ -30,8 +30,8 @@ def command() -> None:
     required=True,
     metavar="FILE",
     help=(
-        "File to write the report to, or - for standard output, which 'snpcerts host prove-key' "
-        "reads."
+        "File to write the report to, or - for standard output, for example to pipe the report to "
+        "'snpcerts host prove-key'."
     ),
 )
 @click.option(
@@ -80,7 +80,7 @@ def command() -> None:
     default="/sys/kernel/config/tsm/report",
     show_default=True,
     metavar="DIR",
-    help="Directory in which configfs-tsm is mounted.",
+    help="Directory of configfs-tsm in which reports are requested.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def report(

@@ -92,7 +92,7 @@ class CertsRequest:
 
 @dataclass(slots=True)
 class Attribute:
-    """Whether and how the VMM read the device attribute KVM_X86_SEV_SNP_REQ_CERTS."""
+    """How the VMM asked KVM about the device attribute KVM_X86_SEV_SNP_REQ_CERTS, if it did."""
 
     has: bool = False  # by KVM_HAS_DEVICE_ATTR
     got: bool = False  # by KVM_GET_DEVICE_ATTR
@@ -133,7 +133,7 @@ class Journal:
         return [request for request in self.requests if request.errno is None]
 
     def begin(self, request: CertsRequest, *, locked: bool) -> None:
-        """Record a new request, and which others are open.
+        """Record a new request, and which other requests overlap with it.
 
         If the file is ``locked``, the VMM may not have finished the requests that ended last.
         """
@@ -145,7 +145,7 @@ class Journal:
         self.requests.append(request)
 
     def forget_overlaps(self) -> None:
-        """Drop what :meth:`begin` has recorded. A long chain of requests cannot be pickled."""
+        """Forget which requests overlap, because a long chain of requests cannot be pickled."""
         for request in self.requests:
             request.beside = []
 
@@ -165,14 +165,14 @@ class Journal:
 
 
 def firmware_track(vcpu: int) -> str:
-    """Return the name of the timeline track for the firmware's commands for a vCPU.
+    """Return the name of the timeline track that shows the firmware commands of one vCPU.
 
-    A command is observed from the VMM's answer to KVM_RUN's return, so those of two vCPUs may
-    overlap.
+    A command is observed from the VMM's answer until KVM_RUN returns, so the commands of two vCPUs
+    may overlap.
     """
     return f"firmware, for vCPU {vcpu}"
 
 
 def vcpu_track(number: int | None) -> str:
-    """Return the name of the timeline track for a vCPU's thread, or for the VMM's other threads."""
+    """Return the name of the timeline track for vCPU ``number``, or for the VMM itself (None)."""
     return VMM if number is None else f"vCPU {number}"

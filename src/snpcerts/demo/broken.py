@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of broken VMMs, each with one mistake, to show its effect.
+"""Broken variants of the VMM's reader, each with one mistake, which show the mistake's effect.
 
 The demo's first run uses ``no-lock``. Both readers show that the demo can fail. Each takes the
 steps of the shipped protocol and changes one of them; ``performer`` runs the steps.

@@ -40,13 +40,13 @@ T = TypeVar("T")
 
 
 class ConfigError(InputError):
-    """The configuration file has an error."""
+    """The configuration file has an error, or cannot be read."""
 
     code = "config"
 
 
 class GuestKeySelect(enum.Enum):
-    """The KEY_SEL in the report requests of guests that are served from a file."""
+    """The KEY_SEL that the guests of one certificate file use in their report requests."""
 
     DEFAULT = "default"  # the VLEK if one is loaded, otherwise the VCEK; Linux requests this
     NAMED = "named"  # explicitly the file's kind of key

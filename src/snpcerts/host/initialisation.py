@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells initialisations of SNP apart. Each one changes keys, but /dev/sev does not show that it has
-happened.
+"""Tells one initialisation of SNP from another. Each changes keys, but /dev/sev does not show that
+it has happened.
 
 Linux shuts SNP down when ``kvm_amd`` is unloaded. It initialises SNP when ``kvm_amd`` is loaded
 (7.3: ``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
@@ -28,8 +28,8 @@ _LIMIT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Initialisation:
-    """One initialisation of SNP: the boot ID, and the inode number of the module's directory. Each
-    is empty if the kernel does not show it.
+    """One initialisation of SNP, identified by the boot ID and the inode number of
+    ``/sys/module/kvm_amd``. Each is empty if this process cannot see it.
     """
 
     boot: str
@@ -41,9 +41,9 @@ class Initialisation:
         return bool(self.boot and self.module)
 
     def change_to(self, after: Initialisation) -> str:
-        """Return what shows that ``after`` is a different initialisation.
+        """Return, as text for a message, how ``after`` differs from this initialisation.
 
-        The text is empty if ``after`` seems to be the same one.
+        The text is empty if it seems to be the same one.
         """
         if self.boot != after.boot:
             return f"the host was rebooted ({BOOT_ID})"
@@ -53,7 +53,7 @@ class Initialisation:
 
 
 def initialisation(boot_id: str = BOOT_ID, module: str = MODULE) -> Initialisation:
-    """Return the current initialisation, as far as this process can see."""
+    """Return the current initialisation, as far as this process can identify it."""
     try:
         with open(boot_id, encoding="ascii", errors="replace") as file:
             boot = file.read(_LIMIT).strip()

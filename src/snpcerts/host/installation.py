@@ -228,7 +228,8 @@ def _check_command(command: str) -> None:
         for hidden in _HIDDEN_FROM_UNITS:
             if place == hidden or place.startswith(hidden + "/"):
                 raise RefusedError(
-                    f"{place}: the unit cannot see files under {hidden}", hint=_OWN_VENV
+                    f"{place}: the agent's unit cannot see files under {hidden} to run them",
+                    hint=_OWN_VENV,
                 )
         for doubt in doubts(place):
             raise RefusedError(
@@ -359,7 +360,11 @@ def _configuration(target: InstallTarget) -> InstallStep:
 
 
 def _written(target: InstallTarget, item: str, path: str, data: bytes) -> InstallStep:
-    """Return the step that writes a file that only this command writes."""
+    """Return the step that writes ``data`` to ``path``.
+
+    Raises an error if the file there was not written by this installation, or was edited
+    afterwards, unless ``target.replace`` is set.
+    """
     place = target.at(path)
     found = _content(place)
     if found == data:

@@ -45,10 +45,10 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class KnownKeys:
-    """The remembered facts about the keys, and what is uncertain.
+    """The remembered facts about the signing keys, and the doubts about the facts.
 
-    An empty doubt means that there is none. ``lost_masks`` are masks that were set until SNP was
-    initialised again.
+    Each doubt is a text, empty if there is none. ``lost_masks`` are masks that were set until SNP
+    was initialised again.
     """
 
     vlek: RememberedVlek | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gets verified resources from the cache, or from the key server, whose answers go into the cache.
+"""Gets verified resources from the cache, or from the key server, and caches the server's answers.
 
 This module does not know what it fetches, because each caller passes a function that judges the
 result. Concurrent requests for one resource are merged.
@@ -87,9 +87,7 @@ class FetchRequest(Generic[T]):
 
 @dataclass(slots=True)
 class _Cached(Generic[T]):
-    """The cached resource when the cache was last read, and the version of its file when it was
-    first read.
-    """
+    """The cached resource as it was last read, and the version of its file before the renewal."""
 
     value: Verified[T] | None
     version: object
@@ -156,8 +154,8 @@ class CachedFetch:
                 del self._asking[key]
 
     def _renew(self, request: FetchRequest[T]) -> Verified[T]:
-        """Ask the key server in this process's turn. If that fails, return the cached resource if
-        it is valid.
+        """Wait for this process's turn and ask the key server. If that fails, return the cached
+        resource if it is valid. Without a client, use only the cache.
         """
         client = self.client
         if client is None:

@@ -173,7 +173,7 @@ class Fetcher:
                 self.waiter.wait(min(wait, _POLL))
 
     def step(self) -> float:
-        """Fetch the resource of one row. Return the seconds until the next row can be taken.
+        """Take one row from the queue and fetch its resource; return the seconds to the next step.
 
         Raises :class:`DatabaseUnavailableError` if no row could be taken.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenarios with buffers at the end of memory, across slots, and outside memory."""
+"""Scenarios with buffers at the end of memory, across two memory slots, and outside memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _slots(trial: Trial) -> list[MemorySlot]:
 
 
 def _end(vcpu: TrialVcpu) -> int:
-    """Return the end of the first vCPU's pages, which is the end of the largest slot."""
+    """Return the GPA at which the pages of the first vCPU, and thus the largest slot, end."""
     return vcpu.pages.data + vcpu.pages.data_pages * PAGE_SIZE
 
 
@@ -42,7 +42,11 @@ def _at_end(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def slot_boundaries(trial: Trial, vcpu: TrialVcpu) -> list[int]:
-    """Return the GPAs at which one memory slot ends and the next begins, with free pages around."""
+    """Return the GPAs at which one memory slot ends and the next begins.
+
+    Leaves out boundaries of read-only slots, of slots smaller than two pages, and those in the
+    vCPU's own pages.
+    """
     slots = _slots(trial)
     size = 2 * PAGE_SIZE
     return [

@@ -101,7 +101,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def released(trial: Trial, when: str) -> Script:
-    """Wait until the lock is released. Judge whether that happens while the guest runs."""
+    """Wait for the VMM to release the lock while the guest runs, and judge whether it does."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     problem = (
         None
@@ -223,7 +223,7 @@ def _after_handshake(trial: Trial) -> None:
 
 
 def _after_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """After the VMM has locked the file, replace the file when the VMM uses the path again."""
+    """Replace the file that the VMM has locked, just before the VMM uses the path again."""
     yield from _replaced_after_lock(trial, vcpu, TABLE_SIZE, when_opened=True)
     for size in OTHER_SIZES:
         # To compare files, a VMM examines the path once. It may do so again for another reason.
@@ -368,9 +368,9 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
-    """Return a scenario in which ``link`` points to ``first``, then to ``second``.
+    """Return a scenario that redirects the symbolic link ``link`` from ``first`` to ``second``.
 
-    The files in both directories have the same inode number.
+    The files in the two directories have the same inode number, on different devices.
     """
 
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -447,8 +447,10 @@ def ask_while_busy(
     number: int,
     at_answer: Callable[[CertsRequest], None] = lambda _: None,
 ) -> Generator[Event, int, str | None]:
-    """Make request ``number`` in a row while an update has the lock, judge its answer, and return
-    what is wrong with it.
+    """Make one request while an update holds the lock, judge its answer, and return what is wrong
+    with it.
+
+    ``number`` is the request's position in a series of such requests, from 1.
     """
     before, delay = delay_time(trial.processes()), [0.0]
 
@@ -482,8 +484,9 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _pauses(trial: Trial) -> int:
-    """Return how many times the VMM's threads have slept, without the sleeps that the observation
-    of their calls causes.
+    """Return how many times the VMM's threads have slept of their own accord.
+
+    Each system call that the suite observes causes one more sleep, which is subtracted.
     """
     return sleeps(trial.processes()) - trial.observer.calls
 

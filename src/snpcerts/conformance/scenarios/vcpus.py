@@ -169,7 +169,9 @@ def _reached(rounds: _Rounds, vcpu: int, number: int) -> bool:
 
 
 def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
-    """Let one vCPU make requests while the other waits for the firmware."""
+    """Let one vCPU make requests while the other waits for the firmware, and check that the other
+    keeps its lock.
+    """
     mine = f"vCPU {vcpu.cpu.index}"
     yield Sleep(SETTLE)
     rounds.check(held, f"{mine} finished")
@@ -182,7 +184,9 @@ def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
 
 
 def _replaced(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
-    """Replace the file while one vCPU waits for the firmware, and let the other ask."""
+    """Replace the file while one vCPU waits for the firmware, and let the other request the new
+    table.
+    """
     served, mine = vcpu.trial.served, f"vCPU {vcpu.cpu.index}"
     served.replace(served.table(TABLE_SIZE))
     answer = yield from vcpu.ask(2)
@@ -238,7 +242,9 @@ def _after(trial: Trial) -> None:
 
 
 class _Interleaved:
-    """Stops a read half-way, replaces the file, and waits until another vCPU has its table."""
+    """Stops one vCPU's read half-way, replaces the file, and lets the read go on when the other
+    vCPU's request has ended.
+    """
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
@@ -294,9 +300,9 @@ def _interleaved_scenario() -> Scenario:
 
 
 class _Together:
-    """Stops one vCPU's read until another vCPU asks too, then lets the first finish first.
+    """Makes two requests overlap: vCPU 1's begins during vCPU 0's read, and vCPU 0's ends first.
 
-    A VMM may answer both with what it reads for the first, but the lock must last for both.
+    A VMM may answer both requests from one read, but the lock must be held until both have ended.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -307,7 +313,7 @@ class _Together:
         self.kept: bool | None = None  # the second vCPU's lock, after the first finished
 
     def meddle(self, call: FileCall) -> Pending | None:
-        """Stop the first read."""
+        """Stop the first read until both vCPUs have made their requests."""
         if call.call not in READS or self.reading is not None:
             return None
         self.reading = time.monotonic()
@@ -318,7 +324,11 @@ class _Together:
         return second is not None and time.monotonic() > second.asked_at + SETTLE
 
     def gate(self, request: CertsRequest) -> bool:
-        """Hold the first request until both are answered, and the second until the first ends."""
+        """Return whether the firmware may handle the request.
+
+        vCPU 0's request waits until the VMM has answered both, and vCPU 1's until vCPU 0's has
+        ended.
+        """
         now, answered = time.monotonic(), request.answered_at or 0.0
         if request.ret != 0:
             return True
@@ -336,8 +346,10 @@ class _Together:
 
 
 def _together_scenario() -> Scenario:
-    """Return a scenario that fails if a vCPU's lock ends with the request of another, whose table
-    it shares.
+    """Return a scenario in which a VMM may serve two vCPUs from one read of the file.
+
+    It fails if the VMM drops the lock when the first request ends, although the second still needs
+    it.
     """
     check, meeting = "vcpus-keep-locks", list[_Together]()
 

@@ -218,7 +218,7 @@ class _Builder:
             _mount(f"{_STAGE}/ptmx", path, MS_BIND)
 
     def _mount_tree(self, path: str) -> None:
-        """Mount a FUSE file system at ``path``. Calls on it wait until the server serves it."""
+        """Mount a FUSE file system at ``path``. Calls on it block until the server answers."""
         try:
             fuse = os.open(_FUSE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:

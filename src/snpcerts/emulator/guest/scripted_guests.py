@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creates VMMs' guests from a script, and reports what the guests get."""
+"""Creates guests that follow a script, and writes down what they get."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class ScriptedGuests:
-    """Creates the guests of the VMMs that one command starts.
+    """Creates guests for all VMs of the VMMs that one command starts.
 
     When the guest shuts down, a VMM may reset its machine and build the VM again. So reports are
     counted by process. A guest that starts after the last report asks the process to end (SIGTERM).
@@ -61,8 +61,8 @@ def _without_empty_pages(table: bytes) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open ``path`` without blocking: a pipe without a reader is an error, and must not stop the
-    machine.
+    """Open ``path``. A named pipe without a reader is an error, because waiting for a reader would
+    stop the emulator.
     """
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 

@@ -84,7 +84,7 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def awaits_init(self) -> bool:
-        """Whether the VM still needs the command INIT2."""
+        """Whether the VMM must still call KVM_SEV_INIT2."""
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -150,11 +150,16 @@ class Vcpu:
         self._wake_at: float | None = None
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
-        """Handle KVM_RUN and the ioctls for the processor's state. All others fail with EINVAL."""
+        """Handle KVM_RUN, KVM_SET_SIGNAL_MASK and the ioctls for the processor's state.
+
+        Others fail with EINVAL, and all calls of a process that did not create the VM with EIO.
+        """
         if caller.pid != self.vm.owner:
-            raise OSError(errno.EIO, "the VM belongs to another process")
+            raise OSError(
+                errno.EIO, "the ioctl was refused, because another process created the VM"
+            )
         if type_of(request) != KVMIO:
-            raise OSError(errno.EINVAL, f"ioctl {request:#x} is not one of KVM's")
+            raise OSError(errno.EINVAL, f"ioctl: expected one of KVM's, found {request:#x}")
         if request == Ioctl.RUN:
             run = KvmRun(self, caller, argument)
             self.runs.append(run)
@@ -174,7 +179,7 @@ class Vcpu:
     # Used by KVM_RUN.
 
     def enter(self, caller: Caller) -> int | None:
-        """Run the guest. Return 0 if it exits to userspace, None if it waits.
+        """Run the guest. Return 0 if it exits to userspace, None if KVM_RUN must be polled again.
 
         Raises the ``OSError`` of KVM_RUN.
         """
@@ -260,7 +265,10 @@ class Vcpu:
                 wanted = "private" if private else "shared"
                 log.warning("%s vCPU %d: no %s page %#x", self.vm.name, self.number, wanted, gpa)
                 kvm_exit.memory_fault(self.page, gpa, private=private)
-                raise OSError(errno.EFAULT, f"the guest has no {wanted} page at {gpa:#x}")
+                raise OSError(
+                    errno.EFAULT,
+                    f"the guest accessed a {wanted} page at {gpa:#x}, but there is no such page",
+                )
         return RESUME
 
     @property
@@ -323,7 +331,7 @@ class KvmRun:
         return self._vcpu.signal_mask
 
     def poll(self) -> int | None:
-        """Return 0 on an exit to userspace, None while the guest waits.
+        """Return 0 on an exit to userspace, None if the call must be polled again.
 
         Raises the ``OSError`` of KVM_RUN.
         """
@@ -352,7 +360,9 @@ class KvmRun:
         vcpu, run = self._vcpu, self._vcpu.run
         if not self._begun:
             if self._argument:
-                raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
+                raise OSError(
+                    errno.EINVAL, f"KVM_RUN: expected argument 0, found {self._argument:#x}"
+                )
             self._begun = True
             self._immediate_exit = bool(run.immediate_exit)
             vcpu.page[RUN_FLAGS : RUN_FLAGS + 2] = bytes(2)
@@ -384,7 +394,7 @@ class KvmRun:
         if self._immediate_exit:
             raise OSError(errno.EINTR, "KVM_RUN returns at once because immediate_exit is set")
         if vm.awaits_init:
-            raise OSError(errno.EINVAL, "the VM has not been initialised with INIT2")
+            raise OSError(errno.EINVAL, "KVM_RUN was refused: KVM_SEV_INIT2 must be called first")
         self._entered = True
         run.exit_reason = ExitReason.UNKNOWN
         if not vm.protected:
@@ -404,7 +414,7 @@ class KvmRun:
             raise OSError(errno.EINTR, "KVM_RUN was interrupted by a signal")
 
     def _take_cr8(self) -> None:
-        """Take the task priority from userspace if userspace has the local APIC."""
+        """Take the task priority (CR8) from ``kvm_run`` if the VMM emulates the local APIC."""
         vcpu = self._vcpu
         if vcpu.vm.irqchip:
             return
@@ -415,6 +425,10 @@ class KvmRun:
 
     def _check_sync_regs(self) -> None:
         known = 0 if self._vcpu.vm.protected else SYNC_X86_VALID_FIELDS
-        for offset in (RUN_VALID_REGS, RUN_DIRTY_REGS):
-            if int.from_bytes(self._vcpu.page[offset : offset + 8], "little") & ~known:
-                raise OSError(errno.EINVAL, "kvm_valid_regs or kvm_dirty_regs has unknown bits")
+        for name, offset in (("valid", RUN_VALID_REGS), ("dirty", RUN_DIRTY_REGS)):
+            bits = int.from_bytes(self._vcpu.page[offset : offset + 8], "little")
+            if bits & ~known:
+                raise OSError(
+                    errno.EINVAL,
+                    f"kvm_{name}_regs: expected only bits of {known:#x}, found {bits:#x}",
+                )

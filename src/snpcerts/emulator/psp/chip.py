@@ -85,7 +85,7 @@ class Chip:
 
     @property
     def hwid(self) -> bytes:
-        """The significant bytes of ``chip_id``: all 64, or the first 8 on Turin."""
+        """The significant bytes of ``chip_id``: all 64, or the first 8 on Turin and Venice."""
         return hwid_of_chip_id(self.chip_id, self.product)
 
     def vcek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
@@ -126,7 +126,7 @@ class Chip:
         except InvalidTag:
             raise FirmwareError(
                 SevStatus.BAD_MEASUREMENT,
-                "the tag of the VLEK hashstick does not verify on this chip",
+                "the VLEK hashstick is refused: its tag does not verify for this chip and TCB",
             ) from None
         return content[:HASHSTICK_SIZE]
 
