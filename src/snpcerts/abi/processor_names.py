@@ -34,7 +34,7 @@ class CpuidRange:
     steppings: tuple[int, int] = (0, MAX_STEPPING)
 
     def contains(self, family: int, model: int, stepping: int) -> bool:
-        """Whether the processor with these CPUID values is in the range."""
+        """Return whether the processor with these CPUID values is in the range."""
         return (
             family == self.family
             and self.models[0] <= model <= self.models[1]

@@ -33,7 +33,7 @@ class ForeignFileError(RefusedError):
 
 
 def was_updated_before(path: str) -> bool:
-    """Whether the file at this path has been updated before."""
+    """Return whether the file at this path has been updated before."""
     try:
         return os.path.lexists(writer.turn_of(os.path.realpath(path)))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the content of a certificate file and judges whether it is the right one.
 
-The file and the firmware are read together, under the shared lock that a VMM takes. So no update
-that follows the protocol can run between the two reads.
+If the file contains a table, the file and the firmware's state are read under one shared lock, as a
+VMM takes it. So no update that follows the protocol can run between the two reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOOK_WAIT = 1.0
 
 
 class FileMatch(enum.Enum):
-    """How a file compares with the firmware."""
+    """How the content of a file compares with the firmware's signing key."""
 
     RIGHT = "right"
     OUTDATED = "outdated"  # certifies the key, but is incomplete or has another fault
@@ -83,7 +83,7 @@ def read_file_state(
     extras: Callable[[CertTable], Sequence[TableEntry]] = lambda _: (),
     lock_wait: float = LOOK_WAIT,
 ) -> FileState:
-    """Read one file and the firmware together.
+    """Read one file and the firmware's state.
 
     ``extras`` returns the entries that a table should have besides the certificates. A table with
     others is outdated. Raises what ``read_state`` raises.

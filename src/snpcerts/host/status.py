@@ -27,7 +27,7 @@ COMMITTED = "shown only by attestation reports, not by any host interface"
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """One file, with the holders of its lock."""
+    """The state of one file, and the holders of its lock."""
 
     file_state: FileState
     holders: tuple[Holder, ...]

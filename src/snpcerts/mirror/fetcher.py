@@ -320,8 +320,8 @@ class Fetcher:
         fresh: tuple[Admitted, ...],
         at: datetime,
     ) -> tuple[Admitted, ...]:
-        """Verify an answer, and return what to store. ``fresh`` has the chain if it was fetched
-        just now.
+        """Verify an answer, and return what to store. ``fresh`` contains the chain if it was
+        fetched just now.
         """
         if isinstance(resource, ChainResource) or chain is None:
             return (self._admission.chain(chain_of(resource), body, at),)
@@ -338,8 +338,8 @@ class Fetcher:
     def _chain(
         self, resource: ChainResource, at: datetime, body: bytes | None
     ) -> tuple[ChainPair, tuple[Admitted, ...]]:
-        """Return the stored chain and nothing to store. If no valid chain is stored, fetch one, and
-        return the chain and what to store.
+        """Return the chain and what to store: nothing if a valid chain is stored already, otherwise
+        the chain that this method fetches.
         """
         if body is not None:
             with contextlib.suppress(KdsUntrustedError, FormatError):
@@ -374,7 +374,7 @@ class _NoChainError(Exception):
 
 
 def _readable(resource: Resource, body: bytes) -> bytes:
-    """Return ``body`` if it may be what was requested.
+    """Return ``body`` if it looks like the requested resource.
 
     Raises :class:`FormatError` for an HTML page or a truncated answer, because these say nothing
     about a chip.

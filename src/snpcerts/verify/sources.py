@@ -360,8 +360,8 @@ class _Asking:
     def missing(
         self, choice: Choice, collateral: Collateral, products: tuple[Product, ...]
     ) -> frozenset[Part]:
-        """Return the parts of the chain that are missing or wrong, for which the next source is
-        asked.
+        """Return which parts to request from the next source: certificates that are missing or
+        wrong, and a revocation list if one is still required.
         """
         missing = wrong_parts(choice.reasons(self.at))
         # A list is requested if the report needs one. A list that comes anyway is also checked.

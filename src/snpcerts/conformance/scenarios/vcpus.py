@@ -87,7 +87,7 @@ class _Rounds:
             self._trial.served.rewrite(self._trial.served.table(TABLE_SIZE))
 
     def _alone(self, request: CertsRequest) -> bool:
-        """Whether the VMM makes the other vCPU wait until this request is over."""
+        """Return whether the VMM makes the other vCPU wait until this request is over."""
         held_since = request.answered_at or time.monotonic()
         other = self._trial.journal.last_of(1 - request.vcpu)
         if other is not None and other.errno is None and other.answered_at is None:

@@ -248,8 +248,8 @@ class _Builder:
             self._roots.append(root)
 
     def _place(self, path: str) -> tuple[int, str]:
-        """Return the number of the root that contains ``path``, and the path below it. Create the
-        parent directory.
+        """Return the number of the covered directory that contains ``path``, and the path below it.
+        Create the parent directory of ``path``.
         """
         directory = max((each for each in self._mirrors if path.startswith(f"{each}/")), key=len)
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -94,7 +94,7 @@ class RunningVm(RequestingVm, Protocol):
         """Return guest memory, accessed through the caller's address space."""
 
     def is_private(self, gpa: int) -> bool:
-        """Whether the VMM has made the page at ``gpa`` private."""
+        """Return whether the VMM has made the page at ``gpa`` private."""
 
     def program(self, cpu: GuestCpu) -> Program:
         """Return the guest's program for a vCPU."""
@@ -106,7 +106,7 @@ class RunningVm(RequestingVm, Protocol):
         """Store the CPUID values that the VMM sets, by function and subleaf."""
 
     def release(self, vcpu: Vcpu) -> None:
-        """Called when the vCPU's last descriptor is closed."""
+        """Record that the vCPU's last descriptor has been closed."""
 
 
 class Vcpu:
