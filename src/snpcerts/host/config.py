@@ -181,7 +181,9 @@ def _mirror(top: _TomlTable) -> MirrorConfig | None:
     if (access.certificate is None) != (access.key is None):
         raise table.error("certificate", "certificate and key must be set together")
     if access.token_file is not None and sent_in_clear(access.url):
-        raise table.error("url", "expected https://, because a token is sent to another machine")
+        raise table.error(
+            "url", "expected https://, because http:// would send the token unencrypted"
+        )
     return MirrorConfig(access, name)
 
 
@@ -396,7 +398,7 @@ def _mode(value: Any) -> int:
     if not 0 <= mode <= 0o777:
         raise ValueError(f'expected octal digits in quotes, such as "0640", found {value!r}')
     if mode & 0o400 == 0:
-        raise ValueError(f"{value!r} does not allow the owner to read the file")
+        raise ValueError(f"expected a mode that lets the owner read the file, found {value!r}")
     return mode
 
 

@@ -228,7 +228,7 @@ def _check_command(command: str) -> None:
         for hidden in _HIDDEN_FROM_UNITS:
             if place == hidden or place.startswith(hidden + "/"):
                 raise RefusedError(
-                    f"{place}: the agent's unit cannot see files under {hidden} to run them",
+                    f"{place}: not usable, because the unit cannot see files under {hidden}",
                     hint=_OWN_VENV,
                 )
         for doubt in doubts(place):
@@ -407,7 +407,7 @@ def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
     if data is not None and (mine := _runs(data)) != (theirs := _runs(found)):
         raise RefusedError(
             f"{path}: the file belongs to another installation, {theirs}; this one is {mine}",
-            hint=f"run {theirs} host uninstall first, or replace the file with --replace",
+            hint=f"run '{theirs} host uninstall' first, or replace the file with --replace",
         )
 
 

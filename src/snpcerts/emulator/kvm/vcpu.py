@@ -408,7 +408,7 @@ class KvmRun:
 
     def _await_init(self) -> None:
         if self._vcpu.mp_state != MP_UNINITIALIZED:
-            raise OSError(errno.EAGAIN, "the vCPU has just been started; call KVM_RUN again")
+            raise OSError(errno.EAGAIN, "the vCPU was only started; call KVM_RUN again to run it")
         if self._caller.interrupted(self._vcpu.signal_mask):
             self._vcpu.run.exit_reason = ExitReason.INTR
             raise OSError(errno.EINTR, "KVM_RUN was interrupted by a signal")
