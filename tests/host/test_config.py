@@ -106,7 +106,7 @@ def edited(old: str, new: str) -> str:
         (edited("wait = 0.5", "wait = true"), 16, "seconds"),
         (edited("port = 9469", "port = 0"), 19, "1 to 65535"),
         (edited('mode = "0640"', "mode = 640"), 24, "octal digits in quotes"),
-        (edited('mode = "0640"', 'mode = "0240"'), 24, "does not allow the owner"),
+        (edited('mode = "0640"', 'mode = "0240"'), 24, "lets the owner read"),
         (edited('"/srv/vlek.bin"', '"/srv/vcek.bin"'), 28, "listed twice"),
         (
             edited('kind = "vlek"', 'kind = "vcek"'),
