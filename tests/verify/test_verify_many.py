@@ -179,7 +179,7 @@ def test_options_and_a_policy_file_are_asked_together(run: Run) -> None:
     Path("report").write_bytes(report + full_table())
     Path("policy.toml").write_text("vmpls = [0]\n[minimum_tcb.genoa]\n", encoding="utf-8")
     assert (
-        "minimum_tcb.genoa: expected every component in a floor, found no bootloader"
+        "minimum_tcb.genoa: expected a floor with every component of the TCB, found no bootloader"
         in run("report", "--policy", "policy.toml")[2]
     )
     Path("policy.toml").write_text("vmpls = [0]\nreport_data = '02'\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inserts a function between a protocol and its performer, to watch or disturb the protocol's
-steps.
+"""Inserts a function between a protocol and what carries out its steps, to watch or disturb
+them.
 """
 
 from __future__ import annotations

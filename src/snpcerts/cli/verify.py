@@ -64,9 +64,9 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="KIND=FILE",
     help=(
-        "File with a revocation list (CRL) for VCEKs (KIND is vcek) or VLEKs (vlek). Reports of "
-        "that kind are then refused unless such a list is current. Without KIND=, the list only "
-        "adds revocations."
+        "File with a revocation list (CRL). With KIND=, which is vcek or vlek, reports signed by "
+        "a key of this kind are refused unless a list for the kind is current. Without KIND=, the "
+        "list adds revocations, and no list is required."
     ),
 )
 @click.option(

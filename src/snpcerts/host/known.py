@@ -58,7 +58,7 @@ class KnownKeys:
     lost_masks: tuple[str, ...] = ()
 
     def proof(self, select: KeySelect) -> Proof | None:
-        """Return the proof about reports requested with ``select``; None if there is none."""
+        """Return the proof of the key that signs reports requested with ``select``, or None."""
         return next((each for each in self.proofs if each.select is select), None)
 
     def proven(self, proof: Proof) -> KnownKeys:

@@ -149,7 +149,8 @@ class MirrorClient:
             except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
                 raise InputError(
                     f"{certificate}, {key}: expected a client certificate and its key: {error}",
-                    hint="give two PEM files, with a key that has no passphrase",
+                    hint="give the certificate and its private key as PEM files; the key must not "
+                    "have a passphrase",
                 ) from None
         return httpx2.Client(
             follow_redirects=False,

@@ -234,7 +234,9 @@ def _tcb(value: Any, product: Product) -> TcbVersion:
         components[key] = _below(key, _component, each)
     for name in names:
         if name not in components:
-            raise _ProblemError(f"expected every component in a floor, found no {name}")
+            raise _ProblemError(
+                f"expected a floor with every component of the TCB, found no {name}"
+            )
     return TcbVersion.of(components)
 
 

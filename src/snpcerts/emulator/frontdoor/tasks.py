@@ -28,8 +28,8 @@ class Task:
     blocked: int
 
     def deliverable(self, blocked: int | None = None) -> tuple[int, int]:
-        """Return ``own`` and ``shared`` without blocked signals. ``blocked``, if set, replaces the
-        thread's own mask.
+        """Return the masks ``own`` and ``shared`` without the signals that the thread blocks. If
+        ``blocked`` is given, it is used instead of the thread's own mask.
         """
         free = ~(self.blocked if blocked is None else blocked)
         return self.own & free, self.shared & free
