@@ -38,7 +38,7 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 from snpcerts.emulator.guest.program import Event, Sleep
 
 FIRMWARE_TIME = 0.02  # seconds of delay for each signature of the emulated firmware
-LOCK_TIME = 0.02  # seconds that a lock call takes; another thread of the VMM may read meanwhile
+LOCK_TIME = 0.03  # seconds that a lock call takes; another thread of the VMM may read meanwhile
 SLOW_FIRMWARE = 5.0  # seconds; Linux waits 100 s for a command by default
 STOPPED_LIMIT = 3.0  # seconds of inactivity after which a VM counts as stopped
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
@@ -81,12 +81,12 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
             for check in ("lock-before-read", "lock-kind", "lock-until-signed", "lock-released"):
                 trial.skip(check, f"the table was not delivered: {answer}")
             return
-        trial.observer.meddle = lambda _: None
         trial.judge("lock-before-read", lock_before_read(request))
         trial.judge("lock-kind", _lock_kind(request))
         trial.judge("lock-until-signed", lock_until_signed(request))
         trial.judging("lock-released")
         yield from released(trial, "after the table was delivered")
+    trial.observer.meddle = lambda _: None
     yield from vcpu.ask(0)
     yield from released(trial, "after ENOSPC")
     yield from vcpu.ask(2, gpa=above_memory(trial))
