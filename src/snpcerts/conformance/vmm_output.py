@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the output of the VMM under test, and keeps its size, beginning and end.
+"""Reads the output of the VMM under test; of a long output, keeps only the beginning and the end.
 
 A VMM may write endlessly, so its output does not go to a file while it runs.
 """
@@ -57,7 +57,7 @@ class VmmOutput:
         os.close(self.reader)
 
     def kept(self) -> bytes:
-        """Return the beginning of the output, the number of bytes left out, and the end."""
+        """Return the output; if it was too long, with a note in place of the bytes left out."""
         missing = self.size - len(self._head) - len(self._tail)
         note = f"\n[{missing} bytes left out]\n".encode() if missing > 0 else b""
         return self._head + note + self._tail

@@ -227,7 +227,9 @@ class MirrorApi:
         names = given.get("hosts")
         if names is not None and not _are_names(names):
             raise FormatError(
-                "roll", "expected a list of names or chip IDs, found another value", field="hosts"
+                "roll",
+                f"expected a list of at most {MAX_HOSTS} names or chip IDs, found another value",
+                field="hosts",
             )
         found = await run_in_threadpool(self._records.start_roll, product, tcb, names)
         self._wake()
@@ -250,7 +252,9 @@ class MirrorApi:
         names = _object(await _body(request, _MAX_ROLL), "forget").get("hosts")
         if not _are_names(names) or not names:
             raise FormatError(
-                "forget", "expected a list of names or chip IDs, found another value", field="hosts"
+                "forget",
+                f"expected a list of 1 to {MAX_HOSTS} names or chip IDs, found another value",
+                field="hosts",
             )
         found = await run_in_threadpool(self._records.forget, names)
         return JSONResponse(

@@ -135,7 +135,7 @@ class ProcessorFloor:
             raise UsageError(f"{cpuid}: expected CPUID values of a known SEV-SNP processor")
         asked = self.components()
         if not asked:
-            raise UsageError("expected at least one component of the TCB in a floor, found none")
+            raise UsageError(f"{cpuid}: expected at least one component of the TCB, found none")
         for component, least in asked.items():
             if not 0 <= least <= 255:
                 raise UsageError(f"{component}: expected 0 to 255, found {least}")

@@ -168,7 +168,7 @@ def prove_host(
 
 
 def _report(host: Host, agent: Agent, started: _Vmm) -> ClaimReport:
-    """Return a claim report with everything that can be observed without a guest."""
+    """Return a :class:`ClaimReport` with the claims that can be checked without a guest."""
     from snpcerts.cli.host.check import findings
     from snpcerts.host import kernel_numbers
     from snpcerts.host.claim_report import ClaimReport, Showing
@@ -263,8 +263,8 @@ class _Vmm:
         )
 
     def note_end(self, report: ClaimReport) -> None:
-        """Record at the end of the trial that the VMM runs a guest, if the VMM is still running and
-        the guest has answered.
+        """If the VMM is still running and its guest has answered, record in ``report`` that the VMM
+        runs a guest.
         """
         from snpcerts.host.claim_report import Showing
 

@@ -70,7 +70,7 @@ def _version(order: Mapping[str, Any], now: ApiVersion) -> tuple[int, int, int]:
 def _numbers(order: Mapping[str, Any], name: str) -> Mapping[str, int]:
     found = order.get(name, {})
     if not isinstance(found, dict) or not all(type(value) is int for value in found.values()):
-        raise InputError(f"{name}: expected an object of names and numbers, found {found!r}")
+        raise InputError(f"{name}: expected an object whose values are integers, found {found!r}")
     return found
 
 
