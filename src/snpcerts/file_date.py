@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Returns when a file was written, if its date is credible.
+"""Finds out when a file was written, and rejects dates that lie in the future.
 
 A host whose clock is ahead gives its files dates in the future. Until those dates, the files would
 look new: for example, a revocation list that the host fetched.

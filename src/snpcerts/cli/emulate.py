@@ -396,7 +396,7 @@ def certificates(options: _PlatformOptions, directory: str, vlek: str | None) ->
     type=click.FloatRange(0, 3600),
     default=5.0,
     metavar="SECONDS",
-    help="Time that an answer takes if a fault slows it down. [default: 5]",
+    help="Seconds that an answer takes if a fault slows it down. [default: 5]",
 )
 @click.pass_obj
 def key_server(

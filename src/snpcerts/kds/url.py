@@ -204,7 +204,8 @@ def checked_target(url: str, location: str) -> str:
     """Return the URL to which a redirect from ``url`` leads.
 
     Raises :class:`ValueError` if the redirect must not be followed, because it leads from https to
-    http, from another machine to this machine, or to a URL that is not HTTP.
+    http, from elsewhere to this machine or its cloud's metadata service, or to a URL that is not
+    HTTP or has a user name.
     """
     target = urljoin(url, location)
     here, there = urlsplit(url), urlsplit(target)
@@ -215,7 +216,7 @@ def checked_target(url: str, location: str) -> str:
     if here.scheme == "https" and there.scheme == "http":
         raise ValueError("the target URL does not use TLS, but the redirecting server does")
     if _rank(there.hostname) > _rank(here.hostname or ""):
-        raise ValueError("the target URL leads to this machine")
+        raise ValueError("the target URL leads to this machine or its cloud's metadata service")
     return target
 
 

@@ -159,7 +159,7 @@ class Descriptors:
         os.close(entry.keeper)
 
     def close(self) -> None:
-        """Close the inotify instance; no emulated device may be open."""
+        """Close the inotify instance. All emulated devices must already be closed."""
         os.close(self._inotify)
 
 
@@ -172,8 +172,8 @@ def _is_gone(entry: OpenDevice) -> bool:
 
 
 def file_with(path: bytes, content: Content, mode: int = os.O_RDONLY) -> int:
-    """Return a sealed memfd that contains ``content``, with the file offset at 0. Writing to it
-    fails with EPERM.
+    """Return a sealed memfd that contains ``content``, opened in ``mode``, with the file offset at
+    0. Writing to it fails.
     """
     pieces: Mapping[int, bytes] = {0: content} if isinstance(content, bytes) else content
     writer = os.memfd_create(os.fsdecode(path), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -189,7 +189,7 @@ def make_report(
 
 
 def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload: bytes) -> bytes:
-    """Return the MSG_KEY_RSP for a MSG_KEY_REQ of version 1. It contains a key of 32 bytes.
+    """Return the MSG_KEY_RSP, with a key of 32 bytes, for a MSG_KEY_REQ of version 1.
 
     The key depends on the same inputs as AMD's, but by a different formula. It always depends on
     the VMPL, HOST_DATA and the key that signed the ID block. If the root is the VCEK, it is the
@@ -392,7 +392,7 @@ def _derived_key(
 
 
 def _permitted_tcb(state: PlatformState, tcb: bytes) -> TcbVersion:
-    """Return the TCB that a key request names. No component may be above the committed TCB's."""
+    """Return the TCB that a key request names. Refuse one that the committed TCB does not cover."""
     try:
         asked = TcbVersion.unpack(tcb, state.product.tcb_layout)
     except FormatError:

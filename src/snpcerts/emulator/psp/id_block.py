@@ -106,7 +106,7 @@ def _verify(name: str, key: bytes, signature: bytes, signed: bytes) -> None:
     (curve,) = struct.unpack_from("<I", key)
     try:
         if curve != CURVE_P384:
-            raise ValueError(f"curve of the key: expected {CURVE_P384}, found {curve}")
+            raise ValueError(f"curve of the {name}: expected {CURVE_P384}, found {curve}")
         numbers = ec.EllipticCurvePublicNumbers(
             _number(key, 4), _number(key, 4 + _PART), ec.SECP384R1()
         )

@@ -74,7 +74,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
     if saved["format"] != FORMAT:
         raise ValueError(f"format: expected {FORMAT!r}, found {saved['format']!r}")
     product = Product(saved["product"])
-    report_version = _checked(saved["report_version"], int)
+    report_version = _checked("report_version", saved["report_version"], int)
     if report_version not in CHIP_MODELS[product].firmware:
         raise ValueError(
             f"the emulator has no {product.value} firmware that writes reports of version "
@@ -88,7 +88,7 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         return tcb_in(saved[name])
 
     def flag(name: str) -> bool:
-        return _checked(saved[name], bool)
+        return _checked(name, saved[name], bool)
 
     state = PlatformState(
         product=product,
@@ -96,19 +96,21 @@ def _read(saved: Mapping[str, Any]) -> PspSnapshot:
         committed=tcb("committed_tcb"),
         config_tcb=None if saved["config_tcb"] is None else tcb("config_tcb"),
         vcek_tcb=tcb("vcek_tcb"),
-        version=_version(saved["version"]),
-        committed_version=_version(saved["committed_version"]),
+        version=_version("version", saved["version"]),
+        committed_version=_version("committed_version", saved["committed_version"]),
         mask_chip_id=flag("mask_chip_id"),
         mask_chip_key=flag("mask_chip_key"),
-        choices=choices_of(_checked(saved["firmware"], str)),
+        choices=choices_of(_checked("firmware", saved["firmware"], str)),
         vlek=_vlek(saved["vlek"], tcb_in),
         initialized=flag("initialized"),
-        initialisations=_integers([saved["initialisations"]], 1, 8)[0],
-        boots=_integers([saved.get("boots", 0)], 1, 8)[0],  # earlier releases did not store it
+        initialisations=_integers("initialisations", [saved["initialisations"]], 1, 8)[0],
+        # Earlier releases did not store it.
+        boots=_integers("boots", [saved.get("boots", 0)], 1, 8)[0],
     )
-    family, model, stepping = _integers(saved["cpuid"], 3, 1)
-    (platform_info,) = _integers([saved["platform_info"]], 1, 8)
-    mit_vector, mit_supported = _integers([saved["mit_vector"], saved["mit_supported"]], 2, 8)
+    family, model, stepping = _integers("cpuid", saved["cpuid"], 3, 1)
+    (platform_info,) = _integers("platform_info", [saved["platform_info"]], 1, 8)
+    (mit_vector,) = _integers("mit_vector", [saved["mit_vector"]], 1, 8)
+    (mit_supported,) = _integers("mit_supported", [saved["mit_supported"]], 1, 8)
     return PspSnapshot(
         chip=Chip(product, bytes.fromhex(saved["chip_secret"])),
         state=state,
@@ -124,8 +126,8 @@ def _numbers(version: ApiVersion) -> list[int]:
     return [version.major, version.minor, version.build]
 
 
-def _version(value: Any) -> ApiVersion:
-    major, minor, build = _integers(value, 3, 1)
+def _version(name: str, value: Any) -> ApiVersion:
+    major, minor, build = _integers(name, value, 3, 1)
     return ApiVersion(major, minor, build)
 
 
@@ -154,16 +156,16 @@ def _from_first_format(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def _integers(value: Any, count: int, size: int) -> list[int]:
+def _integers(name: str, value: Any, count: int, size: int) -> list[int]:
     numbers = list(value)
     if len(numbers) != count:
-        raise ValueError(f"list of numbers: expected {count} numbers, found {len(numbers)}")
+        raise ValueError(f"{name}: expected {count} numbers, found {len(numbers)}")
     for number in numbers:
-        _checked(number, int).to_bytes(size, "little")
+        _checked(name, number, int).to_bytes(size, "little")
     return numbers
 
 
-def _checked(value: Any, kind: type[_T]) -> _T:
+def _checked(name: str, value: Any, kind: type[_T]) -> _T:
     if type(value) is not kind:
-        raise TypeError(f"value: expected {kind.__name__}, found {value!r}")
+        raise TypeError(f"{name}: expected {kind.__name__}, found {value!r}")
     return value
