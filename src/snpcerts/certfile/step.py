@@ -174,7 +174,7 @@ class Change(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Copy the outcome to the guest's buffer and set the VMM's answer to KVM."""
+    """Call ``call`` with ``found``: it copies any table to the guest and sets the VMM's answer."""
 
     call: Callable[[Any], None]
     found: object

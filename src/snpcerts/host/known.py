@@ -45,7 +45,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class KnownKeys:
-    """The remembered facts about the signing keys, and the doubts about the facts.
+    """What is remembered about the signing keys, and why a key is in doubt.
 
     Each doubt is a text, empty if there is none. ``lost_masks`` are masks that were set until SNP
     was initialised again.

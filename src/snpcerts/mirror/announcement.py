@@ -124,8 +124,8 @@ class Announcement:
 
 
 def read_announcement(data: bytes) -> Announcement:
-    """Parse the JSON of an announcement. Raises :class:`FormatError`, which names the field, for
-    anything else.
+    """Parse the JSON of an announcement. If it is invalid, raises :class:`FormatError`, which
+    names the wrong field.
     """
     if len(data) > MAX_BYTES:
         raise _wrong(f"expected at most {MAX_BYTES} bytes, found {len(data)}")

@@ -374,10 +374,9 @@ class _NoChainError(Exception):
 
 
 def _readable(resource: Resource, body: bytes) -> bytes:
-    """Return ``body`` if it looks like the requested resource.
+    """Return ``body``, but raise :class:`FormatError` if a VCEK or chain cannot be read from it.
 
-    Raises :class:`FormatError` for an HTML page or a truncated answer, because these say nothing
-    about a chip.
+    Such a body, an HTML page or a truncated answer, says nothing about a chip.
     """
     if isinstance(resource, VcekResource):
         read_vcek(body)

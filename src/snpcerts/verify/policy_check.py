@@ -77,7 +77,7 @@ def _listed_results(plan: _PolicyDemands, results: _Results) -> _Listed:
     for (index, code, _), outcome in zip(plan.asked, results, strict=True):
         if outcome is None:
             raise AssertionError(
-                f"{code.value}: what a policy demands must not depend on the report"
+                f"{code.value}: whether a policy makes this demand must not depend on the report"
             )
         if outcome.passed:
             state = CheckState.PASSED

@@ -104,7 +104,7 @@ class Verdict:
             if not self.reasons:
                 raise ValueError("a verdict other than verified needs a reason")
             if self.status is not status_of(self.reasons):
-                raise ValueError(f"a report with these reasons cannot be {self.status.value}")
+                raise ValueError(f"a verdict with these reasons cannot be {self.status.value}")
             return
         if self.reasons or self.report is None or self.leaf is None or self.root is None:
             raise ValueError(

@@ -119,8 +119,8 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
 
 
 def _refuse_without_fcntl(program: str) -> None:
-    """Raise :class:`RefusedError` unless ``--version`` shows that the filter of cloud-hypervisor
-    allows ``fcntl``.
+    """Raise :class:`RefusedError` unless ``--version`` prints a version of cloud-hypervisor whose
+    seccomp filter allows ``fcntl``.
     """
     said = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):

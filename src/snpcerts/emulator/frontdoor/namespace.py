@@ -129,8 +129,8 @@ class _Builder:
         self._lacks = ""
 
     def build(self, layout: Layout, *, copies: bool = True) -> Namespace:
-        """Build the namespace. Without ``copies``, covered directories contain only emulated
-        files.
+        """Build the namespace. If ``copies`` is false, covered directories contain only emulated
+        files, without the real directories' entries.
         """
         within = tuple(f"{each}/" for each in layout.directories)
         files = {path: mode for path, mode in layout.files.items() if not path.startswith(within)}

@@ -40,8 +40,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class InUse:
-    """A device that a program has opened and used with an ioctl. ``since`` is when the terminal
-    that stands for it was created (``st_ctime_ns``).
+    """A device that a program has opened and used with an ioctl. ``since`` is the creation time
+    of the pseudo-terminal behind the program's descriptor (``st_ctime_ns``).
     """
 
     device: Device
@@ -51,8 +51,8 @@ class InUse:
 
 @dataclass(slots=True)
 class NamespaceDevice:
-    """A device in one mount namespace. ``root`` is the namespace's devpts instance. ``opens`` maps
-    the number of each terminal that stands for an open device to that device.
+    """A device in one mount namespace: the ``ptmx`` of a devpts instance, whose root directory is
+    the descriptor ``root``. ``opens`` maps the pseudo-terminal number of each open to its device.
     """
 
     door: Door
@@ -64,7 +64,7 @@ class NamespaceDevice:
     ended: bool = False
 
     def age(self, number: int) -> int | None:
-        """Return when the terminal ``number`` was created, or None if it has been closed."""
+        """Return the creation time of pseudo-terminal ``number``, or None if it is closed."""
         with contextlib.suppress(OSError):
             return os.stat(str(number), dir_fd=self.root).st_ctime_ns
         return None
@@ -72,7 +72,7 @@ class NamespaceDevice:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A program's descriptor for a device: the number of its terminal and the flags of open(2)."""
+    """A program's descriptor for a device: its pseudo-terminal number and its open(2) flags."""
 
     device: NamespaceDevice
     number: int

@@ -46,8 +46,8 @@ class NamespaceFiles:
         if {path for path in ours if not path.startswith(inside)} != self._places.keys():
             self.close()
             raise InputError(
-                "places in a namespace: expected a place for each of the front door's files, found "
-                "other files"
+                "places in a namespace: expected exactly the front door's files, found other or "
+                "missing files"
             )
         try:
             self._version = door.version()

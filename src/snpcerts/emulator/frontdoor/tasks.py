@@ -28,8 +28,8 @@ class Task:
     blocked: int
 
     def deliverable(self, blocked: int | None = None) -> tuple[int, int]:
-        """Return the masks ``own`` and ``shared`` without the signals that the thread blocks. If
-        ``blocked`` is given, it is used instead of the thread's own mask.
+        """Return two masks of pending signals that are not blocked: the thread's, and its
+        process's. ``blocked`` replaces the thread's mask of blocked signals.
         """
         free = ~(self.blocked if blocked is None else blocked)
         return self.own & free, self.shared & free

@@ -190,7 +190,7 @@ class Vm:
 
     @property
     def sev_features(self) -> int:
-        """The SEV_FEATURES field of the guest's VMSAs: what INIT2 requested, and SNP."""
+        """The SEV_FEATURES field of the guest's VMSAs: what INIT2 requested, and the SNP bit."""
         return self.vmsa_features | SEV_FEATURES_SNP
 
     def has_processor(self, apic_id: int) -> bool:
@@ -398,7 +398,10 @@ class Vm:
             raise OSError(errno.EEXIST, f"vCPU {number} already exists")
         self._max_vcpu_id = self._max_vcpu_id or VCPU_IDS_MAX
         if number >= self._max_vcpu_id:
-            raise OSError(errno.EINVAL, "the vCPU ID is above the limit that the VMM has set")
+            raise OSError(
+                errno.EINVAL,
+                f"vCPU ID: expected at most {self._max_vcpu_id - 1}, found {number}",
+            )
         boot = number == self._boot_cpu
         vcpu = Vcpu(self, number, len(self.vcpus), runnable=boot or not self.irqchip, boot=boot)
         self.vcpus[number] = vcpu

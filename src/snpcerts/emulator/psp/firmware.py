@@ -274,12 +274,12 @@ class Firmware:
         return self.chip.hwid
 
     def snp_init(self) -> None:
-        """SNP_INIT: initialise SNP. Fails with INVALID_PLATFORM_STATE if SNP already is."""
+        """SNP_INIT: initialise SNP. Fails with INVALID_PLATFORM_STATE if that is already done."""
         with self._lock:
             self._become(self.state.init())
 
     def snp_shutdown(self) -> None:
-        """SNP_SHUTDOWN: do nothing before SNP_INIT; fail with DFFLUSH_REQUIRED while guests
+        """SNP_SHUTDOWN: end SNP if it is initialised. Fails with DFFLUSH_REQUIRED while guests
         exist.
         """
         with self._lock:
