@@ -119,7 +119,7 @@ class CStruct:
             value = getattr(self, name)
             try:
                 if isinstance(value, bytes) and len(value) != codec.size:
-                    raise struct.error(f"expected {codec.size} bytes, found {len(value)}")
+                    raise struct.error(f"{name}: expected {codec.size} bytes, found {len(value)}")
                 codec.pack_into(out, offset, value)
             except struct.error:
                 raise FormatError(

@@ -57,8 +57,8 @@ Tell = Callable[[Span], None]
 
 
 def timed(tell: Tell, performer: Performer = system.perform) -> Performer:
-    """Return a function that performs steps with ``performer``, measures them, and calls ``tell``
-    with each span.
+    """Return a function that runs a protocol's steps by calling ``performer``, and calls ``tell``
+    with each span that it measures.
 
     ``tell`` is called in the performing thread, in some cases with the lock held.
     """

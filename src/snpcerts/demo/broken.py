@@ -16,7 +16,7 @@ from snpcerts.certfile.step import Performer, Steps
 
 
 def no_lock(performer: Performer = system.perform) -> Performer:
-    """Return a performer for a reader that does not take the shared lock."""
+    """Return a function that runs a reader's steps with ``performer``, but takes no lock."""
 
     def through(action: Any) -> Steps[Any]:
         if isinstance(action, step.LockShared):
@@ -27,7 +27,9 @@ def no_lock(performer: Performer = system.perform) -> Performer:
 
 
 def no_handshake(performer: Performer = system.perform) -> Performer:
-    """Return a performer for a reader that drops the lock before the firmware has the request."""
+    """Return a function that runs a reader's steps with ``performer``, but releases the lock before
+    the firmware gets the request.
+    """
     closed = threading.local()  # one performer serves many vCPUs at once
 
     def through(action: Any) -> Steps[Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits how many fruitless requests are sent to the key server in an hour.
+"""Limits how many requests an hour may go to the key server without helping to verify a report.
 
-A fruitless request is one that did not help to verify a report. Anyone can cause such requests, by
+Such requests are called fruitless. Anyone can cause such requests, by
 sending made-up reports to a verifier that fetches certificates. A file in the cache holds the count
 for all processes that share the cache: eight bytes for each request of the last hour, for at most
 :data:`LIMIT` requests. If the file cannot be written, each process keeps a count of its own.
@@ -28,7 +28,9 @@ _STAMP: Final = struct.Struct("<d")  # seconds since the epoch
 
 
 class FruitlessRequests:
-    """The count of fruitless requests in one cache. Threads and processes can share it."""
+    """The count of fruitless requests: those that did not help to verify a report. Threads and
+    processes that use the same cache share the count.
+    """
 
     def __init__(self, root: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._root = root

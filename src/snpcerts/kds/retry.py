@@ -65,14 +65,14 @@ class RetryPolicy:
         return _stretched(max(wait, retry_after or 0.0))
 
     def hold_off(self, refusals: int, retry_after: float | None) -> float:
-        """Return how long to send no request to the server after ``refusals`` consecutive 429s."""
+        """Return how long to stop sending requests after ``refusals`` consecutive 429s."""
         named = self.named_wait(retry_after)
         doubled = min(named * 2.0 ** min(refusals - 1, 16), self.longest_hold_off)
         return _stretched(max(named, doubled))
 
     def named_wait(self, retry_after: float | None) -> float:
-        """Return the wait that a single 429 requires, even if the server names no time or a past
-        time.
+        """Return how long to wait after a single 429: ``retry_after``, or a default if that is None
+        or less than a second.
         """
         if retry_after is None or retry_after < _SOON:
             return self.throttled_wait

@@ -40,7 +40,7 @@ _CHANGE_OPTIONS = (
 
 
 def _changes_firmware(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command that gets a plan from ``function(agent, ...)`` and carries out the plan.
+    """Return a command that carries out the plan that ``function(agent, ...)`` returns.
 
     The function's other arguments are the command's options. With ``--dry-run``, the command only
     prints the plan.

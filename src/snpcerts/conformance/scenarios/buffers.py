@@ -27,7 +27,7 @@ def _slots(trial: Trial) -> list[MemorySlot]:
 
 
 def _end(vcpu: TrialVcpu) -> int:
-    """Return the GPA at which the pages of the first vCPU, and thus the largest slot, end."""
+    """Return the end of the first vCPU's pages, which is also the end of the largest slot."""
     return vcpu.pages.data + vcpu.pages.data_pages * PAGE_SIZE
 
 

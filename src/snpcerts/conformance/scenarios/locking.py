@@ -101,7 +101,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def released(trial: Trial, when: str) -> Script:
-    """Wait for the VMM to release the lock while the guest runs, and judge whether it does."""
+    """Judge whether the VMM, while the guest runs, releases the lock within the time limit."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     problem = (
         None

@@ -67,7 +67,7 @@ class Program:
         return self.process.poll() is not None
 
     def learn_pid(self) -> None:
-        """Wait until the keeper sends the program's process ID."""
+        """Wait for the process ID from the program's parent (see :mod:`.keeper`), and store it."""
         if self._line is None or (said := control.receive(self._line)) is None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self.pid = int(said[0]["pid"])
@@ -80,9 +80,7 @@ class Program:
             self._supervisor.on_close(self._close)
 
     def _close(self) -> None:
-        """Close the connection to the keeper, and wait until all processes of the program have
-        ended.
-        """
+        """Close the connection to the program's parent, and wait for it to end all processes."""
         if self._line is not None:
             self._line.close()
             self._line = None
