@@ -265,7 +265,7 @@ class Trial:
     def wait_for(
         self, ready: Callable[[], bool], seconds: float, *, every: float = 0.005
     ) -> Generator[Event, int, bool]:
-        """Halt the vCPU until ``ready`` returns true, and call ``ready`` every ``every`` seconds.
+        """Halt the vCPU until ``ready()``, called every ``every`` seconds, returns true.
         Return False if that takes longer than ``seconds``.
         """
         until = time.monotonic() + seconds
@@ -625,8 +625,8 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
 
 
 def _reads_for_others(request: CertsRequest) -> Iterator[FileRead]:
-    """Yield the reads of other requests that overlap this one, directly or through further
-    requests.
+    """Yield what the VMM read for other requests: those that overlap ``request``, those that
+    overlap one of these, and so on.
 
     As long as a lock is held, a VMM may use what it has read before.
     """

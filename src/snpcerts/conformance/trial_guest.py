@@ -86,7 +86,7 @@ class Answer:
 
     @property
     def untouched(self) -> bool:
-        """Whether the request left the whole field unchanged."""
+        """Whether the request changed neither the buffer nor the memory around it."""
         return self.before == self.after
 
     def got(self, size: int) -> bytes:

@@ -48,7 +48,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class RootOfTrust:
-    """The root with which reports verified. ``amds`` says whether it is a pinned root of AMD's."""
+    """The root with which reports verified. ``amds`` is true if AMD's pinned roots include it."""
 
     name: str
     amds: bool

@@ -489,7 +489,7 @@ class _Received(Generic[T]):
 
 
 class _NotOursError(Exception):
-    """A request failed in a way that another attempt would not change."""
+    """A request failed, and another attempt would fail in the same way."""
 
     def __init__(self, result: str, message: str) -> None:
         super().__init__(message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names the attacks that a failed rule of a policy protects against."""
+"""Names the attacks to which a report may be open if it fails a policy's check."""
 
 from __future__ import annotations
 
