@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inserts a function between a protocol and what carries out its steps, to watch or disturb
-them.
-"""
+"""Passes each step of a protocol through a function, which can watch or change the step."""
 
 from __future__ import annotations
 
@@ -13,7 +11,8 @@ from snpcerts.certfile.step import Performer, Steps, relayed
 
 
 def relay(through: Callable[[Any], Steps[Any]], performer: Performer = system.perform) -> Performer:
-    """Return a performer that passes every step to ``through``, then to ``performer``.
+    """Return a function that runs a protocol's steps: each passes through ``through``, and
+    ``performer`` then runs what that yields.
 
     ``through(action)`` is a generator; see :func:`~snpcerts.certfile.step.relayed`.
     """

@@ -365,8 +365,10 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """If a fetch takes longer than a second, print on standard error what it is doing. Also print
-    what it waits for.
+    """Show on standard error what a fetch is doing, and what it waits for.
+
+    Where standard error shows no live progress, ``doing`` is printed only if the fetch takes longer
+    than a second.
     """
     if shows_progress():
         from rich.console import Console

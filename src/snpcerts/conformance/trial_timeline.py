@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one run of a VMM as a timeline, with a track for each vCPU, the VMM, the firmware's
-commands for each vCPU, the update, and the checks that fail.
+"""Draws one run of a VMM as a timeline. Each vCPU has two tracks: its own and its firmware
+commands. The VMM, the update, and the checks that fail have one track each.
 
 A VMM is observed from outside, through its system calls. Its lock is drawn only at the times when
 it was observed: when the VMM answered and when the firmware had the request.

@@ -13,8 +13,8 @@ _PEM_START = b"-----BEGIN "
 
 
 def to_der(data: bytes, *, crl: bool, what: str) -> bytes:
-    """Return the DER of the certificate or, with ``crl``, the revocation list in ``data``, which is
-    DER or PEM.
+    """Return ``data``, a certificate in DER or PEM, as DER. If ``crl`` is true, ``data`` is a
+    revocation list.
 
     Raises :class:`FormatError`, which names ``what``, for anything else.
     """

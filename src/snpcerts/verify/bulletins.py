@@ -71,7 +71,7 @@ class Bulletin:
         return f"{self.id} ({', '.join(self.attacks)})" if self.attacks else self.id
 
     def below(self, report: Report, tcbs: ReportTcbs) -> tuple[str, ...]:
-        """Return one phrase for each confirmed floor that a TCB of the report does not reach.
+        """Return one phrase for each confirmed floor that a TCB of the report is below.
 
         The result is empty for a version 2 report, which does not name its processor.
         """
@@ -213,8 +213,8 @@ def policy_text(
     if not bits and not floors and not any(bulletin.refused for bulletin in chosen):
         names = ", ".join(bulletin.name for bulletin in chosen)
         raise UsageError(
-            f"no policy can be written: no value that {names} requires is known for "
-            f"{', '.join(each.value for each in accepted)}",
+            f"no policy can be written: for {', '.join(each.value for each in accepted)}, it is "
+            f"not known what values {names} requires",
             hint="see the known values with 'snpcerts policy bulletins'",
         )
     lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]

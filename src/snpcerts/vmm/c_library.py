@@ -117,8 +117,8 @@ def describe_vm(
     flags: int,
     slots: Sequence[tuple[int, int, int]],
 ) -> object:
-    """Return a pointer to a new struct snpcerts_vm. Each slot is its (GPA, size, address in this
-    process).
+    """Return a pointer to a new struct snpcerts_vm. Each slot is a tuple: GPA, size, and
+    address in this process.
 
     ``lock_wait`` is in seconds. Raises ``ValueError`` for a path with a null byte.
     """

@@ -43,8 +43,8 @@ def operators_client(url: str, token_file: str | None) -> MirrorClient:
 
     if token_file is not None and sent_in_clear(url):
         raise UsageError(
-            f"--mirror {url}: expected an https:// URL or this machine, because the token must not "
-            "cross the network unencrypted"
+            f"--mirror {url}: expected an https:// URL, or an http:// URL of this machine, because "
+            "the token must not cross the network unencrypted"
         )
     access = MirrorAccess(checked_base(url), token_file and os.path.abspath(token_file))
     return MirrorClient(access, access_hint="name the file with the token: --token-file FILE")

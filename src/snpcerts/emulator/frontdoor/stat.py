@@ -45,8 +45,8 @@ def _device_number(match: Match) -> int:
 
 
 def _inode(match: Match) -> int:
-    """Return the inode number that the door sets. If it sets none, return a number that depends
-    only on the path.
+    """Return the inode number that the front door sets. If it sets none, return a number that
+    depends only on the path.
     """
     if match.inode is not None:
         return match.inode

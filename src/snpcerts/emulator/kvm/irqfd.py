@@ -23,8 +23,8 @@ _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """One eventfd and its interrupt. ``eventfd`` is a duplicate of the VMM's descriptor. While it
-    is open, the kernel gives the eventfd's number to no other eventfd.
+    """One eventfd and its interrupt. ``eventfd`` is a duplicate of the VMM's descriptor, and stays
+    open so that the kernel does not reuse the eventfd's ID.
     """
 
     vm: object
@@ -36,7 +36,7 @@ class Irqfds:
     """All eventfds that are connected to interrupts on one host."""
 
     def __init__(self) -> None:
-        self._ties: dict[int, _Tie] = {}  # by the number that the kernel gives the eventfd
+        self._ties: dict[int, _Tie] = {}  # by the eventfd's ID
 
     def __len__(self) -> int:
         return len(self._ties)
@@ -53,8 +53,8 @@ class Irqfds:
         if assigns and not (full if wanted.flags & IRQFD_FLAG_RESAMPLE else in_kernel):
             raise OSError(
                 errno.EINVAL,
-                f"KVM_IRQFD with flags {wanted.flags:#x} needs an interrupt controller in the "
-                "kernel that this VM does not have",
+                f"KVM_IRQFD with flags {wanted.flags:#x} needs an in-kernel interrupt "
+                "controller, which this VM does not have",
             )
         taken = _take(caller, wanted.fd)
         kept = False
@@ -94,7 +94,7 @@ def _take(caller: Caller, descriptor: int) -> int:
 
 
 def _number(descriptor: int) -> int:
-    """Return the kernel's number for ``descriptor``, an eventfd of this process.
+    """Return the ID (``eventfd-id``) of the eventfd that ``descriptor`` refers to in this process.
 
     Raises EINVAL if it is another kind of file.
     """

@@ -159,7 +159,7 @@ class Vcpu:
                 errno.EIO, "the ioctl was refused, because another process created the VM"
             )
         if type_of(request) != KVMIO:
-            raise OSError(errno.EINVAL, f"ioctl: expected one of KVM's, found {request:#x}")
+            raise OSError(errno.EINVAL, f"expected a KVM ioctl, found {request:#x}")
         if request == Ioctl.RUN:
             run = KvmRun(self, caller, argument)
             self.runs.append(run)

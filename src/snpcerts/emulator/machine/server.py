@@ -63,7 +63,7 @@ class PlatformServer:
     def __init__(
         self, home: PlatformHome, *, stays: bool = False, commands: IO[str] | None = None
     ) -> None:
-        """Create the server. ``commands`` gets a JSON line for each firmware command."""
+        """Create the server. For each firmware command, it writes a JSON line to ``commands``."""
         self._home = home
         self._stays = stays
         self._asked_to_end = False

@@ -87,7 +87,10 @@ def guest_files() -> dict[str, Callable[[], Content]]:
 
 
 def _boot_id(firmware: Firmware) -> bytes:
-    """Return the UUID of this machine's current boot. Linux uses a random one (random(4))."""
+    """Return the emulated host's ``boot_id``: a UUID that is different after each boot.
+
+    In Linux it is random (random(4)); here it depends on the chip and the number of boots.
+    """
     name = f"{firmware.chip.chip_id.hex()} {firmware.state.boots}"
     return f"{uuid.uuid5(uuid.NAMESPACE_OID, name)}\n".encode()
 
