@@ -54,7 +54,8 @@ def read_element(data: bytes, at: int, what: str) -> Element:
         if not 1 <= count <= _MAX_LENGTH_BYTES or len(encoded) != count:
             raise FormatError(
                 what,
-                f"expected a DER length of 1 to {_MAX_LENGTH_BYTES} bytes after {length:#04x}",
+                f"DER length byte {length:#04x}: expected 1 to {_MAX_LENGTH_BYTES} more length "
+                f"bytes, found {len(encoded)} of {count}",
                 offset=at + 1,
             )
         length = int.from_bytes(encoded, "big")

@@ -45,7 +45,7 @@ _STATES: Final = (STORED, QUEUED, NOT_FOUND, REFUSED)
 
 @dataclass(frozen=True, slots=True)
 class MirroredCertificate:
-    """The state in the mirror of one of this chip's VCEK certificates.
+    """One of this chip's VCEK certificates, and its state in the mirror.
 
     ``wait`` is the number of seconds until the mirror expects to have the certificate; None if the
     mirror does not know.

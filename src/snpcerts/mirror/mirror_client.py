@@ -42,8 +42,8 @@ class MirrorAccess:
 
 
 class MirrorClient:
-    """A client for the API of one mirror. ``access_hint`` is the hint of errors about the token:
-    how to configure it.
+    """A client for the API of one mirror. ``access_hint`` says how to configure the token, for
+    errors about it.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class MirrorClient:
                 context.load_cert_chain(certificate, key, password="")  # never prompts
             except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
                 raise InputError(
-                    f"{certificate}, {key}: expected a client certificate and its key: {error}",
+                    f"cannot use the client certificate {certificate} with the key {key}: {error}",
                     hint="give the certificate and its private key as PEM files; the key must not "
                     "have a passphrase",
                 ) from None

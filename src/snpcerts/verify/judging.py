@@ -173,8 +173,8 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Replace the reasons that say only that a part is missing with ``unavailable``, the reasons
-    why it is missing.
+    """Replace each reason that only says that a part is missing. In its place, ``unavailable``
+    says why the part is missing.
 
     If a source could not be reached, reasons that another certificate might remove are replaced
     too, because that source may have the certificate. The reason for an untrusted root is never

@@ -120,8 +120,8 @@ def _judge_round(trial: Trial, meeting: _Meeting) -> None:
 
 
 def _together(first: CertsRequest, second: CertsRequest) -> bool:
-    """Whether the waits certainly do not add up: both vCPUs tried to take the lock during the same
-    time, or at least one did not wait.
+    """Whether the waits certainly do not add up: the periods in which the vCPUs tried to take the
+    lock overlap, or at least one vCPU hardly waited.
     """
     if not first.lock_tries or not second.lock_tries:
         return True
