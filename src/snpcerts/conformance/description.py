@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells another process's open file descriptions apart, even if several descriptors share one.
+"""Tells the open file descriptions of other processes apart. Several descriptors may share one.
 
 A lock belongs to the description. A VMM may lock through one descriptor and keep another: a
 duplicate, or a descriptor that a helper process sent over a socket. So each locked description gets

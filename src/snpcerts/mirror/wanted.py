@@ -82,7 +82,7 @@ class Need(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PaceState:
-    """The pace at the time ``now``. ``gap`` is the number of seconds between two VCEKs."""
+    """The pace at ``now``. ``gap``: minimum seconds between two requests for VCEKs."""
 
     now: float
     next_at: float
@@ -144,7 +144,7 @@ class NothingToTake:
 
 
 class WantedQueue:
-    """The queue and its rules. ``gap`` is the minimum number of seconds between two VCEKs."""
+    """The queue and its rules. ``gap``: minimum seconds between two requests for VCEKs."""
 
     def __init__(self, gap: float, policy: RetryPolicy | None = None) -> None:
         self.gap = gap
@@ -318,7 +318,7 @@ class WantedQueue:
         retry_after: float | None,
         problem: str,
     ) -> None:
-        """Record a 429: send no requests for a while, and lengthen the gap between VCEKs."""
+        """Record a 429: send no requests for a while, and lengthen the gap."""
         pace = self.pace(connection, now)
         wait = self.policy.hold_off(pace.refusals + 1, retry_after)
         named = self.policy.named_wait(retry_after)

@@ -49,7 +49,7 @@ def kstrtouint(text: bytes) -> int:
     if value >= _U64:  # checked before any text after the digits
         raise OSError(errno.ERANGE, "expected an integer of at most 64 bits, found a larger one")
     if found.string[found.end() :] not in (b"", b"\n"):
-        raise OSError(errno.EINVAL, "expected an unsigned integer, found text after it")
+        raise OSError(errno.EINVAL, "expected only an unsigned integer, found more text after it")
     if value >= _U32:
         raise OSError(errno.ERANGE, "expected an integer of at most 32 bits, found a larger one")
     return value
@@ -76,7 +76,7 @@ class _ReportItem:
         """Advance the write generation, as ``try_advance_write_generation`` does."""
         if self.write_generation == (self.read_generation - 1) % _U64:
             raise OSError(
-                errno.EBUSY, "expected a read of the report after 2^64 - 1 writes, found none"
+                errno.EBUSY, "the report has had 2^64 - 1 writes since its last read: read it first"
             )
         self.write_generation = (self.write_generation + 1) % _U64
 
