@@ -125,7 +125,7 @@ class Certificate:
             return self.der
         if encoding is Encoding.PEM:
             return to_pem_block(self.der, "CERTIFICATE")
-        raise ValueError(f"encoding of a certificate: expected DER or PEM, found {encoding.name}")
+        raise ValueError(f"encoding of a certificate: expected DER or PEM, found {encoding}")
 
 
 def load_certificate(data: bytes, what: str) -> Certificate:

@@ -103,8 +103,8 @@ class ServerState:
 
     ``saved`` is the time at which the state was written, and ``asking`` the time at which a request
     for a VCEK started, if it has not ended. No request may be sent before ``hold_until``, and no
-    request for a VCEK before ``next_at``. ``gap`` is the time between two VCEKs that the server was
-    observed to require.
+    request for a VCEK before ``next_at``. ``gap`` is the time between two requests for VCEKs that
+    the server was observed to require.
     """
 
     saved: float = -math.inf
