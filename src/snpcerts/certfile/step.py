@@ -174,7 +174,9 @@ class Change(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Call ``call`` with ``found``: it copies any table to the guest and sets the VMM's answer."""
+    """Call ``call(found)``, which copies the table, if there is one, to the guest and sets the
+    VMM's answer.
+    """
 
     call: Callable[[Any], None]
     found: object

@@ -104,7 +104,7 @@ def _window(course: Course, seconds: float) -> float:
 
 
 def _colours(courses: Iterable[Course]) -> dict[str, str]:
-    """Return a dictionary of the keys' names and the CSS classes of their colours."""
+    """Return the CSS class of each signing key's colour, by the key's name."""
     names = sorted({name for course in courses for name in course.key_names.values()})
     return {name: f"k{number % 4}" for number, name in enumerate(names)}
 

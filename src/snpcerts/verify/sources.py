@@ -110,7 +110,7 @@ OWN: Final[CollateralSource] = _Own()
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A source of certificates that the caller gave, the same for every report.
+    """A source that supplies the same certificates, given by the caller, for every report.
 
     For a report signed by a VLEK, ``asvk`` takes the place of ``ask`` if it is given. ``name`` is
     the source's name in verdicts. ``problems`` describes the parts that could not be read.

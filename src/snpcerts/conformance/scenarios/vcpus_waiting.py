@@ -65,7 +65,7 @@ def _scenario() -> Scenario:
 
 
 def _rounds(trial: Trial, vcpu: TrialVcpu, meeting: _Meeting) -> Script:
-    """Let both vCPUs make requests at the same time, until enough rounds agree."""
+    """Let both vCPUs make requests at the same time, until enough rounds have the same result."""
     mine, other = vcpu.cpu.index, 1 - vcpu.cpu.index
     for number in range(1, ROUNDS_MAX + 1):
         before = delay_time(trial.processes())
