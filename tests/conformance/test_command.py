@@ -218,7 +218,13 @@ def test_a_skipped_check_fails_the_run_on_demand(build: Build) -> None:
     assert "no check could be judged" in made.stderr
 
 
-# The command, which also records what each VMM's /dev/kvm consists of.
+def patched(patch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``snpcerts conformance`` in a process that has executed ``patch``."""
+    argv = [sys.executable, "-c", f"{patch}\nrun()", "conformance", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True)
+
+
+# Records what each VMM's /dev/kvm consists of.
 NOTING = """
 import sys
 from snpcerts.__main__ import run
@@ -231,7 +237,6 @@ class Noted(trial.KvmDevice):
             print(kernel.series, platform.firmware.state.choices, file=seen)
 
 trial.KvmDevice = Noted
-run()
 """
 
 
@@ -240,14 +245,13 @@ def test_the_host_has_the_kernel_and_the_firmware_that_are_asked_for(
 ) -> None:
     seen = tmp_path / "seen"
     options = ("--only", "vm-starts", "--kernel", "7.2", "--firmware", "observed-2022")
-    argv = ["conformance", *options, "--", str(build("NOTHING")), "{certs}", "1"]
-    code = NOTING.format(seen=str(seen))
-    made = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    vmm = ("--", str(build("NOTHING")), "{certs}", "1")
+    made = patched(NOTING.format(seen=str(seen)), *options, *vmm)
     assert made.returncode == 0, made.stdout + made.stderr
     assert set(seen.read_text().splitlines()) == {"7.2 observed-2022"}
 
 
-# The command, which also records each measurement of how long the VMM was delayed.
+# Records each measurement of how long the VMM was delayed.
 MEASURING = """
 import sys
 from snpcerts.__main__ import run
@@ -259,7 +263,6 @@ def noted(processes, measure=trial.delay_time):
     return measure(processes)
 
 trial.delay_time = noted
-run()
 """
 
 
@@ -268,11 +271,10 @@ def test_looking_whether_a_vmm_hangs_does_not_prolong_its_time(
 ) -> None:
     """A measurement takes milliseconds, in which the VMM waits, so it must be rare."""
     seen = tmp_path / "seen"
-    argv = ["conformance", "--timeout", "1", "--jobs", "2", "--only", "kick-not-lost"]
-    argv += ["--", str(build("KICK_ERASED")), "{certs}", "1"]
-    code = MEASURING.format(seen=str(seen))
+    options = ("--timeout", "1", "--jobs", "2", "--only", "kick-not-lost")
+    vmm = ("--", str(build("KICK_ERASED")), "{certs}", "1")
     began = time.monotonic()
-    made = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    made = patched(MEASURING.format(seen=str(seen)), *options, *vmm)
     assert made.returncode == 1, made.stdout + made.stderr
     # Of nine VMMs, two at a time: when each starts and makes a request, and four times a second.
     limit = 9 * 3 + 2 * 4 * (time.monotonic() - began)

@@ -8,6 +8,7 @@ scenarios read it.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -55,8 +56,7 @@ class CertsRequest:
     read, on the file at the path. ``lock_when_signed`` is the lock after the firmware had the
     request and before KVM_RUN returned to the VMM. ``relocked``: the lock was dropped after the
     last read and taken again. ``mapped``: the file was mapped when the VMM answered. ``errno`` is
-    that of the re-entry: 0 if it led to another exit, None until it ends. ``beside`` are the
-    requests that were open during this one, or whose lock was still held when this one came.
+    that of the re-entry: 0 if it led to another exit, None until it ends.
     """
 
     vcpu: int
@@ -77,7 +77,6 @@ class CertsRequest:
     mapped: bool = False
     errno: int | None = None
     file_used_after_end: bool = False  # locked or read after the end, without a new exit
-    beside: list[CertsRequest] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def waited(self) -> float | None:
@@ -127,6 +126,7 @@ class Journal:
     runner: int | None = None
     seen: list[SeenEvent] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # calls that the emulator does not serve
+    _beside: dict[int, list[CertsRequest]] = field(default_factory=dict)  # by id()
 
     def open_requests(self) -> list[CertsRequest]:
         """Return the requests that have not ended."""
@@ -139,15 +139,31 @@ class Journal:
         """
         vcpus = {each.vcpu for each in self.requests}
         last = [each for each in map(self.last_of, vcpus) if each is not None]
-        request.beside = [each for each in last if locked or each.errno is None]
-        for other in request.beside:
-            other.beside.append(request)
+        beside = [each for each in last if locked or each.errno is None]
+        self._beside[id(request)] = beside
+        for other in beside:
+            self._beside.setdefault(id(other), []).append(request)
         self.requests.append(request)
 
-    def forget_overlaps(self) -> None:
-        """Forget which requests overlap, because a long chain of requests cannot be pickled."""
-        for request in self.requests:
-            request.beside = []
+    def beside(self, request: CertsRequest) -> list[CertsRequest]:
+        """Return the requests that were open during this one, or whose lock was still held when
+        this one came, or that came while this one's was.
+        """
+        return self._beside.get(id(request), [])
+
+    def reads_for_others(self, request: CertsRequest) -> Iterator[FileRead]:
+        """Yield what the VMM read for other requests: those that overlap ``request``, those that
+        overlap one of these, and so on.
+
+        As long as a lock is held, a VMM may use what it has read before.
+        """
+        seen, left = {id(request)}, list(self.beside(request))
+        while left:
+            other = left.pop()
+            if id(other) not in seen:
+                seen.add(id(other))
+                left += self.beside(other)
+                yield from other.reads
 
     def last_of(self, vcpu: int) -> CertsRequest | None:
         """Return the latest request of a vCPU."""

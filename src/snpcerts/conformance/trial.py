@@ -24,7 +24,7 @@ from snpcerts.abi.cert_table import EMPTY
 from snpcerts.abi.ghcb import PAGE_SIZE
 from snpcerts.conformance.description import holding
 from snpcerts.conformance.file_observer import FileObserver
-from snpcerts.conformance.journal import UPDATE, VERDICT, CertsRequest, FileRead, Journal
+from snpcerts.conformance.journal import UPDATE, VERDICT, CertsRequest, Journal
 from snpcerts.conformance.observed_kvm import ObservedKvm
 from snpcerts.conformance.processor_time import delay_time
 from snpcerts.conformance.result import Result, ResultState
@@ -363,7 +363,6 @@ class Trial:
             self.output.read()
             supervisor.remove_reader(self.output.reader)
         self._close()
-        self.journal.forget_overlaps()
         return [self._with_cause(result) for result in self._results.values()]
 
     def _with_cause(self, result: Result) -> Result:
@@ -515,7 +514,9 @@ class Trial:
             if request is None or not answer.ok or request.ret != 0 or not answer.has_table:
                 continue
             sizes = [len(each) for each in contents if answer.got(len(each)) == each]
-            self.judge("lock-before-read", lock_before_read(request, max(sizes, default=0)))
+            self.judge(
+                "lock-before-read", lock_before_read(request, self.journal, max(sizes, default=0))
+            )
             self.judge("lock-until-signed", lock_until_signed(request))
             if (kind := lock_kind(request)) is not None:
                 self.judge("lock-kind", kind)
@@ -602,7 +603,7 @@ class Trial:
         yield WaitUntil(lambda: False)
 
 
-def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
+def lock_before_read(request: CertsRequest, journal: Journal, size: int = 0) -> str | None:
     """Return why a table of ``size`` bytes was not read under a lock in this request, or None.
 
     A VMM may also read without a lock, if it reads again under a lock.
@@ -610,7 +611,7 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
     if request.mapped or any(read.maps for read in request.reads):
         return None if request.lock_at_answer else "the file was mapped, but never locked"
     if not request.reads:
-        if request.lock_at_answer and any(read.lock for read in _reads_for_others(request)):
+        if request.lock_at_answer and any(read.lock for read in journal.reads_for_others(request)):
             return None
         return "the table was delivered, but the file was not read in this request"
     if all(read.lock is None for read in request.reads):
@@ -622,21 +623,6 @@ def lock_before_read(request: CertsRequest, size: int = 0) -> str | None:
             "the rest comes from an earlier request"
         )
     return None
-
-
-def _reads_for_others(request: CertsRequest) -> Iterator[FileRead]:
-    """Yield what the VMM read for other requests: those that overlap ``request``, those that
-    overlap one of these, and so on.
-
-    As long as a lock is held, a VMM may use what it has read before.
-    """
-    seen, left = {id(request)}, list(request.beside)
-    while left:
-        other = left.pop()
-        if id(other) not in seen:
-            seen.add(id(other))
-            left += other.beside
-            yield from other.reads
 
 
 def lock_until_signed(request: CertsRequest) -> str | None:

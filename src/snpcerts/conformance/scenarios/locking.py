@@ -81,7 +81,7 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
             for check in ("lock-before-read", "lock-kind", "lock-until-signed", "lock-released"):
                 trial.skip(check, f"the table was not delivered: {answer}")
             return
-        trial.judge("lock-before-read", lock_before_read(request))
+        trial.judge("lock-before-read", lock_before_read(request, trial.journal))
         trial.judge("lock-kind", _lock_kind(request))
         trial.judge("lock-until-signed", lock_until_signed(request))
         trial.judging("lock-released")

@@ -338,7 +338,8 @@ class _Together:
             return both or now > answered + TOGETHER  # it serves one at a time
         if other is None or other.answered_at is None:
             return now > answered + TOGETHER
-        if self.kept is None and other in request.beside and request.lock_at_answer:
+        beside = self._trial.journal.beside(request)
+        if self.kept is None and other in beside and request.lock_at_answer:
             if self.ended is None or now < self.ended + SETTLE:
                 return now > answered + 3 * TOGETHER
             self.kept = self._trial.holds(request)
