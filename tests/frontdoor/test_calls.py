@@ -238,6 +238,17 @@ def test_a_killed_program_leaves_nothing(stage: Stage) -> None:
     assert stage.printed("open", "/dev/kvm", "api") == ["0", str(MARKER)], "and the others continue"
 
 
+def test_what_an_ended_program_had_open_can_be_closed_before_other_events(stage: Stage) -> None:
+    running = stage.start("open", "/dev/kvm", "api", "api")
+    stage.serve(lambda: len(stage.toys.open) == 1)
+    running.process.kill()
+    running.process.communicate()
+    assert stage.supervisor.devices, "nothing has been served since"
+    stage.supervisor.reap()
+    assert not stage.supervisor.devices
+    assert stage.toys.closed == 1
+
+
 def test_a_killed_child_cancels_its_call_only(stage: Stage) -> None:
     """Its parent lives on with the same descriptor."""
     running = stage.start("open", "/dev/kvm", "waiting-child", "until-input", "api")

@@ -215,6 +215,13 @@ class Supervisor:
             self._epoll.register(tree.fileno(), select.EPOLLIN)
         return _ServedNamespace(devices, files, served)
 
+    def reap(self) -> None:
+        """Close the devices that programs have closed. :meth:`step` does so too, but perhaps after
+        it has served other events.
+        """
+        self._reap()
+        self._reap_namespaces()
+
     def refresh(self) -> None:
         """Update the emulated files in all mount namespaces."""
         for listener in self._listeners.values():

@@ -126,6 +126,7 @@ class PlatformServer:
         descriptors = list(hello.descriptors)
         try:
             ask = hello.message.get("ask")
+            self._supervisor.reap()  # else the VM of an ended program may count as in use
             wants_layout = bool(hello.message.get("layout"))
             if descriptors and (wants_layout or ask not in ("host", "guest")):
                 raise InputError(f"control message: the request {ask!r} must not carry descriptors")
