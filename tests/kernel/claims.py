@@ -17,7 +17,7 @@ from typing import Final
 
 from snpcerts.abi import ghcb, guest_message, kvm, psp, vcpu_registers
 from snpcerts.abi.cstruct import CStruct
-from snpcerts.emulator.frontdoor import bpf, fuse_messages
+from snpcerts.emulator.frontdoor import bpf, file_watch, fuse_messages
 
 NATIVE: Final = Path(__file__).parents[2] / "native" / "kvm_abi.h"
 MODULES: Final = (
@@ -259,6 +259,13 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "_IN_Q_OVERFLOW": "IN_Q_OVERFLOW",
         "_F_ADD_SEALS": "F_ADD_SEALS",
     },
+    "snpcerts.emulator.frontdoor.exchange": {"RENAME_EXCHANGE": "RENAME_EXCHANGE"},
+    "snpcerts.conformance.served_file": {"FALLOC_FL_KEEP_SIZE": "FALLOC_FL_KEEP_SIZE"},
+    "snpcerts.emulator.frontdoor.file_watch": {
+        "IOCB_CMD_PREAD": "IOCB_CMD_PREAD",
+        "IOCB_CMD_PREADV": "IOCB_CMD_PREADV",
+        "UIO_MAXIOV": "UIO_MAXIOV",
+    },
     "snpcerts.emulator.frontdoor.fuse_messages": {
         "MAJOR": "FUSE_KERNEL_VERSION",
         "FOPEN_DIRECT_IO": "FOPEN_DIRECT_IO",
@@ -289,7 +296,6 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "_IN_DELETE": "IN_DELETE",
         "_IN_Q_OVERFLOW": "IN_Q_OVERFLOW",
     },
-    "snpcerts.emulator.frontdoor.namespace_files": {"_RENAME_EXCHANGE": "RENAME_EXCHANGE"},
     "snpcerts.emulator.frontdoor.path_calls": {
         "_RESOLVE_IN_ROOT": "RESOLVE_IN_ROOT",
         "_AT_SYMLINK_NOFOLLOW": "AT_SYMLINK_NOFOLLOW",
@@ -415,7 +421,7 @@ def _of_others() -> Iterator[tuple[str, int]]:
         yield f"__NR_{call.name.lower()}", int(call)
     for opcode in fuse_messages.Opcode:
         yield f"FUSE_{opcode.name}", int(opcode)
-    for value in vars(fuse_messages).values():
+    for value in (*vars(fuse_messages).values(), *vars(file_watch).values()):
         if isinstance(value, type) and value is not CStruct and issubclass(value, CStruct):
             yield from _layout(value)
 

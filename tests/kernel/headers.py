@@ -40,8 +40,11 @@ _USER: Final = """
 #include <linux/sev-guest.h>
 #include <asm/svm.h>
 #include <asm/unistd.h>
+#include <linux/aio_abi.h>
 #include <linux/audit.h>
+#include <linux/falloc.h>
 #include <linux/fcntl.h>
+#include <linux/fs.h>
 #include <linux/filter.h>
 #include <linux/fuse.h>
 #include <linux/inotify.h>
@@ -53,6 +56,7 @@ _USER: Final = """
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <linux/stat.h>
+#include <linux/uio.h>
 #include <linux/userfaultfd.h>
 #define IN_CLOSE (IN_CLOSE_WRITE | IN_CLOSE_NOWRITE)
 """

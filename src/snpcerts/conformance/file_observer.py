@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import time
 from collections.abc import Callable
 from typing import Final
@@ -20,7 +19,13 @@ from snpcerts.conformance.description import Marks, borrowed
 from snpcerts.conformance.journal import CertsRequest, FileRead, Journal, vcpu_track
 from snpcerts.conformance.served_file import Identity, LockSeen, ServedFile
 from snpcerts.emulator.frontdoor.bpf import Syscall
-from snpcerts.emulator.frontdoor.file_watch import PROCEED, FileCall, OpenCall, submitted_reads
+from snpcerts.emulator.frontdoor.file_watch import (
+    PROCEED,
+    FileCall,
+    OpenCall,
+    iovecs,
+    submitted_reads,
+)
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
 from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Pending
 
@@ -46,8 +51,6 @@ READS: Final = frozenset(
 )
 DATA_READS: Final = READS - {Syscall.MMAP}
 _LOCK_COMMANDS: Final = frozenset((F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW))
-_IOVEC: Final = struct.Struct("<QQ")
-_IOVECS_MAX: Final = 1024
 _SHORT_READ_MAX: Final = 1 << 20  # the most bytes that a short read returns
 
 
@@ -210,8 +213,7 @@ def _pieces(call: FileCall, memory: ProcessMemory) -> list[tuple[int, int]]:
         case Syscall.READ | Syscall.PREAD64:
             return [(arguments[1], arguments[2])]
         case Syscall.READV | Syscall.PREADV | Syscall.PREADV2:
-            count = min(arguments[2], _IOVECS_MAX)
-            return list(_IOVEC.iter_unpack(memory.read(arguments[1], count * _IOVEC.size)))
+            return iovecs(memory, arguments[1], arguments[2])
     return []
 
 

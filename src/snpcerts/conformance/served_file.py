@@ -40,14 +40,13 @@ from snpcerts.abi.lock import (
     Flock,
 )
 from snpcerts.certfile.holders import holders_of
+from snpcerts.emulator.frontdoor.exchange import exchange
 from snpcerts.errors import RefusedError
 
 Identity = tuple[int, int]  # device, inode
 
 _NAME: Final = "certs.bin"
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2  # linux/fs.h
-_FALLOC_FL_KEEP_SIZE: Final = 1  # linux/falloc.h
+FALLOC_FL_KEEP_SIZE: Final = 1  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
 _FILLER: Final = uuid.UUID(
     "5e1f0f2a-8d1c-4f0e-9f43-6a3a5c0b7d10"
@@ -188,13 +187,17 @@ class ServedFile:
         os.utime(descriptor, ns=(old.st_atime_ns, old.st_mtime_ns))
         kept = self._directory / f".{_NAME}.{len(self._made)}"
         path.rename(kept)
-        names = _AT_FDCWD, os.fsencode(kept), _AT_FDCWD, os.fsencode(self.path)
-        if _libc.renameat2(*names, ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        folder = os.open(self._directory, os.O_PATH | os.O_CLOEXEC)
+        try:
+            exchange(kept.name, self.path.name, folder=folder)
+        except OSError:
+            kept.rename(path)
+            os.link(self.path, kept)
+            self.take_place(path, descriptor)
+        else:
             self.serves(descriptor)
-            return
-        kept.rename(path)
-        os.link(self.path, kept)
-        self.take_place(path, descriptor)
+        finally:
+            os.close(folder)
 
     def rewrite(self, content: bytes, *, same_time: bool = False) -> None:
         """Overwrite the file at the path with ``content``, in place.
@@ -244,7 +247,7 @@ class ServedFile:
     def preallocate(self, size: int) -> None:
         """Give the file more blocks than its content needs, if the file system supports that."""
         sizes = (ctypes.c_long(0), ctypes.c_long(size))
-        _libc.fallocate(self._present(), _FALLOC_FL_KEEP_SIZE, *sizes)
+        _libc.fallocate(self._present(), FALLOC_FL_KEEP_SIZE, *sizes)
 
     def remove(self) -> None:
         """Remove the file at the path."""

@@ -15,9 +15,10 @@ process into a program under the filter; ``spawn`` starts one from the process t
 ``keeper`` ends its processes. ``control`` lets several launchers share one server; ``parent`` ends
 a process together with its parent. For the namespace: ``layout`` is the data that launcher and
 server exchange, ``namespace`` builds it, ``namespace_devices`` recognises its devices,
-``namespace_files`` fills its files, and ``tree_server`` serves file systems in it, with the
-messages of ``fuse_messages``. For the trap: ``path_calls`` answers calls with a path, ``paths``
-finds the file that a path names, ``stat`` builds stat results. Imports ``syscall`` and ``abi``.
+``namespace_files`` fills its files (``exchange`` exchanges two names), and ``tree_server`` serves
+file systems in it, with the messages of ``fuse_messages``. For the trap: ``path_calls`` answers
+calls with a path, ``paths`` finds the file that a path names, ``stat`` builds stat results. Imports
+``syscall`` and ``abi``.
 
 How a program can recognise the emulation, in a namespace:
 

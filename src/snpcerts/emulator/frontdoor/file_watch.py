@@ -9,26 +9,39 @@ for example with a short read. Other threads of the program continue meanwhile.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
+from snpcerts.abi.cstruct import CStruct, u16, u32, u64
 from snpcerts.emulator.frontdoor.bpf import Syscall
-from snpcerts.emulator.syscall.caller_memory import ProcessMemory
+from snpcerts.emulator.syscall.caller_memory import Iovec, ProcessMemory
 from snpcerts.emulator.syscall.device import Pending
 
 # The result of a delayed call that the kernel then performs.
 PROCEED: Final = 1 << 62
 
 
-_IOCB: Final = struct.Struct("<16xH2xIQQ24x")  # struct iocb of linux/aio_abi.h: 64 bytes
+# linux/aio_abi.h
+IOCB_CMD_PREAD: Final = 0
+IOCB_CMD_PREADV: Final = 7
+UIO_MAXIOV: Final = 1024  # linux/uio.h
 _IOCBS_MAX: Final = 64  # in one call; a VMM that submits more at once is observed in part
-_IOCB_CMD_PREAD: Final = 0
-_IOCB_CMD_PREADV: Final = 7
-_IOVEC: Final = struct.Struct("<8xQ")
-_IOVECS_MAX: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Iocb(CStruct):
+    """A request of io_submit(2), as far as it concerns a read."""
+
+    SIZE: ClassVar[int] = 64
+    C_NAME: ClassVar[str] = "struct iocb"
+    aio_lio_opcode: int = u16(16)
+    aio_fildes: int = u32(20)
+    aio_buf: int = u64(24)
+    aio_nbytes: int = u64(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +103,20 @@ def submitted_reads(tid: int, arguments: Sequence[int]) -> dict[int, int]:
     count = min(arguments[1], _IOCBS_MAX)
     with contextlib.suppress(OSError):
         for (address,) in struct.iter_unpack("<Q", memory.read(arguments[2], 8 * count)):
-            operation, descriptor, buffer, size = _IOCB.unpack(memory.read(address, _IOCB.size))
-            if operation == _IOCB_CMD_PREADV:
-                vector = memory.read(buffer, _IOVEC.size * min(size, _IOVECS_MAX))
-                size = sum(length for (length,) in _IOVEC.iter_unpack(vector))
-            if operation in (_IOCB_CMD_PREAD, _IOCB_CMD_PREADV):
-                found[descriptor] = found.get(descriptor, 0) + size
+            iocb = Iocb.unpack(memory.read(address, Iocb.SIZE))
+            size = iocb.aio_nbytes
+            if iocb.aio_lio_opcode == IOCB_CMD_PREADV:
+                size = sum(length for _, length in iovecs(memory, iocb.aio_buf, size))
+            if iocb.aio_lio_opcode in (IOCB_CMD_PREAD, IOCB_CMD_PREADV):
+                found[iocb.aio_fildes] = found.get(iocb.aio_fildes, 0) + size
     return found
+
+
+def iovecs(memory: ProcessMemory, address: int, count: int) -> list[tuple[int, int]]:
+    """Return address and size of the ``count`` pieces of memory that the vector at ``address``
+    names, but of at most :data:`UIO_MAXIOV`. Raises ``OSError`` if the vector cannot be read.
+    """
+    vector = (Iovec * min(count, UIO_MAXIOV))()
+    data = memory.read(address, ctypes.sizeof(vector))
+    ctypes.memmove(vector, data, len(data))
+    return [(each.base or 0, each.length) for each in vector]

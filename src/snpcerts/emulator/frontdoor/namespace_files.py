@@ -7,7 +7,6 @@ The program sees them read-only, through another mount of the same file systems.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import stat
@@ -15,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from snpcerts.emulator.frontdoor.door import Content, Door
+from snpcerts.emulator.frontdoor.exchange import exchange
 from snpcerts.emulator.frontdoor.layout import Places
 from snpcerts.errors import InputError
 
-_RENAME_EXCHANGE: Final = 2  # linux/fs.h
 _COPY_MAX: Final = 1 << 16  # bytes of a real file
 _COPIES_MAX: Final = 256
 _NEXT: Final = ".next"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NamespaceFiles:
@@ -95,12 +93,9 @@ class NamespaceFiles:
             for each in os.listdir(f"/proc/self/fd/{parent}/{entries}"):
                 source, target = f"{entries}/{each}", f"{_NEXT}/{each}"
                 os.rename(source, target, src_dir_fd=parent, dst_dir_fd=parent)
-            if entries == name and _libc.renameat2(
-                *(parent, _NEXT.encode(), parent, name.encode()), ctypes.c_uint(_RENAME_EXCHANGE)
-            ):
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
-            if entries != name:
+            if entries == name:
+                exchange(_NEXT, name, folder=parent)
+            else:
                 os.rename(_NEXT, name, src_dir_fd=parent, dst_dir_fd=parent)
             os.rmdir(_NEXT if entries == name else entries, dir_fd=parent)
         finally:
