@@ -715,6 +715,13 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 			if (is_wrong(LEAKS_WHEN_REPLACED))
 				fcntl(*fd, F_DUPFD_CLOEXEC, 0);
 		} else if (errno != EAGAIN) {
+			int failure = errno;
+
+			if (is_wrong(RIGHT_READS_AGAIN)) { /* never without the lock */
+				close(*fd);
+				*fd = -1;
+			}
+			errno = failure;
 			return -1;
 		} else if (is_wrong(LEAKS_WHEN_BUSY) && tries == 0) {
 			fcntl(*fd, F_DUPFD_CLOEXEC, 0);
