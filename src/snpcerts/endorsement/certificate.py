@@ -245,7 +245,7 @@ def _read_key_usage(value: bytes) -> KeyUsage:
         return bit < size and bool(octets[bit // 8] & 0x80 >> bit % 8)
 
     if not has(_KEY_AGREEMENT) and (has(_ENCIPHER_ONLY) or has(_DECIPHER_ONLY)):
-        raise ValueError("keyUsage restricts key agreement, but does not allow key agreement")
+        raise ValueError("keyUsage sets encipherOnly or decipherOnly without keyAgreement")
     return KeyUsage(has(_KEY_CERT_SIGN), has(_CRL_SIGN))
 
 

@@ -91,8 +91,9 @@ def _listed_results(plan: _PolicyDemands, results: _Results) -> _Listed:
 
 
 def unjudged(policy: Policy) -> tuple[Check, ...]:
-    """Return the checks of a policy for evidence without a report, each marked as not judged or
-    not asked.
+    """Return the checks of ``policy`` for evidence that contains no report.
+
+    Checks that the policy requests are marked as not judged, the others as not asked.
     """
     checks, _ = check_policy(policy, _NO_SUBJECT)
     return tuple(

@@ -131,7 +131,7 @@ class Given:
         if kind is VekKind.VLEK and self.asvk is not None:
             found = replace(found, ask=self.asvk)
         if found.crl is not None:
-            # A list among the given certificates comes from the caller, but its kind is unknown.
+            # The caller gave this CRL, but nothing says whether it is the VCEK's or the VLEK's.
             own = SuppliedCrl(found.crl, None, Supplier.CALLER, "with the certificates given")
             found = replace(found, crl=None, lists=(own, *found.lists))
         return found

@@ -107,7 +107,7 @@ def prove_host(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Make guests of this host request reports, and check whether the host behaves as the emulator
+    """Have this host's guests request reports, and check that the host behaves as docs/fidelity.md
     claims.
 
     COMMAND makes one of this host's guests request an extended report, and writes the report and
@@ -119,10 +119,11 @@ def prove_host(
         snpcerts guest report -o - --format tsm-json \\
         --report-data {report_data} --key-sel {key_sel}
 
-    Each claim in docs/fidelity.md gets the result seen, differs or not-tried. The results apply to
-    hardware only if the reports verify with AMD's root. With any other root, the output says so.
+    For each claim in docs/fidelity.md, the result is 'seen', 'differs' or 'not-tried'. The results
+    apply to hardware only if the reports verify with AMD's root. With any other root, the output
+    says so.
 
-    The command locks the certificate file for some seconds, during which the host's other guests
+    The command locks the certificate file for a few seconds, during which the host's other guests
     get BUSY. With --update, the signing key changes twice, and all certificate files are updated
     with it.
 

@@ -236,7 +236,7 @@ def _after(trial: Trial) -> None:
         trial.skip("vcpus-keep-locks", "the VMM takes no lock")
         return
     if not gate.judged and not gate.one_at_a_time:
-        trial.skip("vcpus-keep-locks", "the requests of two vCPUs never came together")
+        trial.skip("vcpus-keep-locks", "the requests of two vCPUs never overlapped")
         return
     trial.judge("vcpus-keep-locks", gate.lost or None)
 
@@ -366,7 +366,7 @@ def _together_scenario() -> Scenario:
         both.ended = time.monotonic()
         yield WaitUntil(lambda: both.over)
         if both.kept is None:
-            trial.skip(check, "the requests of two vCPUs never came together")
+            trial.skip(check, "the requests of two vCPUs never overlapped")
         elif both.kept:
             trial.judge(check, None)
         else:

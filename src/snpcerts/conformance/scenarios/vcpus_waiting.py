@@ -113,9 +113,9 @@ def _judge_round(trial: Trial, meeting: _Meeting) -> None:
         once, twice = sorted(1000 * (each.waited or 0.0) for each in (first, second))
         trial.advise(
             CHECK,
-            "expected two vCPUs to wait for the lock at the same time, found one wait "
-            f"after the other ({once:.0f} ms and {twice:.0f} ms): the last vCPU of a guest with N "
-            "of them waits N times as long",
+            "expected two vCPUs to wait for the lock at the same time, but they waited one after "
+            f"the other: the first answered after {once:.0f} ms, the second after {twice:.0f} ms; "
+            "in a guest with N vCPUs, the last one would wait N times as long",
         )
 
 

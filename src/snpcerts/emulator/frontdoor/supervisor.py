@@ -216,8 +216,9 @@ class Supervisor:
         return _ServedNamespace(devices, files, served)
 
     def reap(self) -> None:
-        """Close the devices that programs have closed. :meth:`step` does so too, but perhaps after
-        it has served other events.
+        """Close emulated devices whose descriptors the programs have closed.
+
+        :meth:`step` does so too, but may serve other events first.
         """
         self._reap()
         self._reap_namespaces()

@@ -64,7 +64,7 @@ class MappedGhcb:
         self._copy = bytearray(PAGE_SIZE)
 
     def take(self, memory: SlotMemory, gpa: int) -> GhcbSnapshot | None:
-        """Map the page at ``gpa`` and clear its valid bits; return None if the page cannot be
+        """Map the GHCB at ``gpa`` and clear its valid bitmap; return None if the page cannot be
         mapped.
         """
         if not memory.writable(gpa):

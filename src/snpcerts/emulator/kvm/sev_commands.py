@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 GHCB_VERSION_MAX = 2
 SECURE_TSC: Final = 1 << 9  # a bit of vmsa_features
-# Commands of SEV and SEV-ES guests that KVM knows: 0 to 22, without SEND_UPDATE_VMSA,
-# RECEIVE_UPDATE_VMSA, CERT_EXPORT and INIT2.
+# The SEV and SEV-ES commands, 0 (INIT) to 21 (SEND_CANCEL), except the three that KVM does not
+# implement: SEND_UPDATE_VMSA, RECEIVE_UPDATE_VMSA and CERT_EXPORT.
 _OLDER: Final = frozenset(range(22)) - {10, 14, 19}
 _INIT_COMMANDS: Final = (SevCommand.INIT, SevCommand.ES_INIT)
 

@@ -219,12 +219,13 @@ def _connect_to_server(home: PlatformHome) -> socket.socket:
 def start_server(
     home: PlatformHome, *, detached: bool = True, commands: Path | None = None
 ) -> subprocess.Popen[str]:
-    """Start the platform's server and wait until it serves.
+    """Start the platform's server and wait until it is ready.
 
-    A ``detached`` server is not a child of this process and ends when it is no longer used. Any
-    other server ends with this process or on SIGTERM. For each firmware command, it appends a JSON
-    line to the file ``commands``: ``name``, ``start`` and ``end`` (seconds, monotonic), and
-    ``vmm``, the process of the VM whose guest made the request.
+    A ``detached`` server is not a child of this process and ends when it is no longer used. A
+    server that is not detached ends with this process or on SIGTERM. If ``commands`` is given,
+    either server appends a JSON line to that file for each firmware command: ``name``, ``start``
+    and ``end`` (seconds, monotonic), and ``vmm``, the process of the VMM whose guest made the
+    request.
     """
     argv = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
     argv.append("--detached" if detached else f"--parent={os.getpid()}")
