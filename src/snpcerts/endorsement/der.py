@@ -51,11 +51,17 @@ def read_element(data: bytes, at: int, what: str) -> Element:
     if length >= _LONG_FORM:
         count = length - _LONG_FORM
         encoded = data[start : start + count]
-        if not 1 <= count <= _MAX_LENGTH_BYTES or len(encoded) != count:
+        if not 1 <= count <= _MAX_LENGTH_BYTES:
             raise FormatError(
                 what,
                 f"DER length byte {length:#04x}: expected 1 to {_MAX_LENGTH_BYTES} more length "
-                f"bytes, found {len(encoded)} of {count}",
+                f"bytes, but the byte announces {count}",
+                offset=at + 1,
+            )
+        if len(encoded) != count:
+            raise FormatError(
+                what,
+                f"the data ends after {len(encoded)} of {count} more DER length bytes",
                 offset=at + 1,
             )
         length = int.from_bytes(encoded, "big")

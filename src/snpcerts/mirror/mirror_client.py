@@ -69,7 +69,7 @@ class MirrorClient:
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
             raise RetryLaterError(
-                f"the mirror {mirror} does not answer: {said}",
+                f"no usable answer from the mirror {mirror}: {said}",
                 hint=(
                     "check the URL, and check that 'snpcerts mirror serve' is running on the "
                     "machine in the URL"

@@ -188,8 +188,9 @@ def _bulletin(table: Mapping[str, Any]) -> Bulletin:
 
 def _products(names: Iterable[str]) -> frozenset[Product]:
     found = {name: product_of_keyword(name) for name in names}
-    if None in found.values():
-        raise ValueError(f"expected known products, found {found}")
+    unknown = [name for name, product in found.items() if product is None]
+    if unknown:
+        raise ValueError(f"expected known products, found {', '.join(map(repr, unknown))}")
     return frozenset(product for product in found.values() if product is not None)
 
 
