@@ -168,7 +168,7 @@ class CertTable:
 
     @classmethod
     def decode_lenient(cls, data: Buffer) -> tuple[Self, tuple[TableProblem, ...]]:
-        """Parse the sound entries, and list the defects of the others. Never raises."""
+        """Return a table of the sound entries, and the defects of the others. Never raises."""
         view = memoryview(data)
         headers, problems = _read_header(view)
         sound, unsound = _sound_headers(headers, len(view))

@@ -111,8 +111,8 @@ class CStruct:
     def pack(self, onto: bytes = b"") -> bytes:
         """Return the structure as ``SIZE`` bytes.
 
-        Bytes that belong to no field are copied from ``onto``, or are zero beyond its end. Raises
-        :class:`FormatError` if a value does not fit its field.
+        Bytes that belong to no field are copied from ``onto``, or are zero where ``onto`` is too
+        short. Raises :class:`FormatError` if a value does not fit its field.
         """
         out = bytearray(onto[: self.SIZE].ljust(self.SIZE, b"\0"))
         for name, offset, codec in _members(type(self)):

@@ -22,7 +22,7 @@ VALID_BITMAP_SIZE = 16
 
 
 class Field(enum.IntEnum):
-    """Offsets of the eight-byte save area fields that a certificate request uses."""
+    """Offsets of those eight-byte fields of the save area that a certificate request uses."""
 
     RAX = 0x1F8
     RCX = 0x308
@@ -46,7 +46,7 @@ class Field(enum.IntEnum):
         return 1 << (self // 8 % 8)
 
 
-CPL = 0x0CB  # one byte; its valid bit belongs to the eight bytes around it
+CPL = 0x0CB  # one byte; the valid bitmap has one bit for the eight bytes that contain it
 
 
 class Instruction(enum.IntEnum):
@@ -150,7 +150,7 @@ def guest_err(vmm: int, firmware: int) -> int:
 
 # GHCB MSR protocol: the low 12 bits are the information code, the rest is data.
 MSR_CODE_MASK: Final = 0xFFF
-HV_FEATURES_SUPPORTED = 0b11  # SNP, AP creation; KVM reports these features
+HV_FEATURES_SUPPORTED = 0b11  # SNP and AP creation, the features that KVM reports
 
 
 class MsrCode(enum.IntEnum):
@@ -176,7 +176,7 @@ class MsrCode(enum.IntEnum):
 class GhcbPage:
     """A view of one GHCB page: 4096 bytes of writable memory.
 
-    Reads and writes access the memory directly, so two reads may return different values.
+    Reads and writes access the memory directly, so a field may change between two reads.
     """
 
     __slots__ = ("_page",)
@@ -185,11 +185,11 @@ class GhcbPage:
         self._page = memoryview(page)
 
     def get(self, field: Field) -> int:
-        """Return the field's value, whether or not it is valid."""
+        """Return the field's value, whether or not its bit in the valid bitmap is set."""
         return int.from_bytes(self._page[field : field + 8], "little")
 
     def put(self, field: Field, value: int) -> None:
-        """Set the field's value and its valid bit."""
+        """Set the field's value and its bit in the valid bitmap."""
         self._page[field : field + 8] = value.to_bytes(8, "little")
         self._page[field.valid_byte] |= field.valid_mask
 
@@ -198,7 +198,7 @@ class GhcbPage:
         return bool(self._page[field.valid_byte] & field.valid_mask)
 
     def clear_valid_bitmap(self) -> None:
-        """Clear every valid bit."""
+        """Clear every bit of the valid bitmap."""
         self._page[VALID_BITMAP : VALID_BITMAP + VALID_BITMAP_SIZE] = bytes(VALID_BITMAP_SIZE)
 
     @property

@@ -156,14 +156,14 @@ class KeyResponse(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class TscInfoResponse(CStruct):
-    """The payload of MSG_TSC_INFO_RSP. The scale is a fixed-point number with 32 fraction bits."""
+    """The payload of MSG_TSC_INFO_RSP. The scale is fixed-point with 32 fractional bits."""
 
     SIZE: ClassVar[int] = 0x80
     status: int = u32(0x00)
     rsvd: int = u32(0x04)
     guest_tsc_scale: int = u64(0x08)
     guest_tsc_offset: int = u64(0x10)
-    tsc_factor: int = u32(0x18)  # average slowdown of the clock, in thousandths of a percent
+    tsc_factor: int = u32(0x18)  # mean TSC frequency below nominal, in 0.001 %
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST = 1 << 2
 X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST = 1 << 3
 
 SYNC_X86_VALID_FIELDS = 0b111  # registers, special registers, events
-COALESCED_MMIO_PAGE_OFFSET = 2  # in pages of a vCPU's mapping
+COALESCED_MMIO_PAGE_OFFSET = 2  # the page's index in a vCPU's mapping
 MSR_EXIT_REASON_VALID_MASK = 0b111
 MSR_FILTER_MAX_RANGES = 16
 MSR_FILTER_MAX_BITMAP_SIZE = 0x600  # bytes
@@ -254,8 +254,8 @@ class SnpLaunchStart(CStruct):
 
 @dataclass(frozen=True, slots=True)
 class SnpLaunchUpdate(CStruct):
-    """Data of KVM_SEV_SNP_LAUNCH_UPDATE. The kernel updates gfn_start, len and uaddr to the part
-    that remains.
+    """Data of KVM_SEV_SNP_LAUNCH_UPDATE. The kernel updates gfn_start, len and uaddr to
+    describe the part that remains.
     """
 
     SIZE: ClassVar[int] = 64
@@ -457,7 +457,7 @@ class Ioctl(enum.IntEnum):
     GET_XCRS = ior(KVMIO, 0xA6, XCRS_SIZE)
     SET_XCRS = iow(KVMIO, 0xA7, XCRS_SIZE)
     KVMCLOCK_CTRL = io(KVMIO, 0xAD)
-    MEMORY_ENCRYPT_OP = iowr(KVMIO, 0xBA, 8)  # the size field is 8, but the structure has 24 bytes
+    MEMORY_ENCRYPT_OP = iowr(KVMIO, 0xBA, 8)  # the number encodes size 8; SevCmd has 24 bytes
     MEMORY_ENCRYPT_REG_REGION = ior(KVMIO, 0xBB, EncRegion.SIZE)
     MEMORY_ENCRYPT_UNREG_REGION = ior(KVMIO, 0xBC, EncRegion.SIZE)
     X86_SET_MSR_FILTER = iow(KVMIO, 0xC6, MSR_FILTER_SIZE)
@@ -473,7 +473,7 @@ class Ioctl(enum.IntEnum):
 
 # struct kvm_run, the first page of a vCPU's shared memory.
 RUN_SIZE = 2352
-VCPU_MMAP_SIZE = 12288  # on x86: kvm_run, port I/O and coalesced MMIO pages
+VCPU_MMAP_SIZE = 12288  # three pages on x86: kvm_run, port I/O, coalesced MMIO
 RUN_REQUEST_INTERRUPT_WINDOW = 0
 RUN_IMMEDIATE_EXIT = 1
 RUN_EXIT_REASON = 8
@@ -486,7 +486,7 @@ RUN_EXIT_SIZE = 256
 RUN_VALID_REGS = 288
 RUN_DIRTY_REGS = 296
 
-# struct kvm_exit_snp_req_certs in the union.
+# Fields of the union's hypercall and snp_req_certs (struct kvm_exit_snp_req_certs).
 RUN_HYPERCALL_ARGS = RUN_EXIT + 8
 RUN_HYPERCALL_RET = RUN_EXIT + 56
 RUN_SNP_GPA = RUN_EXIT

@@ -4,7 +4,7 @@
 A product has one root key, but its processors may have different microcode with separate numbering.
 For example, the microcode levels of Genoa and Bergamo cannot be compared.
 
-Sources: the patch lines in Linux, arch/x86/kernel/cpu/microcode/amd.c (0x0A0011xx is Milan,
+Sources: the patch levels in Linux, arch/x86/kernel/cpu/microcode/amd.c (0x0A0011xx is Milan,
 0x0A0012xx Milan-X, 0x0A1011xx Genoa, 0x0A1012xx Genoa-X, 0x0AA002xx Bergamo and Siena, 0x0B0021xx
 Turin, 0x0B1010xx Turin Dense); family and model ranges as in :mod:`snpcerts.abi.product`.
 """
@@ -76,7 +76,7 @@ PROCESSORS: Final = MappingProxyType(
 def processor_names(family: int, model: int, stepping: int) -> tuple[str, ...]:
     """Return the marketing names of the processor with these CPUID values.
 
-    A processor has several names if CPUID does not distinguish between them.
+    The result has several names if CPUID cannot distinguish these processors (Bergamo and Siena).
     """
     return tuple(
         name for name, each in PROCESSORS.items() if each.contains(family, model, stepping)

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD's products that support SNP attestation, and the facts about each of them.
 
-Everything that differs between products follows from the row here, from the
-:class:`~snpcerts.abi.tcb.TcbLayout` and, for the emulator, from the row in
+Everything that differs between products follows from the product's row here, from its
+:class:`~snpcerts.abi.tcb.TcbLayout` and, for the emulator, from its row in
 ``emulator/psp/chip_model.py``.
 
-Sources: family and model ranges as in virtee/sev and the AMD revision guides. Those of Venice are
-Linux's first ranges of Zen 6 (``bsp_init_amd``), which contain those of release 8.0.0 of the crate
-``sev``. Key server names and hwID lengths come from KDS (57230) chapter 3 and the certificates
-themselves. Root keys and the digests of root certificates come from the key server's certificate
-chains. They agree with the copies in virtee/sev and google/go-sev-guest. The digests also agree
-with those in confidential-containers/trustee. No chain of Venice is public: until its root is
-pinned here, its reports and certificates are refused by name.
+Sources: family and model ranges as in virtee/sev and the AMD revision guides. Venice's ranges are
+the first that Linux lists for Zen 6 (``bsp_init_amd``); they contain Venice's ranges in release
+8.0.0 of the crate ``sev``. Key server names and hwID lengths come from KDS (57230) chapter 3 and
+the certificates themselves. Root keys and the digests of root certificates come from the key
+server's certificate chains. They agree with the copies in virtee/sev and google/go-sev-guest. The
+digests also agree with those in confidential-containers/trustee. No certificate chain of Venice is
+public. Until Venice's root is pinned here, Venice's reports and certificates are refused, with an
+error that names Venice.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class _Facts(NamedTuple):
 
     ``models`` are (family, first model, last model), the combined values of CPUID leaf 0x80000001.
     ``hwid_size`` counts the significant bytes of the chip ID. ``oldest_report_version`` is the
-    first version that its firmware wrote; below 3 a report does not name its product.
+    version of the first reports that its firmware wrote; reports below version 3 do not name their
+    product.
     ``ark_spki_sha384`` is the SHA-384 of the root key's DER SubjectPublicKeyInfo, and
     ``ark_certificate_sha384`` that of the root certificate, both in hexadecimal; None if they are
     not public.
@@ -186,7 +188,7 @@ def product_of_cpuid(family: int, model: int) -> Product | None:
 def product_of_name(name: str) -> Product | None:
     """Return the product of a certificate's productName, such as ``Milan-B0`` or ``Turin``.
 
-    Only the part before the dash matters, because certificates of B1 parts contain B0.
+    Only the text before the dash matters, because certificates of B1 processors contain B0.
     """
     stem = name.partition("-")[0]
     return next((product for product in Product if product.value == stem), None)
@@ -200,8 +202,8 @@ def product_of_keyword(text: str) -> Product | None:
 def products_of_chip_id(chip_id: bytes) -> tuple[Product, ...]:
     """Return the products that a version 2 report with this 64-byte chip ID may come from.
 
-    The most likely one comes first. Such a report does not name its product, but a chip ID shorter
-    than 64 bytes ends in zeros.
+    The most likely one comes first. Such a report does not name its product, but zeros at the end
+    of the 64 bytes show that the product's chip IDs are shorter.
     """
     candidates = [product for product in Product if product.oldest_report_version < 3]
     longest = max(product.hwid_size for product in candidates)

@@ -129,7 +129,7 @@ _RESERVED_READERS = {version: _reserved_reader(version) for version in VERSIONS}
 class Report:
     """A report: its bytes, and its fields by their names in the specification.
 
-    The TCB fields stay eight raw bytes, because their layout depends on the product, which a
+    The TCB fields are left as eight raw bytes, because their layout depends on the product, which a
     version 2 report does not name.
     """
 
@@ -209,7 +209,7 @@ class Report:
             return (self.product,)
         if self.fields.version >= 3:
             return ()
-        # A hidden chip ID counts as a long one.
+        # A masked chip ID does not show its size, so assume the longest.
         masked = b"\xff" * CHIP_ID_SIZE
         alike = products_of_chip_id(masked if self.chip_id_masked else self.fields.chip_id)
         return tuple(each for each in alike if each.oldest_report_version <= self.fields.version)
@@ -230,7 +230,7 @@ class Malformation:
 def malformations(report: Report) -> tuple[Malformation, ...]:
     """Return the defects that the layout alone shows, in order of offset.
 
-    If the version is unknown, only that is returned, because the fields are then unknown too.
+    An unknown version is returned as the only defect, because the fields are then unknown too.
     """
     fields = report.fields
     if fields.version not in VERSIONS:

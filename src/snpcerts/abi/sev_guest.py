@@ -68,7 +68,7 @@ class ExtReportReq(CStruct):
     C_NAME: ClassVar[str] = "struct snp_ext_report_req"
     data: bytes = raw(0x00, ReportReq.SIZE)
     certs_address: int = u64(0x60)
-    certs_len: int = u32(0x68)  # bytes; if it is too small, the kernel writes the needed size
+    certs_len: int = u32(0x68)  # bytes; if this is too small, the kernel writes the size needed
 
 
 SNP_GET_REPORT = iowr(SEV_GUEST_IOC_TYPE, 0x0, GuestRequestIoctl.SIZE)

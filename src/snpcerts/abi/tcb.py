@@ -143,10 +143,10 @@ class TcbVersion:
     def parse(cls, text: str, layout: TcbLayout | None = None) -> Self:
         """Parse a TCB in any form that commands print or people type.
 
-        ``bootloader=4 tee=0 snp=24 microcode=219``, ``bl=4,tee=0,snp=24,ucode=219``, the JSON
-        object, or the eight bytes in hexadecimal, in the order of a report. Only the last form
-        needs a ``layout``. Raises :class:`FormatError` for anything else, and for a component that
-        is missing, repeated or not in the layout.
+        The forms are ``bootloader=4 tee=0 snp=24 microcode=219``, ``bl=4,tee=0,snp=24,ucode=219``,
+        the JSON object, and the eight bytes in hexadecimal, in the order of a report. Only the last
+        form needs a ``layout``. Raises :class:`FormatError` for anything else, and for a component
+        that is missing, repeated or not in the layout.
         """
         raw = _RAW.fullmatch(text.strip())
         if raw is not None:

@@ -20,9 +20,9 @@ from typing import Final
 from snpcerts.printable import printable
 
 _COMMAND_LIMIT: Final = 1 << 16  # bytes of a command line that are read
-_COMMAND_SHOWN: Final = 120  # characters of it that messages show
+_COMMAND_SHOWN: Final = 120  # characters of a command line that messages show
 _FDINFO_LIMIT: Final = 1 << 16
-_START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from the end of the command
+_START_TIME: Final = 19  # index of field 22 of /proc/PID/stat among the fields after the command
 
 KINDS: Final = {"OFDLCK": "OFD", "POSIX": "POSIX", "FLOCK": "flock"}
 

@@ -3,8 +3,8 @@
 overwrite another file.
 
 A certificate file is empty, or begins with the empty table, or is a table. A file with other
-content is foreign, unless that path has been updated before. In that case the writers' turn file,
-which is never removed, is beside it.
+content is foreign, unless that path has been updated before. The turn file beside the path shows
+that: every update creates it (:func:`snpcerts.certfile.writer.turn_of`), and nothing removes it.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from snpcerts.certfile.step import Performer, Steps, relayed
 
 
 def relay(through: Callable[[Any], Steps[Any]], performer: Performer = system.perform) -> Performer:
-    """Return a function that runs a protocol's steps: each passes through ``through``, and
-    ``performer`` then runs what that yields.
+    """Return a function that runs a protocol's steps: it passes each step to ``through``, and
+    ``performer`` then runs the steps that ``through`` yields.
 
     ``through(action)`` is a generator; see :func:`~snpcerts.certfile.step.relayed`.
     """

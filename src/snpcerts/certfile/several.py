@@ -15,8 +15,8 @@ firmware::
 
 Locks are taken in the order of the files' real paths, not in the order given, so that two agents
 with the same files cannot deadlock. Each file goes through the steps of
-:func:`snpcerts.certfile.writer.update`, so a crash leaves each file in a state that the update of a
-single file could leave.
+:func:`snpcerts.certfile.writer.update`, so a crash leaves each file in a state in which
+the update of a single file could leave it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from snpcerts.certfile.holders import blockers_of
 from snpcerts.certfile.step import Performer, Steps, relayed
 from snpcerts.errors import RefusedError, SnpCertsError, UsageError
 
-# Each file stays locked while the update waits for the next one's lock.
+# There is a limit because each file stays locked while the update waits for the next file's lock.
 MAX_FILES = 64
 
 

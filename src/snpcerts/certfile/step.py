@@ -3,8 +3,8 @@
 
 The protocol is written once, as generators that yield steps and receive the results
 (:mod:`snpcerts.certfile.reader`, :mod:`snpcerts.certfile.writer`). :mod:`snpcerts.certfile.system`
-runs the steps as real system calls; the explorer runs them on a model. A step that fails throws
-``OSError`` into the generator.
+runs the steps as real system calls; the explorer (``explore``) runs them on a model. A step
+that fails throws ``OSError`` into the generator.
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@ change the firmware; write and sync the new table, its first entry last; unlock.
 point leaves the empty table or the right one. The caller fetches the certificates for the new key
 beforehand, so the lock is held only as long as the firmware command takes.
 
-OFD locks are not fair: a writer that waits for a moment without readers may wait forever. Three
+OFD locks are not fair: a writer that only waits until there is no reader may wait forever. Three
 strategies get the lock:
 
 **there-and-back** puts a stand-in at the path: a new, empty, exclusively locked file. New readers
-wait for it; readers of the certificate file finish, so the writer gets its lock. Then the file
-returns to the path. It keeps its inode, so readers that keep it open or see it through a bind mount
-get the new table too. The writer needs write access to the directory.
+wait for the stand-in's lock; readers of the certificate file finish, so the writer gets that file's
+lock. Then the certificate file returns to the path. It keeps its inode, so readers that keep it
+open or see it through a bind mount get the new table too. The writer needs write access to the
+directory.
 
 **swap** begins in the same way, but the new file stays at the path. Readers that keep the old file
 find it empty from then on.
@@ -75,14 +76,14 @@ class LockHeldError(RetryLaterError):
     ) -> None:
         by = "; ".join(holders) or "a process that this user cannot inspect"
         waiting = f"timed out after {waited:.3g} s waiting for the lock, held" if waited else ""
-        wrong = ". The file was emptied, because its table was wrong" if emptied else ""
+        wrong = ". The certificate file was emptied, because its table was wrong" if emptied else ""
         super().__init__(
             f"{path}: {waiting or 'already locked'} by {by}{wrong}",
             hint="try again when the lock is released",
         )
         self.path = path
         self.waited = waited
-        self.emptied = emptied  # if true, nothing else has changed
+        self.emptied = emptied  # whether the wrong table was removed; nothing else has changed
 
     def with_holders(self, holders: tuple[str, ...]) -> LockHeldError:
         """Return the same error with the holders of the lock added."""
@@ -102,12 +103,13 @@ def update(
     While ``change`` runs, no guest gets a table, and no request with a table is on its way to the
     firmware. If ``change`` raises, the file stays empty, because only the caller can find out which
     key the firmware then has. A missing file is created. Raises :class:`LockHeldError` if the lock
-    does not become free in time, in which case nothing has changed, and :class:`InputError` if the
-    path is not a regular file.
+    does not become free in time; the firmware has then not changed. Raises :class:`InputError` if
+    the path is not a regular file, and :class:`RefusedError` if another system call fails or
+    another program replaces the file.
 
-    ``wrong_table`` is a table that was found at the path and is known to be wrong. An update that
-    gives up does not leave that table in use. If the file still holds it, the update empties the
-    file despite the lock, and the error says so.
+    ``wrong_table`` is a table that was found at the path and is known to be wrong. If the lock does
+    not become free in time and the file still holds that table, the update empties the file despite
+    the lock, and the error says so. Otherwise such an update does not change the file's content.
     """
     path = yield step.Resolve(path)
     names = _Names.of(path)
@@ -181,10 +183,10 @@ def _finish_old(
     """Finish an interrupted update: wait for the readers of the file that the update set aside,
     then empty that file.
 
-    Requests with that file's table may be on their way to the firmware, and readers may keep it
-    open. The file returns to the path, because some readers may see it through a bind mount, unless
-    there is another table at the path. Its table does not return, because the firmware may have
-    changed since.
+    Requests with that file's table may be on their way to the firmware, and readers may keep the
+    file open. The emptied file returns to the path, because some readers may see it through a bind
+    mount, unless there is another table at the path. It must be empty, because the firmware may
+    have changed since its table was written.
     """
     try:
         old: int = yield step.OpenWrite(names.old)
@@ -200,7 +202,7 @@ def _finish_old(
             there: step.FileStat | None = yield step.StatPath(names.path)
         except FileNotFoundError:
             there = None
-        # An update interrupted before its rename leaves the file at the path with two names.
+        # If an update was interrupted before its rename, the file at the path has two names.
         if there is None or mine.identity != there.identity:
             _require_one_name(names.old, mine)
             if not (yield from _lock_until(old, deadline)):
@@ -241,7 +243,7 @@ def _there_and_back(
         stand_in = yield from _set_aside(names, fd, deadline, lock_wait, wrong_table)
         try:
             yield from _require_not_replaced(names.path, stand_in)
-            # Its table may already be wrong, so it must not come back even for a moment.
+            # The table may already be wrong, so empty the file before it returns to the path.
             yield from _empty(fd)
             yield from _put_back(names)
         finally:
@@ -310,13 +312,13 @@ def _set_aside(
             try:
                 yield step.Unlink(names.new)
             finally:
-                # The file may be at the path by now. Its lock would exclude every reader.
+                # The new file may be at the path by now, where its lock would exclude every reader.
                 yield from step.closed(new)
     return new
 
 
 def _put_back(names: _Names) -> Steps[None]:
-    """Give the set-aside file its path again, and sync the rename to disk."""
+    """Move the file that was set aside back to the path, and sync the rename to disk."""
     yield step.Rename(names.old, names.path)
     yield step.SyncDirectory(names.path)
 

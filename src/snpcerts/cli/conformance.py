@@ -166,7 +166,7 @@ def command(
         )
     keeping = None if keep is None else Keeping(Path(keep), trace == "")
     if trace:
-        # Without "--", click takes the VMM itself for FILE, which would then be written over.
+        # Without "--", click takes the VMM's path as FILE, and the VMM would be overwritten.
         if os.path.isfile(trace) and os.access(trace, os.X_OK):
             raise UsageError(
                 f"--trace {trace}: expected the file to write the timeline to, found a program",

@@ -204,11 +204,11 @@ def _number(count: int, what: str) -> str:
 
 
 class _Narrator:
-    """Prints each event when it happens, unless ``quiet``, and a line of counts every ``every``
-    seconds.
+    """Prints what goes wrong in a run when it happens, and a line of counts every ``every``
+    seconds. If ``quiet``, it prints nothing.
 
-    It prints nothing for single reports, because it does not learn of reports and updates in the
-    order in which the firmware served them.
+    It only counts reports that verify and updates, because it does not learn of them in the order
+    in which the firmware served them.
     """
 
     def __init__(self, *, quiet: bool, every: float) -> None:
@@ -252,7 +252,7 @@ class _Narrator:
         click.echo(f" done in {time.monotonic() - start:.1f} s")
 
     def follow(self, run: DemoRun, course: Course) -> Tally:
-        """Follow a run to its end. Print its events and record them in ``course``."""
+        """Follow a run to its end. Record its events in ``course``; print counts and problems."""
         from snpcerts.demo.conclusion import summary
         from snpcerts.demo.demo_event import AllUp
         from snpcerts.demo.tally import Tally

@@ -411,8 +411,8 @@ def key_server(
     """Run the key server of the emulated AMD on this machine until interrupted.
 
     The command prints the server's URL, which 'snpcerts kds fetch --kds' takes. The root to trust
-    is the ark.der that 'snpcerts emulate certificates' writes. The server counts requests under
-    /stats.
+    is the ark.der that 'snpcerts emulate certificates' writes. The server's
+    path /stats returns request counts in JSON.
     """
     from snpcerts.emulator.amd.key_server_faults import Faults, Throttle, Throttled, faults_of_names
     from snpcerts.emulator.machine.key_server import KeyServer
@@ -496,7 +496,7 @@ def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
     _order(options, order)
 
 
-@firmware.command(short_help="Update the running firmware, uncommitted.")
+@firmware.command(short_help="Update the running firmware without committing.")
 @_platform
 @click.option(
     "--current",

@@ -3,9 +3,9 @@
 
 A file is evidence in any format (:mod:`snpcerts.verify.evidence`). A table may also be in a file
 beside it: ``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a directory, files are
-recognised by their content, not by their names. Every report there is evidence, and every
-certificate there may be used for each of these reports. The search includes subdirectories, but not
-their subdirectories.
+recognised by their content, not by their names. Every report there is evidence. Certificates in a
+subdirectory that has reports are used only for these reports; all other certificates may be used
+for every report. The search includes subdirectories, but not their subdirectories.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAMES_OF_CERTIFICATES: Final = ("vcek", "vlek", "ask", "asvk", "ark", "crl", "c
 _FORMS: Final = (".der", ".pem", ".crt", ".cer", ".cert", ".p7b", ".p7c", ".crl")
 _TABLES: Final = (".table", ".auxblob")
 _OUTBLOB, _AUXBLOB = "outblob", "auxblob"
-# Files beside evidence that are not evidence, unless their content shows that they are.
+# A file with such a name is evidence only if its content shows that.
 _OTHER: Final = (".json", ".md", ".txt", ".toml", ".log", ".request", ".key", ".sh", ".py", ".yaml")
 MAX_FILES: Final = 1_000_000
 # Limits for certificate files in one directory: their number, and their total bytes.
@@ -110,8 +110,8 @@ def places(path: str) -> Iterator[EvidenceFiles]:
         return
     top = _scanned(path)
     inner = [_scanned(folder) for folder in top.folders]
-    # Certificates in a subdirectory are used for the reports above it, and certificates in this
-    # directory are used for all reports below it.
+    # Certificates in a subdirectory that has reports are used only for these reports. All other
+    # certificates are used for every report.
     apart = tuple(file for each in inner if not each.reports for file in each.certificates)
     shared = (*top.certificates, *apart)
     found = False
@@ -180,14 +180,14 @@ def _read_shelf(files: tuple[str, ...], name: str, beside_evidence: bool) -> Giv
         total += len(data)
         if total > _MAX_SHELF_SIZE:
             problems.append(
-                f"the files have more than {_MAX_SHELF_SIZE} bytes together; those after "
-                f"{base} were not read"
+                f"the files are larger than {_MAX_SHELF_SIZE} bytes in total; {base} and the "
+                "files after it were not used"
             )
             break
         bundle = read_bundle(data)
         others.update(dict.fromkeys(bundle.certificates))
         for each in bundle.lists:
-            # The file's name does not say whether it is for VCEKs or VLEKs.
+            # The file's name does not say whether the revocation list is for VCEKs or VLEKs.
             lists.setdefault(each, SuppliedCrl(each, None, supplier, path))
         if wanted and bundle.empty:
             kind = kind_of(data)
@@ -240,8 +240,8 @@ def _scanned(folder: str) -> _Scan:
     reports = list(by_sort[Sort.EVIDENCE])
     held = [*by_sort[Sort.CERTIFICATES], *by_sort[Sort.TABLE]]
     paired = {_beside(report) for report in reports}
-    # Other kinds of files are normal beside certificates and in a directory of configfs. In an
-    # archive of reports, a broken file is named.
+    # Beside certificates and in a directory of configfs, files of an unknown kind are normal. In an
+    # archive of reports, such a file may be a damaged report, so it is treated as evidence.
     archive = all(path in paired for path in held) and not any(
         os.path.basename(path) == _OUTBLOB for path in reports
     )
@@ -279,7 +279,7 @@ def sort_of(path: str) -> Sort:
                 return found
             return _sort_of(head + file.read(MAX_FILE), status.st_size)
     except OSError:
-        # Reading it will report the problem.
+        # The code that reads the file will report the problem.
         return Sort.UNKNOWN if os.path.lexists(path) else Sort.OTHER
 
 

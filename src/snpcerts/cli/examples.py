@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-# By the words of the command: the rest of the command line.
+# Maps each command to the arguments of its example.
 EXAMPLES: Final = {
     "table build": "--vcek vcek.der --ask ask.der --ark ark.der -o certs.bin",
     "table extract": "certs.bin certs/",

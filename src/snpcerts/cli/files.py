@@ -75,7 +75,7 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
     poll.register(fd, select.POLLIN)
     try:
         while len(data) <= limit:
-            # While there is no writer, poll waits; a read would report the end.
+            # While there is no writer, poll waits; a read would return the end of the file.
             if not poll.poll(None if data or fd == 0 else WAIT_FOR_WRITER):
                 break
             try:
@@ -106,7 +106,7 @@ def write_output(path: str, data: bytes) -> None:
     names the path, and leaves nothing behind.
     """
     try:
-        # A link of this user stays a link, such as /dev/stdout with a file behind it.
+        # Replace a link's target, not the link (as with /dev/stdout, redirected to a file).
         path_of_file = resolve(path)
         if _is_stream(path):
             with open(path, "wb", buffering=0) as stream:

@@ -30,8 +30,8 @@ def command() -> None:
     required=True,
     metavar="FILE",
     help=(
-        "File to write the report to, or - for standard output, for example to pipe the report to "
-        "'snpcerts host prove-key'."
+        "File to write the report to, or - for standard output, from which for example 'snpcerts "
+        "host prove-key' reads it."
     ),
 )
 @click.option(

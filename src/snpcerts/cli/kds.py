@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # How many seconds a command may work without output.
 _QUIET = 1.0
 
-# A product, a hwID of it, and a TCB.
+# A product, the hwID of one of its chips, and a TCB.
 _Key = tuple[Product, bytes, TcbVersion]
 
 
@@ -68,7 +68,7 @@ class _Where:
     def source(self, doing: str) -> Iterator[CertificateSource]:
         """Open the certificate source, and show progress on standard error while the block runs."""
         anchors = anchors_of(self.server.anchors)
-        # Load it before the clock starts, because the reported time is the key server's.
+        # Import this before the timer starts, so that only a slow fetch prints ``doing``.
         importlib.import_module("snpcerts.kds.source")
         with _progress(doing) as tell, self.server.open(anchors, tell) as source:
             try:

@@ -56,8 +56,9 @@ def floors(names: tuple[str, ...], products: tuple[str, ...], unconfirmed: bool)
     show a mitigation. It refuses processors without a floor. Redirect the policy to a file, add
     report_data and measurements, and pass the file to 'snpcerts verify --policy'.
 
-    Without --bulletin, the policy requires the fixes of all bulletins that every named product can
-    meet. It also accepts products that only AMD-SB-3045 refuses.
+    Without --bulletin, the policy requires the fixes of all bulletins, except those that require a
+    report bit that not every accepted product has. AMD-SB-3045, which rules out Milan, applies only
+    if --bulletin names it.
     """
     from snpcerts.verify.bulletins import bulletin_data, policy_text
 

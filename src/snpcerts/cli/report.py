@@ -23,9 +23,9 @@ def command() -> None:
 def show(report: str, as_json: bool) -> None:
     """Show every field of a report, and explain its bits.
 
-    REPORT is a file with a report of 1184 bytes, which a certificate table may follow, a protocol
-    buffer of go-sev-guest, or the HCL report of an Azure VM. The command does not verify the
-    fields; 'snpcerts verify' does.
+    The file REPORT holds one of these: a report of 1184 bytes, with or without a certificate table
+    after it; a protocol buffer of go-sev-guest; the HCL report of an Azure VM. The command does not
+    verify the fields; 'snpcerts verify' does.
     """
     from snpcerts.verify.explain import explain, explained_json
 

@@ -88,7 +88,8 @@ def _show_line(console: Console, line: str) -> None:
     shown = Text(wrapped(line, console.width))
     if state := _STATE.search(line):
         group = "first" if state["first"] else "last"
-        # Wrapping changes only white space, so a state keeps its place counted from either end.
+        # Wrapping changes only white space between words, so a state at the start keeps its
+        # distance from the start, and a state at the end keeps its distance from the end.
         start, end = state.span(group)
         if group == "last":
             start, end = (len(shown.plain) - len(line) + each for each in (start, end))

@@ -176,8 +176,8 @@ def trusted_roots(paths: Sequence[str]) -> tuple[tuple[Anchor, bytes], ...]:
 
 def _root_of_chain(data: bytes) -> bytes:
     """Return the ARK if ``data`` is PEM that contains one ARK and otherwise only ASKs or ASVKs,
-    like AMD's cert_chain. Otherwise return ``data``, because a root that came with evidence must
-    not become an anchor.
+    like AMD's cert_chain. Otherwise return ``data``. A root beside other certificates, such as a
+    leaf, may have come with evidence, so it must not become an anchor.
     """
     from snpcerts.endorsement.bundle import read_bundle
     from snpcerts.endorsement.ca_name import CaRole

@@ -64,9 +64,9 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="KIND=FILE",
     help=(
-        "File with a revocation list (CRL). With KIND=, which is vcek or vlek, reports signed by "
-        "a key of this kind are refused unless a list for the kind is current. Without KIND=, the "
-        "list adds revocations, and no list is required."
+        "File with a revocation list (CRL) for leaves of KIND, vcek or vlek. Implies "
+        "--require-crl. A list without KIND= adds revocations, but is not the list that "
+        "--require-crl demands."
     ),
 )
 @click.option(
@@ -181,15 +181,16 @@ def command(
 ) -> None:
     """Verify attestation reports with their certificates.
 
-    EVIDENCE is a file or a directory of files. A file holds a report of 1184 bytes, which its
-    certificate table may follow, a protocol buffer of go-sev-guest, or the HCL report of an Azure
-    VM. The table may also be in a second file beside the report's: x.bin and x.table, or outblob
-    and auxblob.
+    EVIDENCE is a file or a directory of files. A file holds one of these: a report of 1184 bytes,
+    with or without its certificate table after it; a protocol buffer of go-sev-guest; the HCL
+    report of an Azure VM. The table may also be in a second file beside the report's: x.bin and
+    x.table, or outblob and auxblob.
 
     A report is verified if its signing key is endorsed by a trusted root for the report's chip,
-    product and TCB, and if the report meets the policy. The default policy refuses only guests that
-    can be debugged or moved by a migration agent, and a reported TCB above the current TCB.
-    Therefore give at least --report-data. The output shows what was not checked.
+    product and TCB, and if the report meets the policy. The default policy refuses only reports
+    of guests that can be debugged or moved by a migration agent, and reports whose reported TCB is
+    above the current TCB. Therefore give at least --report-data. The output shows what was not
+    checked.
 
     Exit codes: 0 all reports were verified, 1 a report was refused, 2 wrong usage or unreadable
     input, 3 certificates were not available.

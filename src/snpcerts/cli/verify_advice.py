@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _LATER: Final = "try again later"
 _SUPPLY: Final = (
-    "supply the missing certificates with --certs DIR or --fetch, a missing revocation list "
-    "with --crl KIND=FILE or --fetch"
+    "supply missing certificates with --certs DIR or --fetch, and a missing revocation list with "
+    "--crl KIND=FILE or --fetch"
 )
 _SUPPLY_VLEK: Final = (
     "a VLEK's certificate comes from the cloud provider, never from the key server: save the "
@@ -39,8 +39,8 @@ _PAST: Final = (
     "if the evidence is archived, verify it as of the time when it was made, with --at TIME"
 )
 _NONCE: Final = (
-    "the report data of an HCL report is the digest of its runtime data, and a nonce is in the "
-    "user data of the runtime data: give the nonce with --user-data HEX instead of --report-data"
+    "the report data of an HCL report is the digest of its runtime data, and a nonce is the user "
+    "data in the runtime data: give the nonce with --user-data HEX instead of --report-data"
 )
 _MASKED: Final = (
     "the host hides its chip ID: to accept that, use a policy file with allow_masked_chip_id = true"

@@ -18,7 +18,8 @@ from snpcerts.errors import InputError, UsageError
 if TYPE_CHECKING:
     from snpcerts.verify.policy import Policy
 
-# AMD's lists are valid for a year, in which much may be revoked. The agent asks daily too.
+# AMD's revocation lists are valid for a year, but a fetch each day finds new revocations. The agent
+# fetches them daily too.
 FETCHED_LIST_AGE = timedelta(days=1)
 
 

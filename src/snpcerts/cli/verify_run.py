@@ -43,7 +43,7 @@ class VerifyRun:
     explain: bool  # name the attacks that the failed rules protect against
     has_more: bool  # there are certificates besides those that come with reports
     ear: EarFile | None = None
-    reported: set[Shelf] = field(default_factory=set)  # directories whose files have been reported
+    reported: set[Shelf] = field(default_factory=set)  # those whose problems have been printed
 
     def print(self, as_json: bool) -> int:
         """Verify the reports and print each verdict when it is known. Return the exit code."""

@@ -23,8 +23,8 @@ ORDER = "table,certs,kds"
 
 
 def _given_list(text: str) -> SuppliedCrl:
-    """Read the revocation list that ``--crl`` names: ``vcek=FILE``, ``vlek=FILE`` or ``FILE``. In
-    the last form, the list's kind is unknown.
+    """Read the revocation list that ``--crl`` names: ``vcek=FILE``, ``vlek=FILE`` or ``FILE``. The
+    last form does not say whether the list is for VCEKs or VLEKs, so its ``kind`` is None.
     """
     from snpcerts.endorsement.vek import VekKind
     from snpcerts.verify.collateral import SuppliedCrl, Supplier
@@ -60,7 +60,7 @@ def sources_in_order(
     at: datetime,
 ) -> list[CollateralSource]:
     """Return the certificate sources in the order of ``--order``, with ``roots`` just before the
-    key server, or last if there is none.
+    key server, or last if the key server is not used.
     """
     from snpcerts.verify.sources import OWN, GivenCrls
 
@@ -80,7 +80,7 @@ def sources_in_order(
         sources.append(GivenCrls(map(_given_list, lists)))
     for name in names:
         sources += by_name.get(name, [])
-    # A trusted root replaces a root that was not supplied.
+    # If no other source has the ARK, take it from the trusted roots.
     if roots:
         after = [source for source in by_name.get("kds", []) if source in sources]
         place = sources.index(after[0]) if after else len(sources)

@@ -118,7 +118,7 @@ _SUPPLIERS = {
 def _list(judged: JudgedList) -> str:
     from snpcerts.verify.revocation import in_words
 
-    kind = "list of unknown kind" if judged.kind is None else f"{judged.kind.name} list"
+    kind = "list for an unknown kind of leaf" if judged.kind is None else f"{judged.kind.name} list"
     origin = judged.origin if judged.origin.isprintable() else repr(judged.origin)
     said = [f"{kind}, {_SUPPLIERS[judged.supplier.value]} ({origin})"]
     if judged.this_update is not None:
@@ -130,7 +130,7 @@ def _list(judged: JudgedList) -> str:
     elif not judged.believed:
         said.append("not judged, because no trusted root was found")
     elif not judged.counts:
-        said.append("only its revocations count")
+        said.append("adds revocations, but satisfies no demand for a list")
     return ", ".join(said)
 
 

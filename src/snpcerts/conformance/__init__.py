@@ -6,6 +6,6 @@
 one run of a VMM. In it, ``trial_guest`` makes the requests, and ``served_file`` is the file and its
 changes; ``processor_time`` tells a slow VMM from a slow machine. ``observed_kvm`` and
 ``file_observer`` write a ``journal``; ``description`` tells open files apart. ``vmm_output`` and
-``kept`` show what went wrong, and ``trial_timeline`` draws it.
+``kept`` show what went wrong, and ``trial_timeline`` draws the trial.
 Imports ``emulator``, ``certfile`` and ``abi``.
 """

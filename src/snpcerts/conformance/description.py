@@ -79,7 +79,7 @@ def holding(processes: Iterable[int], identity: tuple[int, int]) -> set[int]:
     """Return the marks of those open file descriptions in ``processes`` that hold a lock on the
     file.
 
-    ``identity`` is the file's device and inode. A description without a mark counts as 0.
+    ``identity`` is the file's device and inode. A description without a mark is returned as 0.
     """
     found: set[int] = set()
     for process in processes:

@@ -31,7 +31,8 @@ from snpcerts.emulator.syscall.device import EVERY_SIGNAL, Pending
 
 Meddle = Callable[[FileCall], int | Pending | None]
 
-# The calls that move bytes to another descriptor, or map them, and which argument is their number.
+# The calls that copy bytes to another descriptor, or map them, with the index of the argument that
+# says how many bytes.
 _SIZE_AT: Final = {
     Syscall.MMAP: 1,
     Syscall.SENDFILE: 3,
@@ -78,7 +79,7 @@ class FileObserver:
         self._served = served
         self._journal = journal
         self._marks = Marks()
-        self.calls = 0  # how often a thread of the VMM waited for its call to be observed
+        self.calls = 0  # number of calls for whose observation a thread of the VMM waited
         self.meddle: Meddle = lambda _: None
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
         self.meddle_examine: Callable[[], None] = lambda: None
@@ -191,7 +192,7 @@ def read_short(call: FileCall) -> int | None:
     memory = ProcessMemory(call.tid)
     try:
         pieces = _pieces(call, memory)
-        # Also less than the file's size, because a VMM may request more.
+        # Limit the read by the file's size too, because a VMM may request more than the file has.
         limit = min(call.found.st_size // 2, _SHORT_READ_MAX)
         wanted = min(sum(length for _, length in pieces) // 2, limit)
         if not wanted:
@@ -222,7 +223,7 @@ def _asked_bytes(call: FileCall) -> int:
     if call.call is Syscall.IO_SUBMIT:
         return submitted_reads(call.tid, call.arguments).get(call.descriptor, 0)
     if call.call in _SIZE_AT:
-        # A copy may ask for more than there is.
+        # A copy or mapping may request more bytes than the file has.
         return min(call.arguments[_SIZE_AT[call.call]], call.found.st_size)
     try:
         return sum(length for _, length in _pieces(call, ProcessMemory(call.tid)))

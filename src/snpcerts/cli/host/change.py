@@ -116,7 +116,7 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
 )
 @_changes_firmware
 def commit(agent: Agent) -> Plan:
-    """Commit the running firmware (SNP_COMMIT), so that the reported TCB becomes the current TCB.
+    """Commit the running firmware (SNP_COMMIT), which sets the reported TCB to the current TCB.
 
     This cannot be undone. If the two TCBs differ, the signing key changes. Most firmware then drops
     a loaded VLEK; some firmware keeps it.
@@ -149,7 +149,7 @@ def commit(agent: Agent) -> Plan:
 @click.option(
     "--mask-chip-key/--no-mask-chip-key",
     default=None,
-    help="Make the firmware leave reports unsigned (MASK_CHIP_KEY).",
+    help="Stop the firmware from signing reports with the VCEK (MASK_CHIP_KEY).",
 )
 @_changes_firmware
 def set_config(

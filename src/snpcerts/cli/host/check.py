@@ -74,7 +74,7 @@ def _ask_key_server(config: Config) -> str:
     from snpcerts.host.host_processor import product_of_host
 
     if config.offline:
-        return "not asked, because the configuration says offline"
+        return "no request was sent, because the configuration sets offline = true"
     product = config.product or product_of_host()
     # Use an empty cache, so that the answer comes from the key server.
     with ends_cleanly(), temporary_directory("check") as folder:

@@ -108,7 +108,7 @@ def uninstall(
 def own_path() -> str:
     """Return this program's path: the path that it was started with, or else its installed path.
 
-    For the link that 'host install' makes, return the program that it leads to, as the units do.
+    If that is the link that 'host install' makes, return the link's target, which the units start.
     """
     from snpcerts.host.installation import COMMAND_LINK
 

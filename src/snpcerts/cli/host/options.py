@@ -142,7 +142,7 @@ class Host:
             file = same[0] if same and chosen["kind"] is None else FileConfig(chosen["file"], kind)
             changes["files"] = (file,)
             if path is not None:
-                changes["memory"] = config.memory_path  # not that of the named files
+                changes["memory"] = config.memory_path  # not the one beside --file's file
         server = self._server
         if server.url is not None:
             changes["kds_url"] = server.url

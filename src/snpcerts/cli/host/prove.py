@@ -167,7 +167,7 @@ def end_commands() -> None:
     """Kill the commands of all threads, and let :func:`run_in_guest` start no more. Called when the
     proof is done, and when a signal ends this process.
     """
-    with _starting:  # a command that another thread is starting is known afterwards
+    with _starting:  # wait for a thread that is just adding its command to _running
         _ended.set()
         for group in tuple(_running):
             with contextlib.suppress(ProcessLookupError):

@@ -224,8 +224,8 @@ class _Vmm:
         from snpcerts.vmm.preload import EXIT_TOLD
 
         pattern = re.compile(EXIT_TOLD.format(r"(\d+)\s").encode())
-        # Read chunks, because a guest's console need not have lines. It may write much before it
-        # asks.
+        # Read chunks, because a guest's console may print no line breaks. A guest may print much
+        # before it requests certificates.
         while data := os.read(self._process.stdout.fileno(), 4096):
             self._said = (self._said + data)[-_OUTPUT_KEPT:]
             if self._exit is None and (found := pattern.search(self._said)) is not None:
