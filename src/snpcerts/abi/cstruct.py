@@ -3,7 +3,7 @@
 
 A structure is a frozen dataclass. Each field states its offset in the C structure. Nothing is
 computed from the order of fields, so a reader can compare the class with the specification line by
-line, and a test can compare it with a compiler.
+line, and a test can compare its offsets with a C compiler's.
 
 >>> from dataclasses import dataclass
 >>> @dataclass(frozen=True, slots=True)

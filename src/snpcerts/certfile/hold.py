@@ -53,7 +53,7 @@ class HeldLock:
 def hold(path: str, *, shared: bool) -> Iterator[HeldLock]:
     """Hold a lock on the whole file at ``path`` during the block. Do not wait for the lock.
 
-    Raises :class:`LockHeldError`, which names the holders, if the lock is not free, and
+    Raises :class:`LockHeldError`, which names the holders, if a conflicting lock is held, and
     :class:`InputError` if ``path`` is not a regular file that can be opened.
     """
     flags = os.O_RDONLY if shared else os.O_RDWR

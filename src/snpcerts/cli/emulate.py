@@ -488,7 +488,7 @@ def reboot(options: _PlatformOptions, bios: str, version: str | None) -> None:
     """Reboot the machine, with a new BIOS if --bios is given.
 
     The machine loses a loaded VLEK, the masks, a configured reported TCB and an uncommitted update.
-    The command fails while VMs run, and for a BIOS below the committed TCB.
+    The command fails while VMs run, and if the BIOS has a TCB or version below the committed one.
     """
     order: dict[str, object] = {"do": "reboot", "tcb": _changed_levels(options, "--bios", bios)}
     if version is not None:

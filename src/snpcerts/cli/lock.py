@@ -22,7 +22,8 @@ def command(file: str, shared: bool, seconds: float | None) -> None:
     """Hold the lock on a certificate FILE until interrupted.
 
     While the command holds the exclusive lock, guests that request certificates get BUSY and try
-    again. If another process holds the lock, the command fails at once and names that process.
+    again. If another process holds a conflicting lock, the command fails at once and names that
+    process.
     """
     from snpcerts.certfile.hold import hold
 

@@ -42,7 +42,7 @@ def command(
 ) -> None:
     """Run PROGRAM, a VMM such as QEMU, and give its SNP guests certificates.
 
-    The command preloads a library into PROGRAM, which answers KVM's requests for certificates. The
+    The command preloads into PROGRAM a library that answers KVM's requests for certificates. The
     library does nothing for VMs that are not SNP guests, and nothing in VMMs that serve
     certificates themselves. The command refuses programs that cannot load the library, such as
     statically linked ones.
