@@ -66,7 +66,8 @@ def line_of(text: str, path: Path) -> int | None:
     """Return the number of the line that sets ``path`` or, failing that, its nearest parent; None
     if no line does.
 
-    ``text`` is TOML that :func:`read_toml` returned. The time is proportional to its size.
+    ``text`` is TOML that :func:`read_toml` returned. The call takes time proportional
+    to the size of ``text``.
     """
     best: tuple[int, int] = (0, 0)
     table: Path = ()

@@ -154,7 +154,7 @@ class TimelineStream:
     """Writes a timeline to a file as it grows, in the array form of the format.
 
     Readers accept the file even if its end is missing because the writer was killed. Times are not
-    made relative to the earliest one. After 200,000 events, nothing more is written.
+    made relative to the earliest one. Events after the first 200,000 are dropped.
     """
 
     timeline: Timeline

@@ -50,7 +50,7 @@ except SnpCertsError as error:
     print(error, error.status)
 """
     assert run(emulated, program) == (
-        "SNP_SET_CONFIG: the firmware answered 0x16 (INVALID_PARAM) 22"
+        "SNP_SET_CONFIG: the firmware answered with status 0x16 (INVALID_PARAM) 22"
     )
 
 

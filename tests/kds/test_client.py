@@ -229,6 +229,19 @@ def test_silence_is_not_waited_out() -> None:
         KdsClient(server.url, policy=policy).get(CHAIN, read_chain)
 
 
+def test_a_request_that_used_up_the_time_is_not_blamed_on_other_processes() -> None:
+    def silent(connection: socket.socket) -> None:
+        connection.recv(1)
+
+    policy = RetryPolicy(budget=0.3)
+    with (
+        Answering(lambda _: b"", silent) as server,
+        pytest.raises(KdsUnavailableError, match="took longer") as caught,
+    ):
+        KdsClient(server.url, policy=policy).get(CHAIN, read_chain)
+    assert "other processes" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "reply",
     [

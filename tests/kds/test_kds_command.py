@@ -218,7 +218,7 @@ def test_a_damaged_cache_shows(host: Host, run: Run) -> None:
     code, out, _ = run("show", server=False)
     assert code == 1
     assert "not a readable X.509 certificate" in out
-    assert "not a resource's file" in out
+    assert "not a cache file" in out
     code, _, err = run("fetch", "vcek", *named(host))
     assert code == 0
     assert "warning" in err

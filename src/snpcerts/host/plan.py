@@ -4,9 +4,10 @@
 Source: SNP ABI (56860): SNP_COMMIT sets Reported and Committed to Current; SNP_SET_CONFIG sets
 Reported and both masks together, and zero resets Reported to Committed; SNP_VLEK_LOAD takes a
 hashstick made for exactly the reported TCB. Sources disagree on whether a loaded VLEK survives a
-change of Reported: AMD's document says that COMMIT drops it, AMD's published firmware (1.55.25)
-keeps it through both. A plan assumes that the VLEK is dropped, because then more must be fetched.
-If the firmware keeps the VLEK, the files for it stay empty (:mod:`snpcerts.host.remembered`).
+change of Reported: AMD's document says that SNP_COMMIT drops it, but AMD's published firmware
+(1.55.25) keeps it through SNP_COMMIT and SNP_SET_CONFIG. A plan assumes that the VLEK is dropped,
+because then more must be fetched. If the firmware keeps the VLEK, the files for it stay empty
+(:mod:`snpcerts.host.remembered`).
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
     """Fetch the tables; then lock and empty the files, issue the command, publish, and unlock.
 
     If a certificate is not available (unless ``allow_empty`` is set) or a lock is not granted, this
-    raises an error and has changed nothing. The result has the firmware's answer.
+    raises an error and has changed neither the files nor the firmware. The result has the
+    firmware's answer.
     """
     unfetched: SnpCertsError | None = None
     if not agent.force:
@@ -156,11 +158,11 @@ def _bare(state: FirmwareState) -> FirmwareState:
 
 
 def follow_up(agent: Agent, changed: Changed) -> SnpCertsError | None:
-    """Make the remaining files match the signing key. Return the first remaining error; None if
-    there is none.
+    """Make all files match the signing key, if some do not yet. Return the first error that
+    remains; None if there is none.
 
-    The firmware may be at a TCB that was not planned, for example after a reset. The certificates
-    for that TCB are fetched now, while the files are empty.
+    The firmware may be at a TCB that was not planned, for example after a reset of the reported
+    TCB. The certificates for that TCB are fetched now, while the files are empty.
     """
     result = changed.result
     if result.refused is not None:
@@ -193,17 +195,18 @@ def set_config(
     """Plan SNP_SET_CONFIG.
 
     ``tcb`` computes the new reported TCB from the present one; if ``tcb`` is None, the reported TCB
-    is reset. A mask that is None does not change. Raises :class:`RefusedError` for a TCB above the
-    current one, which the firmware would refuse.
+    is reset. A mask that is None does not change. Raises :class:`RefusedError` for a new TCB
+    above the current one, which the firmware would refuse, and for one of zeros, which would be a
+    reset.
     """
     file_states, before = _looked(agent)
     notes: list[str] = []
     if tcb is None:
         reported, stored = before.current, bytes(TCB_SIZE)
         notes.append(
-            "the reset returns to the committed TCB, which no host interface "
-            "shows. The plan assumes that it equals the current TCB; if it does not, "
-            "the files stay empty until the right certificate is fetched"
+            "the reset sets the reported TCB to the committed TCB, which no host interface "
+            "shows. The plan assumes that the committed TCB equals the current TCB; if it does "
+            "not, the files stay empty until the right certificate is fetched"
         )
     else:
         reported = tcb(before.reported)
@@ -211,7 +214,7 @@ def set_config(
         if not before.current.covers(reported):
             raise RefusedError(
                 f"the new reported TCB, {reported}, is above the current TCB, {before.current}",
-                hint="choose a TCB with no component above the committed TCB or the current TCB",
+                hint="choose a TCB of which no component is above the committed or the current TCB",
             )
         if reported == before.reported:
             notes.append(
@@ -219,7 +222,7 @@ def set_config(
             )
             if before.vlek_loaded:
                 notes.append(
-                    "a loaded VLEK is for the same TCB and should stay; if it does not, "
+                    "the loaded VLEK is for the same TCB and should stay loaded; if it does not, "
                     "load it again"
                 )
         notes += (

@@ -3,9 +3,9 @@
 
 A report counts if all of these hold: it is fresh (its REPORT_DATA is 64 random bytes that this
 program chose, and the file's shared lock was held from before the request until after the answer);
-it comes from this chip, in the firmware's current state, with the KEY_SEL in question; and a
-trusted certificate verifies it. Any other report neither proves nor contradicts anything. An
-unsigned report does not count, because anyone can make one.
+it comes from this chip, shows the firmware's current state, and was requested with the KEY_SEL in
+question; and a trusted certificate verifies it. Any other report neither proves nor contradicts
+anything. An unsigned report does not count, because anyone can make one.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Candidate:
 class Proved:
     """The result of a proof.
 
-    ``believed`` is the key that the firmware's status implies. ``synced`` is the result of the
-    update of the files that followed.
+    ``believed`` is the key that the firmware's status implies. ``synced`` is the result of
+    updating the files after the proof.
     """
 
     proof: Proof
@@ -108,14 +108,14 @@ def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
     believed = Key(expected_kind(state, select), state.reported)
     key = Key(proof.kind, proof.tcb)
     if key == believed:
-        agent.tell(Event(EventKind.PROVEN, f"proven by a report: the {key} signs"))
+        agent.tell(Event(EventKind.PROVEN, f"proven by a report: the signing key is the {key}"))
     else:
         agent.tell(
             Event(
                 EventKind.CONTRADICTED,
                 (
-                    f"a report contradicts the firmware's status: the {key} signs, not the "
-                    f"{believed}"
+                    f"a report contradicts the firmware's status: the signing key is the {key}, "
+                    f"not the {believed}"
                 ),
             )
         )
@@ -178,8 +178,8 @@ def judged(
     if report.chip_id_masked and kind is VekKind.VLEK:
         raise NoProofError(
             (
-                "the report's CHIP_ID is masked. A VLEK signs on every host of its "
-                "provider, so the report may be from another host"
+                "the report's CHIP_ID is masked. All hosts of a provider can have the same VLEK, "
+                "so the report may be from another host"
             ),
             hint="clear MASK_CHIP_ID: while it is set, nothing can be proven with a VLEK",
         )
@@ -228,7 +228,8 @@ def _of_this_host(report: Report, state: FirmwareState, chip: bytes, product: Pr
 
 
 def candidate_keys(agent: Agent, state: FirmwareState, kind: VekKind) -> Iterable[Candidate]:
-    """Return the keys that might be the signing key.
+    """Yield the keys that might be the signing key. A key whose certificates are not available is
+    left out, and an event says why.
 
     For a VCEK, these are the keys at the reported and the current TCB. For a VLEK, they are the key
     at the reported TCB and those with stored certificates.

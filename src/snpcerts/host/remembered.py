@@ -2,8 +2,8 @@
 """Determines what is known about the firmware's keys after a command or a new status reading.
 
 The functions here do no I/O. Every rule holds for any firmware. If AMD's document, AMD's published
-firmware (1.55.25) and reports from users disagree, the key is in doubt. A file whose key is in
-doubt stays empty.
+firmware (1.55.25) and what users have observed disagree, the key is in doubt. A file whose key is
+in doubt stays empty.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _initialised_again(
 ) -> str:
     change = before.initialisation.change_to(initialisation)
     if not change and now.initialised and not before.state.initialised:
-        change = "SNP was not initialised before"
+        change = "it was not initialised when the agent last looked"
     return change
 
 
@@ -145,8 +145,8 @@ def _after_initialisation(before: FirmwareState, now: FirmwareState, change: str
 
 
 def _went_on(before: FirmwareState, now: FirmwareState) -> KnownKeys:
-    """Return what is known about the keys if SNP has not been re-initialised since ``before``. Only
-    commands can then have changed the state.
+    """Return what is known about the keys, given that SNP has not been re-initialised since
+    ``before``, so that only commands can have changed the state.
     """
     known = before.known
     if _key_facts(before) != _key_facts(now):

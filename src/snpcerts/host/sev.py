@@ -20,7 +20,8 @@ from snpcerts.errors import RefusedError
 
 DEVICE: Final = "/dev/sev"
 _ID_SIZE: Final = 64
-# What firmware answers if it cannot unwrap a hashstick or the hashstick is for another TCB.
+# The statuses with which firmware answers if it cannot unwrap a hashstick, or if the hashstick is
+# for another TCB.
 _OTHER_HASHSTICK: Final = (
     psp.SevStatus.INVALID_PARAM,
     psp.SevStatus.BAD_MEASUREMENT,
@@ -43,10 +44,10 @@ class SevError(RefusedError):
         else:
             known = self.status in psp.SevStatus.__members__.values()
             name = psp.SevStatus(self.status).name if known else "unknown"
-            text = f"the firmware answered {self.status:#x} ({name})"
+            text = f"the firmware answered with status {self.status:#x} ({name})"
         hints = {
             errno.ENODEV: "SNP is not initialised on this host: load kvm_amd with sev_snp=1",
-            errno.EPERM: "open the device for writing",
+            errno.EPERM: "this command needs a device that is open for writing",
         }
         hint = hints.get(number)
         if command is psp.Command.SNP_VLEK_LOAD and self.status in _OTHER_HASHSTICK:

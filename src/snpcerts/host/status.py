@@ -90,7 +90,10 @@ class HostStatus:
             found = self.lists.get(kind)
             text = "no list"
             if found is not None:
-                text = f"list of {found.this_update:%Y-%m-%d}, until {found.next_update:%Y-%m-%d}"
+                text = (
+                    f"list issued {found.this_update:%Y-%m-%d}, "
+                    f"valid until {found.next_update:%Y-%m-%d}"
+                )
             yield f"  revocations    {kind.name}s: {text}"
 
     def to_json(self) -> dict[str, object]:

@@ -36,17 +36,16 @@ from snpcerts.kds.source import CertificateSource
 T = TypeVar("T")
 
 EMPTY_TABLE = CertTable()
-_ENTRY_LIMIT = 1 << 16  # bytes of one extra entry
+_ENTRY_LIMIT = 1 << 16  # the most bytes in one extra entry
 
 # Seconds between two requests for a key whose certificate was not available. AMD's key server
-# answers about once in ten seconds, and a 404 does not go away by asking again.
+# sends about one certificate in ten seconds, and after a 404, asking again at once is no use.
 FIRST_PAUSE = 10.0
 LONGEST_PAUSE = 300.0
-LONGEST_WAIT = 3600.0  # the maximum, even if the key server asked for a longer pause
+LONGEST_WAIT = 3600.0  # the longest pause, even if the key server asked for a longer one
 
 # A revocation list is valid for a year, but revocations in that time should be known within a day.
-# A missing list does not prevent a certificate from being published; it delays it by a few seconds
-# at most.
+# If a list is not available, certificates are published without it, a few seconds later at most.
 LIST_AGE: Final = timedelta(days=1)
 LIST_BUDGET: Final = 3.0
 LIST_PAUSE: Final = 300.0
@@ -255,7 +254,8 @@ class TableCache:
         """Read again the entries that the configuration adds to these files' tables. Return the
         problems found.
 
-        An entry that cannot be read is left out of the table, because certificates matter more.
+        An entry that cannot be read is left out of the table, so that guests still get the
+        certificates.
         """
         self._extras.clear()
         problems: list[str] = []
@@ -272,7 +272,7 @@ class TableCache:
         """
         root = certificates.get(ARK_GUID)
         if root is None:
-            return "no trusted root can have issued this revocation list"
+            return "the table has no ARK with which to verify this revocation list"
         try:
             crl, ark = load_crl(data), load_certificate(root, "ARK")
         except FormatError as error:

@@ -34,8 +34,9 @@ class Signals:
     """The service's signals: SIGTERM and SIGINT end the watch; SIGHUP makes the watch read
     the configuration again.
 
-    The handlers only record the signal. A signal that ends the watch also ends the current round,
-    except in a block of :func:`~snpcerts.uninterrupted.uninterrupted`.
+    The handlers record the signal. If a signal that ends the watch arrives during a round, its
+    handler also raises :class:`Interrupted`, except in a block of
+    :func:`~snpcerts.uninterrupted.uninterrupted`.
     """
 
     def __init__(self) -> None:
@@ -80,11 +81,11 @@ def watch(
 ) -> None:
     """Check and repair the files at intervals until a signal ends the watch.
 
-    ``make_agent`` reads the configuration. It is called again after SIGHUP. If it raises then, the
-    old configuration stays in use.
+    ``make_agent`` reads the configuration. It is called again after SIGHUP. If that call
+    raises an error, the old configuration stays in use.
     """
     agent = make_agent()
-    agent.tell(Event(EventKind.STARTED, f"watching, every {agent.config.interval:g} s"))
+    agent.tell(Event(EventKind.STARTED, f"checking the files every {agent.config.interval:g} s"))
     while not signals.stop:
         try:
             signals.in_round = True

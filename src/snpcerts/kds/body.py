@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from snpcerts.endorsement.certificate import Certificate, load_certificate
 from snpcerts.errors import FormatError
 
-# AMD's chains have 4.6 KB, its revocation lists about 1 KB.
+# AMD's chains are 4.6 KB long, its revocation lists about 1 KB.
 MAX_BODY: Final = 64 << 10
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -40,7 +40,7 @@ class ChainPair:
 
     @property
     def not_after(self) -> datetime:
-        """The time at which the first of the two certificates expires."""
+        """The time until which both certificates are valid."""
         return min(self.intermediate.not_valid_after_utc, self.root.not_valid_after_utc)
 
     def der(self) -> tuple[bytes, bytes]:
@@ -86,8 +86,8 @@ def read_chain(body: bytes) -> ChainPair:
 def same_key(one: bytes, other: bytes) -> bool:
     """Return whether two certificates (DER or PEM) certify the same key for the same chip and TCB.
 
-    The key server issues a new certificate for each request, with other bytes but the same public
-    key and extensions. Raises :class:`FormatError` if one of the two cannot be read.
+    The key server issues a new certificate for each request, with different bytes but the same
+    public key and extensions. Raises :class:`FormatError` if one of the two cannot be read.
     """
     first, second = (load_certificate(data, "certificate") for data in (one, other))
     return _key_and_extensions(first) == _key_and_extensions(second)

@@ -32,9 +32,9 @@ from snpcerts.kds.url import Resource
 
 T = TypeVar("T")
 
-# After a failed renewal, wait this long before the next, in seconds.
+# Seconds to wait after a failed renewal before the next attempt.
 RENEWAL_PAUSE: Final = 3600.0
-# Resources that the cache could not store, kept in memory. Each has a few KB.
+# At most this many resources, a few KB each, are kept in memory if the cache could not store them.
 _MAX_UNKEPT: Final = 64
 
 
@@ -58,11 +58,11 @@ class FetchRequest(Generic[T]):
 
     ``judge`` returns the resource in a body, or the reasons against that resource, and raises
     :class:`FormatError` for a body that cannot be read. ``prepare`` fetches what ``judge`` needs.
-    ``retry_after_repair`` fetches what may remove the reasons, and returns whether to judge the
-    body again. ``reject_replacement`` returns why the new resource (first argument) must not
-    replace the cached one (second), or None. ``budget``, for a resource that is not essential,
-    limits the request to one attempt of that many seconds. ``lenient`` says that ``judge`` accepts
-    resources that the judges of other requests reject.
+    ``retry_after_repair`` tries to remove the reasons, for example by fetching a newer chain, and
+    returns whether to judge the body again. ``reject_replacement`` returns why the new resource
+    (first argument) must not replace the cached one (second), or None. ``budget``, for a resource
+    that is not essential, limits the request to one attempt of that many seconds. ``lenient`` says
+    that ``judge`` accepts resources that the judges of other requests reject.
     """
 
     resource: Resource

@@ -5,8 +5,8 @@ This module decides only whether there was an answer and whether it can be read.
 :mod:`snpcerts.kds.source` decides whether the answer is the right one. Only an answer's body
 counts, not what the headers say about the body.
 
-Sources: KDS (57230) chapter 4, and reports by users of AMD's server: 404 for valid chips, 429 for
-minutes on end, hours without a connection.
+Sources: KDS (57230) chapter 4, and what users of AMD's server have seen: 404 for valid chips, 429
+for minutes on end, hours without a connection.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ class KdsClient:
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
         """Return why and how long to wait before the request; None if the request may be sent now.
 
-        If another process got an error for the same resource, raise the same error.
+        If another process got an error for the same resource, or if the deadline has passed since
+        the last attempt failed, raise that error.
         """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
@@ -193,11 +194,12 @@ class KdsClient:
             turn.save()
         last = state.failures.get(asked.resource.path)
         ours = last is not None and last.ours(asked.since, now)
-        if last is not None and ours and (last.over or last.tries >= asked.tries):
+        late = now >= asked.deadline
+        if last is not None and ours and (late or last.over or last.tries >= asked.tries):
             error = last.error()
             if error is not None:
                 raise error
-        if now >= asked.deadline:
+        if late:
             waited = (
                 f"this host's other processes used the key server for {asked.budget:.0f} s, "
                 "which left no time for this request"
@@ -297,8 +299,8 @@ class KdsClient:
     def _unavailable(
         self, asked: _Asked[T], problem: str, wait: float, failed: FailedRequest | None = None
     ) -> KdsUnavailableError:
-        """Return the error with which to give up. It passes on the Retry-After of the last
-        attempt, ``failed``.
+        """Return the error to give up with. It tells the caller to wait ``wait`` seconds, unless
+        the last attempt, ``failed``, got an error for which no wait is known.
         """
         named = failed is None or failed.throttled or failed.retry_after is not None
         if named:
@@ -373,9 +375,9 @@ class KdsClient:
         """Request a URL and follow redirects. Return the status, headers and body of the last
         answer.
 
-        A redirect may lead to any server, because the body is verified. Two kinds of redirect are
-        not followed: from https to http, because the request would be readable on the way, and from
-        another machine to this machine.
+        A redirect may lead to any server, because the body is verified. The exceptions are those
+        of :func:`~snpcerts.kds.url.checked_target`, such as a redirect from https to http, which
+        would make the request readable on the way, or from another machine to this machine.
         """
         for _ in range(_MAX_REDIRECTS + 1):
             status, headers, body = self._request(url, deadline)
@@ -423,8 +425,8 @@ class KdsClient:
                     raise
                 raise _NotOursError("unreachable", lasting) from None
             if time.monotonic() >= deadline:
-                # The connection was cut off at the deadline. If the body has no length, this looks
-                # like its end.
+                # The connection was cut off at the deadline. If the answer has no Content-Length,
+                # the cut-off looks like the end of the body.
                 raise httpx2.ReadTimeout("")
             return response.status_code, dict(response.headers), bytes(body)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits how many requests an hour may go to the key server without helping to verify a report.
 
-Such requests are called fruitless. Anyone can cause such requests, by
-sending made-up reports to a verifier that fetches certificates. A file in the cache holds the count
-for all processes that share the cache: eight bytes for each request of the last hour, for at most
-:data:`LIMIT` requests. If the file cannot be written, each process keeps a count of its own.
+Such requests are called fruitless. Anyone can cause them, by sending made-up reports to a verifier
+that fetches certificates. A file in the cache holds the count for all processes that share the
+cache: eight bytes for each request of the last hour, for at most :data:`LIMIT` requests. If the
+file cannot be written, each process keeps a count of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-# AMD's server gives an address about one VCEK in ten seconds. This is a tenth of that.
+# AMD's server sends one client address about 360 VCEK certificates an hour. This is a tenth of
+# that.
 LIMIT: Final = 36
 PERIOD: Final = 3600.0  # seconds
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the files of the cache, each with its resource, its end of validity, and whether it
-verifies.
+"""Lists the files of the cache, each with its resource, the end of its validity, and whether
+it verifies.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _judged(store: Store, place: PurePosixPath, anchors: Sequence[Anchor], at: d
         data = store.read_place(place) or b""
         resource, certificate = _resource(place, data)
         if resource is None:
-            return Kept(place, "not a resource's file", None, "not used")
+            return Kept(place, "not a cache file", None, "not used")
         if isinstance(resource, ChainResource):
             pair = read_chain(data)
             reasons = _of_chain(resource, pair, anchors, at) + _revoked(store, resource, pair)

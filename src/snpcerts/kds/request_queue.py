@@ -60,7 +60,8 @@ class Turn:
 class RequestQueue:
     """Lets the processes that share the cache ``root`` take turns at the key server ``url``.
 
-    Without ``root``, only the threads that share this object take turns.
+    Without ``root``, nothing is locked: threads that share this object can send requests at the
+    same time, and share only what is known about the server.
     """
 
     def __init__(self, root: Path | None, url: str, clock: Clock) -> None:
@@ -73,7 +74,7 @@ class RequestQueue:
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[Turn]:
-        """Wait for the turn until ``deadline``, and then run the block, with or without the turn.
+        """Wait for the turn, at most until ``deadline``. Then run the block, even without the turn.
 
         A thread that already has the turn keeps it, because judging one answer may require another
         request.

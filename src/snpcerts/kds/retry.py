@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides how long to wait before the next request to the key server.
 
-AMD's server throttles by client address. Public reports agree that it gives one address about one
-VCEK certificate every ten seconds, for whichever chip and TCB, and answers other requests with 429
-and Retry-After. Some users saw longer refusals after more requests. No report mentions a throttled
-chain or revocation list. Therefore requests for VCEK certificates are spaced, and a 429 stops all
+AMD's server throttles by client address. Its users agree that it sends one address about one VCEK
+certificate every ten seconds, for whichever chip and TCB, and answers other requests with 429 and
+Retry-After. Some users saw longer refusals after more requests. None mentions a throttled chain or
+revocation list. Therefore requests for VCEK certificates are spaced, and a 429 stops all
 requests.
 
 Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates); attestation-rs issue 88, NVFlare
@@ -24,10 +24,10 @@ from typing import Final
 MAX_RETRY_AFTER: Final = 3600.0
 # The longest pause between VCEKs that a server can cause by refusals.
 MAX_GAP: Final = 60.0
-# AMD's server gives one address one VCEK in this many seconds.
+# AMD's server sends one address one VCEK certificate in this many seconds.
 AMD_GAP: Final = 10.0
 
-_SOON: Final = 1.0  # at most the rounding error of a date
+_SOON: Final = 1.0  # seconds; a shorter wait may be only the rounding error of a date
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _random = random.SystemRandom()
 
@@ -41,9 +41,9 @@ class RetryPolicy:
     its wait for the next bytes. The wait after a failure is ``first_wait``, doubled with each
     further failure up to ``longest_wait``. The wait after a 429 is the time that the server names,
     or ``throttled_wait`` if it names no future time, doubled with each further 429 up to
-    ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that a fleet does not return
-    all at once. ``gap`` is the time between two requests for VCEK certificates. None means AMD's
-    gap for AMD's server, and an observed gap for other servers.
+    ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that the hosts of a fleet do
+    not all return at once. ``gap`` is the time between two requests for VCEK certificates. None
+    means AMD's gap for AMD's server, and an observed gap for other servers.
     """
 
     attempts: int = 4

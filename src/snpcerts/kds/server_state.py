@@ -27,7 +27,7 @@ _FORGET: Final = MAX_RETRY_AFTER  # seconds
 _MAX_FAILURES: Final = 16
 _MAX_TEXT: Final = 300
 _MAX_REASONS: Final = 4
-# A process that continues its tries does so within this time after the wait is over.
+# A process that tries again does so within this many seconds after its wait.
 _GRACE: Final = 5.0
 
 # The outcomes of a request.
@@ -213,8 +213,8 @@ def _written_at(said: Mapping[str, Any], clock: Clock) -> float | None:
     at, now = float(said["at"]), clock.now()
     if said["boot"] == clock.boot != "":
         return at if now - 2 * _FORGET <= at <= now else None
-    # It was written before a reboot, or by another machine. Ignore times in the future or long
-    # past.
+    # The state was written before a reboot, or by another machine. Ignore a state from the future
+    # or from long ago.
     elapsed = clock.wall() - float(said["wall"])
     return now - elapsed if 0 <= elapsed <= _FORGET else None
 

@@ -2,7 +2,7 @@
 """Gets verified certificates from the cache, or from the key server, whose answers go into the
 cache.
 
-This module returns and caches only certificates that chain to a pinned ARK and, for a VCEK, name
+This module returns and caches only certificates that chain to a trusted ARK and, for a VCEK, name
 the requested chip and TCB. Cached files are judged in the same way, so a file that was changed is
 reported and replaced, never returned. A valid cached certificate takes precedence over any answer
 from the key server, which has answered 404 for valid chips for days.
@@ -58,7 +58,7 @@ _OF_ANOTHER_ISSUER: Final = frozenset({ReasonCode.LEAF_SIGNATURE, ReasonCode.LEA
 class Endorsement:
     """A verified VCEK certificate and the two certificates above it, each in DER.
 
-    ``not_after`` is the time at which the first of the three expires.
+    ``not_after`` is the time until which all three are valid.
     """
 
     leaf: bytes
@@ -210,7 +210,7 @@ class CertificateSource:
         max_age: timedelta | None = None,
         budget: float | None = None,
     ) -> bytes:
-        """Return the ARK's revocation list in DER, signed by a pinned ARK and current at ``at``.
+        """Return a trusted ARK's revocation list in DER, signed by that ARK and current at ``at``.
 
         The list stays in the cache until its nextUpdate. With ``refresh``, or if it was fetched
         longer ago than ``max_age``, the list is fetched sooner. AMD's lists are valid for a year,

@@ -62,7 +62,7 @@ _HWID = re.compile(r"(?:[0-9a-f]{2})+")
 _TEMPORARY: Final = ".snpcerts-"
 _LEFTOVER_AGE: Final = 3600.0  # seconds; a write takes milliseconds
 
-# The data is public. A trustee that runs as another user reads it too.
+# The data is public, and trustee, which may run as another user, reads it too.
 _FILE_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o755
 
@@ -131,7 +131,7 @@ class Store:
     def read(self, resource: Resource) -> bytes | None:
         """Return the cached body of a resource, unverified; None if it is not cached.
 
-        Raises :class:`CacheError` if the file cannot be read, is not a regular file, or has more
+        Raises :class:`CacheError` if the file cannot be read, is not a regular file, or is larger
         than 64 KiB.
         """
         return self.read_place(place_of(resource))

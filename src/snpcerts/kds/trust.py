@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trusted roots for a key server's TLS certificate: the system's, or those of SSL_CERT_FILE.
+"""The trusted roots for a key server's TLS certificate: the system's, unless the environment
+variable SSL_CERT_FILE or SSL_CERT_DIR names others.
 
-OpenSSL silently ignores a missing file. Then no server verifies, and the reason is hard to find. In
-this module, a missing file is therefore an error that names the file.
+OpenSSL silently ignores a missing file. Then no server's certificate verifies, and the reason is
+hard to find. In this module, a missing file is therefore an error that names the file.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ FILE_STATES: Final = (
 class FileReport:
     """One certificate file of a host.
 
-    ``certificates`` says that the table in the file is not empty. ``not_after`` is the time at
-    which the first of its certificates expires. ``reason`` says why the file does not match the
+    ``certificates`` says that the table in the file is not empty. ``not_after`` is the time
+    until which all of its certificates are valid. ``reason`` says why the file does not match the
     signing key, or why it is intentionally empty.
     """
 

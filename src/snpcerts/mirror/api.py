@@ -162,7 +162,8 @@ class MirrorApi:
         """Answer with the state of the fleet, as JSON."""
         fleet = self._fleet.get()
         shown = self._shown
-        # Megabytes for a large fleet, and slow readers hold them: they share the bytes.
+        # For a large fleet, the answer has megabytes, which stay in memory until the client has
+        # read them. So all clients get the same bytes object.
         if shown is None or shown[0] is not fleet:
             shown = self._shown = fleet, bytes(JSONResponse(_fleet_json(fleet)).body)
         return Response(shown[1], media_type="application/json")

@@ -4,7 +4,7 @@
 The connection is closed if a request arrives too slowly, if the head of a request is too long, or
 if the client does not read an answer. The trailers after a chunked body have the same limit as a
 head. uvicorn itself limits only the time between requests. If the client sent a certificate that
-the CA signed, the connection also provides the names in that certificate.
+a CA of ``--client-ca`` signed, the connection also provides the names in that certificate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches the queued resources from the upstream server, and stores those that verify.
 
-Each instance has one fetcher, in a thread. The fetcher keeps an answer from upstream until the
-database has stored it, so that the answer survives a restart of the database.
+Each instance has one fetcher, in a thread. If the database is not available, the fetcher keeps an
+answer from upstream for a few minutes, so that the answer survives a restart of the database.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 _POLL: Final = 1.0  # seconds between polls, because a connection pooler may drop notifications
 _DATABASE_AGAIN: Final = 0.2
 _LONGEST_DATABASE_WAIT: Final = 2.0
-_CHAIN_AGAIN: Final = 60.0  # seconds; upstream has no chain, and without one nothing verifies
+# Seconds until the next request if upstream has no chain, without which no answer verifies.
+_CHAIN_AGAIN: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Fetcher:
                 log.warning("%s", error)
                 wait, trouble = trouble, min(trouble * 2, _LONGEST_DATABASE_WAIT)
             except Exception:
-                log.exception("the fetcher met an unexpected error, and continues")
+                log.exception("the fetcher continues after an unexpected error")
                 wait = _LONGEST_DATABASE_WAIT
             if wait > 0:
                 self.waiter.wait(min(wait, _POLL))
@@ -182,7 +183,8 @@ class Fetcher:
         with self._database.write() as connection:
             self._queue.lock(connection)
             now = self._database.now(connection)
-            # Read the time after the queue, so that a wait counted from it is never too short.
+            # Read this clock after the database's, so that a wait counted from it is never too
+            # short.
             taken_at = self.waiter.monotonic()
             taken = self._queue.take(connection, now, token)
             if isinstance(taken, NothingToTake):
@@ -202,7 +204,9 @@ class Fetcher:
         return 0.0
 
     def _settle(self, taken: Taken, answer: _UpstreamAnswer | None) -> None:
-        """Record the outcome of a request. Try again until the database stores it."""
+        """Record the outcome of a request. If the database is not available, try again for a few
+        minutes, or for about a second if the fetcher is ending.
+        """
         wait = _DATABASE_AGAIN
         until = self.waiter.monotonic() + 10 * LEASE
         while True:
@@ -354,7 +358,8 @@ class Fetcher:
             answer = self._client.ask_once(
                 resource, lambda body: _readable(resource, body), limit=REQUEST / 2
             )
-        except KdsNotFoundError as error:  # the chain was not found; the VCEK or list itself was
+        except KdsNotFoundError as error:
+            # Only the chain was not found, so the row of the VCEK or list stays in the queue.
             failed = FailedRequest("no-chain", error.message, retry_after=_CHAIN_AGAIN)
             raise _NoChainError(failed) from None
         if isinstance(answer, FailedRequest):

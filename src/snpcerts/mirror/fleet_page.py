@@ -209,8 +209,8 @@ def _advised(
             HostState.BEHIND,
             (
                 (
-                    f"{_hosts_word(below)} {verb} a TCB below the newest bulletins. See the table "
-                    "of TCBs below."
+                    f"{_hosts_word(below)} {verb} a TCB below a floor of AMD's bulletins. See the "
+                    "table of TCBs."
                 ),
             ),
         )
@@ -289,7 +289,7 @@ def _roll(roll: Roll, now: datetime) -> Markup:
         outlook = f"done in {span(latest.at - roll.started_at)}"
     elif stored < roll.hosts and roll.prefetched_at is not None and roll.prefetched_at > now:
         outlook = (
-            f"all certificates are stored in {span(roll.prefetched_at - now)}, at "
+            f"all certificates will be stored in {span(roll.prefetched_at - now)}, at "
             f"{roll.prefetched_at:%H:%M} UTC"
         )
     elif stored < roll.hosts:
@@ -336,12 +336,9 @@ def _queue(fleet: Fleet) -> Markup:
         if queue.ends_at is not None:
             end = f"empty in {span(queue.ends_at - now)}, at {queue.ends_at:%H:%M} UTC"
         else:
-            end = (
-                "it is not known when the queue will be empty, because the key server does "
-                "not answer"
-            )
+            end = "empty after the next answers of the key server"
     else:
-        big, end = "empty", "no certificate waits to be fetched"
+        big, end = "empty", "no certificate is waiting to be fetched"
     pairs: list[tuple[str, Child]] = []
     if queue.length:
         waiting = (f"{count:,} {name}" for name, count in queue.waiting.items() if count)
@@ -349,7 +346,7 @@ def _queue(fleet: Fleet) -> Markup:
     pairs.append(("pace", f"one request every {queue.gap:g} s"))
     pairs.append(("last hour", f"{queue.fetched:,} fetched, {queue.refused:,} refused"))
     if queue.hold_until is not None and queue.hold_until > now:
-        held = f"the key server asked for a pause of another {span(queue.hold_until - now)}"
+        held = f"no requests for another {span(queue.hold_until - now)}"
         pairs.append(("held", element("span", held, class_="wrong")))
     if queue.upstream:
         pairs.append(("key server", queue.upstream))

@@ -114,8 +114,8 @@ class FleetHost:
 
     @property
     def expires_at(self) -> datetime | None:
-        """The time at which the first certificate in the host's files expires; None if there is
-        none.
+        """The time until which all certificates in the host's files are valid; None if the files
+        have none.
         """
         return min(
             (each.not_after for each in self.announcement.files if each.not_after), default=None
@@ -126,10 +126,11 @@ class FleetHost:
 class Queue:
     """The queue of requests that the mirror will make. ``waiting`` counts them by need.
 
-    ``gap`` is the number of seconds between two requests. ``hold_until`` is the time at which the
-    key server may be asked again after a 429. ``ends_at`` is None while nothing is waiting.
-    ``fetched`` and ``refused`` count the requests of the last hour by their outcome. ``problem``
-    says why the last request failed, if it did.
+    ``gap`` is the least number of seconds between two requests for VCEKs. ``hold_until`` is the
+    time before which the key server must not be asked, after a 429 or a failure. ``ends_at`` is the
+    time at which the queue will be empty; None if it is empty or there is no estimate. ``fetched``
+    and ``refused`` count what was stored, and what the key server did not give, in the last hour.
+    ``problem`` says why the last request failed, if it did.
     """
 
     waiting: Mapping[str, int]

@@ -55,7 +55,7 @@ class MirrorMetrics:
         )
         self._seconds = Histogram(
             "snpcerts_mirror_request_seconds",
-            "Time to answer a request; hits are counted separately, because others may have waited",
+            'Seconds to answer a request; hit="false" includes any wait for the upstream server',
             ("hit",),
             buckets=_SECONDS,
             registry=self._registry,
@@ -99,7 +99,7 @@ class _DatabaseMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, for which the database is read once."""
         info = GaugeMetricFamily(
-            "snpcerts_mirror_build_info", "Always 1. The label has the release", labels=["version"]
+            "snpcerts_mirror_build_info", "Always 1. The label is the release", labels=["version"]
         )
         info.add_metric([__version__], 1)
         yield info
@@ -142,7 +142,9 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
     yield _gauge("queue_seconds", "Seconds until the queue is empty", ends)
     hold = 0.0 if queue.hold_until is None else max(0.0, queue.hold_until.timestamp() - now)
     yield _gauge(
-        "hold_seconds", "Seconds until the upstream server may be asked again after a 429", hold
+        "hold_seconds",
+        "Seconds until the upstream server may be asked again after a 429 or a failure",
+        hold,
     )
     yield _gauge(
         "gap_seconds",
@@ -154,7 +156,11 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
         "Whether the last request to the upstream server failed",
         bool(queue.problem),
     )
-    yield _gauge("fetched_last_hour", "Certificates fetched in the last hour", queue.fetched)
+    yield _gauge(
+        "fetched_last_hour",
+        "Certificates, chains and revocation lists fetched or imported in the last hour",
+        queue.fetched,
+    )
     yield _gauge(
         "refused_last_hour", "Certificates refused or not found in the last hour", queue.refused
     )
@@ -181,7 +187,7 @@ def _of_store(fleet: Fleet, ages: dict[tuple[str, str], float]) -> Iterator[Metr
         soonest.setdefault(kind, each.at.timestamp())
     yield _labelled(
         "expiry_timestamp_seconds",
-        "When the first certificate or list of a kind expires",
+        "Earliest expiry of the certificates or lists of a kind, in seconds since the epoch",
         "kind",
         dict(sorted(soonest.items())),
     )

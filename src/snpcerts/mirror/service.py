@@ -66,8 +66,8 @@ _NOT_STORED: Final = ((b"cache-control", b"no-store"), *_CORS)
 class CallerLimits:
     """How long callers may wait, and what the mirror fetches for them.
 
-    ``patience`` is the number of seconds for which a caller may wait. ``budget`` is the number of
-    chips that no host has announced and that may be in the queue for one address. With
+    ``patience`` is the number of seconds for which a caller may wait. ``budget`` limits, for
+    each address, the number of chips in the queue that no host has announced. With
     ``enrolled_only``, certificates for such chips are not fetched at all. A stored revocation list
     that was fetched more than ``crl_age`` seconds ago is fetched again.
     """
@@ -211,10 +211,11 @@ class MirrorService:
             return _Refusal(
                 503, "queued", f"{resource}: the mirror could not fetch it{problem}", 10
             )
+        behind = f", behind {place.ahead:,} others" if place.ahead else ""
         return _Refusal(
             503,
             "queued",
-            f"{resource}: the mirror fetches {place.ahead} other certificates first{problem}",
+            f"{resource}: in the mirror's queue{behind}{problem}",
             _retry_after(place.wait),
         )
 
@@ -266,7 +267,7 @@ class MirrorService:
                 f"{resource}: no host with this chip has announced itself to this mirror",
             )
         if self._queue.has(connection, resource):
-            return None  # no charge: it causes no request to upstream
+            return None  # not counted, because it causes no further request to upstream
         if self._queue.strangers(connection, caller) < self._limits.budget:
             return None
         now = self._database.now(connection)

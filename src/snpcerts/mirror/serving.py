@@ -204,7 +204,7 @@ class _Server(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):  # 0: each tick writes the date of the answers anew
+        while not await self.on_tick(0):  # with 0, each tick updates the Date header of the answers
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _TICK)
 
@@ -223,7 +223,8 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         http=MirrorConnection,
-        ws="none",  # else a client that asks for one makes uvicorn advise installing packages
+        # Otherwise uvicorn logs advice to install packages if a client asks for a WebSocket.
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=_DRAIN,
         timeout_keep_alive=_IDLE,

@@ -73,7 +73,7 @@ _DER = "application/octet-stream"
 _BATCH = 500
 
 
-# What :class:`StoredCertificate` has, by the parameter ``resource``.
+# Selects the fields of :class:`StoredCertificate` for the resource in the parameter ``resource``.
 BY_RESOURCE: Final = select(CERTIFICATE.c.body, CERTIFICATE.c.etag, CERTIFICATE.c.not_after).where(
     CERTIFICATE.c.resource == bindparam("resource")
 )

@@ -59,7 +59,7 @@ QUEUE: Final = Table(
     Column("problem", Text),
 )
 
-# A single row: the pace of all instances.
+# A single row: the pace at which all instances together make requests.
 PACE: Final = Table(
     "pace",
     METADATA,
@@ -71,9 +71,11 @@ PACE: Final = Table(
     Column("busy_by", Text),
     Column("gap", Double, nullable=False),  # learnt from refusals
     Column("refused_at", Double, nullable=False),
-    Column("refusals", Integer, nullable=False),  # in a row
-    Column("failures", Integer, nullable=False),  # in a row, without a time that upstream named
-    Column("fruitless", Integer, nullable=False),  # 0, or turns since a request without an answer
+    Column("refusals", Integer, nullable=False),  # consecutive 429s
+    # Consecutive failures for which upstream named no time to wait.
+    Column("failures", Integer, nullable=False),
+    # 0 after a final answer. Otherwise 1, plus the rows taken since the first request without one.
+    Column("fruitless", Integer, nullable=False),
     Column("latency", Double, nullable=False),  # average seconds to an answer
     Column("problem", Text),
     Column("requests", BigInteger, nullable=False),
@@ -99,7 +101,8 @@ HOST: Final = Table(
     Column("first_at", Double, nullable=False),
     Column("announced_at", Double, nullable=False),
     Column("announcement", Text, nullable=False),  # JSON, as the agent sent it
-    # The name, in lower case, that may announce the chip: a credential proved it. None: any.
+    # The name, in lower case, of the only host that may announce the chip; a credential proved the
+    # name. None: any host may.
     Column("bound_to", Text),
 )
 

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 EVERY: Final = 20.0  # seconds
 _AT_ONCE: Final = 500  # renewals in one round
-_RENEWED_AT_MOST: Final = timedelta(days=1).total_seconds()  # a failed renewal is queued again
+# A certificate that was fetched within this many seconds is not renewed, even if it expires soon.
+_RENEWED_AT_MOST: Final = timedelta(days=1).total_seconds()
 
 
 class Upkeep:
@@ -66,7 +67,7 @@ class Upkeep:
             except DatabaseUnavailableError as error:
                 log.warning("%s", error)
             except Exception:
-                log.exception("the upkeep met an unexpected error, and continues")
+                log.exception("the upkeep continues after an unexpected error")
             self._ending.wait(EVERY)
 
     def round(self) -> None:

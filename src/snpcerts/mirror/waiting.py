@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 POLL: Final = 1.0  # seconds
 _BATCH: Final = 500
-_LISTEN: Final = 5.0  # seconds between checks of whether to end
+_LISTEN: Final = 5.0  # seconds between two checks whether to end
 _AGAIN: Final = 1.0
 
 

@@ -4,16 +4,17 @@
 All instances share both through the database. An instance takes a row of the queue under a lease,
 so that only one instance requests the row's resource. If that instance dies, another takes the row
 when the lease ends. The table of the pace has a single row, which says when the next VCEK may be
-requested. It is locked while a row of the queue is taken, so that no two instances make requests
+requested. It is locked while a row of the queue is taken, so that no two instances request VCEKs
 within one gap. Times are the database's.
 
 The gap is counted from the answer to the last request. Upstream counts from the arrival of the
 request, which is earlier.
 
-The most urgent row is next; among rows of the same need, the row that has been due longest. After a
-request without a useful answer, the next row is instead the one that has waited longest since it
-was requested or added, whatever its need. After that, the most urgent row is next again. So neither
-a failing row nor a stream of new rows can block another row.
+Chains and revocation lists come first. Then comes the most urgent VCEK and, among VCEKs of the same
+need, the one that has been due longest. After a request without a useful answer, the next row is
+instead the one that has waited longest since it was requested or added, whatever its need. After
+that, the most urgent row is next again. So neither a failing row nor a stream of new rows can block
+another row.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from snpcerts.mirror.tables import HOST, NEGATIVE, PACE, QUEUE
 # The longest duration of one request, and its row's lease, in seconds.
 REQUEST: Final = 20.0
 LEASE: Final = 25.0
-# How long "upstream does not have it" and "its answer does not verify" are remembered.
+# How many seconds a 404, or an answer that does not verify, is remembered.
 NOT_FOUND_FOR: Final = 600.0
 REFUSED_FOR: Final = 60.0
 MAX_QUEUE: Final = 100_000
@@ -219,7 +220,7 @@ class WantedQueue:
     def take(self, connection: Connection, now: float, token: str) -> Taken | NothingToTake:
         """Take the next row that may be requested, under a lease of :data:`LEASE` seconds.
 
-        The caller must have locked the pace. The same holds for recording an outcome.
+        The caller must have locked the pace, as it must before it records an outcome.
         """
         pace = self.pace(connection, now)
         if pace.jumped_back:
@@ -264,7 +265,9 @@ class WantedQueue:
                 attempts=row.attempts + 1,
             )
         )
-        if pace.fruitless:  # alternate by row taken, because instances ask at the same time
+        if pace.fruitless:
+            # The order alternates with each row taken, because several instances may take rows
+            # before the first of them gets an answer.
             connection.execute(update(PACE).values(fruitless=pace.fruitless + 1))
         resource = parse_target(row.resource)
         return Taken(resource, start_in, token, row.attempts + 1)
@@ -272,8 +275,8 @@ class WantedQueue:
     def answered(
         self, connection: Connection, taken: Taken, now: float, *, ago: float, took: float
     ) -> None:
-        """Record that upstream answered a request ``ago`` seconds before ``now``, whatever the
-        answer was.
+        """Record that upstream gave a final answer ``ago`` seconds before ``now``: a certificate, a
+        404, or an answer that does not verify.
 
         ``took`` is the duration of the request in seconds. The row leaves the queue.
         """
@@ -296,10 +299,10 @@ class WantedQueue:
         reason: str,
         problem: str,
     ) -> None:
-        """Remember for some minutes that upstream gave no certificate.
+        """Remember that upstream gave no certificate.
 
-        The reason is ``not-found`` if upstream does not have the certificate, and ``refused`` if
-        the answer does not verify.
+        The reason is ``not-found`` if upstream does not have the certificate, which is remembered
+        for ten minutes, and ``refused`` if the answer does not verify, which is remembered for one.
         """
         lasts = NOT_FOUND_FOR if reason == "not-found" else REFUSED_FOR
         values = {"reason": reason, "problem": problem, "noted_at": now, "until": now + lasts}

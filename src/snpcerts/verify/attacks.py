@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names the attacks to which a report may be open if it fails a policy's check."""
+"""Names the attacks to which a guest may be open if its report fails a policy's check."""
 
 from __future__ import annotations
 
