@@ -138,8 +138,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
         if _bare(now) != _bare(plan.before):
             raise RetryLaterError(
                 (
-                    f"{plan.command}: the command was not issued, because the firmware has "
-                    "changed since the plan was made"
+                    f"{plan.command}: the command was not issued, because the firmware's state "
+                    "has changed since the plan was made"
                 ),
                 hint="check 'host status', and run the command again",
             )

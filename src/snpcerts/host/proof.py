@@ -80,8 +80,8 @@ def prove(agent: Agent, file: FileConfig, ask: Ask, *, nonce: bytes) -> Proved:
     files match that key.
 
     ``nonce`` is 64 fresh random bytes. Raises :class:`NoProofError` for a report that does not
-    count, :class:`RetryLaterError` if the firmware changed meanwhile or the lock was not granted,
-    and the errors of ``ask``. In all these cases nothing has changed.
+    count, :class:`RetryLaterError` if the firmware's state changed meanwhile or the lock was not
+    granted, and the errors of ``ask``. In all these cases nothing has changed.
     """
     select = key_sel(file)
     before = agent.firmware.state()
@@ -165,7 +165,7 @@ def judged(
             "the report is not signed, so it proves nothing",
             hint="with MASK_CHIP_KEY set, this firmware does not sign reports; the file stays empty"
             if state.chip_key_masked
-            else "check that the report was made with this KEY_SEL",
+            else f"check that the guest requests the report with --key-sel {select.name.lower()}",
         )
     if signer is not kind:
         raise NoProofError(

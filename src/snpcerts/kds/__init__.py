@@ -6,8 +6,8 @@ available to the verifier. ``cached_fetch`` gets a resource from the cache or th
 is the cache on disk, and ``inventory`` lists its files. ``body`` reads certificates from an answer.
 
 ``client`` requests the resources named by ``url``, through ``proxy``, and trusts the roots of
-``trust``. ``request_deadline`` ends its requests in time. ``retry`` says how long to wait, and
-``clock`` measures that time. Three modules keep files that all processes of a host share:
+``trust``. ``request_deadline`` ends its requests at their deadline. ``retry`` says how long to
+wait, and ``clock`` measures that time. Three modules keep files that all processes of a host share:
 ``request_queue`` lets one process at a time ask the server, ``server_state`` remembers when the
 server may be asked again, and ``failed_requests`` limits the requests that strangers' reports
 cause. ``errors`` groups failures by what the caller should do next. Imports ``verify``,

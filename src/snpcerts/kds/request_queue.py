@@ -3,8 +3,8 @@
 
 A key server throttles by client address, whatever the request. Therefore the cache has one lock
 (the turn) for each server, and one file that says when the server may be asked again. A turn lasts
-for one request. Processes wait outside their turn, so that a long wait for a certificate does not
-delay a revocation list that is available now.
+for one request. A process that has to wait does not keep the turn, so that a long wait for a
+certificate does not delay a revocation list that is available now.
 
 The kernel releases the lock when its process ends, however that happens. The state file is replaced
 atomically before and after each request. A process that is stopped in its turn (by a debugger, or

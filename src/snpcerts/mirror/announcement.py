@@ -29,7 +29,7 @@ _MAX_PROBLEM: Final = 256
 _MAX_WORD: Final = 64
 _MAX_GUESTS: Final = 1 << 20
 
-# The state of a certificate file, with the meanings of snpcerts.host.file_state.
+# The states of a certificate file, which mean the same as in snpcerts.host.file_state.
 FILE_STATES: Final = (
     "right",
     "outdated",

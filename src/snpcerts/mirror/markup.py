@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from snpcerts.printable import printable
 
-# Elements without content and end tag.
+# Elements that have neither content nor an end tag.
 _VOID: Final = frozenset({"meta", "link", "input", "br"})
 
 

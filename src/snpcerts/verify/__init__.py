@@ -11,7 +11,7 @@ Evidence: ``evidence`` reads every format. ``attestation_proto``, ``json_evidenc
 ``message_pack`` and ``scale`` decode the formats that need a codec; ``tsm_report`` writes one.
 
 Demands: ``policy`` has the fields, ``policy_file`` reads them from TOML, ``bulletins`` derives them
-from AMD's security bulletins, ``reference_values`` writes them for other verifiers.
+from AMD's security bulletins, and ``reference_values`` writes them for other verifiers.
 
 Output: ``explain`` describes a report, ``bits`` names the report's bits, and ``attacks`` names the
 attacks behind a failed demand. ``ear`` writes a verdict as a signed token, with the claims of
