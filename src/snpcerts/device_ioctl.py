@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls ioctl(2) in the same way on every Python version.
 
-:func:`fcntl.ioctl` differs since Python 3.14. It repeats a call that fails with EINTR, so a KVM_RUN
-with ``immediate_exit`` set never returns. And if a call fails, it drops what the kernel wrote into
-the argument, such as the firmware's status.
+Since Python 3.14, :func:`fcntl.ioctl` repeats a call that fails with EINTR, so a KVM_RUN with
+``immediate_exit`` set never returns. And if a call fails, it drops what the kernel wrote into the
+argument, such as the firmware's status.
 """
 
 from __future__ import annotations

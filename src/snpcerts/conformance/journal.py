@@ -51,7 +51,7 @@ class CertsRequest:
 
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and ``immediate_exit`` are
     the values in kvm_run when the VMM re-entered. ``marks`` identify the open file descriptions
-    through which a lock was requested, and ``lock_tries`` are the times of these requests.
+    through which the VMM tried to lock the file, and ``lock_tries`` are the times of these tries.
     ``lock_at_answer`` is the lock when the VMM answered, on the file read last or, if none was
     read, on the file at the path. ``lock_when_signed`` is the lock after the firmware had the
     request and before KVM_RUN returned to the VMM. ``relocked``: the lock was dropped after the
@@ -146,8 +146,8 @@ class Journal:
         self.requests.append(request)
 
     def beside(self, request: CertsRequest) -> list[CertsRequest]:
-        """Return the requests that were open during this one, or whose lock was still held when
-        this one came, or that came while this one's was.
+        """Return the requests that overlap this one. Two requests overlap if the earlier one was
+        still open, or the file was still locked, when the later one came.
         """
         return self._beside.get(id(request), [])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the VMM's output and the observed events of a failed check."""
+"""Keeps the VMM's output and the observed events of checks that failed or gave advice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def write(directory: Path, result: Result, output: bytes, seen: TrialSeen, trace
     """Write ``CHECK.log`` (output) and ``CHECK.txt`` (events); with ``trace``, also
     ``CHECK.trace.json``.
 
-    If several runs fail the same check, the later ones get a number. Raises ``OSError``.
+    If several runs fail the same check, the names of the later files get a number. Raises
+    ``OSError``.
     """
     name, number = result.id, 1
     while (directory / f"{name}.txt").exists():

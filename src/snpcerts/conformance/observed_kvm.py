@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The emulated KVM, with its calls recorded.
 
-This module wraps each device of the emulator. The device behaves as before, and the journal records
-the relevant calls. The re-entry that carries an answer can be delayed, as on a machine whose
-firmware is busy. During the delay the suite sees which locks are still held.
+This module wraps the emulator's ``/dev/kvm``, VMs and vCPUs. A wrapper passes calls on, and records
+the relevant ones in the journal. The re-entry that carries an answer can be delayed, as on a
+machine whose firmware is busy. During the delay the suite sees which locks are still held.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from snpcerts.conformance.vmm_check import BY_ID
 
 SUITE: Final = "snpcerts conformance"
 _COMPARED: Final = re.compile(r"expected (.+), found (.+)\Z", re.DOTALL)
-_SHARED: Final = 3  # this many failed checks with the same cause are named first
+_SHARED: Final = 3  # the report names a cause if at least so many failed checks share it
 # XML 1.0 cannot represent these characters, and a VMM's output may contain them.
 _NOT_IN_XML: Final = dict.fromkeys(
     [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "?"
@@ -34,7 +34,8 @@ class ResultState(enum.Enum):
 class Result:
     """The result of one check. ``detail`` says what was found, or why the check was skipped.
 
-    ``cause`` is a reason that other checks share. It is empty if no other check shares it.
+    ``cause`` is why the check failed, if the same cause makes several checks fail; otherwise it is
+    empty.
     """
 
     id: str

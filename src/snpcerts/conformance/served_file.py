@@ -111,7 +111,7 @@ class ServedFile:
         self._current: int | None = None
         self._seeds = 0
         self.updating = False  # from lock() to unlock()
-        self._pages: mmap.mmap | None = None  # of the file at the path
+        self._pages: mmap.mmap | None = None  # a mapping of the file at the path
 
     @property
     def content(self) -> bytes | None:

@@ -79,7 +79,8 @@ class _Tried:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Where to keep the VMM's output and the observed events of each check that has not passed.
+    """Where to keep the VMM's output and the observed events of each check that failed or gave
+    advice.
 
     ``trace`` adds a timeline for Perfetto.
     """
@@ -227,7 +228,11 @@ class _SuiteRun:
             self._note(Result("exit-number", ResultState.FAILED, detail))
         else:
             self._found, self._kernel = found, released
-            self._note(_skipped("exit-number", "the VMM serves neither exit number"))
+            detail = (
+                f"the VMM serves neither exit {ExitReason.SNP_REQ_CERTS} nor exit "
+                f"{SNP_REQ_CERTS_AS_POSTED}"
+            )
+            self._note(_skipped("exit-number", detail))
 
     def _first(self, name: str) -> _Tried:
         self._on_progress(starting.FIRST.checks[0])

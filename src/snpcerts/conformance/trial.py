@@ -58,7 +58,7 @@ from snpcerts.printable import printable
 
 CERTS: Final = "{certs}"  # replaced by the file's path in the VMM's arguments
 TABLE_SIZE: Final = 6000  # bytes: two pages, neither of them full
-BUSY_TRIES: Final = 4  # requests until EAGAIN counts, though no update has the lock
+BUSY_TRIES: Final = 4  # tries of a request that gets EAGAIN although no update has the lock
 GIVES_UP_AFTER: Final = 0.05  # seconds; a VMM that answers EAGAIN sooner has not waited
 SPINS_MAX: Final = 50  # consecutive KVM_RUNs that immediate_exit ends; one or two kicks are normal
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
@@ -66,12 +66,12 @@ USED_AFTER_END: Final = "the VMM locked or read the file again after EINTR, with
 _STEP: Final = 0.05  # seconds between checks of the time limits
 _LOG: Final = "snpcerts.emulator"
 _LOOK_AGAIN: Final = 0.25  # seconds between two measurements of the VMM's delay
-_DELAY_MAX: Final = 4  # times a limit: a delay that is longer counts
-_STEPS_MAX: Final = 6  # time limits of a step that a whole scenario may take
+_DELAY_MAX: Final = 4  # times a limit: no more of a delay than this is subtracted
+_STEPS_MAX: Final = 6  # a whole scenario may take so many times the limit of a step
 _ABOUT_LOCKS: Final = frozenset(
     ("lock-kind", "lock-before-read", "lock-until-signed", "busy", "changed-before-lock")
 )
-_REFUSED_MAX: Final = 20  # different calls that are listed
+_REFUSED_MAX: Final = 20  # refused calls that are listed
 
 Script = Generator[Event, int, None]
 
@@ -141,8 +141,8 @@ class TrialVcpu:
     ) -> Asking:
         """Make a request with :meth:`TrialGuest.ask`, and record the answer, which is judged later.
 
-        On a busy machine, a VMM may give up waiting for a lock that no update holds. The request is
-        then repeated, as by a Linux guest.
+        On a busy machine, a VMM may give up waiting for a lock that no update holds. The guest
+        then repeats the request, as Linux does.
         """
         served = self.trial.served
         for _ in range(BUSY_TRIES):
@@ -502,7 +502,7 @@ class Trial:
             None
             if at < 0
             else f"expected zeros or the guest's own bytes after the table of {size} bytes, "
-            f"found a byte of the host's memory at {at:#x}",
+            f"found a byte of the host's memory at offset {at:#x}",
         )
 
     def _journal_of_locks(self) -> None:
@@ -679,8 +679,8 @@ def _refusals(into: list[str]) -> Iterator[None]:
 class _Delay:
     """How long the VMM has waited for a processor or for this process, in seconds.
 
-    Finding out takes milliseconds, so the last answer serves for :data:`_LOOK_AGAIN` seconds. The
-    time that finding out takes would count as a delay, too.
+    A measurement takes milliseconds and delays the VMM further, so its result is used for
+    :data:`_LOOK_AGAIN` seconds.
     """
 
     def __init__(self, trial: Trial) -> None:

@@ -44,7 +44,7 @@ CHECKS: Final = (
         "attribute-asked",
         "the VMM reads KVM_X86_SEV_SNP_REQ_CERTS on /dev/kvm before it enables the exit",
         (
-            "sev: KVM_GET_DEVICE_ATTR shows support, and its value counts: "
+            "sev: the value that KVM_GET_DEVICE_ATTR returns shows support; "
             "KVM_HAS_DEVICE_ATTR succeeds even if SNP is off"
         ),
         Level.ADVICE,
@@ -290,7 +290,7 @@ CHECKS: Final = (
         "unreadable-file",
         (
             "with a directory in place of the file the guest gets an empty table, "
-            "never EIO; the file is served later"
+            "never EIO; when the file is back, it is served"
         ),
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
@@ -303,14 +303,14 @@ CHECKS: Final = (
         "permission-denied",
         (
             "if the VMM may not open the file, the guest gets an empty table, "
-            "never EIO; the file is served later"
+            "never EIO; once the VMM may open the file, it is served"
         ),
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
         "open-fails",
         "if open fails with EMFILE, ENOMEM or EIO, the guest gets an empty table or EAGAIN, never "
-        "EIO; the file is served later",
+        "EIO; once open succeeds, the file is served",
         "guest: EIO destroys the VMPCK, after which the guest cannot attest until it reboots",
     ),
     ConformanceCheck(
@@ -337,7 +337,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "vcpus-served",
-        "the VMM answers the requests of two vCPUs at the same time",
+        "the VMM answers requests that two vCPUs make at the same time",
         "api: each vCPU has its own exit",
     ),
     ConformanceCheck(

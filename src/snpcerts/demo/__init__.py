@@ -4,6 +4,6 @@
 ``stage`` starts the processes on the host of ``demo_host``: each ``vmm`` (or a ``broken`` reader)
 with its guest, and ``demo_writer``. They print each ``demo_event``; ``tally`` counts the results,
 and ``conclusion`` says what they show. ``course`` records which process did what, and when;
-``demo_timeline`` writes them for Perfetto, and ``picture`` draws them. Imports ``emulator``,
+``demo_timeline`` writes this for Perfetto, and ``picture`` draws it. Imports ``emulator``,
 ``vmm``, ``host``, ``certfile``, ``verify``, ``endorsement`` and ``abi``.
 """

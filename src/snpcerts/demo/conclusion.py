@@ -46,6 +46,6 @@ def _without_lock(tally: Tally) -> str:
         return "the key did not change, so the lock made no difference"
     return (
         f"without the lock, none of {tally.reports:,} went wrong this time either: "
-        "to see the difference, take a longer run with more updates "
+        "to see the difference, try a longer run with more updates "
         "(--seconds 10 --updates 60)"
     )

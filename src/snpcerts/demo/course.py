@@ -24,7 +24,7 @@ from snpcerts.demo.demo_event import (
 from snpcerts.demo.tally import RequestResult
 from snpcerts.vmm.exit_service import Outcome
 
-REQUESTS_MAX: Final = 10_000  # in one run; about a minute of the default demo
+REQUESTS_MAX: Final = 10_000  # kept of one run; about a minute of the default demo
 SIGNS: Final = "SNP_GUEST_REQUEST"
 SETS_KEY: Final = "SNP_CONFIG"
 _PASSED_ON: Final = (Outcome.SERVED.value, Outcome.EMPTY.value)  # passed on to the firmware

@@ -52,7 +52,7 @@ class Updated:
 @dataclass(frozen=True, slots=True)
 class FirmwareCommand:
     """The firmware ran a command. ``guest`` is the number of the guest that the command was for;
-    None if it was for none.
+    None if it was for no guest.
     """
 
     at: float

@@ -20,7 +20,7 @@ from snpcerts.demo.tally import Tally
 
 _SECOND: Final = 1.0
 _STEP: Final = 0.1  # seconds between candidate positions of the window
-_GUESTS: Final = 6  # drawn; the others are only counted
+_GUESTS: Final = 6  # guests that are drawn; the others are only counted
 _WIDTH, _LEFT, _RIGHT = 860, 92, 16
 _ROW, _BAR, _NOTE = 20, 12, 44
 _TOP, _HEAD, _FOOT = 46, 24, 68

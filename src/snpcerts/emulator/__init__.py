@@ -5,7 +5,7 @@ Everything here is below the system call. The product does not import it, and ca
 from real hardware only by the root key: the emulated ARK is generated, its subject contains
 EMULATED, and it is trusted only if it is named as an anchor.
 
-The rooms. Each imports only rooms listed above it:
+The subpackages ("rooms"). Each imports only those listed above it:
 
 - ``syscall``: calls, their callers and the callers' memory
 - ``psp``: the firmware

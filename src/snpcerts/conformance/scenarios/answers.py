@@ -12,7 +12,7 @@ from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 _BLOCKS = 16 * PAGE_SIZE  # bytes on disk; a file's blocks say nothing about its size
-SHORT_READS = 3  # in a row; a VMM may not count on a second read to bring the rest
+SHORT_READS = 3  # in a row: the second read does not return the whole rest either
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:

@@ -55,7 +55,7 @@ def slot_boundaries(trial: Trial, vcpu: TrialVcpu) -> list[int]:
         if low.end == high.gpa
         and not (low.readonly or high.readonly)
         and min(low.size, high.size) >= size
-        # The vCPU's own pages, which are in the largest slot, must stay outside.
+        # Leave out a boundary at the start of the vCPU's own pages or inside them.
         and not vcpu.pages.ghcb - size < low.end < _end(vcpu)
     ]
 
@@ -107,7 +107,7 @@ def _outside(trial: Trial, vcpu: TrialVcpu) -> Script:
     for gpa in (above_memory(trial), 1 << 47, 1 << 62):
         _refused(trial, check, (yield from vcpu.ask(2, gpa=gpa)))
     yield from _and_goes_on(trial, vcpu, check, table)
-    # With nothing to write, or with nothing but the empty table, the VM must go on, too.
+    # The VM must also continue if the VMM writes nothing, or only the empty table.
     for npages in (0, 2):
         for gpa in (above_memory(trial), _LAST_PAGE):
             yield from vcpu.ask(npages, gpa=gpa)

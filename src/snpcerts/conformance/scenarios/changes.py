@@ -149,7 +149,7 @@ def _open_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         answer = yield from vcpu.ask(2)
         trial.observer.meddle_open = lambda _: None
         request = answer.request
-        # A VMM that keeps the directory or the file open may not open the path at all.
+        # A VMM that keeps the directory or the file open might not open the path at all.
         wrong = None
         if request is None or request.ret != errno.EAGAIN:
             wrong = None if answer.delivers(table) is None else _empty(answer)
@@ -288,7 +288,7 @@ def _judge_change(trial: Trial, answer: Answer, new: bytes) -> None:
     wrong = answer.delivers(new)
     trial.judge(
         "changed-before-lock",
-        None if wrong is None else f"the file has {len(new)} bytes under the lock: {wrong}",
+        None if wrong is None else f"the file changed to {len(new)} bytes before the lock: {wrong}",
     )
 
 
@@ -302,7 +302,7 @@ SCENARIOS = (
     _gone("empty-file", lambda trial: trial.served.replace(b"")),
     _gone("permission-denied", _refuse_open),
     Scenario(checks=("open-fails",), script=_open_fails),
-    # A VMM may look the path up when it starts.
+    # The link exists before the VMM starts, because a VMM may resolve the path then.
     Scenario(checks=("symbolic-link",), script=_link, start=_start_as_link),
     Scenario(checks=("read-only-file",), script=_refuse_writers),
     Scenario(checks=("changed-before-lock",), script=_before_lock),

@@ -25,21 +25,21 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.frontdoor.tasks import task
 from snpcerts.emulator.guest.program import Event, Sleep
 
-KICK_TIME = 2.0  # time limit for the VMM's other threads to see the signal and kick the vCPU, in s
+KICK_TIME = 2.0  # seconds that the VMM's other threads have to see the signal and kick the vCPU
 _ROUNDS = 3  # requests of each kind; the first is a warm-up
 SETTLE_TIME = 1.0  # time limit for releasing everything that a request used, in seconds
 SETTLE_STEP = 0.05  # seconds between two counts of what is still in use
 _DESCRIPTORS = "open descriptors"
 _BIG = 128 * PAGE_SIZE  # bytes of a table; less if the VM has less memory
 _BIG_MIN = 16 * PAGE_SIZE
-_BIG_MARGIN = 64 * PAGE_SIZE  # for the pages of two vCPUs and for what the VM starts from
+_BIG_MARGIN = 64 * PAGE_SIZE  # kept free for two vCPUs' pages and the VM's initial contents
 _BIG_ROUNDS = 16  # requests of each kind that are judged
 _HUGE = 1 << 28  # bytes of a buffer
-_BUSY_ROUNDS = 6  # requests that get EAGAIN, each after the VMM's whole patience
-_BUSY_ROUNDS_MAX = 16  # if memory grew with each of them
+_BUSY_ROUNDS = 6  # requests that get EAGAIN; each lasts as long as the VMM waits for the lock
+_BUSY_ROUNDS_MAX = 16  # the same, while the memory grows with each request
 _BUSY_WARM_UP = 2
-_SMALL_ROUNDS = 48  # requests that get a small table or none, and as many before them
-_SMALL_STEP = 8  # requests between two looks at the memory
+_SMALL_ROUNDS = 48  # measured requests with a small or no table; as many precede them
+_SMALL_STEP = 8  # requests between two measurements of the memory
 DEATH_TIME = 2.0  # time limit for releasing a killed process's locks, in seconds
 
 Moment = Callable[["Trial", Callable[[], None]], None]
@@ -108,7 +108,8 @@ def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
 
 
 class _Kick:
-    """Detects whether a VMM that was asked to stop has kicked the vCPU that the suite holds.
+    """Detects whether a VMM that was asked to stop has kicked the vCPU whose call the suite
+    delays.
 
     A kick is a signal for the vCPU's thread, or a newly set immediate_exit. A VMM that has ended
     needs no kick.
@@ -237,7 +238,7 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
                 "descriptors" if what == _DESCRIPTORS else "nothing-left",
                 None
                 if more < _ROUNDS - 1
-                else f"{more} more {what} after {_ROUNDS - 1} requests that got {kind}",
+                else f"{more} more {what} after {_ROUNDS - 1} requests with {kind}",
             )
 
 
@@ -267,10 +268,10 @@ def _timers(process: int) -> int:
 
 
 def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Serve a large table often, and check that the VMM's memory does not keep growing."""
+    """Serve a large table many times, and check that the VMM's memory does not keep growing."""
     check, guest, pages = "memory-bounded", vcpu.guest, vcpu.pages
     slot = guest.vm.slots.largest()
-    # Between what the VM starts from and the pages of its vCPUs.
+    # The memory between the VM's initial contents and its vCPUs' pages.
     room = 0 if slot is None else pages.ghcb - slot.gpa - 2 * _BIG_MARGIN
     size = min(_BIG, room) & -PAGE_SIZE
     if size < _BIG_MIN:
@@ -339,15 +340,15 @@ def _grows_a_little(
         if answer.request is None or time.monotonic() > until:
             return None
     grown = sizes[-1] - sizes[0]
-    return f"{grown >> 10} KiB more memory after {_SMALL_ROUNDS} requests that got {kind}"
+    return f"{grown >> 10} KiB more memory after {_SMALL_ROUNDS} requests with {kind}"
 
 
 def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
     """Return how the VMM's memory grows with requests that get EAGAIN, or None if it does not.
 
     Each request takes as long as the VMM waits for the lock, so there are few of them. A leak
-    shows in every one; memory that is collected or kept for reuse does not. Leaked memory
-    may never have been written to.
+    shows in every one; memory that is collected or kept for reuse does not. Memory that was
+    reserved but never written to counts too.
     """
     if not (yield from trial.wait_for(trial.served.lock, SETTLE_TIME)):
         return None
@@ -371,7 +372,7 @@ def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str
 def _private_bytes(processes: list[int]) -> int:
     """Return the number of bytes of private (not file-backed) memory of ``processes``.
 
-    The counts in "status" may be off by some pages for each processor.
+    The counts in "status" may be off by a few pages for each processor.
     """
     return _kilobytes(processes, "smaps_rollup", "Anonymous|Swap") << 10
 

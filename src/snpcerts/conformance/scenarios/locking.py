@@ -44,14 +44,14 @@ STOPPED_LIMIT = 3.0  # seconds of inactivity after which a VM counts as stopped
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
 BUSY_IN_A_ROW = 4  # requests while one update has the lock
 WAIT_MIN = 0.02  # seconds; shorter waits are not judged
-SLEEP_MIN = 0.0003  # seconds between two tries for the lock
+SLEEP_MIN = 0.0003  # seconds between two tries for the lock; a shorter pause is no sleep
 PAUSED_MIN = 4  # number of pauses that show clearly whether the VMM sleeps in them
 TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
 WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
-MANY_REPLACEMENTS = 5  # in a row; after some, a VMM may answer EAGAIN
-OTHER_SIZES = (3000, 10000)  # bytes: fewer pages than TABLE_SIZE has, and more
-REPLACED_AGAIN = 3  # times that a VMM may answer EAGAIN, which says nothing about the check
+MANY_REPLACEMENTS = 5  # of the file, in a row; a VMM may give up sooner and answer EAGAIN
+OTHER_SIZES = (3000, 10000)  # bytes; they need fewer and more pages than TABLE_SIZE
+REPLACED_AGAIN = 3  # tries while the VMM answers EAGAIN, which says nothing about the check
 NOT_LOCKED = "when the VMM answered, it held no lock on the file that it had read last"
 TALKS = 0.8  # lines per request; more counts as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
@@ -165,7 +165,7 @@ def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         return
     request = answer.request
     if answer.has_table and request is not None and request.lock_at_answer is None:
-        trial.judge(check, "ENOLCK: the VMM delivered the table without a lock")
+        trial.judge(check, "after ENOLCK, the VMM delivered the table without a lock")
     else:
         trial.judge(check, unharmed(answer, table))
         advise_on_refusal(trial, check, "ENOLCK", answer)
@@ -187,7 +187,7 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         return errno.EIO
 
     def stops_waiting() -> None:
-        """Stop waiting for a VM that the VMM has stopped, as QEMU does when KVM_RUN fails."""
+        """End the wait if the VMM has stopped its VM; QEMU does so when KVM_RUN fails."""
         if failed_at and time.monotonic() - failed_at[0] > STOPPED_LIMIT:
             trial.enough = True
 
@@ -256,7 +256,7 @@ def _replaced_after_lock(
 ) -> Script:
     """Replace the locked file with one of ``size`` bytes before the VMM opens or examines the path.
 
-    ``times`` says before which of these calls.
+    The replacement happens before the ``times``-th such call.
     """
     check, served = "replaced-after-lock", trial.served
     old, new = served.table(TABLE_SIZE), served.table(size)
@@ -461,7 +461,7 @@ def ask_while_busy(
     trial.at_answer = note
     answer = yield from vcpu.ask(2)
     trial.at_answer = lambda _: None
-    # A wait that grows doubles again and again.
+    # A later wait may be longer, but a wait that doubles with each request soon fails.
     wrong = _busy_answer(trial, answer, delay[0], 1.0 if number == 1 else 2.0)
     if wrong is not None and number > 1:
         wrong = f"request {number} in a row: {wrong}"
@@ -570,8 +570,8 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _busy_answer(trial: Trial, answer: Answer, delay: float, patience: float = 1.0) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
-    ``delay`` is the number of seconds for which the VMM could not run. They do not count, up to the
-    limit for the answer. The VMM may wait ``patience`` times as long as it claims.
+    ``delay`` is how many seconds the VMM could not run. It is subtracted from the wait, but at most
+    one limit is. The VMM may wait ``patience`` times as long as it claims.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:

@@ -65,7 +65,7 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
     slot = guest.vm.slots.largest()
     gpa = 0 if slot is None else (pages.ghcb - LARGE_PAGE) & -LARGE_PAGE
     if slot is None or gpa < slot.gpa + LARGE_PAGE:
-        return  # a small VM has no 2 MiB besides what it starts from
+        return  # a small VM has no free 2 MiB page
     yield from guest.make_private(cpu, pages, gpa, _LARGE_PAGES)
     yield from guest.make_shared(cpu, pages, gpa, _LARGE_PAGES)
     if _ignored(trial):

@@ -54,7 +54,7 @@ def _judge_enabling(trial: Trial) -> None:
     trial.judge("enabled", problem)
     asked: str | None = None
     if not first.attribute_asked:
-        asked = "the VMM enabled the exit without reading the attribute"
+        asked = "the VMM enabled the exit without querying KVM_X86_SEV_SNP_REQ_CERTS"
     elif not first.attribute_got:
         asked = "the VMM only called KVM_HAS_DEVICE_ATTR, which succeeds even if SNP is off"
     trial.judge("attribute-asked", asked)
@@ -74,24 +74,25 @@ def _after_old_kernel(trial: Trial) -> None:
             check,
             (
                 "the VMM enabled the exit on a kernel that lacks it, although it had "
-                "read the attribute"
+                "queried KVM_X86_SEV_SNP_REQ_CERTS"
             ),
         )
     else:
         trial.advise(
             check,
-            "the VMM enabled the exit on a kernel that lacks it, without reading the attribute",
+            "the VMM enabled the exit on a kernel that lacks it, without querying "
+            "KVM_X86_SEV_SNP_REQ_CERTS",
         )
 
 
 def _after_value(trial: Trial) -> None:
     check, journal = "attribute-value", trial.journal
     if not (journal.attribute.has or journal.attribute.got):
-        trial.skip(check, "the VMM never reads the attribute")
+        trial.skip(check, "the VMM never queries KVM_X86_SEV_SNP_REQ_CERTS")
         return
     trial.judge(
         check,
-        "the attribute reads 0, but the VMM called KVM_SEV_SNP_ENABLE_REQ_CERTS"
+        "KVM_X86_SEV_SNP_REQ_CERTS reads 0, but the VMM called KVM_SEV_SNP_ENABLE_REQ_CERTS"
         if journal.enablings
         else None,
     )

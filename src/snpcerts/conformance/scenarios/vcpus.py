@@ -26,12 +26,12 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.guest.program import Sleep, WaitUntil
 from snpcerts.emulator.syscall.device import Pending
 
-TOGETHER = 1.0  # seconds that one answer waits for the other; a VMM may serve one at a time
+TOGETHER = 1.0  # seconds that one vCPU waits for the other; a VMM may serve one at a time
 TOGETHER_AGAIN = 0.1  # the same, after a VMM has been seen to serve one at a time
 SETTLE = 0.03  # seconds; a VMM may drop its lock this late
-LOOK_AGAIN = 0.05  # seconds between two looks at what a busy machine took from the VMM
-DELAY_MAX = 20.0  # seconds for which a busy machine did not let the VMM run; more count
-_TRIES = 20  # a VMM's own exclusive lock makes its vCPUs wait for each other
+LOOK_AGAIN = 0.05  # seconds between two measurements of how long the VMM was delayed
+DELAY_MAX = 20.0  # seconds; a wait is extended by the VMM's delay, but not by more than this
+_TRIES = 20  # EAGAINs before the other vCPU may go on; a VMM's exclusive lock makes its vCPUs wait
 
 # For each round: the vCPU that is answered first, and the vCPU that finishes first.
 ROUNDS = ((0, 1), (0, 0), (1, 0), (1, 1))
@@ -250,7 +250,7 @@ class _Interleaved:
         self._trial = trial
         self._reads = 0
         self.half_read = False
-        self.ended = False  # one of the two requests
+        self.ended = False  # whether one of the two requests has
 
     def __call__(self, call: FileCall) -> int | Pending | None:
         if call.call not in DATA_READS or self.half_read:
@@ -372,8 +372,8 @@ def _together_scenario() -> Scenario:
         else:
             trial.judge(
                 check,
-                "vCPU 1 waits for the firmware, but its lock was dropped after vCPU 0 finished, "
-                "which read the file while vCPU 1 was waiting",
+                "the VMM read the file for vCPU 0 while vCPU 1 waited; when vCPU 0 finished, the "
+                "lock was dropped, but vCPU 1 still waits for the firmware",
             )
 
     def second(_: Trial, vcpu: TrialVcpu) -> Script:

@@ -18,13 +18,13 @@ from snpcerts.emulator.guest.program import WaitUntil
 
 CHECK = "busy"
 FIELD = 4 * PAGE_SIZE  # bytes around a buffer: checking more would cost time between two requests
-ADDED = 3  # rounds in which the waits add up, before that counts
-NOT_ADDED = 8  # rounds in which they do not; a busy machine hides it in some
+ADDED = 3  # rounds in which the waits add up, enough for a verdict
+NOT_ADDED = 8  # rounds in which they do not; on a busy machine, a few such rounds prove nothing
 ROUNDS_MAX = 20
-APART_MAX = 0.2  # of a wait: the second request came so much later at most
-LATER = 1.5  # times the tries that a vCPU has left for asking later; tries are not regular
+APART_MAX = 0.2  # fraction of the first wait: the second request comes at most this much later
+LATER = 1.5  # factor for the tries that a vCPU has left because it asked later; tries are irregular
 TRIES_FEW = 3  # a VMM with so few tries waits in the kernel
-AGAIN = 0.6  # of the first vCPU's wait; for a VMM that waits in the kernel
+AGAIN = 0.6  # fraction of the first wait; if the VMM waits in the kernel, the second takes so long
 
 
 @dataclass(slots=True)
@@ -113,9 +113,9 @@ def _judge_round(trial: Trial, meeting: _Meeting) -> None:
         once, twice = sorted(1000 * (each.waited or 0.0) for each in (first, second))
         trial.advise(
             CHECK,
-            "expected two vCPUs to wait for the lock at the same time, but they waited one after "
-            f"the other: the first answered after {once:.0f} ms, the second after {twice:.0f} ms; "
-            "in a guest with N vCPUs, the last one would wait N times as long",
+            "expected two vCPUs to wait for the lock at the same time, found that they waited one "
+            f"after the other and got their answers after {once:.0f} ms and {twice:.0f} ms; in a "
+            "guest with N vCPUs, the last one would wait N times as long",
         )
 
 
@@ -127,7 +127,7 @@ def _together(first: CertsRequest, second: CertsRequest) -> bool:
         return True
     if min(first.waited or 0.0, second.waited or 0.0) < WAIT_MIN:
         return True
-    # Of a VMM with a thread for all vCPUs, each try counts for both requests.
+    # If a VMM has one thread for all vCPUs, each try counts for both requests.
     if {*first.lock_tries} & {*second.lock_tries}:
         return False
     overlap = min(first.lock_tries[-1], second.lock_tries[-1]) - max(
@@ -141,8 +141,8 @@ def _adds_up(first: CertsRequest, second: CertsRequest, delay: float) -> bool | 
     that is unclear.
 
     On a busy machine every answer may be late. So the function also counts how often the second
-    vCPU tried to take the lock after the first had given up. If its time limit had passed, it tried
-    only once.
+    vCPU tried to take the lock after the first had given up. If the second vCPU's time limit began
+    with its request, it tries only once more.
     """
     waited, answered = first.waited or 0.0, second.answered_at or 0.0
     apart = abs(second.asked_at - first.asked_at) / waited
@@ -155,7 +155,7 @@ def _adds_up(first: CertsRequest, second: CertsRequest, delay: float) -> bool | 
             return None
         again = answered - second.lock_tries[0] - delay
         return min(second.lock_tries[0] - began, again) >= AGAIN * waited
-    expected = 1 + LATER * apart * len(first.lock_tries)  # if its time began with its request
+    expected = 1 + LATER * apart * len(first.lock_tries)  # if its time limit began with its request
     return after > 1 + expected and answered - ended >= ended - began
 
 

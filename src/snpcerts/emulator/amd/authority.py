@@ -44,7 +44,7 @@ VCEK_LIFETIME: Final = 7 * _YEAR
 VLEK_LIFETIME: Final = _YEAR
 CRL_LIFETIME: Final = _YEAR
 LEAF_SERIAL: Final = 0
-_DRAFT_SERIAL = 1  # replaced before anything is signed
+_DRAFT_SERIAL = 1  # a placeholder; sign_certificate() sets the final one
 _ARK_SERIAL, _ASK_SERIAL, _ASVK_SERIAL = 0x10000, 0x10001, 0x10002
 
 _ROLES: Final = ("ark", "ask", "asvk")
@@ -97,7 +97,7 @@ class EmulatedAuthority:
         )
 
     def with_new_ask(self) -> Self:
-        """Return the hierarchy with a new ASK (key and serial number), as after the old ASK has
+        """Return the hierarchy with a new ASK (key and serial number), as if the old ASK had
         been revoked.
         """
         serial = self.ask.serial_number + 0x10

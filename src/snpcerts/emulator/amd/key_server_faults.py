@@ -45,7 +45,7 @@ class Fault(enum.Enum):
     EMPTY = "empty"
     HUGE = "huge"  # an endless body
     REDIRECT = "redirect"  # to another server
-    REDIRECT_HERE = "redirect-here"  # to another path of this one
+    REDIRECT_HERE = "redirect-here"  # to another path of the same server
 
 
 def faults_of_names(names: Iterable[str]) -> frozenset[Fault]:
@@ -93,7 +93,7 @@ class Faults:
 
 
 class Throttled(enum.Enum):
-    """What a throttle limits: all VCEKs of a client address together, or each VCEK separately."""
+    """What a throttle limits: a client address, or each VCEK of a client address separately."""
 
     ADDRESS = "address"  # by address, for any VCEK, as AMD's server does
     CERTIFICATE = "certificate"  # by address and VCEK

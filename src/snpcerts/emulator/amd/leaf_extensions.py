@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD's extensions in VCEK and VLEK certificates.
 
-Source: the genuine certificates; KDS (57230) chapter 3. The extensions have the order of the
-genuine certificates, which differs between structure versions 0 and 1.
+Source: the genuine certificates; KDS (57230) chapter 3. The extensions are in the same
+order as in the genuine certificates; the order differs between structure versions 0 and 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ ARC: Final = "1.3.6.1.4.1.3704.1"
 MAX_TEXT: Final = 127  # the maximum of a one-byte DER length
 
 _STRUCT_VERSION = {TcbLayout.MILAN: 0, TcbLayout.TURIN: 1}
-# Suffix of the OID and component of each patch level. None marks a reserved one, which is always 0.
+# For each patch level: the last part of its OID, and its TCB component. None marks a reserved
+# level, which is always 0.
 _LEVELS: dict[TcbLayout, tuple[tuple[str, str | None], ...]] = {
     TcbLayout.MILAN: (
         ("3.1", "bootloader"),

@@ -3,8 +3,8 @@
 
 The library signs each draft with a throw-away key, because it can write neither AMD's form of the
 signature algorithm nor serial number 0. This module takes the signed part of the draft, replaces
-the algorithm with the form in AMD's Milan certificates (with the trailer field, a default value),
-sets a leaf's serial number to 0, and signs the result again.
+the algorithm with the form in AMD's Milan certificates (which includes the trailer field, although
+it has the default value), sets a leaf's serial number to 0, and signs the result again.
 """
 
 from __future__ import annotations

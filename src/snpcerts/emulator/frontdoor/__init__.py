@@ -26,7 +26,7 @@ How a program can recognise the emulation, in a namespace:
 - Opening a device never fails. If the open should have failed, the first ioctl returns its error.
 - A VM's or vCPU's descriptor is a memfd, which can be opened again through ``/proc``
   until the first open is closed.
-- It can write to a file of registers (``/dev/cpu/0/msr``), of which it has a copy. The
+- The program can write to its own copy of a file of registers (``/dev/cpu/0/msr``). The
   other files are on read-only mounts, which ``/proc/self/mountinfo`` shows.
 - ``/sys/kernel/config`` is a FUSE file system. It does not exist if the machine has no
   ``/dev/fuse``, or this user may not open it.

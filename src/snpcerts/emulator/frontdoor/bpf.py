@@ -94,8 +94,8 @@ class Syscall(enum.IntEnum):
     FACCESSAT2 = 439
 
 
-# Calls on an open file, and which argument is the descriptor; for IO_SUBMIT, where the array of
-# requests is, each of which has a descriptor.
+# Calls on an open file, and which argument is the descriptor; for IO_SUBMIT, the argument
+# with the array of requests, each of which has a descriptor.
 FILE_CALLS: Final = {
     Syscall.READ: 0,
     Syscall.PREAD64: 0,

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MESSAGE_MAX: Final = 65536  # bytes
 DESCRIPTORS_MAX: Final = 32
 CONNECTIONS_MAX: Final = 256
-PATIENCE: Final = 30.0  # seconds for an answer
+PATIENCE: Final = 30.0  # seconds to wait for an answer
 _SUN_PATH: Final = 107  # bytes of a socket's path
 _UCRED = struct.Struct("<iII")  # SO_PEERCRED: pid, uid, gid
 
@@ -70,7 +70,7 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]] | Non
             raise ValueError("the message is too long")
         message = json.loads(data)
         if not isinstance(message, dict):
-            raise TypeError("the message is not an object")
+            raise TypeError("the message is not a JSON object")
     except (ValueError, TypeError, RecursionError) as error:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -6,11 +6,11 @@ inode), which survives dup, fork, exec and passing over a socket.
 :mod:`snpcerts.emulator.frontdoor.namespace_devices` tracks what a program opens in its mount
 namespace.
 
-The end is detected exactly, without scanning descriptor tables. The program gets a second open file
-description of the memfd, which holds a lock (flock(2)); this process keeps the first. When close,
-exec or exit ends the last descriptor and the last mapping of the second, the kernel sends an
-inotify event and releases the lock. Only the lock is conclusive: another process that opens and
-closes the file through ``/proc`` causes an event too.
+The last close is detected exactly, without scanning descriptor tables. The program gets a second
+open file description of the memfd, which holds a lock (flock(2)); this process keeps the first.
+When close, exec or exit ends the last descriptor and the last mapping of the second, the kernel
+sends an inotify event and releases the lock. Only the lock is conclusive: another process that
+opens and closes the file through ``/proc`` causes an event too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class OpenDevice:
     """One open emulated device.
 
     ``path`` is the opened path, None if an ioctl created the device. ``keeper`` is this process's
-    own descriptor of its memfd.
+    own descriptor of the device's memfd.
     """
 
     device: Device

@@ -7,7 +7,7 @@ through ``/proc/TID``, compare numbers. Only a path that may be another name of 
 resolved in full. Such a path has an emulated name as its last component, passes ``/proc/self`` or
 ``/dev/fd``, or ends in a dangling link.
 
-Some paths escape this: another thread changes a path between check and use, or a link leads to a
+Some paths escape this: a path that another thread changes between check and use, or a link to a
 link in ``/proc/self/fd``. At worst they reach a real device. Even then no device ioctl reaches the
 kernel, because the supervisor answers all of them itself.
 
@@ -67,7 +67,7 @@ class PathKind(enum.Enum):
 
     DEVICE = "an emulated device"
     FILE = "a virtual file"
-    DIRECTORY = "a directory above an emulated path, which this machine does not have"
+    DIRECTORY = "a directory that this machine does not have, above an emulated path"
     BARRED = "a real device that this door does not emulate"
     OPEN = "an emulated device that is already open, through its descriptor in /proc"
 
@@ -100,11 +100,13 @@ class Door:
     (in ``/dev/cpu/0/msr`` the offset is the register's number).
 
     ``look`` says whether calls that only examine a path (stat, access, readlink) find the same as
-    an open. If, for this user, the machine itself has all of our paths and no other device, these
-    calls are not trapped.
+    an open. These calls are not trapped if that makes no difference: the machine has all emulated
+    paths, this user may open them, and there is neither a device to hide nor an entry in
+    ``inodes``.
 
-    ``inodes`` gives directories above ours their inode numbers each time they are examined, because
-    sysfs gives a module that was loaded again another number.
+    ``inodes`` maps directories above emulated paths to functions that return their inode numbers. A
+    function is called each time its directory is examined, because sysfs gives a module that was
+    loaded again another number.
 
     ``trees`` are file systems to mount, by mount point. They exist only in a mount namespace.
 

@@ -25,7 +25,7 @@ from typing import Final, NoReturn
 from snpcerts.emulator.frontdoor import control
 from snpcerts.emulator.frontdoor.parent import adopt_descendants, end_with_parent
 
-_KILL_AGAIN: Final = 0.05  # seconds; catches descendants created in the meantime
+_KILL_AGAIN: Final = 0.05  # seconds between attempts; a descendant may have forked meanwhile
 _STAT_MAX: Final = 4096  # bytes; a stat file has at most about 400
 
 
@@ -87,7 +87,7 @@ class _Keeper:
                     with contextlib.suppress(BlockingIOError):
                         os.read(ended, 4096)
                 else:
-                    self._hung_up = True  # it never sends data, so it has closed the line
+                    self._hung_up = True  # the supervisor never sends data, so it has hung up
         while self._reap():
             _kill_descendants()
             select.select([ended], [], [], _KILL_AGAIN)

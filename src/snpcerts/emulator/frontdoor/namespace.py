@@ -83,7 +83,7 @@ class Namespace:
 def missing() -> str:
     """Return why this process cannot have its own mount namespace, or an empty string if it can.
 
-    A child process tries to enter one, because a process cannot leave it again.
+    The attempt is made in a child process, because a process cannot leave such a namespace.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -96,7 +96,7 @@ def missing() -> str:
     with open(reading, "rb") as pipe:
         said = pipe.read().decode(errors="replace")
     os.waitpid(child, 0)
-    return "" if said == _WORKS else said or "the process that tried it was killed"
+    return "" if said == _WORKS else said or "the process that tried to enter one was killed"
 
 
 def _try() -> str:
@@ -122,7 +122,7 @@ class _Builder:
     def __init__(self) -> None:
         self._devices: dict[str, int] = {}
         self._roots: list[int] = []
-        self._mirrors: dict[str, int] = {}  # number of the root by directory
+        self._mirrors: dict[str, int] = {}  # covered directory -> number of its root
         self._files: dict[str, tuple[int, str]] = {}
         self._directories: dict[str, tuple[int, str]] = {}
         self._trees: dict[str, int] = {}
@@ -309,8 +309,8 @@ def _make_ptmx(tree: int, absent: frozenset[str]) -> None:
             os.chown(_PTMX, found.st_uid, found.st_gid)
             os.chmod(_PTMX, stat.S_IMODE(found.st_mode))
         except PermissionError:
-            # A user namespace does not allow that. Bind the whole real directory again and cover
-            # its devices.
+            # A user namespace does not allow mknod. Bind the whole real directory again and
+            # cover its devices.
             os.mkdir(_REAL)
             _attach(tree, _REAL)
             for path in absent:

@@ -18,7 +18,7 @@ from snpcerts.emulator.frontdoor.exchange import exchange
 from snpcerts.emulator.frontdoor.layout import Places
 from snpcerts.errors import InputError
 
-_COPY_MAX: Final = 1 << 16  # bytes of a real file
+_COPY_MAX: Final = 1 << 16  # bytes copied from a real file, at most
 _COPIES_MAX: Final = 256
 _NEXT: Final = ".next"
 

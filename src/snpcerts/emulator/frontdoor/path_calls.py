@@ -87,7 +87,7 @@ class PathCalls:
         self, listener: int, door: Door, notification: Notification, match: Match, flags: int
     ) -> None:
         if flags & _O_PATH and match.real and not match.is_barred:
-            # Such a descriptor gives the program nothing that this supervisor does not check.
+            # With an O_PATH descriptor, the program cannot bypass this supervisor.
             seccomp.proceed(listener, notification.id)
             return
         path = match.path
@@ -146,8 +146,8 @@ class PathCalls:
                 self._descriptors.open,
                 follow=_follows(call, arguments),
             )
-        # If the path exists, answer only access here (everybody may open it); the kernel answers
-        # the rest.
+        # If the machine has the path too, the kernel answers, but not access: every user may open
+        # the emulated file.
         known = match is not None and match.real and not match.is_barred and call not in _ACCESS
         known = known and match is not None and match.inode is None
         if match is None or match.kind is PathKind.OPEN or known:

@@ -255,8 +255,8 @@ def answer_with_descriptor(
     process.
 
     The descriptor gets the lowest free number. Raises ``FileNotFoundError`` if the caller has
-    ended. Any other ``OSError`` (EMFILE) must be passed to the caller, whose call still waits for
-    its answer.
+    ended. Any other ``OSError`` (such as EMFILE) must be passed to the caller, whose call still
+    waits for its answer.
     """
     request = _ADDFD.pack(
         notification, SECCOMP_ADDFD_FLAG_SEND, descriptor, 0, os.O_CLOEXEC if cloexec else 0

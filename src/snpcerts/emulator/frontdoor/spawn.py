@@ -29,9 +29,9 @@ from snpcerts.emulator.frontdoor.ways import Way
 class Program:
     """A program whose trapped calls this process serves.
 
-    ``pid`` is its process ID, which it had before the exec; 0 if it did not start. ``process`` is
-    its keeper, which has the program's pipes and, when all of the program's processes have ended,
-    its exit status.
+    ``pid`` is its process ID, the same before and after execve; 0 until :meth:`learn_pid` returns.
+    ``process`` is its keeper, with the pipes to the program. The keeper ends when all of the
+    program's processes have ended, with the program's exit status.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ def spawn(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         line, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs, keepers = map(stack.enter_context, (ours, theirs, keepers))
-        failed = stack.enter_context(contextlib.ExitStack())  # undone if an error occurs after this
+        failed = stack.enter_context(contextlib.ExitStack())  # only if an error occurs
         failed.callback(line.close)
         numbers = theirs.fileno(), keepers.fileno()
         flags = (door.look, door.watch is not None, own_group)
-        # A watch acts between a program's calls on a file, including the next open.
+        # A watch also observes opens, which only the trap passes to the supervisor.
         named = Way.TRAP if door.watch is not None else way or ways.wanted()
         process = subprocess.Popen(
             [
@@ -155,7 +155,7 @@ def spawn(
             process_group=0 if own_group else None,
         )
         failed.callback(process.wait)
-        failed.callback(line.close)  # this ends all its processes
+        failed.callback(line.close)  # then the keeper ends the program's processes
         theirs.close()
         keepers.close()
         ours.settimeout(control.PATIENCE)
