@@ -14,7 +14,7 @@ from snpcerts.conformance.vmm_check import BY_ID
 
 SUITE: Final = "snpcerts conformance"
 _COMPARED: Final = re.compile(r"expected (.+), found (.+)\Z", re.DOTALL)
-_SHARED: Final = 3  # the report names a cause if at least so many failed checks share it
+_SHARED: Final = 3  # the report names a cause if at least this many failed checks share it
 # XML 1.0 cannot represent these characters, and a VMM's output may contain them.
 _NOT_IN_XML: Final = dict.fromkeys(
     [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "?"

@@ -67,7 +67,7 @@ _STEP: Final = 0.05  # seconds between checks of the time limits
 _LOG: Final = "snpcerts.emulator"
 _LOOK_AGAIN: Final = 0.25  # seconds between two measurements of the VMM's delay
 _DELAY_MAX: Final = 4  # times a limit: no more of a delay than this is subtracted
-_STEPS_MAX: Final = 6  # a whole scenario may take so many times the limit of a step
+_STEPS_MAX: Final = 6  # a whole scenario may take this many times the limit of a step
 _ABOUT_LOCKS: Final = frozenset(
     ("lock-kind", "lock-before-read", "lock-until-signed", "busy", "changed-before-lock")
 )

@@ -11,7 +11,7 @@ from typing import Final
 
 from snpcerts.printable import printable
 
-_KEPT: Final = 64 << 10  # bytes kept at the beginning, and at the end
+_KEPT: Final = 64 << 10  # bytes kept from the beginning and from the end, each
 _SHOWN: Final = 300  # characters of the last output that are shown
 _PIECE: Final = 64 << 10
 

@@ -119,7 +119,7 @@ class Course:
         """Return, for each key, the time at which it began to sign, and its name."""
         changes = (each.end for each in self.commands if each.name == SETS_KEY)
         first, *_ = self.key_names.values()
-        later = zip(changes, self.updates, strict=False)  # a stopped run has one more change
+        later = zip(changes, self.updates, strict=False)  # a stopped run may lack the last update
         return [(0.0, first), *((at, self.key_names[each.tcb]) for at, each in later)]
 
 

@@ -19,7 +19,8 @@ from snpcerts.demo.broken import READERS
 from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 
-# Delays between the answer and KVM_RUN, during which a missing lock does harm.
+# A request is delayed between the answer and KVM_RUN, where a missing lock does harm: the longest
+# delay in seconds, a longer one, and the share of requests that get the longer one.
 _DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
 
 

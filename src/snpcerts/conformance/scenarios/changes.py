@@ -288,7 +288,9 @@ def _judge_change(trial: Trial, answer: Answer, new: bytes) -> None:
     wrong = answer.delivers(new)
     trial.judge(
         "changed-before-lock",
-        None if wrong is None else f"the file changed to {len(new)} bytes before the lock: {wrong}",
+        None
+        if wrong is None
+        else f"the file changed to {len(new)} bytes before the VMM locked it: {wrong}",
     )
 
 

@@ -38,7 +38,7 @@ _HUGE = 1 << 28  # bytes of a buffer
 _BUSY_ROUNDS = 6  # requests that get EAGAIN; each lasts as long as the VMM waits for the lock
 _BUSY_ROUNDS_MAX = 16  # the same, while the memory grows with each request
 _BUSY_WARM_UP = 2
-_SMALL_ROUNDS = 48  # measured requests with a small or no table; as many precede them
+_SMALL_ROUNDS = 48  # measured requests with a small table or none; as many precede them
 _SMALL_STEP = 8  # requests between two measurements of the memory
 DEATH_TIME = 2.0  # time limit for releasing a killed process's locks, in seconds
 
@@ -61,7 +61,7 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 
 def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
-    """Return a scenario: stop the VMM at a ``moment`` of a request that gets this ``answer``."""
+    """Return a scenario that stops the VMM at ``moment`` of a request that gets this ``answer``."""
     check = "kick-not-lost"
     asked: list[float] = []  # when the stop was requested
 
@@ -218,7 +218,7 @@ def _leaves_nothing(trial: Trial, vcpu: TrialVcpu) -> Script:
         ("no file", served.remove, 2, None),
     )
     for kind, prepare, npages, gpa in kinds:
-        for _ in range(2):  # a runtime may open files of its own, once
+        for _ in range(2):  # again, because a runtime may open files of its own once
             first: dict[str, int] = {}
             for _ in range(_ROUNDS):
                 prepare()
@@ -309,8 +309,8 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _takes_what_the_guest_says(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
-    """Return by how much the VMM's memory grew for a buffer much larger than the table; None if it
-    grew by less than half the buffer's size.
+    """Return a message if the VMM's memory grows by half the size of a buffer that is much larger
+    than the table, otherwise None.
     """
     before = _peak_bytes(trial.processes())
     yield from vcpu.ask(_HUGE // PAGE_SIZE, field=(vcpu.pages.data, PAGE_SIZE))
@@ -323,8 +323,8 @@ def _takes_what_the_guest_says(trial: Trial, vcpu: TrialVcpu) -> Generator[Event
 def _grows_a_little(
     trial: Trial, vcpu: TrialVcpu, kind: str, gpas: Sequence[int | None]
 ) -> Generator[Event, int, str | None]:
-    """Make many requests with buffers at ``gpas``, which get answers of this ``kind``. Return by
-    how much the VMM's memory grew; None if it did not grow steadily.
+    """Make many requests with buffers at ``gpas``, which get answers of this ``kind``. Return a
+    message if the VMM's memory grew steadily, otherwise None.
 
     The memory that the large tables left free is used first, so only the second half counts.
     """
@@ -344,7 +344,7 @@ def _grows_a_little(
 
 
 def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str | None]:
-    """Return how the VMM's memory grows with requests that get EAGAIN, or None if it does not.
+    """Return a message if the VMM's memory grows with requests that get EAGAIN, otherwise None.
 
     Each request takes as long as the VMM waits for the lock, so there are few of them. A leak
     shows in every one; memory that is collected or kept for reuse does not. Memory that was

@@ -570,8 +570,8 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _busy_answer(trial: Trial, answer: Answer, delay: float, patience: float = 1.0) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
-    ``delay`` is how many seconds the VMM could not run. It is subtracted from the wait, but at most
-    one limit is. The VMM may wait ``patience`` times as long as it claims.
+    ``delay`` is how many seconds the VMM could not run. It is subtracted from the wait, up to the
+    length of the limit. The VMM may wait ``patience`` times as long as it claims.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:

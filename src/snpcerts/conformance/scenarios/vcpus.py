@@ -250,7 +250,7 @@ class _Interleaved:
         self._trial = trial
         self._reads = 0
         self.half_read = False
-        self.ended = False  # whether one of the two requests has
+        self.ended = False  # whether one of the two requests has ended
 
     def __call__(self, call: FileCall) -> int | Pending | None:
         if call.call not in DATA_READS or self.half_read:

@@ -24,7 +24,7 @@ ROUNDS_MAX = 20
 APART_MAX = 0.2  # fraction of the first wait: the second request comes at most this much later
 LATER = 1.5  # factor for the tries that a vCPU has left because it asked later; tries are irregular
 TRIES_FEW = 3  # a VMM with so few tries waits in the kernel
-AGAIN = 0.6  # fraction of the first wait; if the VMM waits in the kernel, the second takes so long
+AGAIN = 0.6  # fraction of the first wait that a second wait in the kernel lasts at least
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ VCEK_LIFETIME: Final = 7 * _YEAR
 VLEK_LIFETIME: Final = _YEAR
 CRL_LIFETIME: Final = _YEAR
 LEAF_SERIAL: Final = 0
-_DRAFT_SERIAL = 1  # a placeholder; sign_certificate() sets the final one
+_DRAFT_SERIAL = 1  # of a leaf's draft; LEAF_SERIAL replaces it
 _ARK_SERIAL, _ASK_SERIAL, _ASVK_SERIAL = 0x10000, 0x10001, 0x10002
 
 _ROLES: Final = ("ark", "ask", "asvk")

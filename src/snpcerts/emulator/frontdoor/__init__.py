@@ -14,7 +14,7 @@ and when they are closed; ``install_fd`` and ``take_fd`` pass descriptors to and
 process into a program under the filter; ``spawn`` starts one from the process that serves it;
 ``keeper`` ends its processes. ``control`` lets several launchers share one server; ``parent`` ends
 a process together with its parent. For the namespace: ``layout`` is the data that launcher and
-server exchange, ``namespace`` builds it, ``namespace_devices`` recognises its devices,
+server exchange, ``namespace`` builds the namespace, ``namespace_devices`` recognises its devices,
 ``namespace_files`` fills its files (``exchange`` exchanges two names), and ``tree_server`` serves
 file systems in it, with the messages of ``fuse_messages``. For the trap: ``path_calls`` answers
 calls with a path, ``paths`` finds the file that a path names, ``stat`` builds stat results. Imports

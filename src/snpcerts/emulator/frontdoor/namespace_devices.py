@@ -7,8 +7,8 @@ of a descriptor. The number of its terminal (``tty-index`` in ``/proc/PID/fdinfo
 open: it survives dup, fork, exec and passing over a socket. When the last descriptor is closed, the
 kernel removes the terminal's file and inotify reports that.
 
-The supervisor does not see the program's open. It opens the emulated device at the first ioctl, so
-that ioctl returns the error if the open fails.
+The supervisor does not see the program's open. It opens the emulated device at the first ioctl, and
+if the open fails, that ioctl returns the error.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class NamespaceDevices:
         return device
 
     def place(self, process: int, tid: int, number: int, found: os.stat_result) -> Place | None:
-        """Return which device a thread's descriptor ``number`` is for; None if it is for none.
+        """Return the device, terminal and flags of a thread's descriptor ``number``; None if the
+        descriptor is not for an emulated device.
 
         ``found`` is the descriptor's stat result.
         """

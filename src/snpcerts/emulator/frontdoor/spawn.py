@@ -134,7 +134,7 @@ def spawn(
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         line, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs, keepers = map(stack.enter_context, (ours, theirs, keepers))
-        failed = stack.enter_context(contextlib.ExitStack())  # only if an error occurs
+        failed = stack.enter_context(contextlib.ExitStack())  # runs only if an error occurs
         failed.callback(line.close)
         numbers = theirs.fileno(), keepers.fileno()
         flags = (door.look, door.watch is not None, own_group)
