@@ -54,7 +54,7 @@ class Observer(Protocol):
         """
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno with which this request's re-entry fails, or 0 if it should not fail."""
+        """Return the errno that this request's re-entry gets instead of its own, or 0 to keep that."""
 
     def note_answer(self, request: CertsRequest) -> None:
         """Handle the VMM's answer to this request."""

@@ -57,7 +57,7 @@ def _tasks(processes: list[int]) -> Iterator[Path]:
 
 
 def _schedstat(task: Path) -> tuple[int, int]:
-    """Return a thread's processor time and its time on a run queue, in nanoseconds."""
+    """Return how long a thread ran and how long it waited on a run queue, in nanoseconds."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = (task / "schedstat").read_text("ascii").split()
         return int(text[0]), int(text[1])

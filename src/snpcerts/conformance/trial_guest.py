@@ -96,7 +96,7 @@ class Answer:
 
     @property
     def has_table(self) -> bool:
-        """Whether the buffer now begins with a table that is not empty."""
+        """Whether the buffer was written to, and not only with an empty table."""
         start = self.gpa - self.field
         end = start + self.npages * PAGE_SIZE
         if start < 0 or end > len(self.after):
