@@ -47,8 +47,8 @@ class FileRead:
 
 @dataclass(slots=True)
 class CertsRequest:
-    """One exit for certificates. It lasts from the KVM_RUN call that returns the exit until the next
-    KVM_RUN call ends.
+    """One exit for certificates. It lasts from the KVM_RUN call that returns the exit to the end of
+    the next KVM_RUN call.
 
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and ``immediate_exit`` are
     the values in kvm_run when the VMM re-entered. ``marks`` identify the open file descriptions

@@ -54,7 +54,7 @@ class Observer(Protocol):
         """
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno that this request's re-entry gets instead of its own, or 0 to keep that."""
+        """Return the errno with which to replace that of this request's re-entry, or 0."""
 
     def note_answer(self, request: CertsRequest) -> None:
         """Handle the VMM's answer to this request."""

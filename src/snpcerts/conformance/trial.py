@@ -243,7 +243,7 @@ class Trial:
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno that this request's re-entry gets instead of its own, or 0 to keep that."""
+        """Return the errno with which to replace that of this request's re-entry, or 0."""
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:

@@ -32,8 +32,8 @@ class EmulatedHost:
     """The firmware, the authority that certifies it, and a table for each TCB that the firmware may
     report.
 
-    Updates switch between the values in ``tcbs``. The certificates for all of them are fetched
-    beforehand, as an operator would do, so that nothing is fetched under a lock.
+    Updates switch between the values in ``tcbs``. The certificates for all of them are issued
+    beforehand, as an operator would fetch them beforehand, and not under a lock.
     """
 
     firmware: Firmware
