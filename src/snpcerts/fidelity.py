@@ -99,7 +99,8 @@ CLAIMS: Final = (
     ),
     Claim(
         "system-registers",
-        "KVM_SET_SREGS and KVM_SET_SREGS2: which registers a vCPU may have, and what is given back",
+        "KVM_SET_SREGS and KVM_SET_SREGS2: which values KVM accepts, and what "
+        "KVM_GET_SREGS then returns",
         (
             _kernel(
                 "kvm_arch_vcpu_ioctl_set_sregs",
@@ -115,8 +116,8 @@ CLAIMS: Final = (
     ),
     Claim(
         "model-registers",
-        "KVM_SET_MSRS and KVM_GET_MSRS: which MSRs there are; values of those that hold addresses, "
-        "EFER, HWCR and PAT. Machine checks, memory types and counters are not judged",
+        "KVM_SET_MSRS and KVM_GET_MSRS: which MSRs exist; the values of EFER, HWCR, PAT and the "
+        "MSRs that hold addresses. Machine checks, memory types and counters are not judged",
         (
             _selftests("x86/hwcr_msr_test"),
             ClaimSource(SourceKind.DOCUMENT, ("arch/x86/kvm/msrs.c, svm/svm.c (read)",)),
@@ -184,7 +185,8 @@ CLAIMS: Final = (
     ),
     Claim(
         "guest-page-state",
-        "How a guest makes pages shared and private: lists, 2 MiB pages, a host that refuses",
+        "How a guest makes pages shared and private: lists of page state changes, 2 MiB pages, a "
+        "host that refuses",
         (_kernel("snp_set_memory_shared", "snp_set_memory_private"), _programs("QEMU", "libvirt")),
         LINUX,
     ),

@@ -235,7 +235,7 @@ NAMED = {
     b"#!/bin/sh\nexit\n": "a script",
     b"version https://git-lfs.github.com/spec/v1\n": "a Git LFS pointer",
     b"Attestation Report:\n\nVersion:   3\n": "a report printed for people",
-    b"\x0a\x28HCLA" + bytes(2600): "an HCL report behind a size of two bytes",
+    b"\x0a\x28HCLA" + bytes(2600): "an HCL report after a two-byte size",
     b"report.bin".ljust(257, b"\0") + b"ustar\0" + bytes(250) + REPORT + DERS[0]: "a tar archive",
     b"\xffTCG\x80\x18" + bytes(100): "a TPM quote",
     b"\4\0\2\0\x81\0\0\0" + bytes(600): "an Intel TDX quote",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The X.509 side of AMD's endorsement keys: VCEK, VLEK, their chains and the pinned roots.
 
-``judge`` decides for all other packages whether certificates certify a key, and gives each
-``reason`` to refuse them. It uses ``chain`` (leaf, issuer and ARK), ``anchors`` (the trusted ARKs),
-``signature`` (AMD's signature algorithm) and ``crl`` (revocation lists). ``vek`` reads what a VCEK
-or VLEK certificate certifies.
+``judge`` decides for all other packages whether certificates certify a key. If they do not, it
+returns every reason; ``reason`` has the codes. It uses ``chain`` (leaf, issuer and ARK),
+``anchors`` (the trusted ARKs), ``signature`` (AMD's signature algorithm) and ``crl`` (revocation
+lists). ``vek`` reads what a VCEK or VLEK certificate certifies.
 
 Parsing: ``certificate`` reads one certificate, ``der`` and ``structure`` read the parts of one, and
 ``ca_name`` reads an authority's name. ``encoding`` converts between DER and PEM. Files in any form:

@@ -27,7 +27,7 @@ from snpcerts.endorsement.certificate import Certificate, common_name
 from snpcerts.endorsement.signature import authority_key, bears_signature_of
 from snpcerts.errors import InputError
 
-# In the names of the emulator's authorities. Only advice depends on it, never trust.
+# The names of the emulator's authorities contain this word. Hints depend on it, but trust does not.
 EMULATED: Final = "EMULATED"
 
 

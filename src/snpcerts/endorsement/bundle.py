@@ -13,7 +13,7 @@ PKCS #7, DER or PEM                       ``openssl crl2pkcs7``, Windows (``.p7b
 base64 or hexadecimal of any of these     environment variables, Kubernetes secrets
 JSON, with any of these as its values     Azure's IMDS (THIM): ``vcekCert``,
                                           ``certificateChain``
-certificate table                         a host's, as ``snpcerts table`` shows it
+certificate table                         a host's certificate file; ``auxblob``
 ========================================  ============================================
 
 This module checks only whether a certificate can be read. The time and memory that it takes are
@@ -45,7 +45,7 @@ from snpcerts.endorsement.file_kind import kind_of, kind_of_label, looks_like_ta
 from snpcerts.errors import FormatError
 
 MAX_CERTIFICATES: Final = 64
-# Elements of DER that are read from a file or a PKCS #7. The rest is ignored.
+# At most this many DER elements of a file or a PKCS #7 are read. The rest is ignored.
 _MAX_ELEMENTS: Final = 4096
 _TOO_MANY: Final = f"more than {_MAX_ELEMENTS} elements; the rest is not read"
 _MAX_DEPTH: Final = 4  # a table in base64 in JSON in base64
@@ -91,7 +91,9 @@ class _BundleReader:
         self.certificates: dict[bytes, None] = {}
         self.lists: dict[bytes, None] = {}
         self.others: dict[str, None] = {}
-        self.unknown = 0  # number of other parts; naming one takes as long as reading it
+        # The number of other parts. Few of them are described, because describing a part takes as
+        # long as reading it.
+        self.unknown = 0
 
     def read(self, data: bytes, depth: int) -> None:
         """Read data in any format, including a format that encodes data in another format."""

@@ -2,8 +2,8 @@
 """Reads the common name of an AMD certificate authority.
 
 ``ARK-Milan`` is Milan's root, ``SEV-Milan`` issues Milan's VCEK certificates (it is the ASK), and
-``SEV-VLEK-Milan`` issues the VLEK certificates (the ASVK). More words may follow the product, by
-which test authorities identify themselves.
+``SEV-VLEK-Milan`` issues the VLEK certificates (the ASVK). After the product, the names of test
+authorities have more words, which identify them as such.
 
 Source: the certificates that the key server (57230) returns.
 """

@@ -5,9 +5,10 @@ Certificates come from untrusted hosts and networks. This module parses every pa
 uses, so that a bad certificate causes a :class:`~snpcerts.errors.FormatError` here and nowhere
 else.
 
-:mod:`snpcerts.endorsement.structure` declares the structures, and says why it does. The X.509
-library parses keys. Extensions that the package evaluates are parsed too, and all others (key
-identifiers, locations of revocation lists) stay bytes.
+:mod:`snpcerts.endorsement.structure` declares the structures of a certificate, and says why
+``cryptography.x509`` does not load them. That library does parse the keys. Extensions that the
+package evaluates are parsed too, and all others (key identifiers, locations of revocation lists)
+stay bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from snpcerts.endorsement import structure
 from snpcerts.errors import FormatError
 
-# AMD's have 1.3 to 1.7 KB, or about 2.3 KB as PEM.
+# AMD's certificates are 1.3 to 1.7 KB long, or about 2.3 KB as PEM.
 MAX_CERTIFICATE_SIZE = 64 << 10
 
 _PEM_MARK = b"-----BEGIN"
@@ -40,11 +41,11 @@ _PEM = re.compile(
 )
 _PEM_WIDTH = 64
 
-# The errors that the library raises for parts it cannot read. It warns about some oddities, such as
-# a country name of three letters, and a process may have turned warnings into errors.
+# The errors that the library raises for parts that it cannot read. It only warns about some
+# oddities, such as a country name of three letters, but a process may turn warnings into errors.
 UNREADABLE = (TypeError, ValueError, Warning, UnsupportedAlgorithm)
 
-# RFC 5280: a positive number of at most 20 bytes. In AMD's leaf certificates it is 0.
+# RFC 5280: serial numbers are positive and have at most 20 bytes. AMD's leaf certificates have 0.
 MAX_SERIAL_NUMBER = (1 << 159) - 1
 
 # Names up to this size are cached, because all certificates of a product share them.
@@ -85,8 +86,8 @@ class KeyUsage:
 class Certificate:
     """A parsed X.509 version 3 certificate. It has not been verified.
 
-    Two certificates are equal if their bytes are equal. Attributes with the names that
-    ``cryptography.x509.Certificate`` uses have the same meaning as there. ``der`` is the whole
+    Two certificates are equal if their bytes are equal. An attribute that
+    ``cryptography.x509.Certificate`` has too means the same as there. ``der`` is the whole
     certificate. ``tbs_certificate_bytes``, ``inner_algorithm`` (inside the signed part) and
     ``outer_algorithm`` are parts of it, in DER. ``unused_bits`` belongs to the signature's BIT
     STRING; only 0 is correct.
@@ -178,7 +179,7 @@ def _certificate(der: bytes, outer: structure.Signed, tbs: structure.TbsCertific
 
 
 def extensions_of(found: list[structure.ExtensionDer] | None) -> tuple[Extension, ...]:
-    """Return the extensions of a certificate, of a revocation list, or of an entry in a list.
+    """Return the extensions of a certificate, of a revocation list, or of one of its entries.
 
     Raises ValueError if an extension occurs twice, and if the field is present but empty (RFC 5280
     section 4.2).
@@ -252,7 +253,7 @@ def _read_key_usage(value: bytes) -> KeyUsage:
 _KIND = re.compile(r"ParseError \{ kind: (\w+)")
 _PLAIN = {
     "ShortData": "the data ends too early",
-    "ExtraData": "more bytes follow the end",
+    "ExtraData": "extra bytes follow the end of the data",
     "UnexpectedTag": "a part has the wrong type",
     "InvalidLength": "a length is wrong",
     "EncodedDefault": "a default value is encoded, which DER forbids",
@@ -273,7 +274,7 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
     if match is None:
         raise FormatError(
             what,
-            "expected exactly one PEM block of type CERTIFICATE, found other text",
+            "expected exactly one PEM block of type CERTIFICATE and no other text",
             hint="split the chain: use a separate file or table entry for each certificate",
         )
     try:
@@ -283,7 +284,7 @@ def _der_of_pem(data: bytes, what: str) -> bytes:
 
 
 def to_pem_block(der: bytes, label: str) -> bytes:
-    """Return DER as a PEM block with that label and lines of 64 characters (RFC 7468)."""
+    """Return DER as a PEM block with this label and lines of 64 characters (RFC 7468)."""
     body = base64.b64encode(der)
     lines = [body[at : at + _PEM_WIDTH] for at in range(0, len(body), _PEM_WIDTH)]
     mark = label.encode("ascii")

@@ -155,7 +155,7 @@ class Window:
         if at < self.not_before:
             return Reason(
                 _NOT_YET_VALID[self.place],
-                f"the {self.label} is valid from {self.not_before:%Y-%m-%dT%H:%M:%SZ} "
+                f"the {self.label} is not valid before {self.not_before:%Y-%m-%dT%H:%M:%SZ} "
                 f"(checked as of {at.isoformat()})",
             )
         if at > self.not_after:

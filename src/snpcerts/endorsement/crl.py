@@ -39,7 +39,7 @@ from snpcerts.endorsement.reason import Reason, ReasonCode
 from snpcerts.endorsement.signature import algorithm_problem, authority_key, is_signed
 from snpcerts.errors import FormatError
 
-# AMD's have less than 1 KB. A list of this size could name about 25,000 certificates.
+# AMD's lists are shorter than 1 KB. A list of this size could name about 25,000 certificates.
 MAX_CRL_SIZE = 1 << 20
 
 _PEM_MARK = b"-----BEGIN"
@@ -173,7 +173,7 @@ def _der_of(data: bytes, what: str) -> bytes:
 def _der_of_pem(data: bytes, what: str) -> bytes:
     match = _PEM.fullmatch(data)
     if match is None:
-        raise FormatError(what, "expected exactly one PEM block of type X509 CRL, found other text")
+        raise FormatError(what, "expected exactly one PEM block of type X509 CRL and no other text")
     try:
         return base64.b64decode(re.sub(rb"[\r\n]", b"", match[1]), validate=True)
     except ValueError as error:
@@ -284,7 +284,7 @@ def untimely(this_update: datetime, next_update: datetime, at: datetime) -> Reas
     if at < this_update:
         return Reason(
             ReasonCode.CRL_NOT_YET_VALID,
-            f"the CRL is valid from {this_update:%Y-%m-%dT%H:%M:%SZ} (checked as of "
+            f"the CRL is not valid before {this_update:%Y-%m-%dT%H:%M:%SZ} (checked as of "
             f"{at.isoformat()})",
         )
     if at > next_update:

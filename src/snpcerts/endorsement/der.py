@@ -98,7 +98,7 @@ def read_byte_integer(data: bytes, what: str, name: str) -> int:
     Raises :class:`FormatError`, which names ``what`` and ``name``, for anything else.
     """
     if len(data) == 3 and data[0] == INTEGER and data[1] == 1 and data[2] < 0x80:
-        return data[2]  # the form of nearly all of them
+        return data[2]  # nearly all values have this form
     what = f"{what} {name}"
     content = _read_whole(data, INTEGER, "INTEGER", what)
     if not content:

@@ -40,7 +40,8 @@ _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})++")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _DATA_URL: Final = re.compile(r"data:[-\w.+/;=]{0,100};base64,")
 _DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{6,8})(:[ ]|[ ]{1,2}|$)")
-_MOST_REPEATED: Final = 16  # bytes per character of a dump, where * means repeated lines
+# In a dump, * means repeated lines. The dump may encode at most this many bytes per character.
+_MOST_REPEATED: Final = 16
 _DUMP_WORDS: Final = re.compile(r"[0-9a-fA-F]{4}(?: [0-9a-fA-F]{4})*+")
 # Possessive quantifiers, so that a long text needs no memory for backtracking.
 _DECIMALS: Final = re.compile(r"[{\[(]?\s*\d{1,3}(?:[\s,]++\d{1,3}+){63,}+[\s,]*[}\])]?")
@@ -185,7 +186,7 @@ def _of_lines(lines: list[str], base: int) -> bytes | None:
         if repeat and last and len(found) < at <= most:
             found += last * ((at - len(found)) // len(last))
         repeat = False
-        # After the bytes the line repeats them as characters.
+        # After the bytes, the line shows them again as characters.
         digits = "".join(re.split(r"\s{2}" if match[2] == ": " else r"\||\s>", rest)[0].split())
         if at != len(found) or (digits and not _HEX.fullmatch(digits)):
             return None

@@ -99,7 +99,7 @@ _TOKEN: Final = re.compile(r"\s*eyJ[\w-]+\.[\w-]+\.[\w-]*\s*")
 _DISPLAYED: Final = re.compile(r"\s*Attestation Report:?\s")
 _LFS: Final = "version https://git-lfs"
 _AMD_SIZES: Final = (2048, 4096)
-_HIGHEST_VERSION: Final = 255  # more than AMD will need
+_HIGHEST_VERSION: Final = 255  # of a report; higher than any that AMD will need
 
 _PEM_KINDS: Final = {
     "CERTIFICATE": "a certificate in PEM",
@@ -129,7 +129,7 @@ def kind_of(data: bytes) -> FileKind:
         return FileKind("a tar archive", "unpack the file first, with tar -xf")
     if data[2:6] == b"HCLA":
         return FileKind(
-            "an HCL report behind a size of two bytes (TPM2B)",
+            "an HCL report after a two-byte size (TPM2B)",
             "remove the first two bytes, with tail -c +3",
         )
     if data[:2] in (b"\xd2\x84", b"\xd2\x9f"):
@@ -212,7 +212,7 @@ def _structure(data: bytes) -> FileKind | None:
     if len(data) >= 0x60 and data[0x30:0x34] == b"\1\1\x60\0" and data[0x34] in range(1, 19):
         return FileKind(
             "an encrypted guest message",
-            "give the report inside the message, which only the guest's kernel can decrypt",
+            "give the decrypted report: request one inside the guest, with snpcerts guest report",
         )
     return None
 

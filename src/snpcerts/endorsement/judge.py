@@ -5,10 +5,10 @@ The verifier asks about the key that signed a report, the key server's client ab
 requested, and the host's agent about the signing key. All three get the same reasons.
 
 A host serves the same three certificates with every report, and parsing and checking them costs
-more than checking a report. Therefore findings are cached, under the bytes of the certificates and
-the anchors. Findings about ASK and ARK, and about each revocation list, are also cached separately,
-because they are the same for all chips of a product and are most of the work for a new VCEK. Only
-findings that do not depend on the time are cached. Validity is checked each time.
+more than checking a report. Therefore findings are cached, keyed by the bytes of the certificates
+and by the anchors. Findings about ASK and ARK, and about each revocation list, are also cached
+separately, because they are the same for all chips of a product and are most of the work for a new
+VCEK. Only findings that do not depend on the time are cached. Validity is checked each time.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from snpcerts.endorsement.reason import EXPIRED, NOT_YET_VALID, REVOKED, Reason,
 from snpcerts.endorsement.vek import EndorsementCert, VekKind, p384_key
 from snpcerts.errors import FormatError
 
-# A fleet has one chain per chip and TCB. Each takes about 5 KB, unless a hostile host sends large
-# ones.
+# A fleet has one chain per chip and TCB. The findings about a chain take about 5 KB, or more if a
+# hostile host sends large certificates.
 REMEMBERED = 256
 # A larger set of certificates is judged, but not cached.
 MAX_REMEMBERED_SIZE = 64 << 10
@@ -61,7 +61,7 @@ MAX_REMEMBERED_SIZE = 64 << 10
 _LONG_LIST: Final = 64 << 10
 # A longer list is cached by its digest.
 _SHORT_LIST: Final = 4 << 10
-# No root of an anchor is longer.
+# A longer root is not compared with the anchors' certificates, so its signature is always checked.
 _SHORT_ROOT: Final = 4 << 10
 
 _Found = TypeVar("_Found")
@@ -245,8 +245,8 @@ class JudgeMemory:
         return known
 
     def _content(self, anchors: tuple[Anchor, ...]) -> tuple[object, ...]:
-        """Return the anchors in a form that hashes quickly. The form of the last anchors is
-        cached.
+        """Return the anchors in a form that hashes quickly. The form of the anchors that were used
+        last is cached.
         """
         last, content = self._trusted
         if last is not anchors:
@@ -378,7 +378,7 @@ def _is_pinned(root: bytes, anchors: tuple[Anchor, ...]) -> bool:
     return any(anchor.certificate_sha384 == digest for anchor in anchors)
 
 
-# A program has few anchors. The certificate's key also keeps what its first use computed.
+# A program has few anchors. A cached key also keeps what it computed when it was first used.
 _read_pinned = functools.lru_cache(maxsize=8)(load_certificate)
 
 

@@ -73,7 +73,7 @@ class ReasonCode(enum.StrEnum):
     REPORT_VERSION = (
         "report-version",
         Authenticity.REPORT_LAYOUT,
-        "The report's version is not 2 to 5.",
+        "The report's version is not 2, 3, 4 or 5.",
     )
     REPORT_POLICY = (
         "report-policy",
@@ -161,8 +161,9 @@ class ReasonCode(enum.StrEnum):
         "collateral-not-found",
         None,
         (
-            "No source has the missing certificate or list. At least one said that "
-            "it does not exist, which key servers have also said about valid chips."
+            "No source has the missing certificate or revocation list. At least one source "
+            "answered that it does not exist. Key servers have given this answer for valid "
+            "chips, too."
         ),
         NextStep.FIX_USAGE,
     )
@@ -170,7 +171,8 @@ class ReasonCode(enum.StrEnum):
     LEAF_PROFILE = (
         "leaf-profile",
         Authenticity.LEAF,
-        "An AMD extension of the leaf is missing, malformed, out of range or not allowed there.",
+        "An AMD extension of the leaf is missing, malformed, out of range, unknown, or not "
+        "allowed in this leaf.",
     )
     LEAF_KEY = (
         "leaf-key",
@@ -319,7 +321,7 @@ class ReasonCode(enum.StrEnum):
         "crl-missing",
         Authenticity.REVOCATION,
         (
-            "The policy requires a revocation list for that kind of leaf from a "
+            "The policy requires a revocation list for this kind of leaf from a "
             "source other than the host, and none was supplied."
         ),
         NextStep.FIX_USAGE,
@@ -427,8 +429,8 @@ class ReasonCode(enum.StrEnum):
         "runtime-data-vmpl",
         Authenticity.RUNTIME_DATA,
         (
-            "The report that covers the runtime data was requested at a VMPL other "
-            "than 0, where the guest chooses the data."
+            "The report that covers the runtime data was not requested at VMPL 0. At any other "
+            "VMPL, the guest's own code could have chosen the data."
         ),
     )
     # About the policy's demands.
@@ -440,7 +442,7 @@ class ReasonCode(enum.StrEnum):
     POLICY_SIGNING_KEY = (
         "policy-signing-key",
         None,
-        "The policy does not accept the kind of key that signed.",
+        "The policy does not accept the kind of key that signed the report.",
     )
     POLICY_CHIP_ID = (
         "policy-chip-id",
@@ -450,7 +452,7 @@ class ReasonCode(enum.StrEnum):
     POLICY_CSP_ID = (
         "policy-csp-id",
         None,
-        "The policy does not accept the VLEK's provider, or a VCEK signed.",
+        "The policy does not accept the VLEK's provider, or no VLEK signed the report.",
     )
     POLICY_REPORT_DATA = (
         "policy-report-data",
@@ -460,8 +462,8 @@ class ReasonCode(enum.StrEnum):
     POLICY_USER_DATA = (
         "policy-user-data",
         None,
-        "The runtime data does not contain the user data that the policy requires, or there is "
-        "none.",
+        "The runtime data does not contain the user data that the policy requires, or the "
+        "evidence has no runtime data.",
     )
     POLICY_MEASUREMENT = (
         "policy-measurement",
@@ -584,7 +586,7 @@ class ReasonCode(enum.StrEnum):
     )
 
 
-# Reasons that appear with time: a certificate expires, or its issuer revokes it.
+# Reasons that can arise later: a certificate expires, or its issuer revokes it.
 EXPIRED = frozenset(
     {ReasonCode.LEAF_EXPIRED, ReasonCode.ASK_EXPIRED, ReasonCode.ARK_EXPIRED},
 )

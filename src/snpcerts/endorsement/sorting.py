@@ -21,8 +21,8 @@ from snpcerts.endorsement.judge import ChainBytes
 from snpcerts.endorsement.vek import EndorsementCert, VekKind
 from snpcerts.errors import FormatError
 
-# How many leaves, issuers and roots of each kind are tried. AMD has one, or two if an
-# authority was issued again.
+# How many leaves, issuers and roots of each kind are tried. AMD publishes one issuer and one root
+# of each kind, or two if a certificate was issued again.
 _TRIED: Final = 4
 _SHORT: Final = 4 << 10  # bytes; certificates up to this size are cached
 

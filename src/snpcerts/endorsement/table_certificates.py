@@ -114,7 +114,7 @@ def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
 def _trusting(ark: bytes) -> tuple[Anchor, ...]:
     certificate = load_certificate(ark, "ARK")
     name = parse_ca_name(common_name(certificate.subject))
-    # If the name is missing there is already a reason.
+    # If the name is missing, a reason already says so.
     return () if name is None else (Anchor(name.product, spki_sha384(certificate), "the table's"),)
 
 

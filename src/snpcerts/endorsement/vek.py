@@ -74,7 +74,7 @@ _COMPONENTS = {
     "ucodeSPL": "microcode",
     "fmcSPL": "fmc",
 }
-# The SPLs of each structVersion, and the TCB layout that goes with them.
+# The SPLs of each structVersion, and its TCB layout.
 _SPLS = {
     0: ("blSPL", "teeSPL", "snpSPL", "SPL4", "SPL5", "SPL6", "SPL7", "ucodeSPL"),
     1: ("fmcSPL", "blSPL", "teeSPL", "snpSPL", "SPL5", "SPL6", "SPL7", "ucodeSPL"),
@@ -135,9 +135,9 @@ class EndorsementCert:
         """Read the AMD extensions of a parsed certificate. ``key`` is the certificate's key, if the
         caller has already checked it.
 
-        Raises :class:`FormatError`, which names the extension, if an extension is missing, of
-        another type, out of range, not allowed here, or unknown below AMD's arc. Also raises it if
-        the key is not on P-384.
+        Raises :class:`FormatError`, which names the extension, if an AMD extension is missing,
+        unknown, of the wrong type, out of range, or not allowed in this leaf. Also raises it if the
+        key is not on P-384.
         """
         kind = _kind(certificate)
         what = kind.name

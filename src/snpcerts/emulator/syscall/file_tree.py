@@ -30,7 +30,7 @@ class OpenTreeFile(Protocol):
 
 
 class TreeNode(Protocol):
-    """A file or directory. ``number`` is its inode number; ``mode`` is that of stat(2)."""
+    """A file or directory. ``number`` is its inode number; ``mode`` is its ``st_mode``."""
 
     @property
     def number(self) -> int:
