@@ -180,6 +180,6 @@ def test_mitigations_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
     found = mitigations(str(tmp_path))
     assert found is not None
     assert (found.supported, found.verified, found.unverified) == (0x3F, 0x1F, 0x20)
-    assert str(found) == "0x1f verified of 0x3f, 0x20 not"
+    assert str(found) == "verified 0x1f of supported 0x3f, unverified 0x20"
     (tmp_path / "verified_mitigations").write_text("all of them\n")
     assert mitigations(str(tmp_path)) is None

@@ -160,7 +160,7 @@ def test_another_signing_key_differs(host: Site) -> None:
     assert made.returncode == 1, made.stderr
     report = report_of(made)
     assert differing(report) == {"firmware-platform"}
-    assert " signs, but the firmware's status says " in observation(report, "signing-key")["detail"]
+    assert " but the firmware's status implies " in observation(report, "signing-key")["detail"]
 
 
 @only_in_full

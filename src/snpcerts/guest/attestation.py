@@ -20,7 +20,7 @@ from snpcerts.errors import RefusedError, UsageError
 from snpcerts.guest.configfs_tsm import ROOT, ConfigfsTsm
 from snpcerts.guest.dev_sev_guest import DEVICE, NoDeviceError, SevGuest
 
-# The VMPL at which the kernel runs. Kernels before 6.14 do not have this file.
+# The VMPL at which the kernel runs. Kernels before 6.11 do not have this file.
 VMPL_FILE: Final = "/sys/devices/system/cpu/sev/vmpl"
 
 

@@ -34,7 +34,7 @@ REPORT_DATA_SIZE: Final = 64
 _PREFIX: Final = "snpcerts-"
 _ATTEMPTS: Final = 8  # names tried for an entry
 _TEXT_LIMIT: Final = 4096
-# The kernel's limit for a blob of this provider is at most 32 KiB.
+# The kernel allows this provider's blobs at most 32 KiB.
 _BLOB_LIMIT: Final = 64 << 10
 
 
@@ -166,8 +166,8 @@ class ConfigfsTsm:
             writes = 1
             self._write(entry, "inblob", report_data)
             if vmpl is None:
-                # The kernel would request VMPL 0, which is not permitted to a guest at a lower
-                # level.
+                # Otherwise the kernel requests VMPL 0, which the firmware permits only to a guest
+                # that runs at VMPL 0 itself.
                 vmpl = self._floor(entry) or None
             if vmpl is not None:
                 self._write(entry, "privlevel", str(vmpl).encode("ascii"))
@@ -240,7 +240,7 @@ class ConfigfsTsm:
     def _generation(self, entry: str) -> int:
         text = self._text(entry, "generation")
         # A 64-bit number has at most 20 digits.
-        if not text.isdecimal() or len(text) > 21:
+        if not text.isdecimal() or len(text) > 20:
             raise FormatError("generation", f"expected a number, found {text[:40]!r}")
         return int(text)
 

@@ -2,9 +2,10 @@
 """Gets reports and their certificates from ``/dev/sev-guest``.
 
 Source: Linux ``Documentation/virt/coco/sev-guest.rst`` and
-``drivers/virt/coco/sev-guest/sev-guest.c``. The driver writes ``exitinfo2`` only if it is not zero,
-so it is cleared before each call. If a request fails for any reason other than a buffer that is too
-small, the driver destroys the guest's VMPCK; the errors say so.
+``drivers/virt/coco/sev-guest/sev-guest.c``. The driver writes ``exitinfo2`` only if the value is
+not zero, so each call starts with a zero there. If a request that was sent to the host fails for
+any reason other than a buffer that is too small, the driver destroys the guest's VMPCK; the errors
+say so.
 """
 
 from __future__ import annotations

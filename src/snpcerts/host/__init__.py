@@ -6,7 +6,7 @@ files.
 it; ``firmware_change`` finds what has changed in it. ``host_processor`` finds the product;
 ``mitigations`` and ``initialisation`` read sysfs and the kernel. ``known`` is what the agent knows
 about the signing keys: ``remembered`` has the rules that change it, ``key_memory`` keeps it on
-disk, and ``proof`` proves the current one.
+disk, and ``proof`` proves which key signs now.
 
 ``config`` is the configuration. ``expected_content`` says what a file must contain, and
 ``file_state`` what it does contain. ``table_cache`` and ``vlek_store`` hold the certificates;
@@ -15,9 +15,9 @@ it out, with ``locked_update`` around the command. ``watch`` is the agent as a s
 reports to the service manager; ``event``, ``log``, ``metrics`` and ``metrics_server`` report to
 operators, and ``agent_trace`` records a timeline. ``announce`` reports the host's state to the
 fleet's mirror; ``mirror_wait`` waits until the mirror has a certificate. ``status`` and
-``host_check`` answer the commands of these names, with ``kernel_faults``. ``claim_trial`` uses a
-guest to show how this host behaves, ``kernel_numbers`` and ``btf`` read the kernel's numbers, and
-``claim_report`` reports the result for each claim. ``installation`` installs the units and files of
-``system_files``. Imports ``certfile``, ``mirror``, ``kds``, ``verify``, ``endorsement`` and
-``abi``.
+``host_check`` are behind ``host status`` and ``host check``; ``kernel_faults`` lists what ``host
+check`` warns about. ``claim_trial`` uses a guest to show how this host behaves, ``kernel_numbers``
+and ``btf`` read the kernel's numbers, and ``claim_report`` reports the result for each claim.
+``installation`` installs the units and files of ``system_files``. Imports ``certfile``, ``mirror``,
+``kds``, ``verify``, ``endorsement`` and ``abi``.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the certificate files match the firmware's signing key.
 
-Each round has the same order: read the files and the firmware under the shared locks; empty the
-files that are wrong; fetch the missing certificates, with no lock held; publish, which means to
-read the firmware's status again under the exclusive locks and write the files.
+Each round has the same order: read the files and the firmware under the shared locks; correct or
+empty the files that are wrong; fetch the missing certificates, with no lock held; publish them:
+read the firmware's status again under the exclusive locks, and write the files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from snpcerts.host.ownership import apply
 from snpcerts.host.table_cache import TableCache, UnavailableError
 from snpcerts.uninterrupted import uninterrupted
 
-# Signals that end a process and can wait until an exclusive section ends.
 # How often the firmware may change between fetching and publishing before the agent gives up.
 ROUNDS = 3
 
@@ -54,8 +53,8 @@ class Synced:
 class Agent:
     """Reads and updates the certificate files of one configuration.
 
-    Each exclusive section enters the context manager that ``during`` returns before it waits for
-    its locks. With ``force``, even a file that is not a certificate file is replaced.
+    Before an exclusive section waits for its locks, it enters the context manager that ``during``
+    returns. With ``force``, even a file that is not a certificate file is replaced.
     """
 
     def __init__(
@@ -77,12 +76,12 @@ class Agent:
         self._during = during
         self.force = force
         self._last: FirmwareState | None = None  # the state when sync() last read the files
-        # By path: what was wrong when the file was last read.
+        # By path: the wrong content that the file had when it was last read.
         self._wrong_tables: dict[str, bytes] = {}
 
     def read_files(self) -> tuple[FileState, ...]:
-        """Read every certificate file and the firmware's state; put the tables that match into the
-        cache.
+        """Read every certificate file and the firmware's state. Cache the tables that match the
+        signing key.
         """
         self.table_cache.drop_stale()
         for problem in self.table_cache.read_extras(self.config.files):

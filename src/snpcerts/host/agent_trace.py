@@ -63,7 +63,7 @@ class AgentTrace:
 
     @contextmanager
     def command(self, name: str) -> Iterator[None]:
-        """Record the firmware command ``name``, which the block runs."""
+        """Record the firmware command ``name``, which the ``with`` block issues."""
         start = time.monotonic()
         try:
             yield

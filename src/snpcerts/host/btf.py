@@ -20,11 +20,11 @@ _MAGIC: Final = 0xEB9F
 _HEADER: Final = struct.Struct("<HBBIIIII")
 _TYPE: Final = struct.Struct("<III")
 _MEMBER: Final = struct.Struct("<III")
-_LIMIT: Final = 64 << 20  # bytes; vmlinux has about 5 MiB
+_LIMIT: Final = 64 << 20  # bytes; the BTF of vmlinux has about 5 MiB
 _INT, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 3, 4, 5, 6
 _FUNC_PROTO, _VAR, _DATASEC, _DECL_TAG, _ENUM64 = 13, 14, 15, 17, 19
 _BYTE: Final = 8  # bits
-# How many bytes follow a type's header: for each of its ``vlen`` items, and once per type.
+# How many bytes follow a type's header: _EACH for each of its ``vlen`` items, _ONCE once per type.
 _EACH: Final = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
 _ONCE: Final = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 
@@ -66,7 +66,7 @@ class Btf:
     def offset_of(self, structure: str, member: str) -> int | None:
         """Return a member's offset in bytes; None if there is no such member.
 
-        Unnamed members are searched at any depth.
+        The members of unnamed structures and unions inside it count as its own.
         """
         for each in self._types:
             if each.kind in (_STRUCT, _UNION) and each.name == structure:

@@ -2,10 +2,10 @@
 """Lets a guest of this host request certificates and reports, and records what the answers show.
 
 The steps are: the agent makes the file match the signing key; a guest makes a request; the guest
-makes another while a program holds the file's lock, and gets BUSY. If the operator asks for it, the
-guest also makes requests during and after an update of the signing key, which is then undone. Each
-report must be fresh (its REPORT_DATA is 64 random bytes that this program chose), come from this
-chip, and verify with the certificates that came with it.
+makes another while this program holds the file's lock, and should get BUSY. If the operator asks
+for it, the guest also makes requests during and after an update of the signing key, which is then
+undone. Each report must be fresh (its REPORT_DATA is 64 random bytes that this program chose), come
+from this chip, and verify with the certificates that came with it.
 
 A failure becomes an observation and the trial continues, so that the result is complete.
 """
@@ -281,7 +281,7 @@ class ClaimTrial:
             if self.agent.firmware.state().reported != before:
                 self._report_tcb(lambda _: before)
         except SnpCertsError as error:
-            detail = f"the reported TCB is no longer {before}: {error}"
+            detail = f"could not restore the reported TCB {before}: {error}"
             self._note("update-undone", _PATH, Showing.DIFFERS, detail)
 
     def _after_update(self, before: TcbVersion) -> None:
@@ -384,11 +384,10 @@ class ClaimTrial:
             return
         found = Key(proof.kind, proof.tcb)
         if found == believed:
-            self._note(
-                name, _FIRMWARE, Showing.SEEN, f"the {found} signs, as the firmware's status says"
-            )
+            detail = f"the {found} signs, as the firmware's status implies"
+            self._note(name, _FIRMWARE, Showing.SEEN, detail)
         else:
-            detail = f"the {found} signs, but the firmware's status says the {believed}"
+            detail = f"the {found} signs, but the firmware's status implies the {believed}"
             self._note(name, _FIRMWARE, Showing.DIFFERS, detail)
 
     def _note(self, name: str, claim: str, showing: Showing, detail: str) -> None:

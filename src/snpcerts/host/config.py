@@ -65,9 +65,9 @@ class FileConfig:
     """One certificate file.
 
     ``without_vlek`` says what a VLEK file contains while no VLEK is loaded: the VCEK's
-    certificates, or None for the empty table. ``masked_vlek_signs`` says that on this host's
-    firmware, as the operator knows, a loaded VLEK signs although MASK_CHIP_KEY is set. The agent
-    sets ``group`` and ``mode`` on the file unless they are None.
+    certificates, or None for the empty table. ``masked_vlek_signs`` is true if the operator knows
+    that a loaded VLEK signs on this host's firmware although MASK_CHIP_KEY is set. The agent sets
+    ``group`` and ``mode`` on the file unless they are None.
     """
 
     path: str

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the content of a certificate file and judges whether it is the right one.
 
-If the file contains a table, the file and the firmware's state are read under one shared lock, as a
-VMM takes it. So no update that follows the protocol can run between the two reads.
+If the file contains a table, the file and the firmware's state are read under one shared lock, the
+same lock that VMMs take. So no update that follows the protocol can run between the two reads.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def read_file_state(
 ) -> FileState:
     """Read one file and the firmware's state.
 
-    ``extras`` returns the entries that a table should have besides the certificates. A table with
-    others is outdated. Raises what ``read_state`` raises.
+    ``extras`` returns the entries that a table should have besides the certificates. A table whose
+    other entries are not exactly these is outdated. Raises what ``read_state`` raises.
     """
     seen: list[Found] = []
     state: FirmwareState = CertFile(file.path).serve(

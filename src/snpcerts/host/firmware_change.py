@@ -25,7 +25,7 @@ def firmware_changes(before: FirmwareState, now: FirmwareState) -> Mapping[str, 
     if before.vlek_loaded != now.vlek_loaded:
         changed["vlek"] = "a VLEK was loaded" if now.vlek_loaded else "the VLEK was dropped"
     masks = [
-        f"{name} {'set' if bit else 'cleared'}"
+        f"{name} was {'set' if bit else 'cleared'}"
         for name, bit, old in (
             ("MASK_CHIP_ID", now.chip_id_masked, before.chip_id_masked),
             ("MASK_CHIP_KEY", now.chip_key_masked, before.chip_key_masked),

@@ -28,7 +28,7 @@ from snpcerts.host.host_firmware import HostFirmware
 from snpcerts.host.ownership import differences, group_of
 from snpcerts.printable import printable
 
-# File systems on which an exclusive lock may not exclude processes of other machines.
+# File systems on which an exclusive lock might not exclude processes on other machines.
 _NETWORK: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"))
 _FIRST_KERNEL: Final = (7, 0)
 
@@ -74,8 +74,8 @@ def kernel(release: str) -> Finding:
     return Finding(
         "kernel",
         Severity.WARN,
-        f"{release} is too old: KVM requests certificates since Linux 7.0",
-        "see the next line: your distribution may have backported this",
+        f"{release} is too old: KVM requests certificates only from Linux 7.0 on",
+        "see the next line, because your distribution may have backported this",
     )
 
 
@@ -88,7 +88,7 @@ def faults(release: str) -> Iterator[Finding]:
         yield Finding(
             f"kernel fault {each.name}",
             Severity.WARN,
-            f"{release}: {each.what} (known by {kernel_faults.AS_OF}; source: {each.source})",
+            f"{release}: {each.what} (known as of {kernel_faults.AS_OF}; source: {each.source})",
             f"fixed in {each.fixed_in}; your distribution may have backported the fix",
         )
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells one initialisation of SNP from another. Each changes keys, but /dev/sev does not show that
-it has happened.
+"""Tells one initialisation of SNP from another. Each initialisation changes keys, but /dev/sev does
+not show that one has happened.
 
 Linux shuts SNP down when ``kvm_amd`` is unloaded. It initialises SNP when ``kvm_amd`` is loaded
 (7.3: ``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
@@ -43,7 +43,7 @@ class Initialisation:
     def change_to(self, after: Initialisation) -> str:
         """Return, as text for a message, how ``after`` differs from this initialisation.
 
-        The text is empty if it seems to be the same one.
+        The text is empty if the two seem to be the same initialisation.
         """
         if self.boot != after.boot:
             return f"the host was rebooted ({BOOT_ID})"

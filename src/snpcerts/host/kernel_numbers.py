@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares the numbers of the running kernel's interface with those of ``abi``.
 
-The kernel's headers have the exit's number. Its BTF has the layout of ``struct kvm_run`` and the
-number of the SEV command. Either may be missing. Headers of another release are not used instead,
-because they say nothing about this kernel.
+The kernel's headers define the number of the exit. The kernel's BTF has the layout of ``struct
+kvm_run`` and the number of the SEV command. Headers and BTF may be missing. Headers of another
+release are not used instead, because they say nothing about this kernel.
 """
 
 from __future__ import annotations
@@ -65,21 +65,25 @@ def _layout(folder: Path) -> Iterator[Observation]:
             yield Observation(name, _CLAIM, Showing.NOT_TRIED, f"{folder}/vmlinux: {why}")
         return
     offset = types.offset_of("kvm_run", "snp_req_certs")
-    detail = f"kvm_run.snp_req_certs is at offset {offset}"
-    yield _compared("btf-kvm-run", detail, offset, RUN_SNP_GPA)
+    if offset is None:
+        yield _missing("btf-kvm-run", "kvm_run.snp_req_certs")
+    else:
+        detail = f"kvm_run.snp_req_certs is at offset {offset}"
+        yield _compared("btf-kvm-run", detail, offset, RUN_SNP_GPA)
     command = types.constant(_COMMAND)
-    yield _compared(
-        "btf-command", f"{_COMMAND} is {command}", command, SevCommand.SNP_ENABLE_REQ_CERTS
-    )
+    if command is None:
+        yield _missing("btf-command", _COMMAND)
+    else:
+        detail = f"{_COMMAND} is {command}"
+        yield _compared("btf-command", detail, command, SevCommand.SNP_ENABLE_REQ_CERTS)
 
 
-def _compared(name: str, detail: str, found: int | None, expected: int) -> Observation:
-    if found is None:
-        why = (
-            "the kernel's BTF does not contain this name: the kernel is too old, or kvm is "
-            "not loaded"
-        )
-        return Observation(name, _CLAIM, Showing.NOT_TRIED, why)
+def _missing(name: str, what: str) -> Observation:
+    why = f"the kernel's BTF does not contain {what}: the kernel is too old, or kvm is not loaded"
+    return Observation(name, _CLAIM, Showing.NOT_TRIED, why)
+
+
+def _compared(name: str, detail: str, found: int, expected: int) -> Observation:
     if found == expected:
         return Observation(name, _CLAIM, Showing.SEEN, detail)
     return Observation(name, _CLAIM, Showing.DIFFERS, f"{detail}, expected {expected}")

@@ -7,8 +7,8 @@ always taken after the locks of certificate files.
 
 A record that is unusable (missing, torn, from another chip, written by a later version) counts as
 no record. If a record cannot be written, the facts count as forgotten. Certificate files are then
-empty instead of wrong, and the next read writes a new record. Decisions depend on the boot and the
-load of kvm_amd that the record names, not on the record's times, because a host's clock may jump.
+empty instead of wrong, and the next read writes a new record. Decisions depend on which boot and
+which load of kvm_amd the record names, not on its times, because a host's clock may jump.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class MemoryFile:
         try:
             self._wait_for(fd, path)
             with contextlib.suppress(OSError):
-                os.unlink(self._new)  # left by a save that was cut off
+                os.unlink(self._new)  # left by an interrupted save
             yield
         finally:
             os.close(fd)

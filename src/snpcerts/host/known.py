@@ -2,11 +2,11 @@
 """Facts about the signing keys beyond what ``/dev/sev`` reports.
 
 The device reports that a VLEK is loaded, but not for which TCB. It reports the reported TCB, but
-not the TCB that the VCEK was derived for. On some firmware the two differ: AMD's published firmware
-(Genoa, 1.55.25) keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG. When SNP is initialised, it
-derives the VCEK from the current TCB, whatever the reported TCB is. So the facts include a doubt,
-as text, if the numbers do not determine the key. They include a proof if a report has shown which
-key signs.
+not the TCB that the VCEK was derived from. A key's TCB can differ from the reported TCB: AMD's
+published firmware (Genoa, 1.55.25) keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG, and when SNP
+is initialised, it derives the VCEK from the current TCB, whatever the reported TCB is. So if the
+numbers do not determine the key, the facts include a doubt, as text. If a report has shown which
+key signs, they include a proof.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class RememberedVlek:
 class Proof:
     """Proof that a report with our nonce, requested with ``select``, was signed with this key.
 
-    ``tcb`` and ``certificate`` (SHA-256 of the DER) come from the certificate that verified it,
-    whatever TCB the report names.
+    ``tcb`` and ``certificate`` (SHA-256 of the DER) come from the certificate that verified the
+    report, whatever TCB the report names.
     """
 
     select: KeySelect

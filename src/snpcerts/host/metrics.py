@@ -55,7 +55,7 @@ class Metrics:
         )
         self._expiry = gauge(
             "snpcerts_certificate_expiry_timestamp_seconds",
-            "When the first certificate of the file expires",
+            "When the first of the file's certificates expires",
             per_file,
         )
         self._looked = gauge(
@@ -102,20 +102,20 @@ class Metrics:
         )
         self._kds = gauge(
             "snpcerts_kds_requests",
-            "Requests to the key server since the start, by result",
+            "Requests to the key server since the agent's start, by result",
             ["result"],
         )
         self._basis = gauge(
             "snpcerts_signing_key_basis",
             (
-                "How the agent knows which key signs by default: 1 for one of proven, "
-                "believed and unknown"
+                "How the agent knows which key signs by default: 1 for the label that applies "
+                "(proven, believed or unknown), 0 for the others"
             ),
             ["basis"],
         )
         self._proven = gauge(
             "snpcerts_signing_key_proven_timestamp_seconds",
-            "When a report proved which key signs; absent if no report did",
+            "When a report last proved which key signs; absent if none has",
             ["key_sel"],
         )
         self._mitigations = gauge(

@@ -20,7 +20,7 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A server on 127.0.0.1. If there are too many connections, it closes the oldest ones."""
 
     allow_reuse_address = True
-    # With more connections than this at once, a client waits a second before it tries again.
+    # If more clients than this connect at once, the others try again after a second.
     request_queue_size = 4 * MOST_CONNECTIONS
     daemon_threads = True
     block_on_close = False

@@ -30,8 +30,8 @@ class Mitigations:
         return self.supported & ~self.verified
 
     def __str__(self) -> str:
-        text = f"{self.verified:#x} verified of {self.supported:#x}"
-        return f"{text}, {self.unverified:#x} not" if self.unverified else text
+        text = f"verified {self.verified:#x} of supported {self.supported:#x}"
+        return f"{text}, unverified {self.unverified:#x}" if self.unverified else text
 
     def to_json(self) -> dict[str, object]:
         """Return the vectors as JSON values, in the kernel's notation."""
