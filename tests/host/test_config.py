@@ -119,6 +119,7 @@ def edited(old: str, new: str) -> str:
         (edited('path = "/srv/crl.der"', ""), 33, "needs the key 'path'"),
         (edited('path = "/srv/vcek.bin"', ""), 21, "needs the key 'path'"),
         (edited("[watch]", "[[watch]]"), 13, "expected a table"),
+        (edited("[[file.entry]]", "[file.entry]"), 33, "each written [[file.entry]]"),
         (edited("[lock]", "[locks]"), 15, "this key is unknown"),
         (edited("url = ", "url = 'ftp://x' #"), 5, "https://"),
     ],

@@ -78,7 +78,7 @@ def read_bundle(data: bytes) -> Bundle:
     ``data`` is.
     """
     if len(data) > MAX_TEXT:
-        return Bundle(others=(f"a file of {len(data)} bytes, which is above the limit",))
+        return Bundle(others=(f"a file of {len(data)} bytes, but at most {MAX_TEXT} are read",))
     reader = _BundleReader()
     reader.read(data, 0)
     return Bundle(tuple(reader.certificates), tuple(reader.lists), tuple(reader.others))
@@ -91,8 +91,8 @@ class _BundleReader:
         self.certificates: dict[bytes, None] = {}
         self.lists: dict[bytes, None] = {}
         self.others: dict[str, None] = {}
-        # The number of other parts. Few of them are described, because describing a part takes as
-        # long as reading it.
+        # The number of other parts. Only the first MAX_CERTIFICATES are described, because
+        # describing a part takes as long as reading it.
         self.unknown = 0
 
     def read(self, data: bytes, depth: int) -> None:

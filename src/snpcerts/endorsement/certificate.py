@@ -2,13 +2,13 @@
 """Parses one X.509 certificate completely, before any of it is used.
 
 Certificates come from untrusted hosts and networks. This module parses every part that the package
-uses, so that a bad certificate causes a :class:`~snpcerts.errors.FormatError` here and nowhere
-else.
+uses, except AMD's extensions, so that a malformed certificate causes a
+:class:`~snpcerts.errors.FormatError` here and not later.
 
 :mod:`snpcerts.endorsement.structure` declares the structures of a certificate, and says why
-``cryptography.x509`` does not load them. That library does parse the keys. Extensions that the
-package evaluates are parsed too, and all others (key identifiers, locations of revocation lists)
-stay bytes.
+``cryptography.x509`` does not load them. That library does parse the keys. Of the extensions,
+basicConstraints and keyUsage are parsed, and all others (key identifiers, locations of revocation
+lists) stay bytes. :mod:`snpcerts.endorsement.vek` parses AMD's extensions.
 """
 
 from __future__ import annotations

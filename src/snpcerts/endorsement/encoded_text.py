@@ -75,8 +75,8 @@ def text_of(data: bytes) -> str | None:
 def bytes_in(text: str) -> bytes | None:
     """Return the bytes that ``text`` encodes in hexadecimal, base64 or base64url, or as a dump.
 
-    The text may have white space anywhere, quotes around it, ``0x`` or ``\\x`` before each byte, and
-    colons or commas between bytes. Base64 may lack its padding. A name may precede the bytes
+    The text may have white space anywhere, quotes around it, ``0x`` or ``\\x`` before bytes, and
+    colons or commas between them. Base64 may lack its padding. A name may precede the bytes
     (``REPORT=``), and they may be a literal in a program (``xxd -i``, ``[]byte{...}``, ``b'...'``).
     Returns None for any other text.
     """

@@ -3,7 +3,8 @@
 
 A file called ``vcek.der`` may be the key server's error page, and a file called ``report.bin`` may
 be another machine's quote. This module names the most likely kind of a file, so that the owner of
-the file need not guess. It decides nothing.
+the file need not guess. The names and hints are only for messages. ``looks_like_report`` and
+``looks_like_table`` also help callers to choose a parser, but what they say is not trusted.
 
 Sources: the first bytes that each format's specification gives; for quotes, Intel "TDX DCAP Quoting
 Library API" and TCG "TPM 2.0 Structures" (TPMS_ATTEST); for Nitro, COSE (RFC 9052).

@@ -20,7 +20,7 @@ from typing import Annotated, TypeVar
 from cryptography import x509
 from cryptography.hazmat import asn1
 
-V2_LIST, V3 = 1, 2  # versions count from 0
+V2_LIST, V3 = 1, 2  # X.509 encodes v1 as 0
 
 _T = TypeVar("_T")
 

@@ -111,7 +111,7 @@ class Agent:
         return file_states
 
     def _harmful(self, file_state: FileState) -> bool:
-        """Whether guests may get a wrong table and the agent may empty the file."""
+        """Whether guests could get a wrong table, and the agent is allowed to empty the file."""
         foreign = file_state.match is FileMatch.FOREIGN
         return file_state.match.harmful or (foreign and self.force)
 

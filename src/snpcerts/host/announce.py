@@ -150,8 +150,8 @@ class BackgroundAnnouncer:
     waits.
 
     While one announcement is being sent, only the newest of the following ones is kept.
-    ``listener`` gets an event for each failure, and one when announcing works again. ``observe`` is
-    called with each result: ``ok``, or the error's code.
+    ``listener`` gets an event for each failure, and one for the first success, at the start or
+    after a failure. ``observe`` is called with each result: ``ok``, or the error's code.
     """
 
     def __init__(

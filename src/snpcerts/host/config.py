@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's configuration: its certificate files, and where certificates come from.
 
-The configuration file is TOML; docs/operators.md describes it. Every error names the line. An
-unknown key is an error.
+The configuration file is TOML; docs/operators.md describes it. An error about a key or value names
+its line. An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Config:
 
 
 def load(path: str) -> Config:
-    """Read a configuration file. Raises :class:`ConfigError`, which names the line, for any
-    mistake.
+    """Read a configuration file. Raises :class:`ConfigError` if it cannot be read, or, naming the
+    line, for any mistake in it.
     """
     try:
         with open(path, "rb") as file:
@@ -316,7 +316,8 @@ class _TomlTable:
         self._asked.add(key)
         value = self.values.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise self.error(key, f"expected tables, each written [[{key}]]")
+            names = (part for part in (*self._where, key) if isinstance(part, str))
+            raise self.error(key, f"expected tables, each written [[{'.'.join(names)}]]")
         if len(value) > limit:
             raise self.error(key, f"expected at most {limit} tables, found {len(value)}")
         return [

@@ -130,8 +130,8 @@ class HostFirmware:
         )
 
     def prove(self, taken_in: FirmwareState, proof: Proof) -> None:
-        """Record a proof of the signing key that was made while the firmware was in the state
-        ``taken_in``.
+        """Record a proof of the signing key. ``taken_in`` is the firmware's state when the proof
+        was made.
         """
         self.memory.prove(self.read_firmware, taken_in, proof)
 

@@ -191,7 +191,9 @@ def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
 
 
 def next_steps(target: InstallTarget, steps: Sequence[InstallStep]) -> list[str]:
-    """Return the commands that the operator must run after an installation."""
+    """Return the commands that the operator must run after an installation on this host; none if
+    the target is another root directory.
+    """
     was_there = any(
         step.item == "unit" and step.outcome in (StepOutcome.UNCHANGED, StepOutcome.REPLACED)
         for step in steps

@@ -42,8 +42,9 @@ def wait_for_mirror(
 
     Each request is an announcement, so the mirror queues the certificates that it lacks. No mirror
     has VLEK certificates, so this does not wait for those. Raises :class:`RetryLaterError` if the
-    time runs out or the mirror says that AMD's key server does not have a certificate. Raises
-    :class:`RefusedError` if the mirror refuses the announcement or does not mention a certificate.
+    time runs out, or if the mirror says that AMD's key server does not have a certificate or that a
+    certificate does not verify. Raises :class:`RefusedError` if the mirror refuses the announcement
+    or does not mention a certificate.
     """
     clock = clock or Clock()
     tcbs = {key.tcb for key in keys if key.kind is VekKind.VCEK}

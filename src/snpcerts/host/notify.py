@@ -3,7 +3,8 @@
 
 Source: sd_notify(3). Reports are datagrams of ``NAME=value`` lines to the UNIX socket in
 ``NOTIFY_SOCKET``. The socket is abstract if its name starts with ``@``. ``WATCHDOG_USEC`` is the
-longest permitted silence. If ``NOTIFY_SOCKET`` is not set, nothing is sent.
+longest permitted time between two watchdog messages, in microseconds. If ``NOTIFY_SOCKET`` is not
+set, nothing is sent.
 """
 
 from __future__ import annotations
