@@ -253,7 +253,7 @@ NAMED = {
     b'{"a": 1}\n{"a": 2}\n': "found more text after it",
     REPORT.decode("latin-1").encode(): "read as Latin-1 and written as UTF-8",
     REPORT.decode(errors="replace").encode(): "bytes that are not valid text were replaced",
-    BUNDLES["Azure IMDS JSON"]: "with certificates only",
+    BUNDLES["Azure IMDS JSON"]: "which contains only certificates",
     b'{"provider": "tdx_guest", "outblob": "AAAA"}': "found Intel TDX",
     b"\x82\xa4kind\xa7sev-snp" + bytes(100): "an attestation in MessagePack",
 }
@@ -296,7 +296,7 @@ PACKED = shapes.dstack_packed(REPORT, *DERS)
             b"\x81" + shapes.packed("sev-snp") + b"\xdc\xff\xff" + b"\x90" * 0xFFFF,
             "at most 10000 maps and arrays",
         ),
-        (b"\x81" + shapes.packed("sev-snp") + b"\1", "without a report"),
+        (b"\x81" + shapes.packed("sev-snp") + b"\1", "which contains none"),
     ],
 )
 def test_bad_message_pack_is_an_error(data: bytes, problem: str) -> None:
@@ -315,7 +315,7 @@ def test_a_response_without_a_report_says_why() -> None:
     refused[0] = 0x16
     with pytest.raises(FormatError, match="status 0x16"):
         Evidence.from_bytes(bytes(refused))
-    with pytest.raises(FormatError, match="where the report ends"):
+    with pytest.raises(FormatError, match="to the end of the report"):
         Evidence.from_bytes(shapes.response(REPORT)[:1000])
 
 

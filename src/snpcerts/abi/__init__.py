@@ -7,7 +7,7 @@ Nothing here does I/O, decides policy, or needs more than the standard library.
 (special registers and MSRs), ``psp`` (``/dev/sev``), ``sev_guest`` (``/dev/sev-guest``), ``lock``
 (open-file-description locks), ``ioctl`` (how request numbers are built). Data between guest,
 hypervisor and firmware: ``ghcb``, ``guest_message``, ``cert_table``. Attestation: ``report``,
-``tcb``, ``product``; ``processor_names`` has processors' marketing names. Imports no other package.
+``tcb``, ``product``; ``processor_names`` has processors' code names. Imports no other package.
 
 Every number names its source. The most frequent sources are:
 

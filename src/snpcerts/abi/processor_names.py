@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processors by their marketing names, as ranges of CPUID family, model and stepping.
+"""Processors by their code names, as ranges of CPUID family, model and stepping.
 
 A product has one root key, but its processors may have different microcode with separate numbering.
 For example, the microcode levels of Genoa and Bergamo cannot be compared.
@@ -74,7 +74,7 @@ PROCESSORS: Final = MappingProxyType(
 
 
 def processor_names(family: int, model: int, stepping: int) -> tuple[str, ...]:
-    """Return the marketing names of the processor with these CPUID values.
+    """Return the code names of the processor with these CPUID values.
 
     The result has several names if CPUID cannot distinguish these processors (Bergamo and Siena).
     """

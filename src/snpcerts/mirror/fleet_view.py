@@ -318,7 +318,7 @@ class Shortfall:
 
 
 def processors_of(announcement: Announcement) -> tuple[str, ...]:
-    """Return the marketing names of a host's processor.
+    """Return the code names of a host's processor.
 
     There are several names if CPUID does not distinguish the processors, and none if the host has
     not announced its processor.

@@ -110,7 +110,7 @@ def definitions(pairs: Sequence[tuple[str, Child]]) -> Markup:
 
 
 def processor_text(product: Product, processors: Sequence[str]) -> str:
-    """Return the marketing names of a processor, or the product if the processor is unknown."""
+    """Return the code names of a processor, or the product if the processor is unknown."""
     names = " or ".join(name.title() for name in processors)
     return names or f"{product.value}, processor not announced"
 

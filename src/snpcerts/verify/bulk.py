@@ -4,7 +4,7 @@
 Each process verifies a chain once and remembers the result. The verdicts are those of
 :func:`~snpcerts.verify.sources.verify_with`. Starting a process takes as long as verifying hundreds
 of reports, so other processes start only for many reports or, if the number of reports is unknown,
-after many were verified. This process judges reports all the time.
+after many were verified. This process itself judges reports throughout.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHUNK: Final = 64
 # Below this number of reports, no other process is started.
 WORTHWHILE: Final = 1000
 _AHEAD: Final = 3  # chunks in progress or waiting, for each process
-# Chunks whose verdicts wait for an earlier chunk: about 30 MB.
+# The most chunks kept so that verdicts are returned in order: about 30 MB.
 _WAITING: Final = 64
 
 
@@ -118,9 +118,9 @@ class _Work:
         self._pool = pool
         self._task = task
         self._ahead = ahead
-        # Until a process has answered, a chunk given to it would wait for it to start.
+        # Until this is done, no process has started, and a submitted chunk would have to wait.
         self._started = pool.submit(_started)
-        # Keep the chunk as long as it may be taken back.
+        # Each chunk stays beside its future, because this process may take the chunk back.
         self._given: deque[tuple[list[Prepared], Future[list[Verdict]]]] = deque()
 
     def take(self, chunk: list[Prepared]) -> None:

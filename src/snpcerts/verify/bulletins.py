@@ -52,8 +52,8 @@ class RequiredBit:
 class Bulletin:
     """One of AMD's security bulletins, and what it requires of reports.
 
-    ``required`` applies to ``products``. ``refused`` lists products for which no field can show
-    that they are safe. ``gaps`` describes what a policy cannot require.
+    ``required`` applies to ``products``. ``refused`` lists products for which no field of a report
+    can show that they are safe. ``gaps`` describes what a policy cannot require.
     """
 
     id: str
@@ -200,9 +200,9 @@ def policy_text(
     """Return the text of a policy file that requires the fixes of these bulletins, for these
     products.
 
-    A processor's floor has the highest value of each component that a bulletin states. A processor
-    without a value in any bulletin gets no floor and is refused. Raises :class:`UsageError` if
-    nothing is left to require.
+    For each component, a processor's floor is the highest value in any of the bulletins. A
+    processor without a value in any bulletin gets no floor and is refused. Raises
+    :class:`UsageError` if nothing is left to require.
     """
     chosen, accepted = tuple(bulletins), list(products)
     for bulletin in chosen:

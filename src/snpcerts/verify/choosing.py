@@ -124,7 +124,7 @@ _BY_CHECK: Final = {
     Authenticity.PRODUCT: _LEAF,
 }
 _BY_CODE: Final = {
-    # Either of the two may be the wrong one.
+    # If two certificates do not match, either of them may be the wrong one.
     ReasonCode.LEAF_ISSUER: _ALL,
     ReasonCode.LEAF_SIGNATURE: _ALL,
     ReasonCode.ASK_ISSUER: _UPPER,

@@ -65,7 +65,7 @@ from snpcerts.verify.scale import START as SCALE_START
 from snpcerts.verify.scale import read_dstack
 
 MAX_EVIDENCE: Final = REPORT_SIZE + MAX_SIZE
-# The same size in hexadecimal, with blanks and line ends. JSON has the same limit.
+# Enough for MAX_EVIDENCE bytes in hexadecimal, with blanks and line ends. JSON has the same limit.
 MAX_FILE: Final = MAX_TEXT
 _MAX_DEPTH: Final = 5
 _RESPONSE: Final = struct.pack("<II24x", ResponseStatus.SUCCESS, REPORT_SIZE)
@@ -180,8 +180,8 @@ class Evidence:
         if not resembles_report(found.report.raw):
             raise FormatError(
                 "evidence",
-                f"expected a report in the format {found.shape.value}, found "
-                f"{kind_of(found.report.raw).name}",
+                f"expected an attestation report in the evidence (format {found.shape.value}), "
+                f"found {kind_of(found.report.raw).name}",
             )
         return found
 
@@ -297,7 +297,7 @@ class Evidence:
 
     @classmethod
     def _from_message(cls, report: bytes, table: CertTable, shape: Shape) -> Self:
-        # A message does not distinguish an empty table from none.
+        # A protocol buffer does not distinguish an empty table from none.
         given = table if len(table) else None
         return cls(report, Collateral.from_table(table), shape=shape, table=given)
 
@@ -329,7 +329,7 @@ class Evidence:
                     named.setdefault(key, kind_of(data))
                     continue
                 known = found.get(inner.report.raw)
-                # An HCL report contains more than the report itself.
+                # Prefer an HCL report to the bare report, because it has runtime data too.
                 if known is None or known.runtime_data is None:
                     found[inner.report.raw] = inner
         if len(found) > 1:
@@ -400,7 +400,8 @@ def starts_in_binary_shape(data: bytes) -> bool:
 _BESIDE: Final = "give this file with --certs FILE, in addition to the report"
 _EXPECTED: Final = "give an attestation report in a format that 'snpcerts report show --help' names"
 _PRINTED_BY_GO: Final = re.compile(r"\s*\[(?:\]|\d{1,3} +\d)")
-# A map whose first key is text or a number, with or without a tag, or a tag before bytes.
+# CBOR evidence begins with a map, tagged or not, whose first key is text or a number, or with
+# tagged bytes.
 _CBOR_TAG: Final = rb"(?:\xd9..|\xda.{4})"
 _CBOR_MAP: Final = (
     rb"(?:[\xa1-\xb7\xbf]|\xb8.|\xb9..|\xba.{4})"
@@ -420,7 +421,7 @@ def _check_unaltered(data: bytes) -> None:
     if data.count(_REPLACED) >= _MANY:
         how = "bytes that are not valid text were replaced, so they are lost"
     elif len(data.replace(b"\r\n", b"\n")) == REPORT_SIZE:
-        how = "its line ends were changed to those of Windows"
+        how = "its line ends were changed to CR LF, as on Windows"
     else:
         try:
             whole = len(data.decode("utf-8").encode("latin-1")) == REPORT_SIZE
@@ -448,7 +449,7 @@ def _of_response(data: bytes) -> bytes:
     if len(data) < end:
         raise FormatError(
             "MSG_REPORT_RSP",
-            f"expected at least {end} bytes, where the report ends, found {len(data)}",
+            f"expected at least {end} bytes (to the end of the report), found {len(data)}",
             hint="copy the response again, as a binary file",
         )
     if any(data[end:]):
@@ -483,14 +484,16 @@ def _no_report(value: Any, named: dict[str, FileKind], certificates: bool) -> Fo
     if certificates:
         return FormatError(
             "evidence",
-            f"expected a report, found {keys_of(value)}, with certificates only",
+            f"expected a report, found {keys_of(value)}, which contains only certificates",
             hint=_BESIDE,
         )
     for key, kind in named.items():
         if kind.known:
             return FormatError(
                 "evidence",
-                f"expected a report, expected an attestation report, found {kind.name} in {key!r}",
+                f"expected an attestation report, found {kind.name} in {key!r}",
                 hint=kind.unwrap,
             )
-    return FormatError("evidence", f"expected a report, found {keys_of(value)}, without a report")
+    return FormatError(
+        "evidence", f"expected a report, found {keys_of(value)}, which contains none"
+    )

@@ -130,7 +130,7 @@ _TCBS = {
     "reported": "the signing key is derived from this",
     "current": "running now",
     "committed": "the firmware cannot be rolled back below this",
-    "launch": "current when the guest was launched",
+    "launch": "set when the guest was launched",
 }
 
 
@@ -147,11 +147,11 @@ def _signing(report: Report) -> Iterator[FieldLine]:
     yield FieldLine("report", "MASK_CHIP_KEY", str(int(masked)), _MASKED[masked].get(key, ""))
 
 
-# For each MASK_CHIP_KEY and key that signed.
+# Meanings by the value of MASK_CHIP_KEY, then by the key that signed.
 _MASKED: Final[dict[bool, dict[SigningKey | None, str]]] = {
     True: {
         SigningKey.VCEK: (
-            "the host masks the chip's key, and yet that key signed, as no known firmware does"
+            "the host masks the chip's key, yet that key signed; no known firmware does this"
         ),
         SigningKey.VLEK: (
             "the host masks the chip's key, but this firmware still signs with the VLEK"

@@ -38,7 +38,7 @@ SIGNATURE: Final = b"HCLA"
 REPORT_OFFSET: Final = 32
 RUNTIME_OFFSET: Final = REPORT_OFFSET + REPORT_SIZE
 CLAIMS_OFFSET: Final = RUNTIME_OFFSET + 20
-# The NV index has 2600 bytes.
+# Far above the 2600 bytes of the NV index.
 MAX_SIZE: Final = 64 << 10
 
 _VERSIONS: Final = (1, 2)

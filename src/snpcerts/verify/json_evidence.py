@@ -9,8 +9,8 @@ an array of numbers. Then every value is examined, and exactly one must be a rep
 are taken from any value.
 
 Known to work: ``application/vnd.veraison.tsm-report+json`` and ratsd's tokens around it; Trustee's
-SNP and Azure evidence; attestation-rs; Dstack; Google's ``{report, aux_blob}``; the answers that
-configfs-tsm's users write (``outblob``, ``auxblob``).
+SNP and Azure evidence; attestation-rs; Dstack; Google's ``{report, aux_blob}``; objects with
+``outblob`` and ``auxblob``, as programs that read configfs-tsm write them.
 
 Sources: veraison/ratsd ``tokens/tsm-report.go``; confidential-containers/trustee
 ``deps/verifier/src/snp``; virtee/sev 8.0 ``AttestationReport``; go-sev-guest

@@ -2,9 +2,9 @@
 """Judges whether an attestation report is genuine and meets the caller's demands.
 
 A *verified* report meets three conditions. It was signed by a key that AMD endorses, through a
-chain to a trusted root that is valid at the given time. That key is the one for the product, the
-TCB and, if it is a VCEK, the chip that the report names. And the report meets every demand of the
-policy.
+chain that is valid at the given time and ends at a trusted root. That key is the one for the
+product, the TCB and, if it is a VCEK, the chip that the report names. And the report meets every
+demand of the policy.
 
 The verdict says **nothing** about anything that the policy does not require. Without a policy, the
 only demands are that the guest cannot be debugged, that no migration agent can move it, and that no

@@ -15,7 +15,7 @@ from snpcerts.errors import FormatError
 WHAT: Final = "an attestation in MessagePack (Dstack, version 1)"
 _MAX_DEPTH: Final = 32
 _MAX_CONTAINERS: Final = (
-    10_000  # an empty one takes one byte here, but sixty times as much memory when read
+    10_000  # an empty map or array takes one byte in the data, but sixty times as much in memory
 )
 _SIZES: Final = {
     0xC4: ">B",
@@ -50,8 +50,8 @@ def is_message_pack(data: bytes) -> bool:
 
 
 def read_message_pack(data: bytes) -> Any:
-    """Return the value that ``data`` encodes. It must fill ``data``, and the keys of maps must be
-    text.
+    """Return the value that ``data`` encodes. No bytes may follow the value, and the keys of maps
+    must be text.
 
     Raises :class:`FormatError` for anything else, such as truncated data, values nested too deeply,
     a duplicate key or an extension type.

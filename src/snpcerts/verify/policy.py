@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A relying party's demands on a genuine report.
 
-Each field is one demand. None means that the demand is *not asked*, and a verdict then says so.
-Three demands apply by default. The guest must not be debuggable, and no migration agent may be able
-to move it, because a debugger or a migration agent can read the guest's memory. And no component of
-the reported TCB may be above that of the current TCB. Firmware compares the two TCBs as single
-numbers, so it may report an SNP level that never ran.
+Each field is one demand. None means that the policy does not make the demand; a verdict then lists
+its check as *not asked*. Three demands apply by default. The guest must not be debuggable, and no
+migration agent may be able to move it, because a debugger or a migration agent can read the guest's
+memory. And no component of the reported TCB may be above that of the current TCB. Firmware compares
+the two TCBs as single numbers, so it may report an SNP level that never ran.
 
 Source of the fields: SNP ABI (56860) table "ATTESTATION_REPORT Structure".
 """
@@ -32,7 +32,7 @@ class Revocation(enum.Enum):
 
     IGNORE = "ignore"  # ignore revocation lists
     IF_GIVEN = "if-given"  # judge the supplied lists
-    REQUIRE = "require"  # refuse without a current list that the host did not supply
+    REQUIRE = "require"  # refuse unless the caller or the key server supplied a current list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class TcbFloor:
 class WithoutCpuid(enum.Enum):
     """How processor floors treat a report of version 2, which has no CPUID fields."""
 
-    STRICTEST = "strictest"  # compare it with the highest floor of its product
+    STRICTEST = "strictest"  # require the highest value of each component in its product's floors
     REFUSE = "refuse"
 
 
@@ -188,7 +188,7 @@ class Policy:
     minimum_current_tcb          floor of CURRENT_TCB
     minimum_committed_tcb        floor of COMMITTED_TCB
     minimum_launch_tcb           floor of LAUNCH_TCB
-    floors                       floors per range of CPUID. Every floor whose range has the
+    floors                       floors per range of CPUID. Every floor whose range contains the
                                  processor applies to REPORTED_TCB and CURRENT_TCB. A
                                  processor outside all ranges is refused
     floors_without_cpuid         how floors treat a report of version 2

@@ -122,14 +122,14 @@ class _PolicyDemands:
     last: tuple[_Results | None, _Listed] = (None, ((), ()))
 
 
-# By identity, because hashing a policy takes longer than comparing a report with it.
+# Keyed by id(), because hashing a policy takes longer than comparing a report with it.
 _plans: dict[int, _PolicyDemands] = {}
 _MAX_PLANS: Final = 64
 
 
 def _plan(policy: Policy) -> _PolicyDemands:
     known = _plans.get(id(policy))
-    # The plan keeps its policy alive, so no other policy can get the same identity.
+    # The entry keeps its policy alive, so no other policy can get the same id().
     if known is not None and known.policy is policy:
         return known
     asked = tuple(

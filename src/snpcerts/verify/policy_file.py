@@ -19,7 +19,7 @@ the file contains. Floors of a product are in the product's table::
     snp = 24
     microcode = 219
 
-A floor for a single processor names the processor by its marketing name or its CPUID values, and
+A floor for a single processor names the processor by its code name or its CPUID values, and
 only the required components::
 
     [[floors]]

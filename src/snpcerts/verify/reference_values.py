@@ -29,7 +29,7 @@ from snpcerts.verify.policy import Policy, TcbFloor
 CORIM_PROFILE: Final = "tag:amd.com,2024:snp-corim-profile"
 RVPS_VERSION: Final = "0.1.0"
 
-# Demands that Trustee's policy makes by default too, or that reference values cannot express.
+# Never in left_out: Trustee's policy makes these demands too, or they are not for reference values.
 _NOT_REFERENCES: Final = (
     "report_data",
     "user_data",
@@ -69,7 +69,8 @@ _CHIP_ID, _COMMITTED_TCB, _LAUNCH_TCB = 3328, 3329, 3968
 @dataclass(frozen=True, slots=True)
 class ReferenceValues:
     """A file with reference values. ``data`` is the file's content. ``left_out`` names the policy's
-    fields that the file does not express.
+    fields that the file does not express, except those that reference values are not meant for,
+    such as ``report_data``.
     """
 
     data: bytes

@@ -2,10 +2,11 @@
 """Judges revocation: whether the chain is revoked, and whether the relying party knows enough to
 tell.
 
-Every revocation list is checked, from any source. A revocation in a believed list refuses the
-chain, however old the list is. A list meets a demand only if it is for that kind of leaf, comes
-from the relying party itself or the key server, is current, and is not older than the policy
-allows. So a host that sends last year's list cannot hide a revocation.
+Every revocation list is checked, from any source. A list is *believed* if the root signed it and
+all of its parts are known. A revocation in a believed list refuses the chain, however old the list
+is. A list meets a demand only if it is for that kind of leaf, comes from the relying party itself
+or the key server, is current, and is not older than the policy allows. So a host that sends last
+year's list cannot hide a revocation.
 
 Source: RFC 5280 section 6.3; KDS (57230) chapter 3 for the kinds of list.
 """
@@ -168,7 +169,7 @@ def _unmet(
         yield Reason(ReasonCode.CRL_MISSING, message)
     for each, one in fit:
         if each.outage is not None:
-            # If the key server were reachable, it would fix every problem.
+            # A newer list from the key server could solve every problem of this one.
             yield Reason(ReasonCode.COLLATERAL_UNAVAILABLE, each.outage)
         else:
             yield from one.problems

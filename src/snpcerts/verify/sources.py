@@ -41,8 +41,8 @@ from snpcerts.verify.verdict import SourceFault, Verdict
 class CollateralRequest:
     """The parts of a chain that a source is asked for, and the report that needs them.
 
-    ``products`` are the products that the report may come from, most likely first. It is a single
-    one for a report of version 3 or later. ``chip_id`` is the report's field of 64 bytes (zero if
+    ``products`` are the products that the report may come from, most likely first. For a report of
+    version 3 or later, there is only one. ``chip_id`` is the report's field of 64 bytes (zero if
     masked). ``reported_tcb`` is the report's field of 8 bytes, whose layout depends on the product.
     ``own`` holds the certificates that came with the report. ``maximum_crl_age`` is the maximum
     time since the key server returned a list. If no list is missing, a source should still return
@@ -78,7 +78,7 @@ class CollateralRequest:
 class CollateralSource(Protocol):
     """A source of certificates and revocation lists.
 
-    Certificates that the source does not have stay None in its answer. The source may instead raise
+    Certificates that the source does not have are None in its answer. Instead, the source may raise
     :class:`~snpcerts.errors.RefusedError`, whose message then appears in the verdict. It raises
     :class:`~snpcerts.errors.RetryLaterError` if it cannot be reached now.
     """
@@ -179,7 +179,7 @@ class InThread:
 
     def collateral(self, request: CollateralRequest) -> Awaitable[Collateral]:
         """Call the source's method of the same name in a thread, and return its answer."""
-        import asyncio  # a fifth of the start time of `snpcerts verify`, which does not need it
+        import asyncio  # not above: it takes a fifth of the start time of `snpcerts verify`
 
         return asyncio.to_thread(self._source.collateral, request)
 
@@ -250,7 +250,7 @@ def prepare(
             prepared: Prepared = done.value
             return prepared
         try:
-            answer = source.collateral(request)  # type: ignore[assignment]  # all are sync here
+            answer = source.collateral(request)  # type: ignore[assignment]  # no source is awaitable here
         except (RetryLaterError, RefusedError) as error:
             answer = error
 
@@ -364,7 +364,8 @@ class _Asking:
         wrong, and a revocation list if one is still required.
         """
         missing = wrong_parts(choice.reasons(self.at))
-        # A list is requested if the report needs one. A list that comes anyway is also checked.
+        # A CRL is requested only if the policy requires one. One that a source returns unasked is
+        # checked too.
         if self.policy.revocation is Revocation.REQUIRE and not any(
             _may_serve(each, self.kind, products, self.policy, self.at) for each in collateral.lists
         ):

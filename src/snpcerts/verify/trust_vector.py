@@ -3,8 +3,8 @@
 
 A vector has a number for each claim: numbers from 2 to 31 affirm the claim, 32 to 95 warn, 96 to
 127 contraindicate, and 0 means no claim. snpcerts makes five of AR4SI's eight claims. It affirms no
-claim about a report that is not genuine. If it refuses a report, at least one of the claims does
-not affirm.
+claim about a report that is not genuine. If it refuses a report, at least one claim is not
+affirmed.
 
 Source: draft-ietf-rats-ar4si section 2.3.
 """
@@ -71,7 +71,7 @@ _READABLE_MEMORY: Final = {
     TrustClaim.RUNTIME_OPAQUE: CONTRAINDICATED,
 }
 
-# What each reason sets the claims to. Missing certificates allow no claim.
+# The values to which each reason sets claims. For other reasons, see :func:`claims_of`.
 BY_CODE: Final[Mapping[ReasonCode, Vector]] = {
     ReasonCode.REPORT_SIZE: _UNEXPECTED,
     ReasonCode.REPORT_VERSION: _UNEXPECTED,
@@ -170,7 +170,7 @@ def _tier(value: int) -> TrustTier:
     return TrustTier.AFFIRMING if value >= 2 else TrustTier.NONE
 
 
-# Demands by which a relying party recognises a chip or provider, boot image or configuration.
+# A passed check of one of these demands affirms the chip or provider, or the configuration.
 _OF_INSTANCE: Final = (ReasonCode.POLICY_CHIP_ID, ReasonCode.POLICY_CSP_ID)
 _OF_CONFIGURATION: Final = (ReasonCode.POLICY_GUEST_POLICY, ReasonCode.POLICY_PLATFORM_INFO)
 

@@ -123,8 +123,8 @@ class Verdict:
     def next_step(self) -> NextStep | None:
         """What the caller should do next; None if the report is verified.
 
-        To refuse bad evidence takes precedence over supplying missing certificates, and that over
-        trying again later.
+        Refusing bad evidence comes before supplying missing certificates, which comes before trying
+        again later.
         """
         steps = {reason.next_step for reason in self.reasons}
         order = (NextStep.REFUSE, NextStep.FIX_USAGE, NextStep.RETRY_LATER)

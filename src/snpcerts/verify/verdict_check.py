@@ -72,9 +72,9 @@ _EXPECTED = {
 class ReportFacts(NamedTuple):
     """Facts that decide which checks apply to a report and its policy.
 
-    ``masked`` says that the chip ID is zero and the policy accepts that, ``revocation`` that the
-    relying party gave or requires a revocation list, ``list_met`` that a list meets that demand,
-    and ``other_lists`` that any list was checked.
+    ``masked`` says that the chip ID is zero and the policy accepts that; ``revocation``, that the
+    relying party gave or requires a revocation list; ``list_met``, that a list meets that demand;
+    and ``other_lists``, that at least one list was checked.
     """
 
     read: bool = False
@@ -110,9 +110,9 @@ def authenticity_checks(
 class _Last:
     """The last results of :func:`all_checks` and :func:`any_failed`, for reuse.
 
-    ``joined`` is the last two arguments of :func:`all_checks`, and both together. ``unfailed`` is
-    the last argument of :func:`any_failed` in which no check failed. Most verdicts have equal
-    checks and so can share these objects.
+    ``joined`` holds the last two arguments of :func:`all_checks`, then their concatenation.
+    ``unfailed`` is the last argument of :func:`any_failed` in which no check failed. Most verdicts
+    have equal checks and so can share these objects.
     """
 
     joined: tuple[tuple[Check, ...], tuple[Check, ...], tuple[Check, ...]] = ((), (), ())
@@ -145,7 +145,7 @@ def any_failed(checks: tuple[Check, ...]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _made(chain: ChainFacts, report: ReportFacts) -> tuple[Check, ...]:
-    """Return the checks of authenticity for a report that raised no reason."""
+    """Return the checks of authenticity as they are if the verdict has no reasons."""
     authorities = chain.intermediate and chain.root
     judged: dict[Authenticity, bool] = {
         Authenticity.REPORT_LAYOUT: report.read,
