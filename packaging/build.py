@@ -3,15 +3,16 @@
 
 ``python packaging/build.py dist`` makes the sdist, the wheel, the SBOM, the .deb and the .rpm.
 Run it with a Python in which ``pip install '.[packages]'`` was run. With the same tree, compiler,
-``SOURCE_DATE_EPOCH`` and tools, all files are the same, byte by byte. The default of
+``SOURCE_DATE_EPOCH`` and tools, all files are identical, byte for byte. The default of
 ``SOURCE_DATE_EPOCH`` is the time of the last commit.
 
 The .deb and the .rpm contain the dependencies in ``packaging/locked.txt``, in their own virtual
 environment, ``/usr/lib/snpcerts``, which uses the system's python3. Distributions have older
 releases of some dependencies than snpcerts needs (cryptography, httpx2). A zip (shiv, pex) would
-unpack itself into root's home, where the unit does not look, and the shim must be a file that
-other programs can map. A C extension works with one Python only, so the environment contains the
-extensions for all of ``PYTHONS``, and a distribution's next Python needs no other package.
+unpack itself into root's home, which the systemd unit cannot see, and the shim must be a file that
+other programs can map. A C extension works with only one version of Python, so the environment
+contains the extensions for each of ``PYTHONS``. Thus a distribution can change to another of these
+versions without another package.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PACKAGING = ROOT / "packaging"
 LOCKED = PACKAGING / "locked.txt"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORM = "manylinux_2_34_x86_64"
-# Older ones that are compatible with it, in which dependencies are published.
+# Wheels of dependencies may also be for older platforms, which are compatible with this one.
 PLATFORMS = (PLATFORM, "manylinux_2_28_x86_64", "manylinux2014_x86_64")
 PRIVATE = "usr/lib/snpcerts"
 LAUNCHER = """\
@@ -54,11 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build all files of a release.")
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--also", metavar="VERSION", help="another .deb and .rpm, for tests of upgrades"
+        "--also", metavar="VERSION", help="also build a .deb and .rpm of VERSION, for tests"
     )
     chosen = parser.parse_args()
     os.environ.setdefault("SOURCE_DATE_EPOCH", _epoch())
-    # Tools that pip has put beside this Python.
+    # Find the tools that pip has put beside this Python.
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.umask(0o022)
     out: Path = chosen.out.resolve()
@@ -106,7 +107,7 @@ def build_wheel(out: Path, work: Path) -> Path:
     (wheel,) = made.glob("*.whl")
     if "linux" not in wheel.name:
         sys.exit("the wheel has no shim: a release needs a C compiler, on x86-64")
-    # Refuses a library that needs more than this platform has.
+    # auditwheel refuses a library that needs a newer C library than PLATFORM has.
     _run(
         *(sys.executable, "-m", "auditwheel", "repair", "--plat", PLATFORM, "--only-plat"),
         *("--wheel-dir", out, wheel),
@@ -174,7 +175,7 @@ def _download(python: str, folder: Path) -> None:
 
 
 def _configuration(stage: Path, site: Path, work: Path) -> None:
-    """Copy the configuration file that ``host install`` writes into the packages."""
+    """Copy into the packages the configuration file that ``host install`` writes."""
     other = work / "other"
     (other / "etc").mkdir(parents=True)
     (other / "etc/group").write_text("kvm:x:104:\n")
@@ -200,7 +201,7 @@ def unpack(wheel: Path, site: Path, prefix: Path) -> None:
                 continue  # scripts: snpcerts has its own launcher, others' are not wanted
             data = archive.read(member)
             if place.exists() and place.read_bytes() != data and ".dist-info/" not in str(place):
-                sys.exit(f"{wheel.name}: {member.filename} differs from that of another Python")
+                sys.exit(f"{wheel.name}: {member.filename} is not as in another Python's wheel")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
             place.chmod(0o644)
@@ -211,7 +212,7 @@ def build_packages(out: Path, stage: Path, version: str) -> None:
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     for place in (stage, *sorted(stage.rglob("*"))):
         os.utime(place, (epoch, epoch), follow_symlinks=False)
-    # nfpm itself replaces variables in some places only.
+    # nfpm itself replaces variables only in some places.
     text = (PACKAGING / "nfpm.yaml").read_text()
     for name, value in (("STAGE", stage), ("PACKAGING", PACKAGING), ("VERSION", version)):
         text = text.replace(f"${{{name}}}", str(value))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes dashboard.json beside this file: ``python packaging/monitoring/dashboard.py``.
 
-Grafana imports it, or reads it by provisioning. It asks for a Prometheus data source. A panel is a
-title, a PromQL expression for each line, and a unit.
+Import the file into Grafana, or provision it; Grafana then asks for a Prometheus data source. A
+panel is a title, a PromQL expression for each line, and a unit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 DASHBOARD = Path(__file__).with_name("dashboard.json")
 _SOURCE = {"type": "prometheus", "uid": "${source}"}
-_WIDTH = 24  # of a row of Grafana's grid
+_WIDTH = 24  # columns in a row of Grafana's grid
 # States of hosts, and of a roll, in the colours of the mirror's page.
 _COLOURS = {
     "in-step": "#15805c",
@@ -87,7 +87,7 @@ def stat(title: str, expression: str, unit: str = "short", width: int = 4) -> Pa
 
 
 def rate(counter: str, by: str) -> str:
-    """How often a counter rises in five minutes, summed by a label."""
+    """The increase of a counter over five minutes, summed by a label."""
     return f"sum by ({by}) (increase({counter}[5m]))"
 
 
@@ -103,7 +103,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         stat("Below a bulletin's floor", "max(snpcerts_mirror_hosts_below_floor)"),
         stat("Waiting in the queue", "sum(max by (need) (snpcerts_mirror_queue))"),
         stat("Queue empty in", "max(snpcerts_mirror_queue_seconds)", "s"),
-        stat("Held by the key server for", "max(snpcerts_mirror_hold_seconds)", "s"),
+        stat("Throttle of the key server ends in", "max(snpcerts_mirror_hold_seconds)", "s"),
         Panel(
             "Hosts by state",
             (("max by (state) (snpcerts_mirror_hosts)", "{{state}}"),),
@@ -129,7 +129,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ((rate("snpcerts_mirror_requests_total", "outcome"), "{{outcome}}"),),
         ),
         Panel(
-            "Time to an answer, 99 %",
+            "Time to an answer, 99th percentile",
             (
                 (
                     "histogram_quantile(0.99, sum by (le, hit) "
@@ -165,10 +165,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             width=8,
         ),
         Panel(
-            "Instances, and callers held",
+            "Instances, and waiting callers",
             (
                 ("max(snpcerts_mirror_instances)", "instances"),
-                ("sum(snpcerts_mirror_waiting_callers)", "callers held"),
+                ("sum(snpcerts_mirror_waiting_callers)", "waiting callers"),
                 ("min(snpcerts_mirror_database_up)", "database up"),
                 ("max(snpcerts_mirror_upstream_failing)", "key server failing"),
                 ("count by (version) (snpcerts_mirror_build_info)", "release {{version}}"),
@@ -185,9 +185,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Hosts": (
         Panel("Files not in step", (("snpcerts_in_step == 0", "{{instance}} {{file}}"),)),
         Panel(
-            "Since the last look, and since all was in step",
+            "Time since the last check, and since all files were in step",
             (
-                ("max(time() - snpcerts_last_look_timestamp_seconds)", "look"),
+                ("max(time() - snpcerts_last_look_timestamp_seconds)", "check"),
                 ("max(time() - snpcerts_last_in_step_timestamp_seconds)", "in step"),
             ),
             "s",
@@ -211,7 +211,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "What went wrong, in an hour",
+            "Problems in the last hour",
             tuple(
                 (f"sum(increase(snpcerts_{name}_total[1h]))", name.replace("_", " "))
                 for name in (
@@ -224,7 +224,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "Locks and firmware commands, 99 %",
+            "Locks and firmware commands, 99th percentile",
             tuple(
                 (quantile(f"snpcerts_{name}_seconds"), name.replace("_", " "))
                 for name in ("lock_wait", "lock_held", "firmware_command")
@@ -244,7 +244,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "s",
         ),
         Panel(
-            "What hosts ask for, in five minutes",
+            "Requests by hosts in five minutes",
             (
                 (rate("snpcerts_certificate_fetches_total", "result"), "fetch {{result}}"),
                 ("sum by (result) (delta(snpcerts_kds_requests[5m]))", "request {{result}}"),
@@ -320,7 +320,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def text() -> str:
-    """Return the dashboard as the file has it."""
+    """Return the content of dashboard.json."""
     return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves KVM_EXIT_SNP_REQ_CERTS, for a VMM in Python or for an unmodified one.
+"""Serves KVM_EXIT_SNP_REQ_CERTS, in VMMs that are written in Python and in unmodified VMMs.
 
 A VMM in Python uses ``exit_service``, which serves the exits; ``enable``, which turns the exit on;
 ``vcpu_run``, which issues KVM_RUN; and ``guest_memory``, through which the service reaches the

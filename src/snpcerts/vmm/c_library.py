@@ -2,8 +2,8 @@
 """Calls, from Python, the C library that serves certificate requests.
 
 ``native/include/snpcerts.h`` describes its functions and structures. The structures declared here
-have the same layout as there. The library is compiled when snpcerts is installed. If that was not
-possible, :func:`load` returns None, and the exit service uses Python.
+have the same layout as in that header. The library is compiled when snpcerts is installed. If that
+was not possible, :func:`load` returns None, and the exit service uses Python.
 """
 
 from __future__ import annotations

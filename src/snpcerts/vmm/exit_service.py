@@ -131,7 +131,7 @@ class ExitService:
         self._lock_wait = lock_wait
         self._on_error = on_error
         self._size_limit = size_limit
-        # A function that relays the steps must see all of them, so C cannot be used.
+        # Another ``perform`` must see every step, so the C library cannot be used with it.
         self._library = c_library.load() if certs.perform is system.perform else None
         self._last = Served(Outcome.SERVED, 0)  # cached, because most requests have the same result
         self._described: tuple[MappedMemory, object] | None = None  # the last VM
@@ -149,8 +149,8 @@ class ExitService:
         the meantime to kick this vCPU: then it stays 1. Check your own kick flag after every
         request, as after any EINTR.
 
-        Neither the guest nor the file can cause an exception. If the function raises anything but
-        ``OSError``, that exception propagates after the lock is dropped.
+        Neither the guest nor the file can cause an exception. If the function ``kvm_run`` raises
+        anything but ``OSError``, that exception propagates after the lock is dropped.
         """
         if self._library is not None and type(memory) is MappedMemory:
             vm = self._describe(memory)

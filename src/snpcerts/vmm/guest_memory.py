@@ -49,7 +49,8 @@ class MappedMemory:
         )
 
         self._at: tuple[tuple[int, int, int], ...] | None = None
-        self._held: list[ctypes.c_char] = []  # keeps the slots from moving
+        # While these exist, no slot can be resized or freed, so its address stays valid.
+        self._held: list[ctypes.c_char] = []
 
     def addresses(self) -> tuple[tuple[int, int, int], ...]:
         """Return each slot's GPA, size and address in this process, for C code.

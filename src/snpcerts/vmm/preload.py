@@ -30,16 +30,17 @@ from snpcerts.vmm.enable import supports_req_certs
 DEFAULT_TIMEOUT: Final = round(DEFAULT_LOCK_WAIT * 1000)  # milliseconds
 MAX_TIMEOUT: Final = 59_999  # a Linux guest destroys its VMPCK after 60 s of BUSY
 
-# If this variable is set, the shim prints once, in the text after it, which exit number KVM used.
+# If TELL_EXIT is set, the shim prints EXIT_TOLD once, with the number of the exit that KVM used.
 TELL_EXIT: Final = "SNPCERTS_TELL_EXIT"
 EXIT_TOLD: Final = "KVM asks for certificates with exit {}"
 
-# Without symbolic links: AppArmor compares this path, and a package's link names Python's version.
+# Symbolic links are resolved, because AppArmor compares the real path. In the packages, __file__
+# goes through a link that is named after Python's version.
 _SHIM = Path(__file__).resolve().with_name("libsnpcerts_shim.so")
 _LOADER_LIMIT = 30.0  # time limit for the loader to list what it would load, in seconds
 _INTERPRETERS = 4  # nested interpreters; the same limit as in Linux
 _VERSION_TIME: Final = 10.0  # time limit for a VMM to print its version, in seconds
-_FCNTL_SINCE: Final = 52  # the first cloud-hypervisor whose vCPU threads may call fcntl
+_FCNTL_SINCE: Final = 52  # the first version of cloud-hypervisor whose vCPU threads may call fcntl
 _LINE = 256  # bytes of a script's first line that Linux reads
 
 
@@ -90,8 +91,9 @@ def sandbox_warnings(argv: Sequence[str], certs: str) -> list[str]:
 
     Raises :class:`RefusedError` for a sandbox whose filter would kill the VMM at its guest's first
     request. cloud-hypervisor's filter for vCPU threads (``vmm/src/seccomp_filters.rs``,
-    ``vcpu_thread_rules``) has no ``fcntl`` before version 52, so no file can be locked in those
-    threads. Later filters have no ``poll`` and no ``write``; the shim then prints with other calls.
+    ``vcpu_thread_rules``) does not allow ``fcntl`` before version 52, so those threads cannot lock
+    a file. Later filters allow neither ``poll`` nor ``write``; the shim then prints with other
+    calls.
     """
     name, options = os.path.basename(argv[0]), list(argv[1:])
     if name.startswith("cloud-hypervisor"):
@@ -140,7 +142,7 @@ def _refuse_without_fcntl(program: str) -> None:
 
 
 def certificate_warnings(certs: str) -> list[str]:
-    """Return why guests that this user starts now would get no certificates."""
+    """Return the reasons why a guest that this user starts now would get no certificates."""
     found: list[str] = []
     try:
         fd = os.open(certs, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
