@@ -130,13 +130,13 @@ UNSAFE = tuple(
     for strategy in ("there-and-back", "swap")
 )
 
-# Two readers of one kind can alternate. Can that keep a writer out forever?
+# Two readers of one kind can alternate. Can they keep a writer out forever?
 PROGRESS = tuple(
     _scenario(f"{kind} {kind}", f"{strategy}:1")
     for strategy in ("there-and-back", "swap", "in-place")
     for kind in ("R1", "R2", "R3", "R4")
 )
-# The (strategy, reader) pairs for which it cannot.
+# The (strategy, reader) pairs for which the readers cannot.
 LIVELY = {(strategy, kind) for strategy in ("there-and-back", "swap") for kind in ("R1", "R2")}
 PROGRESS_OF_THREE = tuple(
     _scenario(readers, f"{strategy}:1")

@@ -53,7 +53,7 @@ def add_counterexample(
 def _add_states(
     timeline: Timeline, group: str, names: Sequence[str], worlds: Sequence[World]
 ) -> None:
-    """Draw what lasts longer than one step: the locks, and the signing key."""
+    """Draw the locks and the signing key, which last longer than one step."""
     since: dict[tuple[Track, str], int] = {}
     for number in range(len(worlds) + 1):
         now = _lasting(timeline, group, names, worlds[number]) if number < len(worlds) else set()

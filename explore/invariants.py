@@ -31,7 +31,7 @@ DISCIPLINE = "discipline"
 TIDY = "tidy"
 
 MEANING = {
-    MATCH: "a request answered with certificates is signed with the key they certify",
+    MATCH: "if a request is answered with certificates, the key that they certify signs the report",
     CRASH_SAFE: "without an exclusive lock the file is the empty table or the current key's table",
     PROGRESS: "a writer gets through while readers keep coming",
     BOUNDED: "no process retries without checking the clock, or after its time is over",
@@ -83,7 +83,7 @@ def check_state(world: World, *, others: bool = True) -> None:
             continue
         if data == world.wrong:
             continue  # the update did not cause this, and has not ended yet
-        # This file is reachable only from the disk, so it matters only after a power failure.
+        # Only a name on disk refers to this file, so the file matters only after a power failure.
         if number not in world.names.values() and not any(
             each.file == number for each in world.descriptions.values()
         ):
@@ -176,8 +176,8 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
 
 
 def _check_end_of_several(world: World, process: Process, end: Position) -> None:
-    """Check the same for an update of two files. Each must contain what the update's result
-    says.
+    """Check an update of two files as :func:`check_end` does. Each file must contain what the
+    update's result says.
     """
     before = dict(process.before)
     for path in _PATHS:

@@ -3,7 +3,8 @@
 
 Rules of open-file-description locks: each description is one owner. Shared locks are compatible
 with each other; all others conflict. A new lock of an owner replaces its previous one. Closing the
-last descriptor of a description drops the lock. Other kinds of locks (``flock``) do not conflict.
+last descriptor of a description drops the lock. Other kinds of locks (``flock``) do not conflict
+with these.
 
 Rules of the disk: a write is in the page cache immediately, but is certain to be on disk only after
 a sync of its file. Before that, each piece of the write may or may not survive a power failure,
@@ -36,7 +37,7 @@ SECOND = f"{FOLDER}/second"
 SECOND_TURN = f"{FOLDER}/.second.turn"
 SECOND_NEW = f"{FOLDER}/.second.new"
 SECOND_OLD = f"{FOLDER}/.second.old"
-# For each name, the file whose lock gives a writer the turn to change it.
+# For each name, the file whose lock gives a writer the turn to change that name.
 TURN_FOR = {PATH: TURN, NEW: TURN, OLD: TURN}
 TURN_FOR |= {SECOND: SECOND_TURN, SECOND_NEW: SECOND_TURN, SECOND_OLD: SECOND_TURN}
 # A bind mount of the file that PATH named when the mount was made.
@@ -49,7 +50,7 @@ _PIECE = 4
 
 @cache
 def table(key: int, path: str = PATH) -> bytes:
-    """Return the table for a path that certifies ``key``: a first entry and one or two more
+    """Return the table that certifies ``key``, for one path: a first entry and one or two more
     pieces.
     """
     fill = bytes([key + (101 if path == SECOND else 1)])
@@ -61,7 +62,7 @@ class Description(NamedTuple):
 
     file: int
     lock: int  # NONE, SHARED or EXCLUSIVE
-    vmm: str  # the VMM whose processes share it; "" if it is not shared
+    vmm: str  # the VMM whose vCPUs share the description; "" if it is not shared
 
 
 class File(NamedTuple):
@@ -187,10 +188,10 @@ class World:
             self.files[number] = File(file.data, patched(file.disk, file.pending), ())
 
     def lose_writes(self, number: int, *, at_once: bool) -> None:
-        """Record that a sync has failed: data that was not on disk counts as written, and will
-        never be written.
+        """Record that a sync has failed: the kernel assumes that all data is on disk, and never
+        writes the data that is not.
 
-        The page cache keeps that data, or loses it if ``at_once`` is set.
+        The page cache keeps this data or, if ``at_once`` is set, loses it.
         """
         file = self.files[number]
         self.files[number] = File(file.disk if at_once else file.data, file.disk, ())

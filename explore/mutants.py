@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong variants of the protocol. An exploration must detect each of them.
+"""Wrong variants of the protocol. An exploration must detect each variant in ``KILLED``; those in
+``EQUIVALENT`` violate no invariant.
 
 Each variant is the shipped protocol with some steps dropped, moved or replaced before they reach
 the model. There is no second protocol here, and no switch in the shipped code.
@@ -417,7 +418,7 @@ class Mutant:
 
     name: str
     wrong: str
-    invariant: str  # the violated one; "" if all hold
+    invariant: str  # the violated invariant; "" if all hold
     why: str  # the schedule in one line, or why nothing goes wrong
     scenario: Scenario
     reader: Through | None = None
@@ -551,7 +552,7 @@ KILLED = (
         "vcpu-unlocks-wrong-descriptor",
         "a vCPU unlocks another vCPU's descriptor instead of its own",
         MATCH,
-        "vCPU 2 unlocks vCPU 1's descriptor while vCPU 1's request is on its way",
+        "vCPU 2 unlocks vCPU 1's descriptor during vCPU 1's request",
         _of("R1", "R1"),
         reader=unlock_wrong_descriptor,
         one_vmm=True,
@@ -561,7 +562,7 @@ KILLED = (
         "writer-publishes-first",
         "the new table is written before the firmware changes",
         CRASH_SAFE,
-        "the writer is killed after the table, before the firmware: key 1's table, key 0",
+        "the writer is killed in between: the file holds key 1's table, the key is key 0",
         _of(kills=1),
         writer=change_first_published,
         shows=("the first entry of key 1's table", "is killed"),
@@ -570,7 +571,7 @@ KILLED = (
         "writer-no-emptying",
         "the file is not emptied before the firmware changes",
         CRASH_SAFE,
-        "the writer is killed after the firmware command: key 0's table, key 1",
+        "the writer is killed after the command: the file holds key 0's table, the key is key 1",
         _of(strategy="in-place", kills=1),
         writer=no_emptying,
         shows=("key to 1", "is killed"),
@@ -624,7 +625,7 @@ KILLED = (
         "writer-no-wait",
         "the writer does not wait for the old file's readers",
         MATCH,
-        "a request is on its way with key 0's table while the firmware changes",
+        "the firmware changes during a request with key 0's table",
         _of("R1"),
         writer=no_wait_for_old_readers,
         shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
@@ -642,7 +643,7 @@ KILLED = (
         "writer-no-wait-there-and-back",
         "the writer does not wait for the file's readers while the stand-in is at the path",
         MATCH,
-        "a request is on its way with key 0's table while the firmware changes",
+        "the firmware changes during a request with key 0's table",
         _of("R1", strategy="there-and-back"),
         writer=no_wait_for_old_readers,
         shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
@@ -651,7 +652,7 @@ KILLED = (
         "writer-no-emptying-there-and-back",
         "the file returns to the path with its table, and the firmware changes",
         CRASH_SAFE,
-        "the writer is killed after the firmware command: key 0's table, key 1",
+        "the writer is killed after the command: the file holds key 0's table, the key is key 1",
         _of(strategy="there-and-back", kills=1),
         writer=old_file_not_emptied,
         shows=("renames .certs.old to certs", "key to 1", "is killed"),
@@ -667,7 +668,7 @@ KILLED = (
     ),
     Mutant(
         "writer-hands-wrong-table-back-there-and-back",
-        "a writer that gives up puts a table back that it knows is wrong",
+        "a writer that gives up puts back a table that it knows is wrong",
         MATCH,
         "one VMM never releases its lock; the update ends, and all other guests get key 0's table",
         _of("R1", "holder", strategy="there-and-back-wrong", wrong=True),
@@ -678,7 +679,7 @@ KILLED = (
         "writer-throws-leftover-away-there-and-back",
         "a writer unlinks the file that a killed writer set aside",
         MATCH,
-        "a request is on its way from that file; the writer does not wait for it",
+        "the writer does not wait for a request that has read that file",
         _of("R1", strategy="there-and-back", kills=1, second="there-and-back"),
         writer=leftover_thrown_away,
         shows=("is killed", "unlinks .certs.old", "key to 1", "signs with key 1"),
@@ -686,7 +687,7 @@ KILLED = (
     Mutant(
         "writer-syncs-without-writing",
         "a writer syncs a file that an earlier update has emptied, without writing to it "
-        "(found in shipped code)",
+        "(a former bug)",
         CRASH_SAFE,
         "that update's sync failed, so the next one writes nothing; after a power failure key 0's "
         "table is back",
@@ -698,7 +699,7 @@ KILLED = (
         "writer-flock",
         "the writer takes a flock, which does not conflict with readers' OFD locks",
         MATCH,
-        "the lock is granted although a request is on its way",
+        "the lock is granted during a request",
         _of("R1", strategy="in-place"),
         writer=flock_instead,
         shows=("reads file B: the table of key 0", "key to 1", "signs with key 1"),
@@ -741,7 +742,7 @@ KILLED = (
     ),
     Mutant(
         "writer-hands-wrong-table-back",
-        "a writer that gives up restores a table that it knows is wrong (found in shipped code)",
+        "a writer that gives up restores a table that it knows is wrong (a former bug)",
         MATCH,
         "one VMM never releases its lock; the update ends, and all other guests get key 0's table",
         _of("R1", "holder", strategy="swap-wrong", wrong=True),
@@ -750,7 +751,7 @@ KILLED = (
     ),
     Mutant(
         "writer-hands-wrong-table-back-in-place",
-        "the same with the in-place strategy (found in shipped code)",
+        "a writer that gives up restores a table that it knows is wrong, in place (a former bug)",
         MATCH,
         "one VMM never releases its lock; the update ends, and all other guests get key 0's table",
         _of("R1", "holder", strategy="in-place-wrong", wrong=True),
@@ -762,7 +763,7 @@ KILLED = (
         "a writer that gives up empties the file even if it holds a table other than the "
         "one that was judged",
         NO_HARM,
-        "the first update fixes the file; the second gives up and empties a right file",
+        "the first update fixes the file; the second gives up and empties a correct file",
         _of("R1", strategy="swap-wrong", updates=2, wrong=True),
         writer=any_table_withdrawn,
         shows=("key 2's table", "too late"),
@@ -796,16 +797,16 @@ KILLED = (
     ),
     Mutant(
         "writer-throws-leftover-away",
-        "a writer unlinks the file that a killed writer set aside (found in shipped code)",
+        "a writer unlinks the file that a killed writer set aside (a former bug)",
         MATCH,
-        "a request is on its way from that file; the writer does not wait for it",
+        "the writer does not wait for a request that has read that file",
         _of("R1", kills=1, second="swap"),
         writer=leftover_thrown_away,
         shows=("is killed", "unlinks .certs.old", "key to 1", "signs with key 1"),
     ),
     Mutant(
         "writer-keeps-lock-after-error",
-        "a second error while cleaning up leaves the new file locked (found in shipped code)",
+        "a second error while cleaning up leaves the new file locked (a former bug)",
         TIDY,
         "a step fails, then the unlink fails: the descriptor stays open and the file locked",
         _of(faults=2),
@@ -880,7 +881,7 @@ EQUIVALENT = (
     ),
     Mutant(
         "reader-no-comparison-alone",
-        "a reader does not compare inodes; the writer is the shipped one",
+        "a reader does not compare inodes; the writer is the shipped writer",
         "",
         "an old file is emptied before the key changes, so the reader finds no table there",
         _of("R1", "R1", updates=2, others=True),
@@ -888,10 +889,10 @@ EQUIVALENT = (
     ),
     Mutant(
         "writer-old-file-not-emptied-alone",
-        "the replaced file keeps its table; all readers are the shipped one",
+        "the replaced file keeps its table; all readers are shipped readers",
         "",
-        "a reader that locks it finds another file at the path and starts again: emptying is for "
-        "R2, R3 and R4",
+        "a reader that locks it finds another file at the path and starts again; only R2, R3 and "
+        "R4 need the emptying",
         _of("R1", "R1", updates=2),
         writer=old_file_not_emptied,
     ),

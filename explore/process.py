@@ -63,7 +63,7 @@ class Position:
         self.action: Any = None
         self.value: object = None
         self.error: Exception | None = None
-        self.timed = False  # whether it has read the clock before
+        self.timed = False  # whether the program has already read the clock
         self._next: dict[tuple[type, object], Position] = {}
 
     def after(self, result: object) -> Position:
@@ -93,7 +93,9 @@ class Program:
         return list(self._known.values())
 
     def position(self, history: tuple[Any, ...]) -> Position:
-        """Run the program from the start with these results. Equal positions are one object."""
+        """Run the program from the start with these results. Equal positions are the same
+        object.
+        """
         steps = self._start()
         action: Any = None
         value: object = None
@@ -178,9 +180,7 @@ def _place(steps: Any) -> tuple[object, ...]:
         elif id(each) in mine or id(each) in code_names or each is inner or each is None:
             continue
         elif not isinstance(each, types.CodeType | types.FunctionType | types.CellType | str):
-            raise TypeError(
-                f"{frame.f_code.co_qualname} keeps {each!r} where it cannot be compared"
-            )
+            raise TypeError(f"{frame.f_code.co_qualname} holds {each!r}, which cannot be compared")
     return tuple(place)
 
 

@@ -36,7 +36,7 @@ def explore_progress(world: World) -> Exploration:
     for component in _components(graph):
         inside = set(component)
         movers = {mover for state in component for mover, to in graph.edges[state] if to in inside}
-        # A writer that is done neither moves nor waits, so it need not move.
+        # Processes that have ended cannot move, so the cycle needs no move by them.
         if movers and running - movers <= graph.done[component[0]]:
             start = min(component)
             result.schedule = _in_words(world, _way(graph, start))

@@ -43,7 +43,7 @@ class Graph:
     edges: list[list[tuple[int, int]]] = field(default_factory=list)  # (mover, state)
     waiting: list[bool] = field(default_factory=list)  # whether a writer waits for a lock
     done: list[frozenset[int]] = field(default_factory=list)  # processes that have ended
-    answers: dict[str, set[str]] = field(default_factory=dict)  # after the last update
+    answers: dict[str, set[str]] = field(default_factory=dict)  # of readers, after the last update
     parents: list[int] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
 

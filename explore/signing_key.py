@@ -3,12 +3,12 @@
 
 The check combines a small model of the firmware with the shipped code:
 :class:`snpcerts.host.key_memory.Memory` with its rules, and
-:func:`snpcerts.host.expected_content.expected_content`. The model's signing key changes in all the
-ways in which sources disagree; some of these changes are not visible in ``/dev/sev``. The
-exploration visits every order of commands (of the agent and of other programs), reloads, restarts
-and kills, up to a depth. After each check by the agent, the expected content of a file must match
-the signing key. The agent makes a check between any two changes by other programs: two changes that
-undo each other between two checks leave no trace, and only a report can show them.
+:func:`snpcerts.host.expected_content.expected_content`. Where sources disagree about how the
+signing key changes, the check covers each version; ``/dev/sev`` does not show some of these
+changes. The exploration visits every order of commands (of the agent and of other programs),
+reloads, restarts and kills, up to a depth. After each check by the agent, the expected content of a
+file must match the signing key. The agent makes a check between any two changes by other programs:
+two changes that undo each other between two checks leave no trace, and only a report can show them.
 
 The model's chip has two TCBs, which is enough for a reported TCB below the current one.
 """
@@ -45,10 +45,10 @@ _NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """One reading of what AMD's firmware does."""
+    """One interpretation of what AMD's firmware does."""
 
     name: str
-    keeps_vlek: bool  # through SNP_COMMIT and SNP_SET_CONFIG
+    keeps_vlek: bool  # whether a VLEK survives SNP_COMMIT and SNP_SET_CONFIG
     vlek_signs_masked: bool
     running_vcek_after_init: bool
     init_clears_masks: bool
@@ -145,7 +145,7 @@ class Host:
         """Return what the firmware reports now."""
         return self.psp.state()
 
-    # The store.
+    # The methods of the store that Memory uses.
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -224,7 +224,9 @@ def _load(host: Host, memory: Memory) -> None:
 
 
 def _prove(host: Host, memory: Memory) -> None:
-    """Let a guest of each file prove which key signs. An unsigned report proves nothing."""
+    """For each file, let a guest that gets this file prove which key signs. An unsigned report
+    proves nothing.
+    """
     for select in (KeySel.DEFAULT, KeySel.VCEK):
         key = host.psp.signs(select)
         if key is not None:
@@ -355,8 +357,8 @@ def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> ExpectedConten
 
 
 class _ForgetsNothingFirst(Memory):
-    """A memory that records a VLEK before it is loaded, so that an interrupted load is not
-    noticed.
+    """A memory that records a VLEK as loaded before it loads the VLEK, so that an interrupted load
+    is not noticed.
     """
 
     def load_vlek(
@@ -395,7 +397,7 @@ class _KeepsProofs(Memory):
 
 
 class _TrustsWhatIsLoaded(Memory):
-    """A memory that assumes that every loaded VLEK is for the reported TCB."""
+    """A memory that assumes that a VLEK loaded by another program is for the reported TCB."""
 
     def observe(self, read: Callable[[], FirmwareState]) -> FirmwareState:
         state = super().observe(read)
@@ -404,11 +406,29 @@ class _TrustsWhatIsLoaded(Memory):
 
 
 MUTANTS: Final = (
-    Agent("vlek-is-dropped", "a VLEK is of the reported TCB", see=_without(vlek_doubt="")),
-    Agent("vcek-is-reported", "the VCEK is of the reported TCB", see=_without(vcek_doubt="")),
-    Agent("masked-vlek-signs", "MASK_CHIP_KEY is the VCEK's alone", decide=_no_doubt_of_masks),
-    Agent("blind-to-reloads", "SNP is initialised once", memory=_BlindToReloads),
-    Agent("proofs-last", "a proof outlives what it was given under", _KeepsProofs),
-    Agent("written-before", "a load is written down before it is given", _ForgetsNothingFirst),
-    Agent("trusts-strangers", "others' VLEKs are of the reported TCB", _TrustsWhatIsLoaded),
+    Agent(
+        "vlek-is-dropped",
+        "assumes that a VLEK is always for the reported TCB",
+        see=_without(vlek_doubt=""),
+    ),
+    Agent(
+        "vcek-is-reported",
+        "assumes that the VCEK is always for the reported TCB",
+        see=_without(vcek_doubt=""),
+    ),
+    Agent(
+        "masked-vlek-signs",
+        "assumes that MASK_CHIP_KEY affects only the VCEK",
+        decide=_no_doubt_of_masks,
+    ),
+    Agent("blind-to-reloads", "assumes that SNP is initialised only once", memory=_BlindToReloads),
+    Agent("proofs-last", "keeps a proof when the conditions of the proof change", _KeepsProofs),
+    Agent(
+        "written-before", "records a VLEK as loaded before it loads the VLEK", _ForgetsNothingFirst
+    ),
+    Agent(
+        "trusts-strangers",
+        "assumes that other programs' VLEKs are for the reported TCB",
+        _TrustsWhatIsLoaded,
+    ),
 )

@@ -64,8 +64,8 @@ def several_in_place() -> Steps[object]:
 
 
 def stranger() -> Steps[int]:
-    """Another project's writer: takes the lock that the kernel recommends, but no turn, and
-    compares nothing.
+    """Another project's writer: takes the lock that the kernel recommends, but does not wait
+    for its turn and does not compare inodes.
     """
     fd: int = yield step.OpenWrite(PATH)
     try:

@@ -378,7 +378,7 @@ def _killed(world: World, index: int, settings: Settings) -> Move:
 
 
 def start(world: World, settings: Settings) -> None:
-    """Take the first steps of every process, as far as no other process can observe them."""
+    """Take the first steps of every process, up to the first that another process can observe."""
     for index in range(len(world.processes)):
         _settle(world, index, settings)
 
