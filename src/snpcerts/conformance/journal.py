@@ -136,7 +136,7 @@ class Journal:
     def begin(self, request: CertsRequest, *, locked: bool) -> None:
         """Record a new request, and which other requests overlap with it.
 
-        If the file is ``locked``, the VMM may not have finished the requests that ended last.
+        If the file is ``locked``, the VMM might not have finished the requests that ended last.
         """
         vcpus = {each.vcpu for each in self.requests}
         last = [each for each in map(self.last_of, vcpus) if each is not None]

@@ -609,7 +609,9 @@ def lock_before_read(request: CertsRequest, journal: Journal, size: int = 0) -> 
     A VMM may also read without a lock, if it reads again under a lock.
     """
     if request.mapped or any(read.maps for read in request.reads):
-        return None if request.lock_at_answer else "the file was mapped, but never locked"
+        if request.lock_at_answer:
+            return None
+        return "the file was mapped, but not locked when the VMM answered"
     if not request.reads:
         if request.lock_at_answer and any(read.lock for read in journal.reads_for_others(request)):
             return None
@@ -619,8 +621,8 @@ def lock_before_read(request: CertsRequest, journal: Journal, size: int = 0) -> 
     under_lock = sum(read.size for read in request.reads if read.lock is not None)
     if under_lock < size:
         return (
-            f"the table has {size} bytes, but this request read at most {under_lock} of them; "
-            "the rest comes from an earlier request"
+            f"the table has {size} bytes, but at most {under_lock} of them were read under a lock "
+            "in this request"
         )
     return None
 

@@ -2,8 +2,8 @@
 """Draws one run of a VMM as a timeline. Each vCPU has two tracks: its own and its firmware
 commands. The VMM, the update, and the checks that fail have one track each.
 
-A VMM is observed from outside, through its system calls. Its lock is drawn only at the times when
-it was observed: when the VMM answered and when the firmware had the request.
+A VMM is observed from outside, through its system calls. Its lock is drawn from the last attempt to
+take it until it was last observed: when the VMM answered, or when the firmware had the request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TrialSeen:
 def add_trial(timeline: Timeline, seen: TrialSeen, group: str | None = None) -> None:
     """Add a run to the timeline, as one group.
 
-    An arrow leads from each exit to the read of the file, and on to the firmware.
+    An arrow leads from each exit to the last attempt to lock the file, and on to the firmware.
     """
     names = {event.track for event in seen.events}
     for name in sorted(names, key=lambda name: (not name.startswith("vCPU"), name)):

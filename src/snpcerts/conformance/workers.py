@@ -37,7 +37,7 @@ _asked_to_stop = False
 def end_if_asked() -> None:
     """Raise :class:`StopWorkerError` if the parent has asked this process to end.
 
-    This is not done in a signal handler: an exception could then come while a program is being
+    This is not done in a signal handler: an exception could then be raised while a program is being
     started, and the program would be lost.
     """
     if _asked_to_stop:

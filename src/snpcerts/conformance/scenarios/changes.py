@@ -232,8 +232,8 @@ def _before_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _before_later_locks(trial: Trial, vcpu: TrialVcpu) -> Script:
     """Rewrite the file whenever the VMM is about to take a lock while it holds none.
 
-    A VMM may look at the file under one lock and read it under another, but nothing that it has
-    seen under the first still counts.
+    A VMM may examine the file under one lock and read it under another, but what it saw under the
+    first lock is then out of date.
     """
     served = trial.served
     for sizes in ((2000, 12_000, TABLE_SIZE), (12_000, 2000, 12_000)):

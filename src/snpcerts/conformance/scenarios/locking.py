@@ -38,7 +38,7 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 from snpcerts.emulator.guest.program import Event, Sleep
 
 FIRMWARE_TIME = 0.02  # seconds of delay for each signature of the emulated firmware
-LOCK_TIME = 0.03  # seconds that a lock call takes; another thread of the VMM may read meanwhile
+LOCK_TIME = 0.03  # seconds of delay for a lock call, so that another thread can read meanwhile
 SLOW_FIRMWARE = 5.0  # seconds; Linux waits 100 s for a command by default
 STOPPED_LIMIT = 3.0  # seconds of inactivity after which a VM counts as stopped
 RELEASE_LIMIT = 1.0  # seconds after which a lock counts as never released
