@@ -21,11 +21,11 @@ _DEVTMPFS: Final = os.makedev(0, 6)
 _MISC_MAJOR: Final = 10
 
 # st_dev, st_ino, st_nlink, st_mode, st_uid, st_gid, st_rdev, st_size, st_blksize,
-# st_blocks, three times (seconds, nanoseconds) and three reserved words.
+# st_blocks, three timestamps (seconds, nanoseconds) and three reserved words.
 _STAT = struct.Struct("<QQQIII4xQqqq48x24x")
 # stx_mask, stx_blksize, stx_attributes, stx_nlink, stx_uid, stx_gid, stx_mode, stx_ino, stx_size,
-# stx_blocks, stx_attributes_mask, four times, stx_rdev and stx_dev by major and minor, and fields
-# of later kernels.
+# stx_blocks, stx_attributes_mask, four timestamps, major and minor numbers of stx_rdev and stx_dev,
+# and fields of later kernels.
 _STATX = struct.Struct("<IIQIIIH2xQQQQ64xIIII112x")
 
 _MODES: Final = {
@@ -45,8 +45,8 @@ def _device_number(match: Match) -> int:
 
 
 def _inode(match: Match) -> int:
-    """Return the inode number that the front door sets. If it sets none, return a number that
-    depends only on the path.
+    """Return the inode number that the front door has for the path. If it has none, return a
+    number that depends only on the path.
     """
     if match.inode is not None:
         return match.inode

@@ -171,9 +171,10 @@ class Supervisor:
         """Serve the seccomp listener ``descriptor``. Takes ownership of it and of the descriptors
         in ``namespace``.
 
-        ``on_end`` is called when the last process behind it has ended. If the program has a mount
-        namespace, ``places`` says what the descriptors of ``namespace`` are, and its files are
-        written before this returns. Raises ``InputError`` if ``places`` does not match the door.
+        ``on_end`` is called when the last process with this listener has ended. If the program has
+        a mount namespace, ``places`` says what each descriptor in ``namespace`` is for, and the
+        emulated files of that mount namespace are written before this method returns. Raises
+        ``InputError`` if ``places`` does not match the door.
         """
         try:
             made = None if places is None else self._enter(door, places, namespace)
@@ -231,8 +232,8 @@ class Supervisor:
                     listener.namespace.files.refresh()
 
     def serves(self, descriptor: int) -> bool:
-        """Whether this supervisor already serves the listener ``descriptor`` under another
-        number.
+        """Whether this supervisor already serves the listener of ``descriptor`` through another
+        descriptor.
         """
         # Two descriptors of one listener become ready together, so the second receive would block.
         return any(_same_file(descriptor, other) for other in self._listeners)
@@ -491,8 +492,8 @@ class Supervisor:
         self._waiting[listener.descriptor, notification.id] = waiting
 
     def _watched(self, listener: _Listener, notification: Notification) -> None:
-        """Serve a call on an open file: let the door's watch answer or delay the call, or let the
-        kernel perform it.
+        """Serve a call on an open file: the door's file watch answers or delays the call, or the
+        kernel performs it.
         """
         call, watch = Syscall(notification.number), listener.door.watch
         tid, arguments = notification.tid, notification.arguments
@@ -534,7 +535,8 @@ class Supervisor:
         process = self._processes.get(tid, 0)
         for _ in range(2):
             with contextlib.suppress(OSError):
-                # By process, so that a reused thread ID is noticed.
+                # The path names the process too. It does not exist if another process has a thread
+                # with this ID now.
                 return process, os.stat(f"/proc/{process}/task/{tid}/fd/{number}")
             process = self._process(tid)
         return process, None
@@ -568,7 +570,8 @@ class Supervisor:
         place = self._namespaces.place(process, notification.tid, number, found)
         if place is None:
             return None
-        # The number may have been closed and reused. It must not lead to its former device.
+        # The program may have closed the descriptor and reused its number, which must not lead to
+        # the former device.
         self._reap_namespaces()
         # The thread ID may have been reused in the meantime.
         if not seccomp.is_waiting(listener.descriptor, notification.id):
@@ -578,7 +581,7 @@ class Supervisor:
     def _device(
         self, listener: _Listener, notification: Notification, number: int
     ) -> Device | None:
-        """Return the emulated device behind another descriptor of the caller, or None."""
+        """Return the emulated device behind the caller's descriptor ``number``, or None."""
         process, found = self._descriptor(notification.tid, number)
         with contextlib.suppress(OSError):
             entry = self._entry(listener, notification, process, number, found)

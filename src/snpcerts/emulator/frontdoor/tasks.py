@@ -18,7 +18,8 @@ class Task:
     """A thread's process ID and signals. In each mask, bit ``signal - 1`` stands for ``signal``.
 
     ``own`` are pending signals sent to this thread; ``shared`` are those sent to the process, which
-    any of its ``threads`` may take. ``blocked`` are those that the thread blocks.
+    any of its threads may take. ``blocked`` are the signals that the thread blocks. ``threads`` is
+    the number of threads in the process.
     """
 
     process: int
@@ -36,7 +37,9 @@ class Task:
 
 
 def task(tid: int) -> Task | None:
-    """Return the thread's current state; None if it has ended or may not be read."""
+    """Return the state of a thread now; None if the thread has ended or its status is not
+    readable.
+    """
     try:
         with open(f"/proc/{tid}/status", "rb", buffering=0) as file:
             text = file.read(_STATUS_MAX)

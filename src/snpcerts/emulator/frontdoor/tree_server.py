@@ -3,8 +3,8 @@
 
 The kernel sends each system call on the mounted tree as a message, so a program needs no
 preparation, and calls on other file systems are not slowed down. Nothing is cached: each read and
-write arrives as the program made it. As in the emulated drivers, a signal does not interrupt a
-call; a process that is killed gets EINTR.
+write arrives as the program made it. As in the emulated drivers, no signal interrupts a call except
+SIGKILL, which ends it with EINTR.
 
 RELEASE takes effect before the next message, since the kernel sends it before close(2) returns and
 messages arrive in order. One difference from an in-kernel file system remains: a write of no bytes
@@ -62,8 +62,8 @@ from snpcerts.errors import FormatError
 
 log = logging.getLogger(__name__)
 
-WRITE_MAX: Final = 64 << 10  # bytes of one message
-MESSAGES_MAX: Final = 0xFFFF  # messages whose sender does not wait, such as RELEASE
+WRITE_MAX: Final = 64 << 10  # bytes that one WRITE can carry
+MESSAGES_MAX: Final = 0xFFFF  # queued messages whose sender does not wait, such as RELEASE
 _BUFFER: Final = MIN_READ_BUFFER + WRITE_MAX
 _NAME_MAX: Final = 255
 _NOT_SERVED: Final = {
@@ -91,7 +91,7 @@ class _Request:
 class TreeServer:
     """Serves one mounted tree. Takes ownership of ``descriptor``, an open ``/dev/fuse``.
 
-    All files in it belong to this process's user, who is the only user behind the door.
+    All files in the tree belong to this process's user.
     """
 
     def __init__(self, descriptor: int, root: TreeDirectory) -> None:
@@ -145,7 +145,7 @@ class TreeServer:
             return error.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT)
         try:
             self._begin(message)
-        except FormatError as error:  # the descriptor does not come from the kernel
+        except FormatError as error:  # the descriptor is not a /dev/fuse
             log.warning("FUSE: %s", error)
             return False
         return True
@@ -246,7 +246,7 @@ class TreeServer:
         found = self._node(number)
         if not stat.S_ISDIR(found.mode):
             raise OSError(errno.ENOTDIR, f"node {number} is not a directory")
-        return found  # type: ignore[return-value]  # a directory by its mode
+        return found  # type: ignore[return-value]  # its mode says that it is a directory
 
     def _attributes(self, node: TreeFile | TreeDirectory) -> bytes:
         user, group = self._owner
@@ -266,7 +266,8 @@ class TreeServer:
         self._lookups[node.number] = self._lookups.get(node.number, 0) + 1
         return _with_attributes(FuseEntryOut(nodeid=node.number), self._attributes(node))
 
-    # The operations. Each is a generator. One that never waits has only a final yield.
+    # The operations. Each is a generator. The yield at the end of one that never waits only makes
+    # it a generator; it is not reached.
 
     def _init(self, _: FuseInHeader, body: bytes) -> Handling:
         asked = FuseInitIn.unpack(body.ljust(FuseInitIn.SIZE, b"\0"))
@@ -357,7 +358,7 @@ class TreeServer:
     def _read_directory(self, header: FuseInHeader, body: bytes) -> Handling:
         asked = FuseReadIn.unpack(body)
         itself = self._directory(header.nodeid)
-        # The kernel sets the inode number of ".." itself.
+        # ".." has this directory's inode number, not its parent's.
         listed = [(".", itself), ("..", itself), *self._listed.get(asked.fh, ())]
         found = b""
         for place, (name, node) in enumerate(listed[asked.offset :], asked.offset + 1):

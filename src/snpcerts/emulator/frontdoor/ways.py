@@ -4,9 +4,9 @@
 - ``namespace``: the program's own mount namespace has the emulated paths
   (:mod:`snpcerts.emulator.frontdoor.namespace`). Only ioctls are trapped.
 - ``trap``: every call that opens or examines a path is trapped
-  (:mod:`snpcerts.emulator.frontdoor.path_calls`). It works wherever a front door works.
+  (:mod:`snpcerts.emulator.frontdoor.path_calls`). This way needs no mount namespace.
 
-In both, no ioctl of KVM or SEV reaches a real device.
+Either way, no ioctl of KVM or SEV reaches a real device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Way(enum.Enum):
 def wanted(name: str | None = None) -> Way | None:
     """Return the way called ``name``; if ``name`` is None, the way that SNPCERTS_DOOR names.
 
-    Returns None for "auto" or no name: use the way that the kernel allows.
+    Returns None if there is no name or it is "auto": then :func:`choose` takes ``namespace`` if the
+    kernel allows it, otherwise ``trap``.
     """
     name = os.environ.get(VARIABLE) if name is None else name
     if not name or name == "auto":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """configfs, the kernel's file system in which a directory is an object of a driver.
 
-Source: Linux ``fs/configfs/file.c`` and ``fs/configfs/dir.c``. The first read of an open file
-produces the text of a text attribute, and each write stores one. A binary attribute is read as a
-whole at the first read. It is written when the file is closed; the result of that write is lost.
+Source: Linux ``fs/configfs/file.c`` and ``fs/configfs/dir.c``. The first read of an open file shows
+a text attribute, and each write stores the attribute. A binary attribute is read as a whole at the
+first read. It is written when the file is closed, and an error of that write is lost.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _WRITABLE: Final = 0o200
 
 @dataclass(frozen=True, slots=True)
 class TextAttribute:
-    """A text attribute: the functions that show and store it, each None if the attribute lacks that
-    operation.
+    """A text attribute: the functions that show and store it. A function is None if the attribute
+    lacks that operation.
     """
 
     show: Callable[[], Operation[bytes]] | None = None
@@ -38,8 +38,8 @@ class TextAttribute:
 class BinaryAttribute:
     """A binary attribute of at most ``max_size`` bytes.
 
-    ``read`` returns the content. Called with False it returns as many zeros, because configfs asks
-    for the size first. ``write`` gets all data written to the open file.
+    ``read(True)`` returns the content. ``read(False)`` returns zeros of the same length: configfs
+    calls it first, to learn the length. ``write`` gets all data written to the open file.
     """
 
     max_size: int
@@ -82,8 +82,8 @@ class ConfigFile:
         return TEXT_MAX if isinstance(self._attribute, TextAttribute) else 0
 
     def open(self, flags: int) -> _OpenText | _OpenBinary:
-        """Open the file; EACCES for an operation that the attribute does not have, even for
-        root.
+        """Open the file; fail with EACCES, even for root, if the attribute lacks an operation that
+        ``flags`` request.
         """
         if self._fragment.dead:
             raise OSError(errno.ENOENT, "cannot open the file: its directory has been removed")
@@ -210,7 +210,7 @@ class _OpenBinary(_OpenConfigFile):
         return len(data)
 
     def close(self) -> Operation[None]:
-        """Pass the written data to the attribute, and ignore its errors."""
+        """Pass the written data to the attribute, and ignore an error."""
         write = self._attribute.write
         if self._written is None or write is None or self._fragment.dead:
             return

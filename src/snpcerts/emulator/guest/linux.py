@@ -2,8 +2,9 @@
 """A Linux guest: its shared pages, and how its driver sends guest messages.
 
 Source: Linux ``arch/x86/coco/sev/core.c`` and ``drivers/virt/coco/sev-guest/sev-guest.c``. A
-guest's memory is private until it requests another state; the driver shares its certificate buffer
-for each request, and takes it back. The driver's rules decide what a host's answer does to a guest.
+guest's memory is private until the guest asks to share pages; for each request the driver makes its
+certificate buffer shared, and private again afterwards. The driver's rules decide what a host's
+answer does to a guest.
 The driver retries after BUSY every two seconds for a minute. A buffer that is too small costs one
 more firmware call. Any other error destroys the VMPCK; then the guest cannot attest until it boots
 again.
@@ -55,11 +56,11 @@ DATA_PAGES = CERTS_MAX_SIZE // PAGE_SIZE
 BUSY_LIMIT = 60.0  # seconds, SNP_REQ_MAX_RETRY_DURATION
 SEQNO_LIMIT = 0xFFFF_FFFF
 LARGE_MEMORY = 16 << 20  # bytes; with a slot of this size or larger, the guest has a bounce buffer
-_VCPU_PAGES = 8 << 20  # bytes at its end that are left to the vCPUs' shared pages
+_VCPU_PAGES = 8 << 20  # bytes at the end of the slot that are left for the vCPUs' shared pages
 
 _INVALID_LEN = guest_err(VmmError.INVALID_LEN, 0)
 _BUSY = guest_err(VmmError.BUSY, 0)
-# Linux's reason set 1, and GHCB_TERM_REGISTER and GHCB_TERM_PSC in it.
+# GHCB_TERM_REGISTER and GHCB_TERM_PSC, both in Linux's reason set 1.
 _TERMINATE_REGISTRATION = 0 << 16 | 1 << 12 | MsrCode.TERMINATE
 _TERMINATE_PAGE_STATE = 1 << 16 | 1 << 12 | MsrCode.TERMINATE
 

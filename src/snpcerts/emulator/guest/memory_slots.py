@@ -23,19 +23,20 @@ from snpcerts.abi.kvm import (
 )
 from snpcerts.emulator.syscall.caller_memory import UserMemory
 
-PHYSICAL_BITS = 48  # of the processor's physical addresses (MAXPHYADDR)
+PHYSICAL_BITS = 48  # width of the processor's physical addresses (MAXPHYADDR)
 USER_SLOTS = 32764  # KVM_USER_MEM_SLOTS on x86
 MAX_SLOT_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 USER_ADDRESS_LIMIT = (1 << 47) - PAGE_SIZE  # TASK_SIZE_MAX with four-level paging
 _U64 = 1 << 64
-_CHUNK = 1 << 20  # bytes copied at once; limits how much memory a guest can use
+_CHUNK = 1 << 20  # bytes copied at once, to limit the buffer for one copy
 
 
 class GuestMemfd:
     """A guest_memfd (KVM_CREATE_GUEST_MEMFD): its size, and the ranges that are bound to slots.
 
-    Its bytes are private to the guest and are not emulated. ``memfd`` is an empty file of that
-    size, and the VMM gets a descriptor of it. This object owns it until :meth:`close`.
+    Its bytes are private to the guest and are not emulated. ``memfd`` is a file of the same size to
+    which nothing is written, and the VMM gets a descriptor for it. This object owns ``memfd`` until
+    :meth:`close`.
     """
 
     __slots__ = ("_bound", "_sizes", "_starts", "memfd", "owner", "size")
@@ -152,10 +153,11 @@ class MemorySlots:
     ) -> None:
         """Create, change or delete a slot, as ``region`` specifies.
 
-        ``find_memfd`` finds the guest_memfd of ``region.guest_memfd`` for regions with that flag.
-        It is called just before the guest_memfd is bound, and may raise ``OSError``. Raises
-        ``OSError``: EINVAL if KVM would refuse the region, EEXIST if the guest addresses overlap
-        another slot or a part of the guest_memfd range is already bound.
+        If the region has the flag KVM_MEM_GUEST_MEMFD, ``find_memfd`` is called just before the
+        guest_memfd is bound. It returns the guest_memfd behind ``region.guest_memfd``, or raises
+        ``OSError``. This method raises ``OSError``: EINVAL if KVM would refuse the region, EEXIST
+        if the guest addresses overlap another slot or a part of the guest_memfd range is already
+        bound.
         """
         self._check(region)
         old = self._slots.get(region.slot)

@@ -28,7 +28,7 @@ from snpcerts.emulator.guest.program import Event, GuestCpu, Vmgexit
 PROTOCOL_VERSION: Final = 2
 LARGE_PAGE: Final = 1 << 21
 ENTRIES_MAX: Final = 64  # VMGEXIT_PSC_MAX_ENTRY
-ES_VMM_ERROR, ES_EXCEPTION = 2, 4  # the driver's positive result for SW_EXITINFO1
+ES_VMM_ERROR, ES_EXCEPTION = 2, 4  # enum es_result
 _EVENT_VALID, _EVENT_TYPE, _TYPE_EXCEPTION = 1 << 31, 7 << 8, 3 << 8
 _UD, _GP = 6, 13
 _LARGE: Final = 1 << 56

@@ -54,7 +54,7 @@ class StartProcessors:
 class MemoryFault:
     """A memory access, to the page at ``gpa``, that KVM cannot complete.
 
-    The host did not provide the page, or host and guest disagree whether it is private. When the
+    The host did not provide the page, or host and guest disagree on whether it is private. When the
     program resumes, it repeats the access.
     """
 

@@ -59,7 +59,7 @@ class GuestScript:
 
 def _check(name: str, value: object, kind: type, limit: float) -> None:
     right = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
-    if not right or not 0 <= value <= limit:  # type: ignore[operator]  # a number by the line above
+    if not right or not 0 <= value <= limit:  # type: ignore[operator]  # right: it is a number
         raise InputError(f"{name} of the guest script: expected 0 to {limit}, found {value!r}")
 
 

@@ -32,7 +32,7 @@ from snpcerts.emulator.guest.program import (
 
 START_LIMIT = 5.0  # time limit for a VMM to run a vCPU that it has created, in seconds
 _LOOK_AGAIN = 0.01  # seconds
-TRIES_MAX = 4  # tries with a buffer that is too small; each uses a larger one
+TRIES_MAX = 4  # calls for one report, each with a larger buffer, until the buffer is large enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class ReportOutcome:
     """The result of one report request, as the guest's program gets it.
 
     ``report`` and ``table`` are empty unless the call succeeded; the table is the whole buffer,
-    page padding included. ``errno`` is positive. It is 0 for success, and for a call that returned
-    ``es_result``, which is the positive result of an exit that the host did not handle.
-    ``exitinfo2`` is None if the driver never set it. ``tries`` counts calls to the driver,
-    ``exits`` the VMGEXITs of all of them; ``seconds`` is the time from the start of the first to
-    the end of the last, and ``ended`` is that end by the platform's clock.
+    page padding included. ``errno`` is the error as a positive number. It is 0 for success, and for
+    a call that returned ``es_result``, which is the positive result of an exit that the host did
+    not handle. ``exitinfo2`` is None if the driver never set it. ``tries`` counts calls to the
+    driver, ``exits`` the VMGEXITs of all of them; ``seconds`` is the time from the start of the
+    first call to the end of the last, and ``ended`` is that end by the platform's clock.
     """
 
     vcpu: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creates guests that follow a script, and writes down what they get."""
+"""Creates guests that follow a script, and records the outcomes of their requests."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ class ScriptedGuests:
     """Creates guests for all VMs of the VMMs that one command starts.
 
     When the guest shuts down, a VMM may reset its machine and build the VM again. So reports are
-    counted by process. A guest that starts after the last report asks the process to end (SIGTERM).
+    counted for each VMM process. A guest that starts after the last report sends SIGTERM to its VMM
+    process.
     """
 
     def __init__(self, script: GuestScript) -> None:
         self._script = script
-        self._made: dict[int, dict[int, int]] = {}  # by process, then by vCPU
+        self._made: dict[int, dict[int, int]] = {}  # by VMM process, then by vCPU
 
     def __call__(self, vm: LaunchedVm) -> Guest:
         """Return a new guest for ``vm``."""

@@ -2,8 +2,8 @@
 """``/dev/sev-guest`` of an emulated guest.
 
 Source: Linux ``drivers/virt/coco/sev-guest/sev-guest.c`` of 2025 and later. There, a call that
-finds the VMPCK disabled does not change ``exitinfo2`` (earlier drivers wrote 0xff). The guest's own
-vCPU sends the message, when its VMM runs it.
+finds the VMPCK disabled does not change ``exitinfo2`` (earlier drivers wrote 0xff). A vCPU of the
+guest sends the message, so a call waits until the VMM runs this vCPU.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class GuestHolder(Protocol):
 
 
 class SevGuestDevice:
-    """An open ``/dev/sev-guest`` in the guest of ``vm``, which must be a :class:`LinuxGuest`.
+    """An open ``/dev/sev-guest`` in the guest of ``vm``.
 
     A call waits until the guest has started. It fails with ENODEV if the VM or its guest has ended,
-    or if the guest serves no such requests.
+    or if the guest is not a :class:`LinuxGuest` that serves programs.
     """
 
     def __init__(self, vm: GuestHolder) -> None:
@@ -177,8 +177,8 @@ class SevGuestCall:
 def _prepared(
     caller: Caller, request: int, outer: GuestRequestIoctl
 ) -> tuple[DriverRequest, bytes | None]:
-    """Return the message that the ioctl asks for, and the bytes of its ``snp_ext_report_req``, or
-    None if it is not an extended request.
+    """Return the message that the ioctl asks for, and the bytes of its ``snp_ext_report_req``. For
+    a request that is not extended, these bytes are None.
     """
     if request not in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
         raise OSError(errno.ENOTTY, f"unknown ioctl {request:#x}")

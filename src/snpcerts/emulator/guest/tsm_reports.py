@@ -2,9 +2,10 @@
 """configfs-tsm of an emulated guest: ``/sys/kernel/config/tsm/report``.
 
 Source: Linux ``drivers/virt/coco/guest/report.c``, ``sev_report_new`` of
-``drivers/virt/coco/sev-guest/sev-guest.c``, and ``kstrtouint``. Methods have the same names as
-there. The guest has no SVSM, so the attributes for one (``service_provider``, ``service_guid``,
-``service_manifest_version``, ``manifestblob``) do not exist, as in Linux at VMPL 0.
+``drivers/virt/coco/sev-guest/sev-guest.c``, and ``kstrtouint``. Methods have the names of these C
+functions. The guest has no SVSM, so the attributes for an SVSM (``service_provider``,
+``service_guid``, ``service_manifest_version``, ``manifestblob``) do not exist, as in Linux at
+VMPL 0.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def kstrtouint(text: bytes) -> int:
     hexadecimal, octal, decimal = found.groups()
     digits, base = (hexadecimal, 16) if hexadecimal else (octal, 8) if octal else (decimal, 10)
     value = int(digits, base)
-    if value >= _U64:  # checked before any text after the digits
+    if value >= _U64:  # as in the kernel, checked before any text after the digits
         raise OSError(errno.ERANGE, "expected an integer of at most 64 bits, found a larger one")
     if found.string[found.end() :] not in (b"", b"\n"):
         raise OSError(errno.EINVAL, "expected only an unsigned integer, found more text after it")
@@ -92,7 +93,9 @@ class TsmReports:
 
     def __init__(self, vm: GuestHolder) -> None:
         self.vm = vm
-        self._held = False  # tsm_rwsem, for writing; no operation waits with it held for reading
+        # Whether tsm_rwsem is held for writing. No operation waits while it holds the lock for
+        # reading.
+        self._held = False
         self.root = ConfigDirectory(itertools.count(1))
         self.root.group("tsm").group("report", self._make_item)
 
@@ -175,7 +178,7 @@ class TsmReports:
         if not full:
             return bytes(length)
         if blob is None and length:
-            # Here Linux 7.3 reads from address 0, which ends the program and leaves the lock held.
+            # Here Linux 7.3 reads from address 0, which kills the process with tsm_rwsem held.
             log.warning("configfs-tsm: %s was freed, but its length was kept", name)
             raise OSError(
                 errno.EFAULT, f"cannot read {name}: it was freed, but its length was kept"

@@ -6,9 +6,9 @@ three kinds of descriptor; ``sev_commands`` has the launch commands. ``ghcb_exit
 exits: ``ghcb_page`` reads and writes its GHCB, ``page_state`` serves page state changes,
 ``guest_instruction`` performs instructions for the guest, and ``exits`` writes each exit to
 ``kvm_run``. ``capability`` answers KVM_CHECK_EXTENSION, and ``release`` lists the kernels that can
-be emulated. ``processor_state`` and ``board`` keep state that a VMM sets and nothing here uses;
-``system_registers`` and ``model_registers`` judge a part of it by the guest's features, which
-``host_cpuid`` lists.
-``irqfd`` keeps the eventfds of interrupts; ``private_ranges`` records which pages are private.
-Imports ``guest``, ``psp``, ``syscall`` and ``abi``.
+be emulated. ``processor_state`` and ``board`` keep the state of processors and of the board that a
+VMM sets up; ``system_registers`` and ``model_registers`` check registers against the guest's
+features, which ``host_cpuid`` finds. ``irqfd`` keeps the eventfds of interrupts;
+``private_ranges`` records which pages are private. Imports ``guest``, ``psp``, ``syscall`` and
+``abi``.
 """

@@ -2,7 +2,7 @@
 """Keeps the state of the board that a VMM sets up: interrupt controllers, timers and the clock.
 
 No interrupts occur in an emulated VM. But a VMM that was not written for the emulator sets the
-board up, and saves its state at the end.
+board up, and reads the board's state at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from snpcerts.emulator.syscall.caller_memory import UserMemory
 _IRQCHIP: Final = struct.Struct("<II512s")  # struct kvm_irqchip: which, padding, state
 _CHIPS: Final = 3  # two PICs and the I/O APIC
 _TSS_ADDR_MAX: Final = (1 << 32) - 3 * 4096
-# struct kvm_msr_filter: flags, then the ranges' flags, number of MSRs, first, bitmap
+# struct kvm_msr_filter: flags, then for each range: flags, number of MSRs, first MSR, bitmap
 _FILTER_HEADER: Final = 8
 _FILTER_RANGE: Final = struct.Struct("<IIIxxxxQ")
 
@@ -60,8 +60,8 @@ class Board:
     ) -> bool:
         """Handle the ioctl if it is one of the board's; return whether it was.
 
-        ``chips`` says whether KVM has all interrupt controllers of the VM, and ``vcpus`` whether
-        the VM already has vCPUs.
+        ``chips`` says whether KVM emulates all interrupt controllers of the VM, and ``vcpus``
+        whether the VM already has vCPUs.
         """
         if request in IGNORED:
             return True
@@ -105,7 +105,7 @@ class Board:
         if not chips:
             raise OSError(
                 errno.ENOENT,
-                "cannot create a timer: KVM does not have all interrupt controllers of the VM",
+                "cannot create a timer: KVM does not emulate all interrupt controllers of the VM",
             )
         self._pit = bytes(PIT_STATE2_SIZE)
 
@@ -121,7 +121,7 @@ class Board:
         """
         chip, padding, state = _IRQCHIP.unpack(memory.read(argument, _IRQCHIP.size))
         if not chips:
-            raise OSError(errno.ENXIO, "KVM does not have all interrupt controllers of the VM")
+            raise OSError(errno.ENXIO, "KVM does not emulate all interrupt controllers of the VM")
         if chip >= _CHIPS:
             raise OSError(errno.EINVAL, f"unknown interrupt controller {chip}")
         return chip, padding, state

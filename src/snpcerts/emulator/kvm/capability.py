@@ -39,7 +39,7 @@ X2APIC_FLAGS: Final = (
     | X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
 )
 _ANY: Final = (1 << 64) - 1
-# Capabilities that a VM can enable without an effect here, and the bits that each accepts.
+# Capabilities that a VMM can enable but that have no effect here, and the bits that each accepts.
 WITHOUT_EFFECT: Final[dict[int, int]] = {
     Cap.DISABLE_QUIRKS: _ANY,
     Cap.MSR_PLATFORM_INFO: _ANY,
@@ -144,8 +144,8 @@ def capability(
 ) -> int:
     """Return the value of the capability ``number``, or 0 if it is not supported.
 
-    ``kind`` is the type of the VM that was asked, or None for ``/dev/kvm``. ``split_irqchip`` says
-    whether that VM has enabled KVM_CAP_SPLIT_IRQCHIP.
+    ``kind`` is the type of the VM that the value applies to, or None for ``/dev/kvm``.
+    ``split_irqchip`` says whether the VMM has enabled KVM_CAP_SPLIT_IRQCHIP for that VM.
     """
     has_private = kind == VmType.SNP or (kind is None and platform.sev and platform.snp)
     match number:

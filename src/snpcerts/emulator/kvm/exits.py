@@ -25,7 +25,7 @@ from snpcerts.abi.kvm import (
 _HYPERCALL_FLAGS = RUN_EXIT + 64
 _HYPERCALL_LONG_MODE = 1
 _MMIO_DATA = RUN_EXIT + 8
-PIO_PAGE = PAGE_SIZE  # where the mapping of a vCPU has the data of port I/O
+PIO_PAGE = PAGE_SIZE  # offset of the port I/O data in the mapping of a vCPU
 _IO_IN, _IO_OUT = 0, 1
 _SVM_EXIT_ERR = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -113,8 +113,8 @@ def entry_failed(run: memoryview) -> None:
 
 
 def not_emulated(run: memoryview) -> None:
-    """Write the internal-error exit for a vCPU that would have to execute an instruction, which the
-    emulator cannot do.
+    """Write the internal-error exit for a vCPU that would have to execute an instruction. The
+    emulator executes none.
     """
     struct.pack_into("<II", run, RUN_EXIT, INTERNAL_ERROR_EMULATION, 0)
     plain(run, ExitReason.INTERNAL_ERROR)

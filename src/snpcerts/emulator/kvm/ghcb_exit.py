@@ -70,7 +70,8 @@ _SNP_ONLY = frozenset(
     )
 )
 _INSTRUCTIONS = frozenset(Instruction)
-# More fields that must be valid, for exits where this depends on no other field.
+# Fields that an exit needs in addition to _REQUIRED. _has_input() handles the exits whose fields
+# depend on the value of another field.
 _INPUT: dict[int, tuple[Field, ...]] = {
     Instruction.WRITE_DR7: (Field.RAX,),
     Instruction.RDPMC: (Field.RCX,),
@@ -83,7 +84,7 @@ _INPUT: dict[int, tuple[Field, ...]] = {
 
 
 class RequestingVm(InstructionVm, Protocol):
-    """What the code that handles a vCPU's exits needs from its VM."""
+    """What :class:`GhcbRequests` needs from the vCPU's VM."""
 
     @property
     def snp(self) -> bool:
@@ -110,7 +111,7 @@ class RequestingVm(InstructionVm, Protocol):
         """The SEV_FEATURES field of the guest's VMSAs."""
 
     jump_table: int
-    request_page: bytes  # a bounce page; both are allocated once and never cleared
+    request_page: bytes  # like response_page a bounce page, allocated once and never cleared
     response_page: bytes
 
     def has_processor(self, apic_id: int) -> bool:
@@ -131,7 +132,8 @@ class RequestingVm(InstructionVm, Protocol):
 class GhcbRequests:
     """Handles the GHCB requests of one vCPU.
 
-    ``run`` is what the vCPU's descriptor maps: ``struct kvm_run`` and the page of port I/O.
+    ``run`` is the memory that a VMM maps from the vCPU's descriptor: ``struct kvm_run`` and the
+    page for port I/O.
     """
 
     def __init__(self, vm: RequestingVm, msrs: Msrs, run: memoryview) -> None:
@@ -268,7 +270,7 @@ class GhcbRequests:
             not self._vm.has_processor(apic_id)
             or (not creating and request != ProcessorRequest.DESTROY)
             or (creating and snapshot.registers[Field.RAX] != self._vm.sev_features)
-            # If a VMSA starts a 2 MiB page, it triggers an erratum of the processor.
+            # A VMSA at the start of a 2 MiB page triggers an erratum of the processor.
             or (creating and (vmsa % PAGE_SIZE or vmsa >> GPA_BITS or not vmsa % _2M))
         ):
             return self._bad(memory, InputErrorCode.INVALID_INPUT)
@@ -395,7 +397,7 @@ class GhcbRequests:
             case MsrCode.HV_FEATURES_REQ:
                 self.msr = HV_FEATURES_SUPPORTED << 12 | MsrCode.HV_FEATURES_RSP
             case _:
-                log.debug("GHCB MSR request %#x: left unchanged", msr)
+                log.debug("unknown GHCB MSR request %#x: the MSR keeps this value", msr)
         return RESUME
 
     def _page_state(self, msr: int) -> int:

@@ -108,7 +108,7 @@ class MappedGhcb:
     # Answers. After each, the guest resumes.
 
     def put(self, memory: SlotMemory, field: Field, value: int) -> None:
-        """Write a field of the page and set the field's valid bit."""
+        """Write a field of the page and set the field's bit in the valid bitmap."""
         self.write(memory, field, value.to_bytes(8, "little"))
         bitmap = self.read(memory, field.valid_byte, 1)[0]
         self.write(memory, field.valid_byte, bytes([bitmap | field.valid_mask]))
@@ -135,7 +135,8 @@ class MappedGhcb:
     def scratch(self, snapshot: GhcbSnapshot, size: int) -> int | None:
         """Return the offset of the guest's scratch area in the page.
 
-        None if the area is not inside the buffer, as version 2 of the protocol requires.
+        Return None if the area is not inside the page's shared buffer. Version 2 of the protocol
+        requires that it is.
         """
         offset = snapshot.scratch - snapshot.gpa
         if not snapshot.scratch or snapshot.scratch + size >= 1 << 64:

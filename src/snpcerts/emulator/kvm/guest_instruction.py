@@ -40,7 +40,7 @@ class InstructionVm(Protocol):
 
     @property
     def exits_for_page_state(self) -> bool:
-        """Whether the VMM handles KVM_HC_MAP_GPA_RANGE."""
+        """Whether the VMM has enabled the KVM_HC_MAP_GPA_RANGE exit."""
 
     def cpuid(self, function: int, index: int = 0) -> tuple[int, int, int, int]:
         """Return EAX, EBX, ECX and EDX of a CPUID function, as the VMM has set them."""
@@ -57,8 +57,8 @@ class Msrs(Protocol):
 
 
 class Instructions:
-    """Performs instructions for one vCPU. A method that causes an exit returns the function that
-    completes the exit; any other returns None.
+    """Performs instructions for one vCPU. A method returns the function that completes the exit to
+    userspace, or None if it causes no exit.
 
     Raises the ``OSError`` of KVM_RUN.
     """

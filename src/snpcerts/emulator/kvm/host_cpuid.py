@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM_GET_SUPPORTED_CPUID reports, and which features of a guest KVM supports."""
+"""The CPUID values that KVM supports, and the features that a guest has with its CPUID table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOST: Final[CpuidTable] = {
     (function, index): (a, b, c, d) for function, index, _, a, b, c, d in SUPPORTED
 }
 _ABSENT: Final = (0, 0, 0, 0)
-# Bits of a physical address of a guest without CPUID 0x80000008.
+# Width of physical addresses for a guest without CPUID function 0x80000008, in bits.
 _OLD_PHYSICAL_BITS: Final = 36
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The eventfds that VMMs connect to their guests' interrupts (KVM_IRQFD).
 
-Emulated VMs take no interrupts, but an eventfd can be connected to only one interrupt on the whole
-host. A second connection fails with EBUSY. Source: ``kvm_irqfd`` and what it calls in Linux 7.3
-``virt/kvm/eventfd.c``, ``kvm_arch_irqfd_allowed`` in ``arch/x86/kvm/irq.c``.
+Emulated VMs take no interrupts. But as in Linux, an eventfd can be connected to only one interrupt
+on the whole host, and a second connection fails with EBUSY. Source: ``kvm_irqfd`` and the functions
+that it calls in Linux 7.3 ``virt/kvm/eventfd.c``, ``kvm_arch_irqfd_allowed`` in
+``arch/x86/kvm/irq.c``.
 """
 
 from __future__ import annotations

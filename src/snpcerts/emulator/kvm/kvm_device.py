@@ -101,7 +101,7 @@ class KvmDevice:
             case r if r in _MSRS:
                 return _msr_list(caller, argument, _MSRS[r])
             case Ioctl.GET_MSRS:
-                return 0  # the list is empty
+                return 0  # the number of MSRs read: the values of feature MSRs are not emulated
             case Ioctl.X86_GET_MCE_CAP_SUPPORTED:
                 caller.memory.write(argument, _MCE_CAP.to_bytes(8, "little"))
                 return 0
@@ -147,8 +147,8 @@ def _no_argument(argument: int) -> None:
 def _supported_cpuid(caller: Caller, argument: int) -> int:
     """Write the supported CPUID functions into the caller's ``struct kvm_cpuid2``.
 
-    The structure has a count, and as many entries of 40 bytes. The caller's count says how many
-    entries fit.
+    The structure has a count, then that many entries of 40 bytes. In the call, the count says for
+    how many entries there is room.
     """
     room = int(struct.unpack("<I4x", caller.memory.read(argument, 8))[0])
     if room < len(SUPPORTED):

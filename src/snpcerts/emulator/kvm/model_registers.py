@@ -4,8 +4,8 @@
 Source: Linux ``arch/x86/kvm/msrs.c`` (``kvm_set_msr_common``, ``kvm_get_msr_common``,
 ``__kvm_set_msr``, ``set_efer``) and ``svm/svm.c`` (``svm_set_msr``, ``svm_get_msr``). Both calls
 stop at the first MSR that KVM does not have, and return how many came before it. An MSR that needs
-a feature is known only if the emulated host has that feature. Values of the memory types' ranges,
-machine checks and performance counters are not judged.
+a feature is known only if the emulated host has that feature. The values of MTRRs and of the MSRs
+for machine checks and performance counters are not checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from snpcerts.abi.vcpu_registers import PAT_RESET, Msr
 from snpcerts.emulator.kvm.host_cpuid import CpuidTable
 from snpcerts.emulator.kvm.system_registers import SystemRegisters
 
-# First and last of each range.
+# The MSRs that a VMM can set: first and last of each range.
 WRITTEN: Final = (
     (0x10, 0x12),  # TSC, KVM_WALL_CLOCK, KVM_SYSTEM_TIME
     (Msr.IA32_APICBASE, Msr.IA32_APICBASE),
@@ -63,7 +63,7 @@ WRITTEN: Final = (
     (Msr.AMD64_DE_CFG, 0xC001_102A),  # DE_CFG, BU_CFG2
     (0xC001_102C, 0xC001_102C),  # F15H_EX_CFG
 )
-# What can be read and not written, and the other way round.
+# The MSRs that a VMM can read but not set, and those that it can set but not read.
 ONLY_READ: Final = (
     (0x0, 0x1),  # P5_MC_ADDR, P5_MC_TYPE
     (0x17, 0x17),  # PLATFORM_ID
@@ -106,12 +106,12 @@ _SIGN_EXTENDED: Final = (0, 0x1FFFF)  # bits 63 to 47 of a canonical address
 class ModelRegisters:
     """The MSRs of one vCPU.
 
-    ``system`` holds those that KVM_SET_SREGS sets too: EFER, and the bases of the APIC, FS and GS.
+    ``system`` holds those that KVM_SET_SREGS also sets: EFER, and the bases of the APIC, FS and GS.
     """
 
     def __init__(self, system: SystemRegisters) -> None:
         self._system = system
-        self.values: dict[int, int] = {}  # what the VMM has set
+        self.values: dict[int, int] = {}  # the values that the VMM has set, by index
 
     def write(self, index: int, value: int, guest: CpuidTable) -> bool:
         """Set an MSR as KVM_SET_MSRS does for a guest with the CPUID table ``guest``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page state changes: a guest asks, by MSR or with a list, to make pages private or shared.
+"""Page state changes: a guest asks, through the GHCB MSR or a list, for private or shared pages.
 
 Source: ``snp_begin_psc_msr``, ``snp_begin_psc``, ``snp_do_psc`` and their completions in Linux
 ``arch/x86/kvm/svm/sev.c``. KVM passes each run of adjacent pages to userspace as one
@@ -146,7 +146,7 @@ class PageStateList:
         return None
 
     def _gather(self, memory: SlotMemory, first: _Entry, pages: int, *, huge: bool) -> int:
-        """Count the pages of the entries after ``first`` that are adjacent and of the same kind."""
+        """Count the adjacent pages in the entries after ``first`` with its operation and size."""
         more = 0
         for index in range(self._index + 1, self._last + 1):
             entry = self._entry(memory, index)

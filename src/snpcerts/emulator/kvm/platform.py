@@ -39,8 +39,8 @@ class HostedVm(GuestHolder, Protocol):
         """The firmware's context of the VM's guest, or None before the launch."""
 
 
-# SNP_POLICY_MASK_* that KVM accepts: ABI version, SMT, the bit that must be one,
-# debug, single socket, CXL, and the newer 22 to 25. Not migration agents (18).
+# SNP_POLICY_MASK_* that KVM accepts: ABI version, SMT, the bit that must be one, debug, single
+# socket, CXL, and the newer bits 22 to 25. KVM does not accept a migration agent (bit 18).
 POLICY_BITS = 0x3FF_FFFF & ~(1 << 18)
 VMSA_FEATURES = 1 << 5 | 1 << 9  # DebugSwap, SecureTSC
 

@@ -16,14 +16,14 @@ class PrivateRanges:
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._ends: list[int] = []  # of the ranges at the same indices
+        self._ends: list[int] = []  # each at the index of its range's start in _starts
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def add(self, start: int, end: int) -> None:
         """Mark the addresses from ``start`` up to ``end`` private."""
-        first = bisect.bisect_left(self._ends, start)  # a range that touches counts
+        first = bisect.bisect_left(self._ends, start)  # includes a range that ends at start
         last = bisect.bisect_right(self._starts, end)
         if first < last:
             start = min(start, self._starts[first])

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores the processor state that a VMM sets up: registers, MSRs and CPUID.
 
-An emulated vCPU executes no instructions, so nothing here has an effect. But a VMM that was not
-written for the emulator makes dozens of such calls before its first KVM_RUN, reads some of the
-state back, and gives up if a call fails.
+An emulated vCPU executes no instructions, so most of this state has no effect. But the registers go
+into the launch measurement, and a guest can request MSR and CPUID values through its GHCB. Besides,
+a VMM that was not written for the emulator makes dozens of such calls before its first KVM_RUN,
+reads some of the state back, and gives up if a call fails.
 
-Structures are opaque here, except for the lists of MSRs and of CPUID entries. ``system_registers``
-and ``model_registers`` judge segments, control registers and MSRs as KVM does.
+This module does not interpret structures, except for the lists of MSRs and of CPUID entries.
+``system_registers`` and ``model_registers`` check segments, control registers and MSRs as KVM does.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ TSC_KHZ: Final = 2_000_000
 # The first frequency that is too high: SVM_TSC_RATIO_MAX times the processor's, or 31 bits.
 TSC_KHZ_END: Final = min(0x7FFF_FFFF, 0xFF_FFFF_FFFF * TSC_KHZ >> 32)
 CPUID_SIGNIFICANT_INDEX: Final = 1
-# Of a new vCPU: ``struct kvm_regs`` with RDX, RIP and RFLAGS.
+# The registers of a new vCPU: ``struct kvm_regs`` with RDX, RIP and RFLAGS set.
 _RESET_REGS: Final = struct.pack("<18Q", 0, 0, 0, 0x600, *[0] * 12, 0xFFF0, 0x2)
 
 # Accepted and ignored.

@@ -2,8 +2,8 @@
 """KVM_MEMORY_ENCRYPT_OP: the commands that initialise and launch SNP VMs and enable certificates.
 
 Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching. The order of checks is the
-kernel's. Only SNP guests are emulated. Commands for other guests answer as on a VM that is not an
-SEV guest.
+kernel's. Only SNP guests are emulated. Commands for SEV and SEV-ES guests fail as they do on a VM
+that is not an SEV guest.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ class SevCommands:
     def _reach_firmware(self, caller: Caller, descriptor: int | None) -> None:
         """Raise ``OSError`` if no command can reach the firmware.
 
-        The errno is EBADF if ``descriptor`` is not an open ``/dev/sev``, otherwise the PSP's.
+        The errno is EBADF if ``descriptor`` is not an open ``/dev/sev``, otherwise the platform's
+        ``psp_errno``.
         """
         device = None if descriptor is None else caller.find(descriptor)
         if not isinstance(device, SevDevice):
@@ -266,7 +267,7 @@ class SevCommands:
             uaddr=update.uaddr + (0 if update.type == PageType.ZERO else pages * PAGE_SIZE),
         )
         caller.memory.write(given.data, advanced.pack())
-        return given.error  # KVM sets it only if a page was refused
+        return given.error  # KVM changes this field only if the firmware refused a page
 
     def _bad_source(self, address: int) -> bool:
         if address % PAGE_SIZE:
@@ -341,8 +342,8 @@ class SevCommands:
         return SevStatus.SUCCESS
 
     def _launch_vmsas(self, caller: Caller, sev_fd: int, context: GuestContext) -> None:
-        """Pass the registers of all vCPUs to the firmware, in order. From then on they are
-        protected.
+        """Pass the registers of all vCPUs to the firmware, in the order in which the vCPUs were
+        created. From then on the VMM cannot access them.
         """
         vm = self._vm
         for vcpu in vm.vcpus.values():

@@ -3,7 +3,7 @@
 
 Source: Linux ``arch/x86/kvm/regs.c`` (``__set_sregs_common``, ``kvm_is_valid_sregs``,
 ``__set_sregs``, ``kvm_vcpu_ioctl_x86_set_sregs2``), ``lapic.c`` (``kvm_apic_set_base``), ``msrs.c``
-(``kvm_valid_efer``), and ``svm/svm.c`` (``svm_get_segment``, ``init_vmcb``) for what is given back.
+(``kvm_valid_efer``), and ``svm/svm.c`` (``svm_get_segment``, ``init_vmcb``) for returned values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _CR0_PE, _CR0_NW, _CR0_CD, _CR0_PG = 1 << 0, 1 << 29, 1 << 30, 1 << 31
 _CR4_PAE: Final = 1 << 5
 # Bits of CR4 that every processor with SVM has: VME to PCE, OSFXSR, OSXMMEXCPT.
 _CR4_ALWAYS: Final = 0x7FF
-# The others, and the features of which each needs one: CPUID function, register, bit, subleaf.
+# The other bits of CR4, each with features of which a guest must have at least one: CPUID function,
+# register, bit, subleaf.
 _ECX_1, _EBX_7, _ECX_7 = (0x1, 2), (0x7, 1), (0x7, 2)
 _CR4_OF_FEATURES: Final = (
     (1 << 11, ((*_ECX_7, 2, 0),)),  # UMIP
@@ -111,7 +112,7 @@ class SystemRegisters:
         return True
 
     def set_apic_base(self, value: int, guest: CpuidTable) -> bool:
-        """Set the MSR of the APIC's base; return whether the value is valid."""
+        """Set the APIC base MSR if the value is valid; return whether it is."""
         if not _is_apic_base(value, self.apic_base, self._host, guest):
             return False
         self._put("apic_base", value)

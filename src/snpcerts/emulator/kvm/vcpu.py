@@ -136,10 +136,10 @@ class Vcpu:
         )
         self.requests = GhcbRequests(vm, self.state, mapped)
         self.cr8 = 0
-        self.signal_mask: int | None = None  # what KVM_RUN blocks; None: what the thread blocks
+        self.signal_mask: int | None = None  # signals blocked in KVM_RUN; None: the thread's mask
         self.runs: deque[KvmRun] = deque()
         self.mp_state = MP_RUNNABLE if runnable else MP_UNINITIALIZED
-        self.protected = False  # the firmware has taken its registers
+        self.protected = False  # whether the firmware has taken the registers
         self.launched = False  # whether SNP_LAUNCH_FINISH has run
         self._cpu = GuestCpu(index, vm.clock, vm.is_private)
         self._program: Program | None = None
@@ -152,7 +152,8 @@ class Vcpu:
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Handle KVM_RUN, KVM_SET_SIGNAL_MASK and the ioctls for the processor's state.
 
-        Others fail with EINVAL, and all calls of a process that did not create the VM with EIO.
+        Any other ioctl fails with EINVAL. Every ioctl fails with EIO in a process that did not
+        create the VM.
         """
         if caller.pid != self.vm.owner:
             raise OSError(
@@ -316,7 +317,7 @@ class KvmRun:
         self._begun = False
         self._immediate_exit = False
         self._entered = False  # whether the run loop was reached
-        self._awaits_init = False  # whether it is halted because the vCPU was never started
+        self._awaits_init = False  # whether the call waits because the vCPU was never started
 
     @property
     def deadline(self) -> float | None:

@@ -61,7 +61,7 @@ PRIVATE_RANGES_MAX = 1 << 16  # a limit of the emulator
 ENCRYPTED_REGIONS_MAX = 1 << 12  # a limit of the emulator
 SEV_FEATURES_SNP = 1 << 0
 _U64 = 1 << 64
-_APIC_CYCLE_END = -(-_U64 // (0xFFFF_FFFF * 128))  # a timer counts 32 bits, divided by up to 128
+_APIC_CYCLE_END = -(-_U64 // (0xFFFF_FFFF * 128))  # 32-bit timer count, divisor of up to 128
 _S = TypeVar("_S", bound=CStruct)
 
 
@@ -201,8 +201,8 @@ class Vm:
         """Record that the guest asked to stop a vCPU, or to start one from a VMSA that the guest
         created.
 
-        The emulator does not run the started vCPU. A request to create one on INIT changes nothing,
-        because nothing sends an INIT.
+        A vCPU started in this way runs its part of the emulated guest, not the code that the VMSA
+        points to. A request to start a vCPU on INIT changes nothing, because nothing sends an INIT.
         """
         vcpu = self.vcpus[apic_id]
         if request == ProcessorRequest.CREATE:
@@ -393,7 +393,11 @@ class Vm:
 
     def _create_vcpu(self, number: int) -> Vcpu:
         if number >= VCPU_IDS_MAX or len(self.vcpus) >= VCPUS_MAX:
-            raise OSError(errno.EINVAL, "the vCPU ID or the number of vCPUs is too large")
+            raise OSError(
+                errno.EINVAL,
+                f"expected a vCPU ID below {VCPU_IDS_MAX} and fewer than {VCPUS_MAX} other vCPUs, "
+                f"found ID {number} and {len(self.vcpus)} vCPUs",
+            )
         if number in self.vcpus:
             raise OSError(errno.EEXIST, f"vCPU {number} already exists")
         self._max_vcpu_id = self._max_vcpu_id or VCPU_IDS_MAX
@@ -438,7 +442,11 @@ class Vm:
             log.info("%s: capability %d cannot be enabled", self.name, cap)
             raise OSError(errno.EINVAL, f"capability {cap} cannot be enabled")
         elif value & ~WITHOUT_EFFECT[cap]:
-            raise OSError(errno.EINVAL, f"capability {cap} has no such bits: {value:#x}")
+            known = WITHOUT_EFFECT[cap]
+            raise OSError(
+                errno.EINVAL,
+                f"capability {cap}: expected only bits of {known:#x}, found {value:#x}",
+            )
 
     def _split_irqchip(self, reserved_pins: int) -> None:
         if reserved_pins > IRQ_ROUTES_MAX:

@@ -115,8 +115,8 @@ def host_program(
 ) -> list[str]:
     """Return the command line of a process that becomes ``argv`` on the platform's host.
 
-    The process is killed when this process ends. With ``detached``, an inherited descriptor,
-    the new process leaves this one instead and writes its process ID to that descriptor.
+    The process is killed when this process ends. If ``detached`` is an inherited descriptor, the
+    new process detaches from this one instead, and writes its process ID to that descriptor.
     ``series`` is the host's Linux release.
     """
     keeping = f"{os.getpid()}" if detached is None else f"detached {detached}"
@@ -185,7 +185,7 @@ def _become(
 
 
 def connect(home: PlatformHome) -> socket.socket:
-    """Return a connection to the platform's server, which is started if needed.
+    """Start the platform's server if needed, and return a connection to it.
 
     The server stays up while the connection is open.
     """
@@ -224,8 +224,8 @@ def start_server(
     A ``detached`` server is not a child of this process and ends when it is no longer used. A
     server that is not detached ends with this process or on SIGTERM. If ``commands`` is given,
     either server appends a JSON line to that file for each firmware command: ``name``, ``start``
-    and ``end`` (seconds, monotonic), and ``vmm``, the process of the VMM whose guest made the
-    request.
+    and ``end`` (``time.monotonic`` seconds), and ``vmm``, the ID of the VMM process if a guest made
+    the request, otherwise null.
     """
     argv = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
     argv.append("--detached" if detached else f"--parent={os.getpid()}")
@@ -248,7 +248,7 @@ def start_server(
         with server.stdout as out:
             said = out.readline().strip()
     if detached:
-        server.wait()  # this waits for the parent of the detached server, which has ended
+        server.wait()  # the child that forked the detached server and has ended
     if said != "ready" and not control_is_up(home):
         raise RefusedError(
             f"the emulated machine did not start: {said or 'its server ended'}",

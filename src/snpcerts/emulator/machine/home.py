@@ -4,7 +4,7 @@
 ::
 
     platform.json   the chip's secret, TCBs, VLEK: the firmware's persistent state
-    authority/      the emulated AMD: keys and certificates, once something needs them
+    authority/      the emulated AMD's keys and certificates, created when first needed
     control.sock    the socket of the platform's server while it runs
     server.log      the server's log
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from snpcerts.errors import InputError, RefusedError, UsageError
 from snpcerts.temporary_directory import TemporaryDirectory
 
-if TYPE_CHECKING:  # most commands only find the server, which runs the firmware
+if TYPE_CHECKING:  # most commands need only the server's socket, so these imports would slow them
     from snpcerts.abi.product import Product
     from snpcerts.emulator.amd.authority import EmulatedAuthority
     from snpcerts.emulator.psp.chip import CloudProvider

@@ -53,8 +53,8 @@ class Machine:
     """One emulated host; this process is the only process on it.
 
     All methods raise ``OSError`` with the kernel's errno and may be called from any thread.
-    ``wait`` waits for the condition, or for a number of seconds of the platform's clock. If you
-    replace the clock, replace ``wait`` too.
+    ``wait`` waits until the condition is notified, at most the given seconds by the platform's
+    clock. If you replace the clock, replace ``wait`` too.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Machine:
     def ioctl(self, fd: int, request: int, argument: Argument = 0) -> int:
         """Perform ioctl(2). A buffer is passed by its address and must be writable.
 
-        A call that has to wait blocks this thread until it is done or kicked.
+        A call that has to wait blocks this thread until it is done or :meth:`kick` interrupts it.
         """
         if isinstance(argument, int):
             return self._ioctl(fd, request, argument)

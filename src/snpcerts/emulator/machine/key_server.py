@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated AMD key server: real HTTP on loopback, with AMD's URL forms.
 
-It serves the given chips at any TCB, and signs with the keys of their emulated AMD. Like AMD's
-server, it issues a new certificate for each request. It does not serve VLEK certificates: AMD
-serves them on another port, to cloud providers that authenticate with a client certificate.
+It serves certificates of the given chips for any TCB, signed with the keys of the emulated AMD.
+Like AMD's server, it issues a new certificate for each request. It does not serve VLEK
+certificates: AMD serves them on another port, to cloud providers that authenticate with a client
+certificate.
 
 ``/stats`` returns request counts in JSON. The request parameter ``fault`` (may be repeated)
 requests a fault in the answer.
@@ -126,8 +127,8 @@ class KeyServer:
 
     @classmethod
     def of_homes(cls, homes: Sequence[PlatformHome], **options: object) -> Self:
-        """Return a key server for the platforms in ``homes``, with the emulated AMD that certifies
-        their keys.
+        """Return a key server for the platforms in ``homes``. It signs with the keys of the
+        emulated AMD of each platform.
         """
         lines = [ProductLine(home.authority(), (home.firmware().chip,)) for home in homes]
         return cls(lines, **options)  # type: ignore[arg-type]  # names are checked at run time

@@ -81,8 +81,8 @@ class ReferenceVm:
         self.machine.ioctl(self.vcpus[vcpu], Ioctl.RUN)
 
     def change_page_state(self, vcpu: int = 0) -> None:
-        """Serve KVM_HC_MAP_GPA_RANGE: call KVM, and discard the content of pages that became
-        private.
+        """Serve KVM_HC_MAP_GPA_RANGE: change the page state in KVM, and zero the memory of pages
+        that became private.
         """
         run = self.runs[vcpu]
         gpa, pages, attributes = run.map_gpa_range

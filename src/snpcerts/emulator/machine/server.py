@@ -82,7 +82,7 @@ class PlatformServer:
 
     def run(self) -> None:
         """Serve until :meth:`end` is called or, unless ``stays`` was set, until there have been no
-        clients for some time.
+        clients for :data:`IDLE_SECONDS`.
         """
         busy = time.monotonic()
         try:
@@ -112,7 +112,7 @@ class PlatformServer:
             try:
                 self._commands.write(json.dumps(line) + "\n")
                 self._commands.flush()
-            except OSError as error:  # a full disk must not fail the command
+            except OSError as error:  # a full disk must not make the command fail
                 log.warning("%s: cannot write the command: %s", self._commands.name, error.strerror)
 
     def _save(self) -> None:
@@ -126,7 +126,7 @@ class PlatformServer:
         descriptors = list(hello.descriptors)
         try:
             ask = hello.message.get("ask")
-            self._supervisor.reap()  # else the VM of an ended program may count as in use
+            self._supervisor.reap()  # so that the VM of a program that has ended is not listed
             wants_layout = bool(hello.message.get("layout"))
             if descriptors and (wants_layout or ask not in ("host", "guest")):
                 raise InputError(f"control message: the request {ask!r} must not carry descriptors")
@@ -179,7 +179,7 @@ class PlatformServer:
         )
         self._programs += 1
         way, why = (printable(str(hello.message.get(each, ""))) for each in ("way", "why"))
-        log.info("program %d: door %s (%s)", hello.pid, way, why)
+        log.info("program %d: front door uses --door %s (%s)", hello.pid, way, why)
         return {"ok": True}
 
     def _left(self) -> None:
@@ -323,7 +323,7 @@ def main(arguments: list[str]) -> int:
     elif "--detached" in options:
         leave_parent()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    # What a kernel keeps for the programs (their eventfds and memory) are descriptors here.
+    # This process keeps a descriptor for each eventfd and memory file of the programs.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:

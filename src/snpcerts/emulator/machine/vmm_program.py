@@ -3,7 +3,8 @@
 
 It makes the same system calls as any VMM, and uses the library for VMMs in Python. It is started on
 an emulated host as ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``. It ends when
-the process of ``PIDFD``, a descriptor, or its own parent ends.
+the process that the descriptor ``PIDFD`` refers to ends or, without ``PIDFD``, when its parent
+ends.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The security processor: SEV firmware, its chip and keys, and ``/dev/sev``.
 
-``firmware`` runs commands on a ``platform_state`` (pure: TCBs, masks, VLEK). ``choices`` lists the
+``firmware`` runs commands on a ``platform_state`` (TCBs, masks, VLEK). ``choices`` lists the
 differences between published, documented and observed firmware. ``chip`` derives keys;
 ``chip_model`` has the facts about each product's processor. ``guest_context`` is a launched guest,
 ``guest_messages`` answers its messages, and ``message_seal`` encrypts them. ``id_block``,

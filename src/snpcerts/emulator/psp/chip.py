@@ -89,7 +89,7 @@ class Chip:
         return hwid_of_chip_id(self.chip_id, self.product)
 
     def vcek_key(self, tcb: TcbVersion) -> ec.EllipticCurvePrivateKey:
-        """Return the private key of the chip's VCEK for the reported TCB ``tcb``.
+        """Return the private key of the chip's VCEK for ``tcb``.
 
         Raises :class:`UsageError` when ``tcb`` has another product's layout.
         """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts about the processors that the emulator models, one for each product.
 
-Sources: genuine reports and VCEK certificates, one of each product. For the published firmware
+Sources: genuine reports and VCEK certificates of each product. For the published firmware
 (``choices.PUBLISHED``): its ``sev_plat.h`` and ``sev_rmp.h``.
 """
 
@@ -57,10 +57,11 @@ class ApiVersion:
 class ChipModel:
     """The facts about one modelled processor.
 
-    ``firmware`` maps each report version that the product's firmware can write to the firmware of
-    genuine reports of that version. ``published_firmware`` has the same for the firmware whose
-    source AMD published; None for other products. ``tcb`` is the first TCB of a new platform.
-    ``vcek_product_name`` is the productName of its VCEKs.
+    The keys of ``firmware`` are the report versions that the product's firmware can write; the
+    value of each is a firmware version from genuine reports of that version.
+    ``published_firmware`` has the same for the firmware whose source AMD published; None for other
+    products. ``tcb`` is the initial TCB of a new platform. ``vcek_product_name`` is the productName
+    in the chip's VCEK certificates.
     """
 
     cpuid: CpuId

@@ -182,7 +182,7 @@ ROWS: Final = (
 
 
 def _column(name: str) -> FirmwareChoices:
-    return FirmwareChoices(name, **{row.choice: row.reading(name).answer for row in ROWS})  # type: ignore[arg-type]  # the test of the table holds each answer's type
+    return FirmwareChoices(name, **{row.choice: row.reading(name).answer for row in ROWS})  # type: ignore[arg-type]  # a test of the table checks the types of the answers
 
 
 FIRMWARES: Final = {name: _column(name) for name in NAMES}

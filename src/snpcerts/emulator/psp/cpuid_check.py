@@ -22,7 +22,7 @@ _HIGHEST_STANDARD, _HIGHEST_EXTENDED = 0x10, 0x8000_0028
 _SIGNATURE_RESERVED = 0xF000_F000
 _CACHE_LINE, _CACHE_LINE_SHIFT = 8, 8
 
-# Functions that exist, with their subfunctions. All others must be zero.
+# Functions that exist, with their subfunctions. The values of all others must be zero.
 _KNOWN: Final = {
     **dict.fromkeys((0, 1, 2, 4, 5, 6), (0,)),
     0x07: (0, 1),

@@ -10,7 +10,8 @@ from snpcerts.errors import RefusedError
 class FirmwareError(RefusedError):
     """The firmware ended a command with a status other than SUCCESS.
 
-    ``status`` is the status in the PSP mailbox. The command changed nothing.
+    ``status`` is the status in the PSP mailbox. The command changed nothing, except as
+    ``Firmware.launch_finish`` says.
     """
 
     code = "firmware-status"

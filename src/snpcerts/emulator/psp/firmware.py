@@ -2,8 +2,8 @@
 """The firmware of one platform, which runs one command at a time.
 
 Host commands (``/dev/sev``), launch commands (KVM) and guest requests all take the same lock, as on
-hardware, where every command goes through one mailbox. So the reported TCB in a report always
-matches the key that signed it.
+hardware, where every command goes through one mailbox. So neither TCBs nor keys can change while
+the firmware makes a report.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ __all__ = ["ApiVersion", "Firmware", "FirmwareError", "GuestContext"]
 # Bits of platform_info, and the policy bits that require each of them.
 _SMT, _ECC, _RAPL_DIS, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 DEFAULT_PLATFORM_INFO: Final = _SMT | _ECC | _ALIAS_CHECKED
-# sev_rmp.h of the published firmware has bits 0 and 1 only, as has a genuine report of version 2.
+# sev_rmp.h of the published firmware has only bits 0 and 1; so does a genuine report of version 2.
 _INFO_FIRST, _INFO_GREW = 0b11, 3
 # sev_guest.h of the published firmware reserves bits 21 and up. Later firmware uses 21 to 25.
 _POLICY_FIRST, _POLICY_GREW = (1 << 21) - 1, 3
@@ -95,7 +95,9 @@ _PAYLOAD_UNIT = 16
 
 
 class MitigationVectors(NamedTuple):
-    """Two bit vectors: the mitigations that the firmware can verify, and those in effect."""
+    """Two bit vectors: the mitigations that the firmware can verify, and those that it has found in
+    effect.
+    """
 
     supported: int
     verified: int
@@ -105,12 +107,13 @@ class Firmware:
     """The firmware of one platform. Thread-safe.
 
     If hardware would return a status other than SUCCESS, a command raises :class:`FirmwareError`
-    and changes nothing. ``tcb`` is the initial current, committed and reported TCB.
-    ``report_version`` is the newest report version that the firmware supports. It must be in
-    :data:`CHIP_MODELS` for the product; the default is the newest. With 2 the firmware is too old
-    for VLEKs. ``choices`` selects the behaviour where sources disagree. On its own product, the
-    published firmware has its own version number and writes reports of version 2. Bits of
-    ``platform_info`` that the firmware does not have are cleared.
+    and changes nothing; :meth:`launch_finish` has one exception. ``tcb`` is the initial current,
+    committed and reported TCB. ``report_version`` is the newest report version that the firmware
+    supports. It must be in :data:`CHIP_MODELS` for the product; the default is the newest. Firmware
+    that supports only 2 is too old for VLEKs, except the published firmware. ``choices`` selects
+    the behaviour where sources disagree. On its own product, the published firmware has its own
+    version number and writes reports of version 2. Bits of ``platform_info`` that the firmware does
+    not have are cleared.
     """
 
     def __init__(
@@ -270,7 +273,9 @@ class Firmware:
             return sev_certificates.export(self.chip, self.state.version)
 
     def get_id(self) -> bytes:
-        """GET_ID: return the chip ID (64 bytes, or 8 on Turin), even if MASK_CHIP_ID is set."""
+        """GET_ID: return the chip ID (64 bytes, or 8 on Turin and Venice), even if MASK_CHIP_ID is
+        set.
+        """
         return self.chip.hwid
 
     def snp_init(self) -> None:
@@ -298,8 +303,8 @@ class Firmware:
         """Reboot the host with a BIOS that has this TCB and firmware version. Both default to the
         committed ones.
 
-        Fails with INVALID_CONFIG below the committed TCB or version, and with DFFLUSH_REQUIRED
-        while guests exist.
+        Fails with INVALID_CONFIG if the TCB or the version is below the committed one, and with
+        DFFLUSH_REQUIRED while guests exist.
         """
         with self._lock:
             after = self.state.reboot(current, version)
@@ -387,7 +392,7 @@ class Firmware:
         reported TCB.
 
         ``mit_supported``: the mitigations that the new firmware can verify; None for no change.
-        Fails with INVALID_CONFIG below the committed TCB or the committed version.
+        Fails with INVALID_CONFIG if the TCB or the version is below the committed one.
         """
         with self._lock:
             self._become(self.state.update(current, version or self.state.version))
@@ -466,9 +471,10 @@ class Firmware:
         """SNP_LAUNCH_FINISH: let the guest run.
 
         ``id_block`` is the ID block and its authentication page, as checked by
-        :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` forbids this guest
-        the VCEK. If only the author key is refused, the context keeps the ID block: if the launch
-        is then finished without one, the guest's reports contain it.
+        :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` means that the
+        firmware refuses requests of this guest that need the VCEK. If the command fails only
+        because of the author key, the context keeps the ID block, and the guest's reports contain
+        it even if the next SNP_LAUNCH_FINISH has no ID block.
         """
         with self._lock:
             self._check_state(context, GuestState.LAUNCHING)

@@ -65,8 +65,8 @@ class GuestState(enum.Enum):
 class GuestContext:
     """The firmware's state for one guest.
 
-    ``counters`` holds, for each VMPCK, the number of the last message exchanged. It is even, and 0
-    at launch.
+    ``counters`` holds, for each VMPCK, the number of the last message exchanged. Each counter is
+    always even, and 0 at launch.
     """
 
     policy: int

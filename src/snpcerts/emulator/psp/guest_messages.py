@@ -94,10 +94,11 @@ _UNSIGNED: Final[Signer] = (SigningKey.NONE, None)
 def signer(
     platform: PspSnapshot, select: KeySelect, *, vcek_disabled: bool = False
 ) -> Signer | None:
-    """Return the key that signs reports requested with KEY_SEL ``select``, or None if there is
-    none.
+    """Return the key that signs reports requested with KEY_SEL ``select``.
 
-    Returns ``(NONE, None)`` if MASK_CHIP_KEY leaves the report unsigned.
+    Returns None if the request fails: it selects a VLEK and none is loaded, or it needs the VCEK
+    and ``vcek_disabled`` is set. Returns ``(NONE, None)`` if MASK_CHIP_KEY leaves the report
+    unsigned.
     """
     state = platform.state
     vlek = state.vlek
@@ -192,8 +193,8 @@ def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload
     """Return the MSG_KEY_RSP, with a key of 32 bytes, for a MSG_KEY_REQ of version 1.
 
     The key depends on the same inputs as AMD's, but by a different formula. It always depends on
-    the VMPL, HOST_DATA and the key that signed the ID block. If the root is the VCEK, it is the
-    VCEK of the reported TCB unless the request names a TCB.
+    the VMPL, HOST_DATA and the author key or, without one, the ID key. If the root is the VCEK, it
+    is the VCEK that signs reports or, if the request names a TCB, the VCEK for that TCB.
     """
     request = KeyRequest.unpack(payload)
     try:
@@ -332,7 +333,7 @@ KINDS: Final[dict[int, MessageKind]] = {
 
 def _select(platform: PspSnapshot, context: GuestContext, value: int) -> Signer:
     if value and platform.state.version < VLEK_SINCE:
-        raise _BadRequestError(ResponseStatus.INVALID_PARAM)  # reserved in firmware of that age
+        raise _BadRequestError(ResponseStatus.INVALID_PARAM)  # a reserved field before VLEKs
     key = None
     if value in set(KeySelect):
         key = signer(platform, KeySelect(value), vcek_disabled=context.vcek_disabled)
@@ -392,7 +393,9 @@ def _derived_key(
 
 
 def _permitted_tcb(state: PlatformState, tcb: bytes) -> TcbVersion:
-    """Return the TCB that a key request names. Refuse one that the committed TCB does not cover."""
+    """Return the TCB that a key request names. Refuse it if a component is above the committed
+    one.
+    """
     try:
         asked = TcbVersion.unpack(tcb, state.product.tcb_layout)
     except FormatError:

@@ -51,12 +51,13 @@ class IdBlock:
 def check_id_block(
     block: bytes, auth: bytes, *, author: bool, measurement: bytes, policy: int
 ) -> IdBlock:
-    """Check the ID block in ``block`` (96 bytes) and its signatures in ``auth`` (4096 bytes);
-    return the ID block.
+    """Check the ID block in ``block`` (96 bytes) and its signature in ``auth`` (4096 bytes); return
+    the ID block.
 
-    ``author`` says whether :func:`check_author_key` comes next. Raises :class:`FirmwareError`:
-    BAD_MEASUREMENT or POLICY_FAILURE if the block expects another launch, INVALID_PARAM for an
-    unknown algorithm, BAD_SIGNATURE for an invalid key or signature.
+    If ``author`` is set, the author key's algorithm is checked too; :func:`check_author_key` checks
+    the rest. Raises :class:`FirmwareError`: BAD_MEASUREMENT or POLICY_FAILURE if the block expects
+    another measurement or policy, INVALID_PARAM for an unknown algorithm, BAD_SIGNATURE for an
+    invalid key or signature.
     """
     if len(block) != ID_BLOCK_SIZE or len(auth) != ID_AUTH_SIZE:
         raise FirmwareError(

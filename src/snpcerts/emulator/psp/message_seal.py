@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encrypts and decrypts guest messages with AES-256-GCM under a VMPCK.
 
-Source: SNP ABI (56860) chapter 7. The parameters were compared with a vector dumped from genuine
-firmware. Both the firmware and the guest's driver use this module.
+Source: SNP ABI (56860) chapter 7. The parameters were compared with a request of a genuine guest.
+Both the emulated firmware and the guest's driver use this module.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ def seal(key: bytes, header: MessageHeader, payload: bytes) -> bytes:
 def open_sealed(key: bytes, page: bytes) -> tuple[MessageHeader, bytes]:
     """Return the header and the decrypted payload of a message page.
 
-    The tag authenticates the header fields that it covers and ``msg_seqno``, which is the nonce.
-    The rest of the first 48 bytes is not authenticated. The caller must check the values. Raises
-    :class:`SealError` if the page is not 4096 bytes, claims a payload of more than 4000 bytes, or
-    has a tag that does not verify; :class:`UsageError` if the key is not 32 bytes.
+    The tag authenticates the payload, the header from byte 48 on, and ``msg_seqno``, which is the
+    nonce. The rest of the first 48 bytes is not authenticated. The caller must check the values in
+    the header. Raises :class:`SealError` if the page is not 4096 bytes, claims a payload of more
+    than 4000 bytes, or has a tag that does not verify; :class:`UsageError` if the key is not 32
+    bytes.
     """
     if len(page) != MESSAGE_SIZE:
         raise SealError(f"guest message page: expected {MESSAGE_SIZE} bytes, found {len(page)}")

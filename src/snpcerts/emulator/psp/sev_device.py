@@ -59,7 +59,7 @@ class SevDevice:
 
         The 16-byte structure is copied back after every known command, refused or not. If EIO comes
         with ``error`` set, the firmware refused. Any other errno comes from the driver; ``error``
-        then keeps the caller's value, or is 0 if the firmware command had already succeeded.
+        then keeps the caller's value or, if the command has already run, is the firmware's status.
         """
         if request != SEV_ISSUE_CMD:
             raise _refusal(errno.EINVAL)
@@ -168,7 +168,8 @@ def _pek_csr(call: _SevCall) -> None:
 def _pek_cert_import(call: _SevCall) -> None:
     """Behave like ``sev_ioctl_do_pek_import``: read both certificates before answering."""
     call.needs_write_mode()
-    given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))  # the import's layout is the same
+    # struct sev_user_data_pek_cert_import has the same layout.
+    given = PdhCertExport.unpack(call.read(PdhCertExport.SIZE))
     for address, size in (
         (given.pdh_cert_address, given.pdh_cert_len),
         (given.cert_chain_address, given.cert_chain_len),

@@ -20,7 +20,7 @@ INITIAL_VMSA_GPA: Final = 0xFFFF_FFFF_F000
 
 _SEGMENT: Final = struct.Struct("<HHIQ")  # selector, attributes, limit, base
 
-# The offset of each in the page.
+# The offset of each segment in the page.
 _SEGMENTS: Final = {
     "cs": 0x10,
     "ds": 0x30,
@@ -33,7 +33,7 @@ _SEGMENTS: Final = {
 }
 _TABLES: Final = {"gdt": 0x60, "idt": 0x80}
 
-# General registers in the order of ``struct kvm_regs``.
+# Offsets of the general registers, in the order of ``struct kvm_regs``.
 _GENERAL: Final = (
     *(0x1F8, 0x318, 0x308, 0x310, 0x330, 0x338, 0x1D8, 0x328),  # rax rbx rcx rdx rsi rdi rsp rbp
     *range(0x340, 0x380, 8),  # r8 to r15

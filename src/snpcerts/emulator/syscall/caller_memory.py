@@ -48,7 +48,7 @@ class ProcessMemory:
         return buffer.raw
 
     def write(self, address: int, data: bytes) -> None:
-        """Write all of ``data`` at ``address``. If that fails with EFAULT, part of it may be
+        """Write all of ``data`` at ``address``. If that fails with EFAULT, part of it may have been
         written.
         """
         buffer = ctypes.create_string_buffer(data, len(data))
