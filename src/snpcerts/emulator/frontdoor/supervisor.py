@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves trapped system calls in one loop in one thread, and answers them in any order.
 
-A call that has to wait (an idle vCPU) stays unanswered while others are served, so one thread
-serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake the caller of a received
-call. So while calls wait, the loop checks every :data:`SIGNAL_INTERVAL` whether a caller has a
-pending signal or has ended. A signal therefore interrupts a KVM_RUN within that time.
+A call that has to wait (KVM_RUN of an idle vCPU) stays unanswered while others are served, so one
+thread serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wake the caller of a
+received call. So while calls wait, the loop checks every :data:`SIGNAL_INTERVAL` whether a caller
+has a pending signal or has ended. A signal therefore interrupts a KVM_RUN within that time.
 
 Invariants for any behaviour of a program:
 
 - A KVM ioctl, or one of the four ioctls of the SEV drivers, never reaches the kernel
-  on any descriptor: it is answered here (ENODEV on a real device, ENOTTY on anything
-  else). It does not matter which process opened the descriptor, or when.
+  on any descriptor. Unless the descriptor is an emulated device, the ioctl fails: with
+  ENODEV on a real device, ENOTTY on any other file. It does not matter which process
+  opened the descriptor, or when.
 - Once this process has ended, every trapped call fails with ENOSYS.
 """
 

@@ -81,7 +81,7 @@ class Vmpck:
     """A VMPCK as the guest's kernel holds it.
 
     ``counter`` is the number of the last message exchanged. ``key`` is all zero once the driver has
-    destroyed it. ``busy`` is the driver's mutex.
+    destroyed it. ``busy`` says whether the driver's mutex is held.
     """
 
     number: int
@@ -198,7 +198,7 @@ class LinuxGuest:
     def submit(self, request: DriverRequest) -> DriverCall:
         """Queue a request of a program in the guest. The returned call receives the response.
 
-        Raises ENODEV if this guest serves no requests.
+        A guest that serves no programs fails with ENODEV.
         """
         call = DriverCall(request)
         self._calls.append(call)
@@ -230,7 +230,9 @@ class LinuxGuest:
         )
 
     def boot(self, cpu: GuestCpu) -> Generator[Event, int, SharedPages | None]:
-        """Find the shared pages and register the GHCB; return None if that is impossible."""
+        """Register the vCPU's GHCB and return the vCPU's shared pages. Return None if the guest has
+        no memory for them, or no keys.
+        """
         pages = self.shared_pages(cpu.index)
         if pages is None or not self.vmpcks:
             log.warning("%s: vCPU %d has no memory or no keys", self.vm.name, cpu.index)
@@ -240,7 +242,7 @@ class LinuxGuest:
         if answer != pages.ghcb | MsrCode.REGISTER_GPA_RSP:
             yield from self.terminate(_TERMINATE_REGISTRATION)
         yield from cpu.write(pages.ghcb, bytes(PAGE_SIZE))
-        # The guest makes these pages its own before the driver uses them.
+        # Like all memory of the guest, these pages become private first.
         yield from self.make_private(cpu, pages, pages.request, 2 + pages.data_pages)
         for page in (pages.request, pages.response):
             yield from self.make_shared(cpu, pages, page, 1)

@@ -86,10 +86,10 @@ class ScriptedGuest(LinuxGuest):
     with these counts. If a guest has nothing left to do when it starts, it calls ``when_done``
     instead of shutting down.
 
-    ``first_pages`` is the size of the first call's buffer (0: no buffer, to learn the size).
-    ``report_data`` returns the 64 bytes for (vCPU index, number of the report). ``on_report`` gets
-    each outcome. It is called inside KVM_RUN and must not raise. A vCPU whose key has been
-    destroyed stops early.
+    ``first_pages`` is the size of the first call's buffer in pages (0: no buffer, to learn the
+    size; None: ``data_pages``). ``report_data`` returns the 64 bytes for (vCPU index, number of the
+    report). ``on_report`` gets each outcome. It is called inside KVM_RUN and must not raise. A vCPU
+    whose key has been destroyed stops early.
     """
 
     reports: int = 1
@@ -162,7 +162,7 @@ class ScriptedGuest(LinuxGuest):
                 if not too_small or tries == TRIES_MAX:
                     break
                 if response.pages > self.data_pages:
-                    # What the driver answers if a buffer is larger than it supports.
+                    # The driver's answer to a buffer that is larger than it supports.
                     response = DriverResponse(-errno.EINVAL, EXITINFO2_PRESET, pages=response.pages)
                     tries += 1
                     break

@@ -38,7 +38,7 @@ def plain(run: memoryview, reason: int) -> None:
 def map_gpa_range(run: memoryview, gpa: int, pages: int, attributes: int) -> None:
     """Write the KVM_HC_MAP_GPA_RANGE exit: the guest asks to make pages private or shared.
 
-    Arguments 3 to 5 and the flags do not change.
+    Arguments 3 to 5 and the flags of the exit are not written.
     """
     struct.pack_into("<4Q", run, RUN_EXIT, HC_MAP_GPA_RANGE, gpa, pages, attributes)
     set_hypercall_result(run, 0)

@@ -5,8 +5,8 @@ Source: Linux ``arch/x86/kvm/svm/sev.c`` with certificate fetching (kvm-x86/linu
 steps are in KVM's order. The order decides which error a request with several faults gets, and what
 the guest can change between two steps.
 
-A handler returns :data:`RESUME`, :data:`EXIT` or :data:`HALT`, or raises the ``OSError`` of
-KVM_RUN.
+A handler returns :data:`RESUME`, :data:`EXIT` or :data:`HALT`, or raises the ``OSError`` with which
+KVM_RUN fails.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Instructions:
     """Performs instructions for one vCPU. A method returns the function that completes the exit to
     userspace, or None if it causes no exit.
 
-    Raises the ``OSError`` of KVM_RUN.
+    A method may raise the ``OSError`` with which KVM_RUN fails.
     """
 
     def __init__(

@@ -112,7 +112,7 @@ class KvmDevice:
 
     def _create_vm(self, caller: Caller, argument: int) -> NewDescriptor:
         if argument >= 64 or not vm_types(self._platform) >> argument & 1:
-            raise OSError(errno.EINVAL, f"VM type {argument} cannot be created")
+            raise OSError(errno.EINVAL, f"cannot create a VM of type {argument}")
         vm = Vm(
             self._platform,
             VmType(argument),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU's descriptor: KVM_RUN, and the few other calls that small VMMs make.
+"""A vCPU's descriptor: KVM_RUN, and the ioctls for the state of the vCPU.
 
-KVM_RUN's order is that of ``kvm_arch_vcpu_ioctl_run`` in Linux ``arch/x86/kvm/x86.c``. Nothing here
-blocks: a run that must wait returns a :class:`~snpcerts.emulator.syscall.device.Pending`.
+The steps of KVM_RUN are in the order of ``kvm_arch_vcpu_ioctl_run`` in Linux
+``arch/x86/kvm/x86.c``. Nothing here blocks: a KVM_RUN that must wait returns a
+:class:`~snpcerts.emulator.syscall.device.Pending`.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ class Vcpu:
     def enter(self, caller: Caller) -> int | None:
         """Run the guest. Return 0 if it exits to userspace, None if KVM_RUN must be polled again.
 
-        Raises the ``OSError`` of KVM_RUN.
+        Raises the ``OSError`` with which KVM_RUN fails.
         """
         memory = self.vm.memory(caller)
         for _ in range(STEPS_PER_POLL):
@@ -334,7 +335,7 @@ class KvmRun:
     def poll(self) -> int | None:
         """Return 0 on an exit to userspace, None if the call must be polled again.
 
-        Raises the ``OSError`` of KVM_RUN.
+        Raises the ``OSError`` with which KVM_RUN fails.
         """
         if not self._first():
             return None

@@ -386,7 +386,7 @@ class Vm:
         if not self.snp:
             raise OSError(
                 errno.ENOTTY,
-                "only a VM that INIT2 has made an SEV guest can have encrypted regions",
+                "encrypted regions need a VM that is initialised with INIT2",
             )
 
     # Processors.

@@ -406,8 +406,8 @@ class Firmware:
     ) -> GuestContext:
         """SNP_GCTX_CREATE and SNP_LAUNCH_START: create a guest and begin its launch.
 
-        Fails with POLICY_FAILURE if this platform cannot meet ``policy``, including its reserved
-        bits, and with INVALID_PLATFORM_STATE before SNP_INIT.
+        Fails with POLICY_FAILURE if this platform cannot meet ``policy`` or a reserved bit in it is
+        wrong, and with INVALID_PLATFORM_STATE before SNP_INIT.
         """
         with self._lock:
             if not self.state.initialized:

@@ -39,8 +39,9 @@ class PlatformState:
 
     ``config_tcb`` is the TCB that SNP_SET_CONFIG has set since the last commit, or None.
     ``vcek_tcb`` is the TCB that the VCEK was last derived for: the reported TCB or, on some
-    firmware after SNP_INIT, the current one. No interface shows it. ``initialisations`` counts
-    SNP_INIT and ``boots`` counts boots of the host; kernel files show both.
+    firmware after SNP_INIT, the current one. No command of the firmware returns it.
+    ``initialisations`` counts SNP_INIT and ``boots`` counts boots of the host; programs can see
+    both in files of the kernel.
 
     Committed <= Current always holds for each component. Reported <= Committed holds for each
     component too or, if the firmware compares TCBs as one number, for that number. Anything else
