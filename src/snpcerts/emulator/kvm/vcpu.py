@@ -50,6 +50,7 @@ from snpcerts.emulator.kvm.ghcb_exit import EXIT, HALT, RESUME, GhcbRequests, Re
 from snpcerts.emulator.kvm.processor_state import ProcessorState
 from snpcerts.emulator.syscall.caller_memory import UserMemory
 from snpcerts.emulator.syscall.device import Caller, Result
+from snpcerts.emulator.syscall.same_memory import share_memory
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def owner(self) -> int:
-        """The process that created the VM; no other process may use it."""
+        """The process that created the VM. Only processes that share its memory may use the VM."""
 
     @property
     def protected(self) -> bool:
@@ -153,10 +154,10 @@ class Vcpu:
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Handle KVM_RUN, KVM_SET_SIGNAL_MASK and the ioctls for the processor's state.
 
-        Any other ioctl fails with EINVAL. Every ioctl fails with EIO in a process that did not
-        create the VM.
+        Any other ioctl fails with EINVAL. Every ioctl fails with EIO in a process that does not
+        share the memory of the process that created the VM.
         """
-        if caller.pid != self.vm.owner:
+        if not share_memory(caller.pid, self.vm.owner):
             raise OSError(
                 errno.EIO, "the ioctl was refused, because another process created the VM"
             )

@@ -53,6 +53,7 @@ from snpcerts.emulator.kvm.sev_commands import SECURE_TSC, SevCommands
 from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
 from snpcerts.emulator.psp.firmware import GuestContext
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
+from snpcerts.emulator.syscall.same_memory import share_memory
 
 log = logging.getLogger(__name__)
 
@@ -239,8 +240,10 @@ class Vm:
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Serve an ioctl on the VM's descriptor."""
-        if caller.pid != self.owner:
-            raise OSError(errno.EIO, "only the process that created the VM may use it")
+        if not share_memory(caller.pid, self.owner):
+            raise OSError(
+                errno.EIO, "only processes with the memory of the VM's creator may use it"
+            )
         match request:
             case Ioctl.SET_USER_MEMORY_REGION:
                 self._set_region(caller, argument)
