@@ -77,6 +77,7 @@ class CertsRequest:
     relocked: bool = False
     mapped: bool = False
     errno: int | None = None
+    lock_refused: str = ""  # why the kernel refuses the lock that was requested last
     file_used_after_end: bool = False  # locked or read after the end, without a new exit
 
     @property
@@ -113,9 +114,9 @@ class Journal:
     """What was observed in one run of the VMM.
 
     ``spins`` counts consecutive KVM_RUN calls of a vCPU that returned because ``immediate_exit``
-    was set although no exit was waiting for completion. ``runner`` is the process that called
-    KVM_RUN last; a wrapper may have started it. ``threads`` has None for a thread that runs several
-    vCPUs.
+    was set although no exit was waiting for completion. ``runner`` is the process that created the
+    VM whose KVM_RUN was called last; a wrapper may have started it. ``threads`` has None for a
+    thread that runs several vCPUs.
     """
 
     attribute: Attribute = field(default_factory=Attribute)

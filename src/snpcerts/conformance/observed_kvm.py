@@ -143,7 +143,7 @@ class _ObservedVcpu:
             thread = caller.memory.pid
             same = journal.threads.get(thread, self._index) == self._index
             journal.threads[thread] = self._index if same else None
-        journal.runner = caller.pid or journal.runner
+        journal.runner = self._vcpu.vm.owner or journal.runner
         answered, self._open = self._open, None
         if answered is None:
             return self._run(caller, argument, None)

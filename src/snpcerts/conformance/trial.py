@@ -29,6 +29,7 @@ from snpcerts.conformance.observed_kvm import ObservedKvm
 from snpcerts.conformance.processor_time import delay_time
 from snpcerts.conformance.result import Result, ResultState
 from snpcerts.conformance.served_file import ServedFile
+from snpcerts.conformance.stop_signal import receiver_of
 from snpcerts.conformance.trial_guest import Answer, Asking, TrialGuest
 from snpcerts.conformance.vmm_check import BY_ID, Level
 from snpcerts.conformance.vmm_output import VmmOutput
@@ -63,6 +64,10 @@ GIVES_UP_AFTER: Final = 0.05  # seconds; a VMM that answers EAGAIN sooner has no
 SPINS_MAX: Final = 50  # consecutive KVM_RUNs that immediate_exit ends; one or two kicks are normal
 RETS: Final = (0, errno.ENOSPC, errno.EAGAIN, errno.EIO)  # api, KVM_EXIT_SNP_REQ_CERTS
 USED_AFTER_END: Final = "the VMM locked or read the file again after EINTR, without a new exit"
+INTERRUPTED: Final = (
+    "; on the emulated host, any call may end with EINTR if a signal arrives whose handler was "
+    "installed without SA_RESTART"
+)
 _STEP: Final = 0.05  # seconds between checks of the time limits
 _LOG: Final = "snpcerts.emulator"
 _LOOK_AGAIN: Final = 0.25  # seconds between two measurements of the VMM's delay
@@ -315,17 +320,30 @@ class Trial:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process that runs the vCPUs."""
-        if self.runner is not None:
+        self._send(number, self.runner)
+
+    def ask_to_stop(self) -> None:
+        """Send the signal that stops the VMM to the process that handles it."""
+        self._send(self.limits.stop, self.stopper)
+
+    def _send(self, number: signal.Signals, process: int | None) -> None:
+        if process is not None:
             self.journal.note(UPDATE, f"sends {number.name}")
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.runner, number)
+                os.kill(process, number)
 
     @property
     def runner(self) -> int | None:
-        """The process that calls KVM_RUN. It may be a child of the process that was started."""
+        """The process whose vCPUs run. It may be a child of the process that was started."""
         if self.journal.runner is not None:
             return self.journal.runner
         return None if self.program is None else self.program.pid
+
+    @property
+    def stopper(self) -> int | None:
+        """The process that handles the signal that stops the VMM."""
+        runner = self.runner
+        return runner and receiver_of(self.limits.stop, runner, self.processes())
 
     # The run.
 
@@ -548,8 +566,9 @@ class Trial:
 
     def _last_words(self) -> str:
         said = self.output.last_words().replace(str(self.served.path), CERTS)
+        hint = INTERRUPTED if os.strerror(errno.EINTR) in said or "EINTR" in said else ""
         refused = "; the emulator does not serve: " + "; ".join(self.journal.refused[-3:])
-        return (f": {said}" if said else "") + (refused if self.journal.refused else "")
+        return (f": {said}" if said else "") + hint + (refused if self.journal.refused else "")
 
     def _note(self, check: str, state: ResultState, detail: str) -> None:
         if check not in BY_ID:

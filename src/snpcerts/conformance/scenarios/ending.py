@@ -19,6 +19,7 @@ from snpcerts.abi.cert_table import PAGE_SIZE
 from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, read_short, takes_lock
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.scenarios.locking import ask_while_busy
+from snpcerts.conformance.stop_signal import stops_vcpus
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, above_memory
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import FileCall
@@ -45,21 +46,6 @@ DEATH_TIME = 2.0  # time limit for releasing a killed process's locks, in second
 Moment = Callable[["Trial", Callable[[], None]], None]
 
 
-def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether the process handles the signal, or one of its threads blocks the signal.
-
-    A thread in sigwait(3) does not show the signal as blocked; its siblings do.
-    """
-    mask = 0
-    for tid in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{tid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name in ("SigCgt", "SigBlk"):
-                    mask |= int(value, 16)
-    return bool(mask >> (number - 1) & 1)
-
-
 def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
     """Return a scenario that stops the VMM at ``moment`` of a request that gets this ``answer``."""
     check = "kick-not-lost"
@@ -68,7 +54,7 @@ def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         number = trial.limits.stop
         asked.clear()
-        if trial.runner is None or not _catches(trial.runner, number):
+        if trial.stopper is None or not stops_vcpus(number, trial.stopper):
             trial.skip(check, f"{number.name} ends the VMM, but does not stop its vCPUs first")
             trial.send(signal.SIGKILL)
             return
@@ -77,7 +63,7 @@ def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
 
         def stop() -> None:
             asked.append(time.monotonic())
-            trial.send(number)
+            trial.ask_to_stop()
 
         if answer == "EAGAIN":
             yield from trial.wait_for(trial.served.lock, SETTLE_TIME)
