@@ -146,10 +146,11 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
     rounds = trial.gate
     for number, (starter, first) in enumerate(ROUNDS):
         if mine != starter:
-            yield from trial.wait_for(lambda: other in rounds.held, 5 * TOGETHER)
+            waits = yield from trial.wait_for(lambda: other in rounds.held, 5 * TOGETHER)
             if mine == first:
                 rounds.free.add(mine)
-                yield from _errors(rounds, vcpu, other)
+                if waits:
+                    yield from _errors(rounds, vcpu, other)
         yield from _ask(vcpu, 2, lambda: rounds.free.add(other))
         if mine == first:
             yield from _more(rounds, vcpu, other)
@@ -201,10 +202,13 @@ def _replaced(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
 def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
     """Let one vCPU's requests fail while the other waits for the firmware.
 
-    A VMM that closes a descriptor twice may close one that the other vCPU opened in between.
+    A VMM that closes a descriptor twice may close one that the other vCPU opened in between. Once
+    the other vCPU no longer waits, its next request must not fail.
     """
     observer, mine = vcpu.trial.observer, f"vCPU {vcpu.cpu.index}"
     for what, gpa in (("no file", None), ("EIO", above_memory(vcpu.trial))):
+        if held in rounds.free:
+            return
         if gpa is None:
             observer.meddle_open = lambda _: -errno.ENOENT
         yield from vcpu.ask(2, gpa=gpa)
@@ -212,6 +216,8 @@ def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
         yield Sleep(SETTLE)
         rounds.check(held, f"{mine} got its answer ({what})")
     for what, refuse in (("a read that failed", _refuse_reads), ("ENOLCK", _refuse_locks)):
+        if held in rounds.free:
+            return
         observer.meddle = refuse
         yield from vcpu.ask(2)
         observer.meddle = lambda _: None
