@@ -203,6 +203,11 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_JOINS": set(),
     "RIGHT_READS_AGAIN": set(),
     "RIGHT_SUBMITS": {"short-read"},
+    "RIGHT_OWN_LINK": set(),
+    "RIGHT_CONTROL": set(),
+    "RIGHT_CLONES": set(),
+    "RIGHT_TRIES_ONCE": set(),
+    "RIGHT_THREADS": set(),
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}

@@ -377,3 +377,16 @@ def test_a_lock_is_seen_by_its_kind(tmp_path: Path) -> None:
             holder.communicate("")
     assert served.lock()
     served.close()
+
+
+def test_a_check_says_why_another_one_kept_it_from_being_judged() -> None:
+    checks = judged("false", "{certs}", options=("--only", "lock-kind"))
+    assert checks["lock-kind"]["detail"] == (
+        "not judged, because vm-starts did not pass: the VMM ended (exit code 1)"
+    )
+
+
+def test_a_call_that_a_signal_may_have_ended_is_explained() -> None:
+    program = ("sh", "-c", "echo open: Interrupted system call >&2; exit 1")
+    checks = judged(*program, "{certs}", options=("--only", "vm-starts"))
+    assert "without SA_RESTART" in checks["vm-starts"]["detail"]

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -19,6 +20,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -62,6 +64,7 @@ enum wrong {
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
 	RIGHT_LATE_CLOSE, RIGHT_SPLICES, RIGHT_JOINS, RIGHT_READS_AGAIN, RIGHT_SUBMITS,
+	RIGHT_OWN_LINK, RIGHT_CONTROL, RIGHT_CLONES, RIGHT_TRIES_ONCE, RIGHT_THREADS,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
 	PAGE_STATE_ONE_SLOT,
 };
@@ -76,6 +79,7 @@ enum wrong {
 #define MEMORY (PAGE * (128 + 2048)) /* with room for 2 MiB that are aligned */
 #define RUN_SIZE 12288
 #define LOCK_WAIT (is_wrong(WAIT_GROWS) ? 100 << refused : is_wrong(WAITS_TOO_LONG) ? 5000 : is_wrong(SPINS) ? 1000 : 100) /* ms, then BUSY */
+#define LOCK_TRIES (is_wrong(RIGHT_TRIES_ONCE) ? 1 : LOCK_WAIT)
 #define SIZE_MAX_SERVED (1ul << 20)
 #define WAITS_FOR_KICK (WRONG == KICK_ERASED || (WRONG >= KICK_ERASED_WHEN_BUSY && WRONG <= KICK_ERASED_WITHOUT_FILE))
 
@@ -88,6 +92,7 @@ static int vm, sev, vcpus, fds[64];
 static uint8_t *memory[2];
 static struct kvm_run *runs[64];
 static pthread_t threads[64];
+static pid_t clones[64]; /* processes that run the vCPUs */
 static volatile bool stopping;
 
 /* For those that are wrong. */
@@ -582,7 +587,7 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 	}
 	first_try = true;
 	checked = 0;
-	for (int tries = 0; tries < LOCK_WAIT || is_wrong(SPINS); tries++) {
+	for (int tries = 0; tries < LOCK_TRIES || is_wrong(SPINS); tries++) {
 		ssize_t size = 0;
 		struct stat before;
 
@@ -910,6 +915,35 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 	return deliver_nothing(run);
 }
 
+struct asked_answer {
+	struct kvm_run *run;
+	int fd;
+	uint8_t *data;
+	long asked;
+	uint64_t ret;
+};
+
+static void *answer_in_thread(void *argument)
+{
+	struct asked_answer *mine = argument;
+
+	asked = mine->asked;
+	mine->ret = answer(mine->run, &mine->fd, mine->data);
+	return NULL;
+}
+
+/* As answer, in a thread that lives as long as the request. */
+static uint64_t thread_answer(struct kvm_run *run, int *fd, uint8_t *data)
+{
+	struct asked_answer mine = { .run = run, .fd = -1, .data = data, .asked = asked };
+	pthread_t thread;
+
+	pthread_create(&thread, NULL, answer_in_thread, &mine);
+	pthread_join(thread, NULL);
+	*fd = mine.fd;
+	return mine.ret;
+}
+
 /* Closes the descriptors that it gets through a pipe. */
 static void *closer(void *argument)
 {
@@ -977,7 +1011,10 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 {
 	int fd = -1;
 
-	run->snp_req_certs.ret = is_wrong(FIRST_VCPU_ONLY) && vcpu != fds[0] ? EIO : answer(run, &fd, data);
+	if (is_wrong(RIGHT_THREADS))
+		run->snp_req_certs.ret = thread_answer(run, &fd, data);
+	else
+		run->snp_req_certs.ret = is_wrong(FIRST_VCPU_ONLY) && vcpu != fds[0] ? EIO : answer(run, &fd, data);
 	if (is_wrong(UNCOUNTED_ON_ENOSPC) && run->snp_req_certs.ret && fd >= 0)
 		lock(fd, F_UNLCK);
 	if (is_wrong(UNLOCKS_EARLY))
@@ -1161,6 +1198,24 @@ static void *vcpu_thread(void *argument)
 	return NULL;
 }
 
+static int vcpu_clone(void *number)
+{
+	must(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");
+	vcpu_thread(number);
+	return 0;
+}
+
+/* Runs a vCPU in a process that shares memory and descriptors with this thread, which waits. */
+static void *clone_thread(void *number)
+{
+	static uint8_t stacks[64][1 << 16] __attribute__((aligned(16)));
+	int vcpu = (int)(intptr_t)number, flags = CLONE_VM | CLONE_FILES | CLONE_FS | CLONE_VFORK;
+
+	must(clone(vcpu_clone, stacks[vcpu] + sizeof(stacks[vcpu]), flags | CLONE_PARENT_SETTID | SIGCHLD,
+		   number, &clones[vcpu]), "clone");
+	return NULL;
+}
+
 static void nothing(int number)
 {
 	(void)number;
@@ -1170,12 +1225,18 @@ static void *stopper(void *argument)
 {
 	int number;
 
-	sigwait(argument, &number);
+	if (is_wrong(RIGHT_CONTROL))
+		read(helper, &number, 1);
+	else
+		sigwait(argument, &number);
 	stopping = true;
 	for (int i = 0; i < vcpus; i++) {
 		if (!is_wrong(RIGHT_SIGNAL_MASK))
 			runs[i]->immediate_exit = 1;
-		pthread_kill(threads[i], SIGUSR1);
+		if (is_wrong(RIGHT_CLONES) && clones[i])
+			kill(clones[i], SIGUSR1);
+		else
+			pthread_kill(threads[i], SIGUSR1);
 	}
 	return NULL;
 }
@@ -1241,6 +1302,32 @@ int main(int argc, char **argv)
 			return WEXITSTATUS(status);
 		}
 	}
+	if (is_wrong(RIGHT_CONTROL)) { /* the first process takes the signal, and tells the second */
+		int ends[2], status, number;
+
+		must(pipe2(ends, O_CLOEXEC), "pipe");
+		helper = ends[0];
+		sigaddset(&stop, SIGCHLD);
+		pthread_sigmask(SIG_BLOCK, &stop, NULL);
+		pid_t child = must(fork(), "fork");
+
+		while (child) {
+			sigwait(&stop, &number);
+			if (number == SIGTERM)
+				write(ends[1], "s", 1);
+			else if (waitpid(child, &status, WNOHANG) == child)
+				return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+		}
+		close(ends[1]);
+	}
+	if (is_wrong(RIGHT_OWN_LINK)) { /* a name of its own for the file */
+		char *link = NULL, *directory = strdup(path);
+
+		*strrchr(directory, '/') = 0;
+		must(asprintf(&link, "%s/../vmm.%d", directory, getpid()), "link");
+		must(symlink(path, link), link);
+		path = link;
+	}
 	if (is_wrong(RIGHT_HELPER)) {
 		int lines[2];
 
@@ -1294,7 +1381,8 @@ int main(int argc, char **argv)
 	if (is_wrong(RIGHT_MAIN_LOOP))
 		pthread_create(&(pthread_t){ 0 }, NULL, main_loop, malloc(SIZE_MAX_SERVED));
 	for (int i = 0; i < vcpus; i++)
-		pthread_create(&threads[i], NULL, vcpu_thread, (void *)(intptr_t)i);
+		pthread_create(&threads[i], NULL, is_wrong(RIGHT_CLONES) ? clone_thread : vcpu_thread,
+			       (void *)(intptr_t)i);
 	if (is_wrong(RIGHT_SIGWAIT_IN_MAIN))
 		stopper(&stop);
 	for (int i = 0; i < vcpus; i++)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpcerts.abi.lock import F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW
-from snpcerts.conformance.file_observer import HeldUntil, read_short, takes_lock
+from snpcerts.conformance.file_observer import HeldUntil, read_short, refusal_of, takes_lock
 from snpcerts.emulator.frontdoor import bpf
 from snpcerts.emulator.frontdoor.bpf import FILE_CALLS, Syscall
 from snpcerts.emulator.frontdoor.door import Door
@@ -47,7 +47,7 @@ class Diary:
         """Refuse what is in ``refused``."""
         return self.refused.get(call.path)
 
-    def examining(self, tid: int, path: bytes) -> None:
+    def examining(self, tid: int, _dirfd: int, path: bytes) -> None:
         self.examined.append((tid, path))
 
     def wants(self, found: os.stat_result) -> bool:
@@ -244,3 +244,28 @@ def test_taking_a_lock_is_distinguished_from_releasing_it(
     diary.react = lambda call: taken.append(takes_lock(call))
     run(stage, diary, statement)
     assert taken[0] is expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "lock", "code"),
+    [
+        ("O_RDONLY", "hhqqi4x', fcntl.F_RDLCK, 0, 0, 0, 0", 0),
+        ("O_RDWR", "hhqqi4x', fcntl.F_WRLCK, 0, 0, 0, 0", 0),
+        ("O_RDONLY", "hhqqi4x', fcntl.F_RDLCK, 0, 0, 0, 7", errno.EINVAL),
+        ("O_WRONLY", "hhqqi4x', fcntl.F_RDLCK, 0, 0, 0, 0", errno.EBADF),
+        ("O_RDONLY", "hhqqi4x', fcntl.F_WRLCK, 0, 0, 0, 0", errno.EBADF),
+    ],
+)
+def test_the_reason_for_which_the_kernel_refuses_a_lock_is_known(
+    stage: Stage, diary: Diary, mode: str, lock: str, code: int
+) -> None:
+    said: list[str] = []
+    diary.react = lambda call: said.append(refusal_of(call)) if takes_lock(call) else None
+    statements = (
+        f"fd = os.open(sys.argv[1], os.{mode})\n"
+        f"try:\n    fcntl.fcntl(fd, {F_OFD_SETLK}, struct.pack('{lock}))\n"
+        "except OSError as error:\n    print(error.errno)\nelse:\n    print(0)"
+    )
+    assert run(stage, diary, statements) == str(code)
+    (reason,) = said
+    assert (errno.errorcode[code] in reason) if code else not reason

@@ -8,6 +8,7 @@ and lock, sends a signal between lock and read, or shortens a read.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -18,6 +19,7 @@ from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UN
 from snpcerts.conformance.description import Marks, borrowed
 from snpcerts.conformance.journal import CertsRequest, FileRead, Journal, vcpu_track
 from snpcerts.conformance.served_file import Identity, LockSeen, ServedFile
+from snpcerts.emulator.frontdoor import paths
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import (
     PROCEED,
@@ -59,13 +61,33 @@ def takes_lock(call: FileCall) -> bool:
     """Whether the call requests a lock of any kind."""
     if call.call is Syscall.FLOCK:
         return not call.arguments[1] & fcntl.LOCK_UN
+    wanted = _flock_of(call)
+    return wanted is not None and wanted.l_type != F_UNLCK
+
+
+def _flock_of(call: FileCall) -> Flock | None:
+    """Return the ``struct flock`` of a call of fcntl(2) that locks or unlocks, or None."""
     if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
-        return False
-    try:
-        wanted = Flock.unpack(ProcessMemory(call.tid).read(call.arguments[2], Flock.SIZE))
-    except OSError:
-        return False
-    return wanted.l_type != F_UNLCK
+        return None
+    with contextlib.suppress(OSError):
+        return Flock.unpack(ProcessMemory(call.tid).read(call.arguments[2], Flock.SIZE))
+    return None
+
+
+def refusal_of(call: FileCall) -> str:
+    """Return why the kernel refuses the lock that the call requests; "" if it may grant it."""
+    wanted = _flock_of(call)
+    if wanted is None:
+        return ""
+    if wanted.l_pid and call.arguments[1] in (F_OFD_SETLK, F_OFD_SETLKW):
+        return f"the kernel answers EINVAL, because l_pid is {wanted.l_pid}, not 0"
+    with contextlib.suppress(OSError), borrowed(call.process, call.descriptor) as descriptor:
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if (wanted.l_type, mode) == (fcntl.F_RDLCK, os.O_WRONLY):
+            return "the kernel answers EBADF, because the descriptor is not open for reading"
+        if (wanted.l_type, mode) == (fcntl.F_WRLCK, os.O_RDONLY):
+            return "the kernel answers EBADF, because the descriptor is not open for writing"
+    return ""
 
 
 class FileObserver:
@@ -80,6 +102,8 @@ class FileObserver:
         self._journal = journal
         self._marks = Marks()
         self.calls = 0  # number of calls for whose observation a thread of the VMM waited
+        # The file to which the path led when the VMM opened or examined it last, None if to none.
+        self.led_to: Identity | None = None
         self.meddle: Meddle = lambda _: None
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
         self.meddle_examine: Callable[[], None] = lambda: None
@@ -90,21 +114,33 @@ class FileObserver:
 
     def opening(self, call: OpenCall) -> int | None:
         """Record an open of the file's path, then let the scenario interfere."""
-        if not self._is_named_in(call.path):
+        if not self._is_meant(call.tid, call.dirfd, call.path):
             return None
         self.calls += 1
         self._tell(call.tid, f"open, flags {call.flags:#o}")
         return self.meddle_open(call)
 
-    def examining(self, tid: int, path: bytes) -> None:
+    def examining(self, tid: int, dirfd: int, path: bytes) -> None:
         """Record that the file's path is examined, then let the scenario interfere."""
-        if self._is_named_in(path):
+        if self._is_meant(tid, dirfd, path):
             self.calls += 1
             self._tell(tid, "examine the path")
             self.meddle_examine()
 
-    def _is_named_in(self, path: bytes) -> bool:
-        return os.path.basename(path) == os.fsencode(self._served.path.name)
+    def _is_meant(self, tid: int, dirfd: int, path: bytes) -> bool:
+        """Whether a thread's ``path`` has the name of the certificate file, or leads there by
+        another name: the VMM may have its own symbolic link.
+        """
+        named = os.path.basename(path) == os.fsencode(self._served.path.name)
+        if paths.RELATIVE_TO_PROCESS.search(path):
+            return named
+        found: os.stat_result | None = None
+        with contextlib.suppress(OSError):
+            found = os.stat(paths.start(tid, dirfd, path))
+        known = found is not None and self._served.knows(found)
+        if named or known:
+            self.led_to = (found.st_dev, found.st_ino) if found is not None else None
+        return named or known
 
     def before(self, call: FileCall) -> int | Pending | None:
         """Record the call, then let the scenario interfere."""
@@ -145,6 +181,7 @@ class FileObserver:
         now: float,
     ) -> None:
         request.lock_tries.append(now)
+        request.lock_refused = refusal_of(call)
         mark = self._marks.of(call.process, call.descriptor)
         if mark is not None:
             request.marks.add(mark)

@@ -9,13 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-
-def cpu_time(processes: list[int]) -> float:
-    """Return the processor time that all threads of ``processes`` have used, in seconds."""
-    return sum(_schedstat(task)[0] for task in _tasks(processes)) / 1e9
 
 
 def delay_time(processes: list[int]) -> float:
@@ -31,16 +26,46 @@ def queue_time(processes: list[int]) -> float:
     return waited / 1e9
 
 
-def sleeps(processes: list[int]) -> int:
-    """Return how many times the threads of ``processes`` have slept (voluntary context
-    switches).
+class ThreadsUsage:
+    """What the threads of a VMM have used since this object was made.
+
+    A thread that has ended counts as far as :meth:`look` has seen it: a VMM may start a thread for
+    each request.
     """
-    total = 0
-    for task in _tasks(processes):
+
+    def __init__(self, processes: list[int]) -> None:
+        self._before = _usage(_tasks(processes))
+        self._seen: dict[str, _Usage] = {}
+
+    def look(self, process: int, tid: int) -> None:
+        """Note what one thread has used until now."""
+        self._seen |= _usage([Path(f"/proc/{process}/task/{tid}")])
+
+    def total(self, processes: list[int]) -> tuple[float, int]:
+        """Return the processor time in seconds, and how many times the threads have slept
+        (voluntary context switches).
+        """
+        used = self._seen | _usage(_tasks(processes))
+        running, slept = 0, 0
+        for tid, (nanoseconds, sleeps) in used.items():
+            before = self._before.get(tid, (0, 0))
+            running += nanoseconds - before[0]
+            slept += sleeps - before[1]
+        return running / 1e9, slept
+
+
+_Usage = tuple[int, int]  # nanoseconds of processor time, voluntary context switches
+
+
+def _usage(tasks: Iterable[Path]) -> dict[str, _Usage]:
+    """Return what each thread has used, by its ID."""
+    found: dict[str, _Usage] = {}
+    for task in tasks:
         with contextlib.suppress(OSError, ValueError, IndexError):
             text = (task / "status").read_text("ascii", "replace")
-            total += int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
-    return total
+            sleeps = text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0]
+            found[task.name] = _schedstat(task)[0], int(sleeps)
+    return found
 
 
 def _own_task() -> Path:

@@ -180,6 +180,8 @@ class _SuiteRun:
             why = "no scenario judged this check"
         else:
             why = f"not judged, because {broken} did not pass"
+            if broken not in self._chosen and (found := self._found.get(broken)) is not None:
+                why += f": {found.detail}"
         if keeping is not None:
             self._keep(keeping)
         return [self._found.get(check.id) or _skipped(check.id, why) for check in self._asked()]

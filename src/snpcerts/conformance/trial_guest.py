@@ -126,6 +126,10 @@ class Answer:
             return f"expected ret 0 and the table, found {self}"
         got = self.got(len(table))
         if got != table:
+            if got[: len(EMPTY)] == EMPTY:
+                return "ret 0, but the guest got an empty table"
+            if self.untouched:
+                return "ret 0, but nothing was written to the guest's buffer"
             at = next((n for n, (a, b) in enumerate(zip(got, table, strict=False)) if a != b), 0)
             return f"ret 0, but byte {at:#x} of {len(table):#x} differs from the file"
         return None

@@ -63,7 +63,10 @@ def slot_boundaries(trial: Trial, vcpu: TrialVcpu) -> list[int]:
 def _across(trial: Trial, vcpu: TrialVcpu) -> Script:
     boundaries = slot_boundaries(trial, vcpu)
     if not boundaries:
-        trial.skip("buffer-across-slots", "the VM has no two adjacent memory slots")
+        trial.skip(
+            "buffer-across-slots",
+            "the VM has no two adjacent writable memory slots of at least two pages each",
+        )
         return
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)

@@ -9,13 +9,13 @@ import errno
 import os
 import time
 from collections.abc import Callable, Generator
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 from snpcerts.abi.cert_table import pages_of
 from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, takes_lock
 from snpcerts.conformance.journal import CertsRequest
-from snpcerts.conformance.processor_time import cpu_time, delay_time, sleeps
+from snpcerts.conformance.processor_time import ThreadsUsage, delay_time
 from snpcerts.conformance.scenarios.answers import (
     REFUSED_AND_WRITTEN,
     advise_on_refusal,
@@ -52,6 +52,13 @@ REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
 MANY_REPLACEMENTS = 5  # of the file, in a row; a VMM may give up sooner and answer EAGAIN
 OTHER_SIZES = (3000, 10000)  # bytes; they need fewer and more pages than TABLE_SIZE
 REPLACED_AGAIN = 3  # tries while the VMM answers EAGAIN, which says nothing about the check
+NO_IMMEDIATE_EXIT = (
+    "; the VMM answered with immediate_exit 0, so KVM_RUN did not return before the guest ran"
+)
+OPENED_BEFORE = (
+    "; the VMM looks the file up in a directory that it opened before, and does not notice that a "
+    "symbolic link in the file's path now leads to another directory"
+)
 NOT_LOCKED = "when the VMM answered, it held no lock on the file that it had read last"
 TALKS = 0.8  # lines per request; more counts as a flood
 LINE_MAX = 200  # bytes; a longer line counts as several
@@ -103,17 +110,19 @@ def _held(trial: Trial, vcpu: TrialVcpu) -> Script:
 def released(trial: Trial, when: str) -> Script:
     """Judge whether the VMM, while the guest runs, releases the lock within the time limit."""
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
-    problem = (
-        None
-        if free
-        else f"{when}, while the guest runs, these locks are held: {trial.served.kinds()}"
-    )
+    problem = None
+    if not free:
+        problem = f"{when}, while the guest runs, these locks are held: {trial.served.kinds()}"
+        last = trial.journal.requests[-1]
+        if not last.immediate_exit and not last.errno:
+            problem += NO_IMMEDIATE_EXIT
     trial.judge("lock-released", problem)
 
 
 def _lock_kind(request: CertsRequest) -> str | None:
     if request.lock_at_answer is None and all(read.lock is None for read in request.reads):
-        return "the VMM never took a lock that an update would see"
+        refused = f": {request.lock_refused}" if request.lock_refused else ""
+        return f"the VMM never took a lock that an update would see{refused}"
     return lock_kind(request)
 
 
@@ -319,9 +328,16 @@ def _serves_locked(trial: Trial, answer: Answer, old: bytes, new: bytes) -> str 
 
 
 def _replaced_at_lock(
-    trial: Trial, vcpu: TrialVcpu, check: str, swap: Callable[[], bytes], times: int = 1
+    trial: Trial,
+    vcpu: TrialVcpu,
+    check: str,
+    swap: Callable[[], bytes],
+    times: int = 1,
+    explain: Callable[[], str] = lambda: "",
 ) -> Script:
-    """Replace the file at each of the VMM's first ``times`` attempts to lock it."""
+    """Replace the file at each of the VMM's first ``times`` attempts to lock it. ``explain``
+    returns what to add to the reason of a failure.
+    """
     for _ in range(REPLACED_AGAIN):
         old = trial.served.content or b""
         swapped: list[bytes] = []
@@ -336,7 +352,8 @@ def _replaced_at_lock(
         if not swapped:
             trial.skip(check, "the VMM takes no lock")
             return
-        trial.judge(check, _serves_new(answer, [old, *swapped[:-1]], swapped[-1]))
+        wrong = _serves_new(answer, [old, *swapped[:-1]], swapped[-1])
+        trial.judge(check, wrong and wrong + explain())
         if answer.request is None or answer.request.ret != errno.EAGAIN:
             return
 
@@ -368,7 +385,8 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
-    """Return a scenario that redirects the symbolic link ``link`` from ``first`` to ``second``.
+    """Return a scenario that redirects the symbolic link ``link`` from ``first`` to ``second``, and
+    back if the VMM answers EAGAIN.
 
     The files in the two directories have the same inode number, on different devices.
     """
@@ -385,12 +403,20 @@ def same_device(first: Path, second: Path, link: Path) -> Scenario:
             )
             return
 
+        places = cycle(((second, other_descriptor), (first, descriptor)))
+
         def swap() -> bytes:
-            point_link(link, second)
-            served.serves(other_descriptor)
+            directory, current = next(places)
+            point_link(link, directory)
+            served.serves(current)
             return served.content or b""
 
-        yield from _replaced_at_lock(trial, vcpu, "same-device", swap)
+        def explain() -> str:
+            replaced = (one.st_dev, one.st_ino), (two.st_dev, two.st_ino)
+            seen = trial.observer.led_to
+            return OPENED_BEFORE if seen in replaced and seen != served.identity else ""
+
+        yield from _replaced_at_lock(trial, vcpu, "same-device", swap, explain=explain)
 
     def start(served: ServedFile) -> None:
         served.take_place(*served.prepare(first, served.table(TABLE_SIZE)))
@@ -415,16 +441,21 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
         for check in ("busy", "waits-asleep"):
             trial.skip(check, f"an update can never take the lock: {served.kinds()}")
         return
-    before, spent = cpu_time(trial.processes()), [0.0]
-    paused, pauses = _pauses(trial), [0]
+    usage, calls, used = ThreadsUsage(trial.processes()), trial.observer.calls, [(0.0, 0)]
+
+    def meddle(call: FileCall) -> None:
+        if takes_lock(call):
+            usage.look(call.process, call.tid)
 
     def at_answer(_: CertsRequest) -> None:
-        spent[0] = cpu_time(trial.processes()) - before
-        pauses[0] = _pauses(trial) - paused
+        spent, sleeps = usage.total(trial.processes())
+        # Each system call that the suite observes causes one more sleep.
+        used[0] = spent, sleeps - (trial.observer.calls - calls)
 
+    trial.observer.meddle = meddle
     wrong = yield from ask_while_busy(trial, vcpu, 1, at_answer)
-    request = trial.journal.last_of(vcpu.cpu.index)
-    _judge_waiting(trial, request, spent[0], pauses[0])
+    trial.observer.meddle = lambda _: None
+    _judge_waiting(trial, trial.journal.last_of(vcpu.cpu.index), *used[0])
     for number in range(2, BUSY_IN_A_ROW + 1):
         if wrong is None:
             wrong = yield from ask_while_busy(trial, vcpu, number)
@@ -481,14 +512,6 @@ def _size_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
             f"expected EAGAIN while an update has the lock, found ENOSPC and npages "
             f"{request.needed}, the size of a half-written file",
         )
-
-
-def _pauses(trial: Trial) -> int:
-    """Return how many times the VMM's threads have slept of their own accord.
-
-    Each system call that the suite observes causes one more sleep, which is subtracted.
-    """
-    return sleeps(trial.processes()) - trial.observer.calls
 
 
 def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float, pauses: int) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 import stat
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
@@ -42,7 +41,6 @@ GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
 KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
 
 # Components whose meaning depends on the process that follows them.
-_RELATIVE_TO_PROCESS = re.compile(rb"(?:^|/)(?:self|thread-self|fd|stdin|stdout|stderr)(?:/|\Z)")
 
 Content = bytes | Mapping[int, bytes]
 Key = tuple[int, int]
@@ -222,7 +220,7 @@ class Door:
         ``opened`` are the identities (device, inode) of emulated descriptors.
         """
         name = path.rpartition(b"/")[2]
-        if confined or _RELATIVE_TO_PROCESS.search(path) or name in self._names:
+        if confined or paths.RELATIVE_TO_PROCESS.search(path) or name in self._names:
             return self._resolve(tid, dirfd, path, opened, follow, confined)
         start = paths.start(tid, dirfd, path)
         try:

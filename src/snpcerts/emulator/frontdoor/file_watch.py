@@ -18,6 +18,7 @@ from typing import ClassVar, Final, Protocol
 
 from snpcerts.abi.cstruct import CStruct, u16, u32, u64
 from snpcerts.emulator.frontdoor.bpf import Syscall
+from snpcerts.emulator.frontdoor.paths import AT_FDCWD
 from snpcerts.emulator.syscall.caller_memory import Iovec, ProcessMemory
 from snpcerts.emulator.syscall.device import Pending
 
@@ -63,12 +64,13 @@ class FileCall:
 @dataclass(frozen=True, slots=True)
 class OpenCall:
     """A call with which a thread is about to open a path that is not emulated. ``flags`` are those
-    of open(2).
+    of open(2), and ``dirfd`` is that of openat(2).
     """
 
     tid: int
     path: bytes
     flags: int
+    dirfd: int = AT_FDCWD
 
 
 class Watch(Protocol):
@@ -77,7 +79,7 @@ class Watch(Protocol):
     def opening(self, call: OpenCall) -> int | None:
         """Return None to let the kernel open the path, or a negative errno as the call's result."""
 
-    def examining(self, tid: int, path: bytes) -> None:
+    def examining(self, tid: int, dirfd: int, path: bytes) -> None:
         """Called before a thread examines, but does not open, a path that is not emulated: stat,
         access, readlink.
         """

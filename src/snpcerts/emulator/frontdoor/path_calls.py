@@ -71,7 +71,9 @@ class PathCalls:
                 confined=bool(how & _RESOLVE_IN_ROOT),
             )
         if match is None or match.kind is PathKind.DIRECTORY:
-            self._open_theirs(listener, door, notification, OpenCall(tid, path or b"", flags))
+            self._open_theirs(
+                listener, door, notification, OpenCall(tid, path or b"", flags, dirfd)
+            )
         elif seccomp.is_waiting(listener, notification.id):
             self._open_ours(listener, door, notification, match, flags)
 
@@ -152,7 +154,7 @@ class PathCalls:
         known = known and match is not None and match.inode is None
         if match is None or match.kind is PathKind.OPEN or known:
             if door.watch is not None and path:
-                door.watch.examining(tid, path)
+                door.watch.examining(tid, dirfd, path)
             seccomp.proceed(listener, notification.id)
             return
         if not seccomp.is_waiting(listener, notification.id):

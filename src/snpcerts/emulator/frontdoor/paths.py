@@ -30,6 +30,11 @@ _ADDRESS_LIMIT: Final = 1 << 64
 _LINKS_MAX: Final = 40  # the kernel's limit, MAXSYMLINKS
 _ENOENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
 
+# Paths that may lead elsewhere for another process.
+RELATIVE_TO_PROCESS: Final = re.compile(
+    rb"(?:^|/)(?:self|thread-self|fd|stdin|stdout|stderr)(?:/|\Z)"
+)
+
 # Links that the kernel resolves to an open file, not to a name.
 _MAGIC_LINK = re.compile(rb"proc/\d+(/task/\d+)?/(fd/\d+|cwd|root|exe)\Z")
 
