@@ -2,5 +2,6 @@
 """The basis of every emulated device: system calls, their callers, and the callers' memory.
 
 ``device`` is an ioctl with its caller and result, or a call that waits. ``file_tree`` is an
-emulated file system. ``caller_memory`` is the caller's address space. Imports no other package.
+emulated file system. ``caller_memory`` is the caller's address space; ``same_memory`` says whether
+two processes have the same one. Imports no other package.
 """
