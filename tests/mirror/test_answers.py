@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,8 @@ from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.kds.body import read_chain
 from snpcerts.kds.url import VcekResource
 from snpcerts.mirror.service import CallerLimits
+from snpcerts.mirror.waiting import POLL
+from snpcerts.mirror.wanted import WantedQueue
 
 from ..sizes import sized
 from .conftest import MILAN_TCB, vcek
@@ -173,6 +176,19 @@ def test_404_is_remembered_for_minutes(amd: KeyServer, mirror: RunningMirror) ->
     assert (first.status, second.status) == (404, 404)
     assert 0 < int(second.headers["retry-after"]) <= 600
     assert amd.requests[path] == 1
+
+
+def test_a_caller_waits_even_if_the_queue_is_checked_before_its_resource_is_in_it(
+    amd: KeyServer, mirror: RunningMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def want_late(queue: WantedQueue, *arguments: Any, **named: Any) -> bool:
+        time.sleep(1.5 * POLL)
+        return want(queue, *arguments, **named)
+
+    want = WantedQueue.want
+    monkeypatch.setattr(WantedQueue, "want", want_late)
+    found = mirror.ask(vcek(amd).path)
+    assert found.status == 200, found.body
 
 
 UNTRUSTED = [Fault.WRONG_CHIP, Fault.WRONG_TCB, Fault.WRONG_ROOT, Fault.EXPIRED]

@@ -199,14 +199,21 @@ class MirrorService:
             if refusal is not None:
                 return refusal
             self._wake()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), patience)
-        found = await asyncio.to_thread(self._look, resource)
-        if isinstance(found, StoredCertificate):
-            return self._kept(resource, found), "fetched"
-        if isinstance(found, NoCertificate):
-            return _negative(resource, found, self._wall())
-        place, problem = await asyncio.to_thread(self._place, resource)
+            until = time.monotonic() + patience
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), max(0.0, until - time.monotonic()))
+                event.clear()
+                found = await asyncio.to_thread(self._look, resource)
+                if isinstance(found, StoredCertificate):
+                    return self._kept(resource, found), "fetched"
+                if isinstance(found, NoCertificate):
+                    return _negative(resource, found, self._wall())
+                place, problem = await asyncio.to_thread(self._place, resource)
+                # The event may be set before the resource is in the queue: the check of the queue
+                # found this caller, but not its resource.
+                if place is None or time.monotonic() >= until:
+                    break
         if place is None:
             return _Refusal(
                 503, "queued", f"{resource}: the mirror could not fetch it{problem}", 10
