@@ -6,13 +6,14 @@ duplicate, or a descriptor that a helper process sent over a socket. So each loc
 a mark: the signal number of F_SETSIG (fcntl(2)). The number belongs to the description, and has no
 meaning for a regular file. Every descriptor of the description then shows the mark.
 
-Numbers: Linux ``include/uapi/asm-generic/fcntl.h`` and ``asm/unistd_64.h``.
+Numbers: Linux ``asm-generic/fcntl.h``, ``linux/pidfd.h`` and ``asm/unistd_64.h``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -24,17 +25,19 @@ _F_SETSIG: Final = 10
 _F_GETSIG: Final = 11
 _MARKS: Final = 64  # the highest signal number
 _SYS_PIDFD_GETFD: Final = 438
+_PIDFD_THREAD: Final = os.O_EXCL  # linux/pidfd.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
-def borrowed(process: int, number: int) -> Iterator[int]:
+def borrowed(process: int, number: int, *, thread: int | None = None) -> Iterator[int]:
     """Yield this process's duplicate of the descriptor ``number`` of ``process``, and close it
-    afterwards.
+    afterwards. ``thread`` names a thread of the process that may have descriptors of its own
+    (unshare(2) with CLONE_FILES), which Linux before 6.9 does not find.
 
     Raises ``OSError`` if the process has ended or may not be inspected.
     """
-    handle = os.pidfd_open(process)
+    handle = _handle(process, thread)
     try:
         descriptor = _libc.syscall(_SYS_PIDFD_GETFD, handle, number, 0)
         if descriptor < 0:
@@ -48,6 +51,16 @@ def borrowed(process: int, number: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _handle(process: int, thread: int | None) -> int:
+    if thread is not None:
+        try:
+            return os.pidfd_open(thread, _PIDFD_THREAD)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return os.pidfd_open(process)
+
+
 class Marks:
     """Marks open file descriptions, so that :func:`holding` can tell them apart.
 
@@ -57,14 +70,14 @@ class Marks:
     def __init__(self) -> None:
         self._last = 0
 
-    def of(self, process: int, number: int) -> int | None:
-        """Return the mark of the open file description behind a descriptor, after marking it if
-        needed.
+    def of(self, process: int, number: int, thread: int) -> int | None:
+        """Return the mark of the open file description behind a thread's descriptor, after marking
+        it if needed.
 
         Returns None if that fails.
         """
         try:
-            with borrowed(process, number) as descriptor:
+            with borrowed(process, number, thread=thread) as descriptor:
                 known = fcntl.fcntl(descriptor, _F_GETSIG)
                 if known:
                     return known

@@ -9,10 +9,11 @@ and lock, sends a signal between lock and read, or shortens a read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UNLCK, Flock
@@ -81,7 +82,7 @@ def refusal_of(call: FileCall) -> str:
         return ""
     if wanted.l_pid and call.arguments[1] in (F_OFD_SETLK, F_OFD_SETLKW):
         return f"the kernel answers EINVAL, because l_pid is {wanted.l_pid}, not 0"
-    with contextlib.suppress(OSError), borrowed(call.process, call.descriptor) as descriptor:
+    with contextlib.suppress(OSError), _borrowed(call) as descriptor:
         mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
         if (wanted.l_type, mode) == (fcntl.F_RDLCK, os.O_WRONLY):
             return "the kernel answers EBADF, because the descriptor is not open for reading"
@@ -182,7 +183,7 @@ class FileObserver:
     ) -> None:
         request.lock_tries.append(now)
         request.lock_refused = refusal_of(call)
-        mark = self._marks.of(call.process, call.descriptor)
+        mark = self._marks.of(call.process, call.descriptor, call.tid)
         if mark is not None:
             request.marks.add(mark)
         if lock is None and request.file == identity and request.reads[-1].lock is not None:
@@ -268,9 +269,18 @@ def _asked_bytes(call: FileCall) -> int:
         return 0
 
 
+@contextlib.contextmanager
+def _borrowed(call: FileCall) -> Iterator[int]:
+    """Yield this process's duplicate of the call's descriptor. Raises ``OSError`` if that fails."""
+    with borrowed(call.process, call.descriptor, thread=call.tid) as descriptor:
+        if not os.path.samestat(os.fstat(descriptor), call.found):
+            raise OSError(errno.EBADF, "the thread's descriptors cannot be duplicated")
+        yield descriptor
+
+
 def _read(call: FileCall, size: int) -> bytes:
     # Use the same open file description, so that a plain read moves the VMM's file position.
-    with borrowed(call.process, call.descriptor) as descriptor:
+    with _borrowed(call) as descriptor:
         if call.call in (Syscall.READ, Syscall.READV):
             return os.read(descriptor, size)
         return os.pread(descriptor, size, call.arguments[3])
