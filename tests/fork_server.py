@@ -62,6 +62,8 @@ def become(path: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
     if path != sys.executable or not arguments:
         execve(path, argv, environment)
     os.environ.update(environment)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_IGN)  # as Python does when it starts
     if arguments[0] == __file__:
         telling.clear()
         serve(arguments[1:])
