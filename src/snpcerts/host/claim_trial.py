@@ -246,10 +246,18 @@ class ClaimTrial:
                 ),
             )
             return
-        what = f"the guest got BUSY while the file was locked ({seconds:.1f} s), then an answer"
+        # A request that the VMM holds back looks the same to the guest's program.
+        unless = "unless the VMM waits for the lock without a limit"
+        what = (
+            f"the guest got no answer while the file was locked ({seconds:.1f} s), then an answer: "
+            f"it got BUSY, {unless}"
+        )
         self._note("busy", _PATH, Showing.SEEN, what)
         self._note(
-            "busy-again", "guest-driver", Showing.SEEN, "the guest repeated its request after BUSY"
+            "busy-again",
+            "guest-driver",
+            Showing.SEEN,
+            f"the guest repeated its request after BUSY, {unless}",
         )
         self._note_certificates("report-after-busy", answer)
 
