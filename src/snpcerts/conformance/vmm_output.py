@@ -63,8 +63,11 @@ class VmmOutput:
         return self._head + note + self._tail
 
     def last_words(self) -> str:
-        """Return the last 300 characters of the output, made printable; empty if the VMM wrote
-        nothing.
+        """Return the lines in the last 300 characters of the output, made printable; empty if the
+        VMM wrote nothing. Of a line that is longer, return the end.
         """
         text = (self._head + self._tail)[-4096:].decode(errors="replace").strip()
-        return printable(text[-_SHOWN:]) if text else ""
+        shown = text[-_SHOWN:]
+        if len(text) > _SHOWN:
+            shown = shown.partition("\n")[2].strip() or shown
+        return printable(shown)

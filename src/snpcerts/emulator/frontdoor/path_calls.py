@@ -7,6 +7,7 @@ The kernel performs calls for paths that are not emulated.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from snpcerts.emulator.frontdoor.descriptors import Descriptors, file_with
 from snpcerts.emulator.frontdoor.door import Door, Match, OpenInfo, PathKind
 from snpcerts.emulator.frontdoor.file_watch import OpenCall
 from snpcerts.emulator.frontdoor.install_fd import give, give_device
-from snpcerts.emulator.frontdoor.paths import AT_FDCWD, read_path
+from snpcerts.emulator.frontdoor.paths import AT_FDCWD, is_hidden, read_path
 from snpcerts.emulator.frontdoor.seccomp import Notification, c_int
 from snpcerts.emulator.syscall.caller_memory import ProcessMemory
+
+log = logging.getLogger(__name__)
 
 _OPEN_HOW = struct.Struct("<QQQ")  # struct open_how of linux/openat2.h: flags, mode, resolve
 _RESOLVE_IN_ROOT: Final = 0x10
@@ -43,6 +46,7 @@ class PathCalls:
     def __init__(self, descriptors: Descriptors, process_of: Callable[[int], int]) -> None:
         self._descriptors = descriptors
         self._process_of = process_of
+        self._hidden: set[int] = set()
 
     def open(self, listener: int, door: Door, notification: Notification) -> None:
         """Serve a call that opens a path."""
@@ -60,6 +64,8 @@ class PathCalls:
                 seccomp.proceed(listener, notification.id)
                 return
         path = read_path(tid, address)
+        if path is None:
+            self._note_hidden(tid)
         match = None
         if path:
             match = door.recognise(
@@ -76,6 +82,17 @@ class PathCalls:
             )
         elif seccomp.is_waiting(listener, notification.id):
             self._open_ours(listener, door, notification, match, flags)
+
+    def _note_hidden(self, tid: int) -> None:
+        """Write to the log, once for each process, that its calls cannot be served."""
+        process = self._process_of(tid)
+        if process in self._hidden or not is_hidden(tid):
+            return
+        self._hidden.add(process)
+        log.info(
+            "calls of a process whose memory this user may not read: prctl(2) has set "
+            "PR_SET_DUMPABLE to 0, or the process has another user; run as root"
+        )
 
     @staticmethod
     def _open_theirs(listener: int, door: Door, notification: Notification, call: OpenCall) -> None:

@@ -82,6 +82,17 @@ def _read_text(tid: int, address: int, size: int) -> bytes | None:
     return _text.value
 
 
+def is_hidden(tid: int) -> bool:
+    """Whether this user may not inspect the thread's process."""
+    try:
+        os.readlink(b"/proc/%d/root" % tid)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def start(tid: int, dirfd: int, path: bytes) -> bytes:
     """Return a path under ``/proc/TID`` by which this process can open the file that ``path`` names
     for the thread ``tid``. The result is wrong for paths through ``/proc/self``, and for absolute
