@@ -98,8 +98,8 @@ def _show_line(console: Console, line: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """Wrap ``line`` between words. If ``line`` is a label, two or more spaces and a text, the new
-    lines are indented to where the text starts.
+    """Wrap ``line`` between words. If ``line`` is a label, two or more spaces and further text, the
+    new lines are indented to where the text starts.
 
     A word that is too long for any line (a measurement) stays whole.
     """

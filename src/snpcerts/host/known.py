@@ -47,8 +47,8 @@ class Proof:
 class KnownKeys:
     """What is remembered about the signing keys, and why a key is in doubt.
 
-    Each doubt is a text, empty if there is none. ``lost_masks`` are masks that were set until SNP
-    was initialised again.
+    Each doubt is the text of the reason, or an empty string if there is no doubt. ``lost_masks``
+    are masks that were set until SNP was initialised again.
     """
 
     vlek: RememberedVlek | None = None

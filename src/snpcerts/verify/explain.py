@@ -72,8 +72,9 @@ def explain(report: Report) -> Iterator[FieldLine]:
     if fields.version >= 3:
         cpuid = f"{fields.cpuid_family:#x} {fields.cpuid_model:#x} {fields.cpuid_stepping}"
         yield FieldLine("report", "CPUID", cpuid, "family, model, stepping")
-    masked = "hidden (MASK_CHIP_ID), or signed by a VLEK" if report.chip_id_masked else ""
-    yield FieldLine("report", "chip ID", fields.chip_id.hex(), masked)
+    hidden = "hidden: MASK_CHIP_ID is set, or a VLEK signed the report"
+    note = hidden if report.chip_id_masked else ""
+    yield FieldLine("report", "chip ID", fields.chip_id.hex(), note)
     yield from _signing(report)
 
     yield FieldLine("guest", "measurement", fields.measurement.hex())

@@ -173,12 +173,12 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Replace each reason that only says that a part is missing. In its place, ``unavailable``
-    says why the part is missing.
+    """Replace each reason that says only that a part is missing with the reasons in
+    ``unavailable``, which say why it is missing.
 
-    If a source could not be reached, reasons that another certificate might remove are replaced
-    too, because that source may have the certificate. The reason for an untrusted root is never
-    replaced.
+    If a source could not be reached, also replace the reasons that might not apply with a
+    different certificate, because that source may have one. Never replace the reason for an
+    untrusted root.
     """
     wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
     if not wrong:

@@ -29,7 +29,8 @@ from snpcerts.verify.policy import Policy, TcbFloor
 CORIM_PROFILE: Final = "tag:amd.com,2024:snp-corim-profile"
 RVPS_VERSION: Final = "0.1.0"
 
-# Never in left_out: Trustee's policy makes these demands too, or they are not for reference values.
+# left_out never lists these demands: Trustee's own policy makes some of them, and the others are
+# not about values that a report can be compared with.
 _NOT_REFERENCES: Final = (
     "report_data",
     "user_data",

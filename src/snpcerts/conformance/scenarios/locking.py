@@ -301,9 +301,10 @@ def _replaced_after_lock(
 
 
 def _serves_locked(trial: Trial, answer: Answer, old: bytes, new: bytes) -> str | None:
-    """Return why the answer is not the table of a locked file, or None if it is.
+    """Return why the answer is not the table of the file that the VMM locked, or None if it is.
 
-    ``new`` replaced ``old`` after the VMM had locked it.
+    The VMM locked the file that held ``old``, then a file that holds ``new`` took its place. The
+    VMM may serve either table, but must have locked the file that it read.
     """
     request = answer.request
     if request is None or request.ret == errno.EAGAIN:

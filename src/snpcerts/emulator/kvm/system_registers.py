@@ -249,11 +249,11 @@ def _check(sregs: bytes, host: CpuidTable, guest: CpuidTable, apic_base: int) ->
             errno.EINVAL, "the VMM set EFER.LMA or a 64-bit code segment without 64-bit mode"
         )
     if cr4 & ~_cr4_bits(host, guest):
-        raise OSError(errno.EINVAL, f"CR4 {cr4:#x} has a bit whose feature the guest lacks")
+        raise OSError(errno.EINVAL, f"CR4 {cr4:#x} sets a bit for a feature that the guest lacks")
     if cr0 >> 32 or (cr0 & _CR0_NW and not cr0 & _CR0_CD) or (cr0 & _CR0_PG and not cr0 & _CR0_PE):
         raise OSError(errno.EINVAL, f"CR0 {cr0:#x} is not a valid combination of bits")
     if efer & ~_efer_bits(host, guest):
-        raise OSError(errno.EINVAL, f"EFER {efer:#x} has a bit whose feature the guest lacks")
+        raise OSError(errno.EINVAL, f"EFER {efer:#x} sets a bit for a feature that the guest lacks")
     if not _is_apic_base(found.apic_base, apic_base, host, guest):
         raise OSError(
             errno.EINVAL,
