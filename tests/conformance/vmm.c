@@ -1211,10 +1211,12 @@ static int vcpu_clone(void *number)
 static void *clone_thread(void *number)
 {
 	static uint8_t stacks[64][1 << 16] __attribute__((aligned(16)));
-	int vcpu = (int)(intptr_t)number, flags = CLONE_VM | CLONE_FILES | CLONE_FS | CLONE_VFORK;
+	int vcpu = (int)(intptr_t)number, flags = CLONE_VM | CLONE_FILES | CLONE_FS | CLONE_VFORK, status;
 
 	must(clone(vcpu_clone, stacks[vcpu] + sizeof(stacks[vcpu]), flags | CLONE_PARENT_SETTID | SIGCHLD,
 		   number, &clones[vcpu]), "clone");
+	if (waitpid(clones[vcpu], &status, 0) == clones[vcpu] && status)
+		_exit(1); /* a vCPU that cannot run ends the VMM, and with it the lock */
 	return NULL;
 }
 
