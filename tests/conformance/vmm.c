@@ -21,6 +21,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -55,11 +56,17 @@ enum wrong {
 	INODE_CHECKED_TWICE, REMOVED_IS_SAME, REMOVED_IS_EIO, LINK_RESOLVED_AT_START, SIZE_WITHOUT_LOCK,
 	SIZE_KEPT, ONE_BUFFER, SHARES_BUFFER, LOGS_EACH_EIO, LEAKS_TIMERS, LOCKS_FROM_END, LOCKS_FIRST_BYTE,
 	READS_TWICE, NEEDS_ONE_MORE, READ_ERROR_IS_EIO, KICK_ERASED_WHEN_BUSY, KICK_ERASED_WHEN_TOO_SMALL,
+	KICK_ERASED_WHEN_EIO, KICK_ERASED_AT_UNLOCK, KICK_TAKEN_WHILE_WAITING,
 	KICK_ERASED_WITHOUT_FILE, CLOSES_ANOTHERS,
 	OPENS_TWICE, LOCKS_TWICE, READS_BESIDE_LOCK, LOCK_STAYS_ON_ERROR, LOCK_STAYS_ON_EMPTY_FILE,
 	UNCOUNTED_ON_READ_ERROR, JOINS_WITHOUT_LOCK, NAME_FOR_INODE, CTIME_FOR_INODE, CACHED_BY_CTIME,
 	BLOCKS_FOR_SIZE, BUFFER_OF_NPAGES, LEAKS_MEMORY_ON_EIO, LEAKS_MEMORY_WITHOUT_FILE, GIVES_UP_AFTER_SIX,
 	WAIT_GROWS, INHERITABLE, READS_INTO_GUEST, EMPTY_UNCHECKED, LEAKS_ON_SHORT_READ, STALE_WHEN_BUSY, JOINS_OLD_FILE,
+	WRITES_LATE, LINK_MUST_BE_RELATIVE, DIRECTORY_KEPT, UNCHECKED_AFTER_WAIT,
+	SIZE_READ_ONCE, ONE_SIZE, INTO_GUEST_BEFORE_CHECK, BUFFERS_LOST_ON_EIO, GIVES_UP_WITHOUT_FILE,
+	DESCRIPTOR_KEPT_WHEN_BUSY, INODE_CHECKED_EIGHT_TIMES, UNCOUNTED_WHEN_BUSY, FIRST_PAGE_COMPARED,
+	LEAKS_COPIES, LEAKS_FILES, LOGS_TO_FILE, MAPPING_UNCHECKED, ZEROES_WHOLE_BUFFER,
+	BYTES_IN_32_BITS, GPA_BIT_CLEARED, HOLE_IS_MEMORY, INTERRUPTED_IS_LOCKED,
 	RIGHT_DUPLICATE, RIGHT_HELPER, RIGHT_MAPPING, RIGHT_COUNTED, RIGHT_ONE_AT_A_TIME,
 	RIGHT_EXCLUSIVE, RIGHT_CHECKS_AT_START, RIGHT_SIGWAIT_IN_MAIN, RIGHT_CHILD_RUNS,
 	RIGHT_PIECES, RIGHT_PEEKS, RIGHT_MAIN_LOOP, RIGHT_KEPT_MAPPING, RIGHT_SIGNAL_MASK,
@@ -85,9 +92,11 @@ enum wrong {
 
 
 #define ONE_FOR_ALL (is_wrong(ONE_DESCRIPTION) || is_wrong(UNCOUNTED_ON_ENOSPC) || is_wrong(RIGHT_COUNTED) || \
-		     is_wrong(UNCOUNTED_ON_READ_ERROR) || is_wrong(RIGHT_JOINS) || is_wrong(JOINS_OLD_FILE))
+		     is_wrong(UNCOUNTED_ON_READ_ERROR) || is_wrong(RIGHT_JOINS) || is_wrong(JOINS_OLD_FILE) || \
+		     is_wrong(KICK_ERASED_AT_UNLOCK) || is_wrong(UNCOUNTED_WHEN_BUSY))
+#define MASKS_KICK (is_wrong(RIGHT_SIGNAL_MASK) || is_wrong(KICK_TAKEN_WHILE_WAITING))
 
-static const char *path;
+static char *path;
 static int vm, sev, vcpus, fds[64];
 static uint8_t *memory[2];
 static struct kvm_run *runs[64];
@@ -108,6 +117,8 @@ static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 static int helper = -1;
 static uint64_t needed;
 static __thread uint64_t wanted; /* the guest's pages */
+static __thread uint64_t wanted_at; /* their address */
+static int buffers = 16; /* for requests */
 static __thread uint64_t blocks; /* of the file, in pages */
 static int refused; /* requests in a row */
 static void *volatile lost;
@@ -190,6 +201,13 @@ static bool lock(int fd, int type)
 			shared_fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 		fd = shared_fd;
 	}
+	if (is_wrong(INTERRUPTED_IS_LOCKED) && type == F_RDLCK) {
+		struct flock probe = whole;
+
+		fcntl(fd, F_OFD_GETLK, &probe);
+		errno = EAGAIN;
+		return probe.l_type == F_UNLCK && (!fcntl(fd, F_OFD_SETLKW, &whole) || errno == EINTR);
+	}
 	if (!fcntl(fd, is_wrong(CLASSIC_LOCK) ? F_SETLK : command, &whole))
 		return true;
 	return is_wrong(LOCK_ERROR_IGNORED) && errno != EAGAIN;
@@ -205,6 +223,8 @@ static bool same_file(int fd)
 		return true;
 	first_try = false;
 	if (is_wrong(INODE_CHECKED_TWICE) && checked++ > 1)
+		return true;
+	if (is_wrong(INODE_CHECKED_EIGHT_TIMES) && checked++ > 7)
 		return true;
 	if (is_wrong(REMOVED_IS_SAME) && stat(path, &there))
 		return true;
@@ -237,6 +257,14 @@ static int open_file(void)
 		flags = O_RDWR | O_CREAT;
 	if (is_wrong(LINK_REFUSED))
 		flags |= O_NOFOLLOW;
+	if (is_wrong(LINK_MUST_BE_RELATIVE)) {
+		char target = 0;
+
+		if (readlink(path, &target, 1) > 0 && target == '/') {
+			errno = ELOOP;
+			return -1;
+		}
+	}
 	int fd = open(path, flags | (is_wrong(CHILD_KEEPS_LOCK) || is_wrong(INHERITABLE) ? 0 : O_CLOEXEC), 0644);
 
 	last_opened = fd < 0 ? last_opened : fd;
@@ -281,6 +309,53 @@ static ssize_t contents(int fd, uint8_t *data)
 				return -1;
 		return found.st_size;
 	}
+	if (is_wrong(FIRST_PAGE_COMPARED)) {
+		struct stat found;
+		uint8_t *map;
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+			return -1;
+		map = found.st_size ? mmap(NULL, found.st_size, PROT_READ, MAP_SHARED, fd, 0) : NULL;
+		pthread_mutex_lock(&one_at_a_time);
+		if (copied != found.st_size || (map && memcmp(copy, map, copied > 4096 ? 4096 : copied)))
+			memcpy(copy, map, copied = found.st_size);
+		memcpy(data, copy, size = copied);
+		pthread_mutex_unlock(&one_at_a_time);
+		if (map)
+			munmap(map, size);
+		return size;
+	}
+	if (is_wrong(ONE_SIZE)) {
+		static struct stat found;
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+			return -1;
+		for (; size < found.st_size; size += got)
+			if ((got = pread(fd, data + size, found.st_size - size, size)) <= 0)
+				return -1;
+		return found.st_size;
+	}
+	if (is_wrong(LEAKS_COPIES) || is_wrong(LEAKS_FILES)) {
+		struct stat found;
+		char name[4200];
+		off_t at = 0;
+		int to;
+
+		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+			return -1;
+		snprintf(name, sizeof(name), "%s.%d.%ld", path, gettid(), random());
+		to = is_wrong(LEAKS_FILES) ? open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : memfd_create("certs", MFD_CLOEXEC);
+		while (to >= 0 && at < found.st_size && (got = sendfile(to, fd, &at, found.st_size - at)) > 0)
+			size += got;
+		if (size == found.st_size && size > 0 && is_wrong(LEAKS_COPIES))
+			memcpy(data, lost = mmap(NULL, size, PROT_READ, MAP_SHARED, to, 0), size);
+		else if (size == found.st_size)
+			pread(to, data, size, 0);
+		else
+			size = -1;
+		close(to);
+		return size;
+	}
 	if (is_wrong(CACHED_BY_CTIME)) { /* with a mapping, whose reads nothing sees */
 		static uint8_t *map;
 		struct stat found;
@@ -324,14 +399,14 @@ static ssize_t contents(int fd, uint8_t *data)
 		pthread_mutex_unlock(&one_at_a_time);
 		return size;
 	}
-	if (is_wrong(RIGHT_MAPPING) || is_wrong(LEAKS_MAPPINGS)) {
+	if (is_wrong(RIGHT_MAPPING) || is_wrong(LEAKS_MAPPINGS) || is_wrong(MAPPING_UNCHECKED)) {
 		struct stat found;
 		void *map;
 
 		if (fstat(fd, &found) || found.st_size == 0)
 			return 0;
 		map = mmap(NULL, found.st_size, PROT_READ, MAP_SHARED, fd, 0);
-		if (map == MAP_FAILED)
+		if (map == MAP_FAILED && !is_wrong(MAPPING_UNCHECKED))
 			return -1;
 		memcpy(data, map, found.st_size);
 		if (!is_wrong(LEAKS_MAPPINGS))
@@ -510,6 +585,8 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 		pthread_mutex_unlock(&one_at_a_time);
 		usleep(1000);
 	}
+	if (is_wrong(UNCOUNTED_WHEN_BUSY) && shared_fd >= 0)
+		lock(shared_fd, F_UNLCK);
 	errno = EAGAIN;
 	return -1;
 }
@@ -585,6 +662,9 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		errno = one == 'b' ? EAGAIN : ENOENT;
 		return *fd < 0 ? -1 : contents(*fd, data);
 	}
+	bool waited = false;
+	off_t once = -1;
+
 	first_try = true;
 	checked = 0;
 	for (int tries = 0; tries < LOCK_TRIES || is_wrong(SPINS); tries++) {
@@ -596,7 +676,12 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 				break;
 			tries = LOCK_WAIT - 1; /* the last */
 		}
-		*fd = open_file();
+		if (is_wrong(DESCRIPTOR_KEPT_WHEN_BUSY) && kept_fd >= 0) {
+			*fd = kept_fd;
+			kept_fd = -1;
+			waited = true;
+		} else if (!is_wrong(UNCHECKED_AFTER_WAIT) || !waited)
+			*fd = open_file();
 		if (*fd < 0)
 			return -1;
 		if (is_wrong(SIZE_WITHOUT_LOCK) && !fstat(*fd, &before) && before.st_size > 4096 * (off_t)wanted) {
@@ -695,6 +780,25 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 				return reading.size;
 		}
 		if (lock(*fd, F_RDLCK)) {
+			if (waited)
+				return contents(*fd, data);
+			if (is_wrong(SIZE_READ_ONCE)) {
+				if (once < 0 && !fstat(*fd, &before) && S_ISREG(before.st_mode))
+					once = before.st_size;
+				if (!same_file(*fd)) {
+					close(*fd);
+					continue;
+				}
+				memset(data, 0, once < 0 ? 0 : once);
+				for (ssize_t got = 1; size < once && got > 0; size += got > 0 ? got : 0)
+					got = pread(*fd, data + size, once - size, size);
+				return once;
+			}
+			if (is_wrong(INTO_GUEST_BEFORE_CHECK)) {
+				size = contents(*fd, data);
+				if (size > 0 && (uint64_t)size <= wanted * PAGE)
+					put(wanted_at, data, size);
+			}
 			if (is_wrong(PATH_READ_AGAIN) && same_file(*fd)) {
 				int again = open(path, O_RDONLY | O_CLOEXEC);
 
@@ -728,6 +832,10 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 			}
 			errno = failure;
 			return -1;
+		} else if (is_wrong(UNCHECKED_AFTER_WAIT)) {
+			waited = true;
+			nanosleep(&pause, NULL);
+			continue;
 		} else if (is_wrong(LEAKS_WHEN_BUSY) && tries == 0) {
 			fcntl(*fd, F_DUPFD_CLOEXEC, 0);
 		}
@@ -741,9 +849,21 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		*fd = -1;
 		if (is_wrong(LOGS_EACH_TRY))
 			fprintf(stderr, "vmm: the certificate file is locked, trying again\n");
-		if (!is_wrong(SPINS))
+		if (is_wrong(KICK_TAKEN_WHILE_WAITING)) {
+			sigset_t kick;
+
+			sigemptyset(&kick);
+			sigaddset(&kick, SIGUSR1);
+			sigtimedwait(&kick, NULL, &pause);
+		} else if (!is_wrong(SPINS))
 			nanosleep(&pause, NULL);
 	}
+	if (is_wrong(UNCHECKED_AFTER_WAIT)) {
+		close(*fd);
+		*fd = -1;
+	}
+	if (is_wrong(DESCRIPTOR_KEPT_WHEN_BUSY))
+		kept_fd = open_file();
 	if (is_wrong(LEAKS_MEMORY_WHEN_BUSY))
 		lost = malloc(SIZE_MAX_SERVED); /* never touched */
 	if (is_wrong(LOGS_EACH_BUSY))
@@ -776,6 +896,12 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		run->snp_req_certs.npages++;
 		return ENOSPC;
 	}
+	if (is_wrong(BYTES_IN_32_BITS) && run->snp_req_certs.npages > UINT32_MAX)
+		return EIO;
+	if (is_wrong(BYTES_IN_32_BITS) && (uint32_t)(run->snp_req_certs.npages * PAGE) < size) {
+		run->snp_req_certs.npages = pages;
+		return ENOSPC;
+	}
 	if (is_wrong(SIZE_WRAPS) ? run->snp_req_certs.npages * PAGE < size : run->snp_req_certs.npages < pages) {
 		run->snp_req_certs.npages = pages;
 		return is_wrong(NEGATIVE_RET) ? -ENOSPC : ENOSPC;
@@ -788,6 +914,8 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		set_private(run->snp_req_certs.gpa, pages * PAGE, false);
 	if (is_wrong(LOGS_EACH_EIO) && !is_memory(run->snp_req_certs.gpa, size))
 		fprintf(stderr, "vmm: no memory at %#lx\n", run->snp_req_certs.gpa);
+	if (is_wrong(GPA_BIT_CLEARED)) /* the C-bit */
+		return put(run->snp_req_certs.gpa & ~(1ul << 51), data, size) ? 0 : EIO;
 	if (!put(is_wrong(GPA_TRUNCATED) ? (uint32_t)run->snp_req_certs.gpa : run->snp_req_certs.gpa, data, size))
 		return EIO;
 	if (is_wrong(WRITES_WHOLE_PAGES)) /* and the page behind them */
@@ -803,6 +931,8 @@ static uint64_t deliver_nothing(struct kvm_run *run)
 		return EIO;
 	if (is_wrong(MISSING_WRITES_NOTHING))
 		return 0;
+	if (is_wrong(ZEROES_WHOLE_BUFFER) && is_memory(run->snp_req_certs.gpa, PAGE))
+		memset(memory[0] + run->snp_req_certs.gpa, 0, run->snp_req_certs.npages * PAGE);
 	if (is_wrong(EMPTY_UNCHECKED) && run->snp_req_certs.npages) {
 		memcpy(memory[0] + run->snp_req_certs.gpa, empty, sizeof(empty));
 		return 0;
@@ -810,6 +940,21 @@ static uint64_t deliver_nothing(struct kvm_run *run)
 	if (is_wrong(NO_BUFFER_WRITTEN))
 		return put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
 	return run->snp_req_certs.npages == 0 || put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
+}
+
+/* Goes on with a request that has got its answer. */
+static void *write_late(void *gpa)
+{
+	struct flock whole = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+	uint8_t *data = malloc(SIZE_MAX_SERVED);
+	int fd = open_file();
+	ssize_t size;
+
+	if (fd >= 0 && !fcntl(fd, F_OFD_SETLKW, &whole) && (size = contents(fd, data)) > 0)
+		put((uintptr_t)gpa, data, size);
+	close(fd);
+	free(data);
+	return NULL;
 }
 
 static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
@@ -822,6 +967,11 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		return deliver(run, copy, copied);
 	}
 	wanted = run->snp_req_certs.npages;
+	wanted_at = run->snp_req_certs.gpa;
+	if (is_wrong(BUFFERS_LOST_ON_EIO) && !buffers)
+		return EAGAIN;
+	if (is_wrong(GIVES_UP_WITHOUT_FILE) && refused > 8)
+		return deliver_nothing(run);
 	if (is_wrong(BUFFER_OF_NPAGES) && wanted && wanted < UINT64_MAX / PAGE) {
 		uint8_t *buffer = malloc(wanted * PAGE);
 
@@ -851,13 +1001,22 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		put(run->snp_req_certs.gpa, data, 100); /* what was read before */
 		return EAGAIN;
 	}
+	if (is_wrong(GIVES_UP_WITHOUT_FILE)) {
+		refused = size < 0 && *fd < 0 && errno == ENOENT ? refused + 1 : 0;
+		if (size < 0 && *fd < 0 && errno != EAGAIN)
+			return deliver_nothing(run);
+	}
+	if (is_wrong(BUFFERS_LOST_ON_EIO) && !is_memory(run->snp_req_certs.gpa, PAGE))
+		buffers--;
 	if (is_wrong(LEAKS_MEMORY_ON_EIO) && !is_memory(run->snp_req_certs.gpa, PAGE))
 		memset(lost = malloc(16384), 1, 16384);
 	if (is_wrong(LEAKS_MEMORY_WITHOUT_FILE) && size < 0 && errno == ENOENT)
 		memset(lost = malloc(16384), 1, 16384);
-	if (kept_fd >= 0)
-		close(kept_fd);
-	kept_fd = -1;
+	if (!is_wrong(DESCRIPTOR_KEPT_WHEN_BUSY)) {
+		if (kept_fd >= 0)
+			close(kept_fd);
+		kept_fd = -1;
+	}
 	if ((is_wrong(LOCK_STAYS_ON_ERROR) && size < 0) || (is_wrong(LOCK_STAYS_ON_EMPTY_FILE) && size == 0)) {
 		kept_fd = *fd;
 		*fd = -1;
@@ -889,7 +1048,15 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 	}
 	if (is_wrong(OPEN_ERROR_IS_EIO) && *fd < 0 && size < 0 && errno != ENOENT && errno != EACCES && errno != EAGAIN)
 		return EIO;
-	refused = *fd < 0 && size < 0 && errno == EAGAIN ? refused + 1 : 0;
+	if (!is_wrong(GIVES_UP_WITHOUT_FILE))
+		refused = *fd < 0 && size < 0 && errno == EAGAIN ? refused + 1 : 0;
+	if (is_wrong(WRITES_LATE) && *fd < 0 && size < 0 && errno == EAGAIN) {
+		pthread_t writer;
+
+		pthread_create(&writer, NULL, write_late, (void *)wanted_at);
+		pthread_detach(writer);
+		return EAGAIN;
+	}
 	if ((is_wrong(GIVES_UP_WHEN_BUSY) && refused > 2) || (is_wrong(GIVES_UP_AFTER_SIX) && refused > 6))
 		return EIO;
 	if (is_wrong(KEEPS_A_COPY) && size > 0)
@@ -1002,6 +1169,8 @@ static void *give_up(void *argument)
 static bool erases_kick(uint64_t ret, int fd)
 {
 	return is_wrong(KICK_ERASED) || (is_wrong(KICK_ERASED_WHEN_BUSY) && ret == EAGAIN) ||
+	       (is_wrong(KICK_TAKEN_WHILE_WAITING) && ret == EAGAIN) ||
+	       (is_wrong(KICK_ERASED_WHEN_EIO) && ret == EIO) ||
 	       (is_wrong(KICK_ERASED_WHEN_TOO_SMALL) && ret == ENOSPC) ||
 	       (is_wrong(KICK_ERASED_WITHOUT_FILE) && fd < 0 && ret == 0);
 }
@@ -1066,6 +1235,8 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 	exited = is_wrong(NO_HANDSHAKE) && errno != EINTR;
 	if (is_wrong(RIGHT_READS_AGAIN) && fd >= 0) /* to see whether a writer ignored the lock */
 		contents(fd, data);
+	bool stop = stopping;
+
 	if (!is_wrong(UNLOCKS_EARLY))
 		let_go(fd);
 	if (is_wrong(STALE_WHEN_BUSY) && run->snp_req_certs.ret == EAGAIN) {
@@ -1078,6 +1249,17 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 	}
 	if (!is_wrong(IMMEDIATE_EXIT_STAYS))
 		run->immediate_exit = 0;
+	if (is_wrong(LOGS_TO_FILE)) {
+		char name[4096];
+		int to;
+
+		snprintf(name, sizeof(name), "%s.log", path);
+		to = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+		dprintf(to, "certificates: answer %lu\n", run->snp_req_certs.ret);
+		close(to);
+	}
+	if (is_wrong(KICK_ERASED_AT_UNLOCK))
+		return stop;
 	/* A kick that came meanwhile set it too, and has just been undone. */
 	return !erases_kick(run->snp_req_certs.ret, fd) && stopping;
 }
@@ -1160,7 +1342,7 @@ static void *vcpu_thread(void *argument)
 	sigaddset(&kick, SIGUSR1);
 	if (is_wrong(RIGHT_OWN_TABLES)) /* from now on the threads have descriptors of their own */
 		must(unshare(CLONE_FILES), "unshare");
-	if (is_wrong(RIGHT_SIGNAL_MASK)) { /* a kick waits until KVM_RUN, which it ends */
+	if (MASKS_KICK) { /* a kick waits until KVM_RUN, which it ends */
 		uint32_t none[3] = { 8 };
 
 		must(ioctl(vcpu, KVM_SET_SIGNAL_MASK, none), "KVM_SET_SIGNAL_MASK");
@@ -1235,7 +1417,7 @@ static void *stopper(void *argument)
 		sigwait(argument, &number);
 	stopping = true;
 	for (int i = 0; i < vcpus; i++) {
-		if (!is_wrong(RIGHT_SIGNAL_MASK))
+		if (!MASKS_KICK)
 			runs[i]->immediate_exit = 1;
 		if (is_wrong(RIGHT_CLONES) && clones[i])
 			kill(clones[i], SIGUSR1);
@@ -1294,6 +1476,14 @@ int main(int argc, char **argv)
 	sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = nothing }, NULL);
 	if (is_wrong(LINK_RESOLVED_AT_START))
 		path = realpath(path, NULL);
+	if (is_wrong(DIRECTORY_KEPT)) {
+		static char name[4096];
+		char *last = strrchr(path, '/');
+
+		*last = 0;
+		snprintf(name, sizeof(name), "/proc/self/fd/%ld/%s", must(open(path, O_PATH | O_CLOEXEC), path), last + 1);
+		path = name;
+	}
 	if (is_wrong(RIGHT_CHECKS_AT_START))
 		close(must(open(path, O_RDONLY), path));
 	if (is_wrong(RIGHT_CHILD_RUNS)) {
@@ -1361,7 +1551,7 @@ int main(int argc, char **argv)
 	memory[0] = mmap(NULL, MEMORY + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	memory[0] += PAGE;
 	must(mprotect(memory[0], MEMORY, PROT_READ | PROT_WRITE), "memory");
-	slot(0, 0, LOW);
+	slot(0, 0, is_wrong(HOLE_IS_MEMORY) ? LOW - 16 * PAGE : LOW);
 	slot(1, LOW, MEMORY - LOW);
 	set_private(0, is_wrong(PAGE_STATE_IGNORED) ? 2 * PAGE : MEMORY, true);
 	if (enable && !is_wrong(ENABLED_TOO_LATE))

@@ -20,6 +20,7 @@ from snpcerts.abi.lock import F_OFD_SETLK, F_OFD_SETLKW, F_SETLK, F_SETLKW, F_UN
 from snpcerts.conformance.description import Marks, borrowed
 from snpcerts.conformance.journal import CertsRequest, FileRead, Journal, vcpu_track
 from snpcerts.conformance.served_file import Identity, LockSeen, ServedFile
+from snpcerts.conformance.written_files import WrittenFiles
 from snpcerts.emulator.frontdoor import paths
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import (
@@ -91,6 +92,24 @@ def refusal_of(call: FileCall) -> str:
     return ""
 
 
+def waits_for_lock(call: FileCall) -> bool:
+    """Whether the call requests a lock and blocks until it gets the lock, so that a signal may
+    interrupt it.
+    """
+    if call.call is Syscall.FLOCK:
+        return takes_lock(call) and not call.arguments[1] & fcntl.LOCK_NB
+    return takes_lock(call) and call.arguments[1] in (F_SETLKW, F_OFD_SETLKW)
+
+
+def drops_lock(call: FileCall) -> bool:
+    """Whether the call unlocks the file. A close, which may do so too, does not count."""
+    if call.call is Syscall.FLOCK:
+        return bool(call.arguments[1] & fcntl.LOCK_UN)
+    if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
+        return False
+    return not takes_lock(call)
+
+
 class FileObserver:
     """Observes the VMM's calls on the certificate file in one run.
 
@@ -105,6 +124,7 @@ class FileObserver:
         self.calls = 0  # number of calls for whose observation a thread of the VMM waited
         # The file to which the path led when the VMM opened or examined it last, None if to none.
         self.led_to: Identity | None = None
+        self.written = WrittenFiles()
         self.meddle: Meddle = lambda _: None
         self.meddle_open: Callable[[OpenCall], int | None] = lambda _: None
         self.meddle_examine: Callable[[], None] = lambda: None
@@ -116,6 +136,7 @@ class FileObserver:
     def opening(self, call: OpenCall) -> int | None:
         """Record an open of the file's path, then let the scenario interfere."""
         if not self._is_meant(call.tid, call.dirfd, call.path):
+            self.written.opened(call.tid, call.path, call.flags)
             return None
         self.calls += 1
         self._tell(call.tid, f"open, flags {call.flags:#o}")

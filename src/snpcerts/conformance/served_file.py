@@ -111,6 +111,7 @@ class ServedFile:
         self._current: int | None = None
         self._seeds = 0
         self.updating = False  # from lock() to unlock()
+        self._locked: int | None = None  # the file whose exclusive lock this process has
         self._pages: mmap.mmap | None = None  # a mapping of the file at the path
 
     @property
@@ -134,7 +135,7 @@ class ServedFile:
         for descriptor in self._made.values():
             os.close(descriptor)
         self._made.clear()
-        self._current = None
+        self._current = self._locked = None
 
     def knows(self, found: os.stat_result) -> bool:
         """Whether ``found`` is the stat result of a file that is or was at the path."""
@@ -198,6 +199,20 @@ class ServedFile:
             self.serves(descriptor)
         finally:
             os.close(folder)
+
+    def replace_directory(self, content: bytes) -> None:
+        """Put a new directory, with a new file, in place of the file's directory.
+
+        The old directory remains under another name.
+        """
+        fresh = self._directory.with_name(f"{self._directory.name}.next")
+        fresh.mkdir()
+        fresh.chmod(self._directory.stat().st_mode)
+        path, descriptor = self.prepare(fresh, content)
+        path.rename(fresh / _NAME)
+        self._directory.rename(fresh.with_name(f"{self._directory.name}.{len(self._made)}"))
+        fresh.rename(self._directory)
+        self.serves(descriptor)
 
     def rewrite(self, content: bytes, *, same_time: bool = False) -> None:
         """Overwrite the file at the path with ``content``, in place.
@@ -267,12 +282,18 @@ class ServedFile:
         self.path.symlink_to(target.name)
         self.on_change("puts a symbolic link in place of the file")
 
-    def point_elsewhere(self, content: bytes) -> None:
-        """Atomically make the path a symbolic link to a new file with ``content``."""
+    def point_elsewhere(self, content: bytes, *, absolute: bool = False) -> None:
+        """Atomically make the path a symbolic link to a new file with ``content``.
+
+        With ``absolute``, the new file is in another directory, and the link has its absolute path.
+        """
         path, descriptor = self.prepare(self._directory, content)
         target = self._directory / f"{_NAME}.{len(self._made)}"
+        if absolute:
+            target.mkdir(mode=0o755)
+            target /= _NAME
         path.rename(target)
-        path.symlink_to(target.name)
+        path.symlink_to(target if absolute else target.name)
         path.rename(self.path)
         self.serves(descriptor)
 
@@ -286,14 +307,16 @@ class ServedFile:
             return False
         self.on_change("takes the exclusive lock")
         self.updating = True
+        self._locked = self._present()
         return True
 
     def unlock(self) -> None:
-        """Release the exclusive lock, if there is a file."""
+        """Release the exclusive lock, also if another file is at the path by now."""
         self.updating = False
-        if self._current is not None:
+        if self._locked is not None:
             self.on_change("releases the exclusive lock")
-            fcntl.fcntl(self._current, F_OFD_SETLK, UNLOCK)
+            fcntl.fcntl(self._locked, F_OFD_SETLK, UNLOCK)
+            self._locked = None
 
     # Observations.
 

@@ -132,8 +132,8 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "read-fails",
-        "if a read fails, no partial table reaches the guest, and the VM continues",
-        "read(2): EIO and EINTR; a truncated table must not reach the guest",
+        "if a read or mmap fails, no partial table reaches the guest, and the VM continues",
+        "read(2): EIO and EINTR; mmap(2): ENOMEM; a truncated table must not reach the guest",
     ),
     # Where the buffer is.
     ConformanceCheck(
@@ -196,7 +196,7 @@ CHECKS: Final = (
     ConformanceCheck(
         "lock-fails",
         "if the kernel refuses the lock, the guest gets no table, and the VM continues",
-        "fcntl_locking(2): ENOLCK",
+        "fcntl_locking(2): ENOLCK and EINTR",
     ),
     ConformanceCheck(
         "handshake-fails",
@@ -246,7 +246,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "log-bounded",
-        "the VMM does not log each request of the guest",
+        "the VMM does not log each request of the guest, to its output or to a file",
         "the guest is hostile, and it decides how often it requests certificates",
     ),
     # The file.
@@ -357,7 +357,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "nothing-left",
-        "requests leave no thread, process, timer or mapping of the file behind",
+        "requests leave no thread, process, timer, new file or mapping of the table behind",
         "the guest is hostile, and it decides how often it requests certificates",
     ),
     ConformanceCheck(

@@ -4,15 +4,39 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from functools import partial
 
 from snpcerts.abi.cert_table import EMPTY, PAGE_SIZE, pages_of
-from snpcerts.conformance.file_observer import DATA_READS, READS, read_short
-from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
+from snpcerts.conformance.file_observer import DATA_READS, READS, read_short, takes_lock
+from snpcerts.conformance.trial import (
+    TABLE_SIZE,
+    Scenario,
+    Script,
+    Trial,
+    TrialVcpu,
+    above_memory,
+)
 from snpcerts.conformance.trial_guest import Answer
-from snpcerts.emulator.frontdoor.file_watch import FileCall
+from snpcerts.emulator.frontdoor.bpf import Syscall
+from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 
 _BLOCKS = 16 * PAGE_SIZE  # bytes on disk; a file's blocks say nothing about its size
 SHORT_READS = 3  # in a row: the second read does not return the whole rest either
+_ERRORS = 20  # requests in a row that fail in the same way
+# As numbers of bytes, some of these wrap in 64 bits, and some in 32. A VMM that allocates a buffer
+# of that size must not get it: it would use up this machine's memory.
+_HUGE_NPAGES = (
+    (1 << 64) - 1,
+    1 << 52,
+    (1 << 52) + 1,
+    1 << 63,
+    1 << 32,
+    1 << 31,
+    1 << 24,
+    (1 << 24) + 1,
+    (1 << 24) + (1 << 19),
+)
 
 
 def asks_for(answer: Answer, pages: int) -> str | None:
@@ -94,6 +118,30 @@ def _small(trial: Trial, vcpu: TrialVcpu) -> Script:
     trial.served.rewrite(trial.served.table(4 * PAGE_SIZE - 1))
     answer = yield from vcpu.ask(1)
     trial.judge("too-small", asks_and_writes_nothing(answer, 4))
+    yield from _outgrown_at_lock(trial, vcpu)
+
+
+def _outgrown_at_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Replace a file that fits by one that does not, when the VMM is about to lock it.
+
+    A VMM that reads into the guest's buffer must not do so before it has compared the file with
+    the path.
+    """
+    served, replaced = trial.served, list[FileCall]()
+    served.replace(served.table(TABLE_SIZE))
+
+    def meddle(call: FileCall) -> None:
+        if not replaced and takes_lock(call):
+            replaced.append(call)
+            served.replace(served.table(3 * PAGE_SIZE - 1))
+
+    trial.observer.meddle = meddle
+    answer = yield from vcpu.ask(2)
+    trial.observer.meddle = lambda _: None
+    request = answer.request
+    if replaced and request is not None and request.ret == errno.ENOSPC:
+        wrong = asks_and_writes_nothing(answer, 3)
+        trial.judge("too-small", wrong and f"replaced between open and lock: {wrong}")
 
 
 def _exact(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -126,7 +174,7 @@ def _none(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _huge(trial: Trial, vcpu: TrialVcpu) -> Script:
     table = trial.served.table(TABLE_SIZE)
     trial.served.rewrite(table)
-    for npages in ((1 << 64) - 1, 1 << 52, (1 << 52) + 1, 1 << 63, 1 << 32):
+    for npages in _HUGE_NPAGES:
         answer = yield from vcpu.ask(npages)
         request = answer.request
         problem = None
@@ -134,6 +182,14 @@ def _huge(trial: Trial, vcpu: TrialVcpu) -> Script:
             problem = f"npages {npages:#x}: expected the table or EIO, found {answer}"
         elif request.ret == 0 and (wrong := answer.delivers(table)) is not None:
             problem = f"npages {npages:#x}: {wrong}"
+        trial.judge("huge-npages", problem)
+    trial.served.remove()
+    for npages in _HUGE_NPAGES:
+        answer = yield from vcpu.ask(npages)
+        request = answer.request
+        problem = None
+        if request is None or request.ret not in (0, errno.EIO):
+            problem = f"without a file, npages {npages:#x}: expected ret 0 or EIO, found {answer}"
         trial.judge("huge-npages", problem)
 
 
@@ -230,7 +286,7 @@ def _read_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
             answer = yield from vcpu.ask(4)
             trial.observer.meddle = lambda _: None
             if not failed:
-                trial.skip(check, "the VMM does not read the file with a call that can fail")
+                yield from _map_fails(trial, vcpu)
                 return
             wrong = unharmed(answer, table)
             where = f"{errno.errorcode[code]} from read {good + 1}"
@@ -241,10 +297,80 @@ def _read_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
             trial.judge(check, None if wrong is None else f"after {where}: {wrong}")
 
 
+def _map_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Make mmap(2) fail, for a VMM that reads the file in no other way."""
+    check, failed = "read-fails", list[FileCall]()
+    table = trial.served.table(12_000)
+    trial.served.replace(table)
+
+    def meddle(call: FileCall) -> int | None:
+        if call.call is not Syscall.MMAP:
+            return None
+        failed.append(call)
+        return -errno.ENOMEM
+
+    trial.observer.meddle = meddle
+    answer = yield from vcpu.ask(4)
+    trial.observer.meddle = lambda _: None
+    if not failed:
+        trial.skip(check, "the VMM does not read the file with a call that can fail")
+        return
+    wrong = unharmed(answer, table)
+    trial.judge(check, wrong and f"ENOMEM from mmap: {wrong}")
+    advise_on_refusal(trial, check, "ENOMEM from mmap", answer)
+    answer = yield from vcpu.ask(4)
+    wrong = answer.delivers(table)
+    trial.judge(check, wrong and f"after ENOMEM from mmap: {wrong}")
+
+
+def _after_errors(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Make many requests that fail in the same way, then one that must not fail.
+
+    A VMM may run out of something that failed requests do not give back, or stop to try.
+    """
+    served, observer = trial.served, trial.observer
+
+    def refuse_reads(call: FileCall) -> int | None:
+        return -errno.EIO if call.call in READS else None
+
+    def refuse_locks(call: FileCall) -> int | None:
+        return -errno.ENOLCK if takes_lock(call) else None
+
+    kinds: tuple[tuple[str, int, int | None, Callable[[FileCall], int | None], int], ...] = (
+        ("ENOSPC", 0, None, _as_usual, 0),
+        ("EIO", 2, above_memory(trial), _as_usual, 0),
+        ("a file that could not be read", 2, None, refuse_reads, 0),
+        ("a lock that failed", 2, None, refuse_locks, 0),
+        ("no file", 2, None, _as_usual, errno.ENOENT),
+        ("a file that could not be opened", 2, None, _as_usual, errno.EMFILE),
+    )
+    for what, npages, gpa, meddle, code in kinds:
+        observer.meddle = meddle
+        if code:
+            observer.meddle_open = partial(_refuse, code)
+        for _ in range(_ERRORS):
+            yield from vcpu.ask(npages, gpa=gpa)
+        observer.meddle, observer.meddle_open = _as_usual, lambda _: None
+        table = served.table(TABLE_SIZE)
+        served.replace(table)
+        answer = yield from vcpu.ask(2)
+        wrong = answer.delivers(table)
+        trial.judge("table-delivered", wrong and f"after {_ERRORS} requests with {what}: {wrong}")
+
+
+def _as_usual(_: FileCall) -> None:
+    """Let the call happen."""
+
+
+def _refuse(code: int, _: OpenCall) -> int:
+    return -code
+
+
 _IN_PASSING = ("ret-supported", "nothing-outside", "no-stale-bytes")
 
 SCENARIOS = (
     Scenario(checks=("table-delivered",), script=_delivered, also=_IN_PASSING),
+    Scenario(checks=("table-delivered",), script=_after_errors),
     Scenario(checks=("large-table",), script=_large, also=_IN_PASSING),
     Scenario(checks=("no-stale-bytes",), script=_stale, environment=(("MALLOC_PERTURB_", "165"),)),
     Scenario(checks=("read-fails",), script=_read_fails),

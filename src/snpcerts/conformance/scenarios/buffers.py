@@ -103,11 +103,28 @@ def _past(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from _and_goes_on(trial, vcpu, check, table)
 
 
+def _beside_slots(trial: Trial) -> list[int]:
+    """Return the addresses without memory that follow a slot or precede one."""
+    starts, ends = {0}, set[int]()
+    for slot in _slots(trial):
+        starts.add(slot.gpa)
+        ends.add(slot.end)
+    return sorted((ends - starts) | {start - PAGE_SIZE for start in starts - ends - {0}})
+
+
+def _with_one_bit(trial: Trial, vcpu: TrialVcpu) -> list[int]:
+    """Return the address of the vCPU's buffer with one more bit, for each bit that is never part
+    of an address in the guest's memory. One of them is the C-bit.
+    """
+    top = max((slot.end for slot in _slots(trial)), default=0)
+    return [1 << bit | vcpu.pages.data for bit in range(36, 64) if 1 << bit >= top]
+
+
 def _outside(trial: Trial, vcpu: TrialVcpu) -> Script:
     check = "buffer-outside-memory"
     table = trial.served.table(TABLE_SIZE)
     trial.served.replace(table)
-    for gpa in (above_memory(trial), 1 << 47, 1 << 62):
+    for gpa in (above_memory(trial), *_beside_slots(trial), *_with_one_bit(trial, vcpu)):
         _refused(trial, check, (yield from vcpu.ask(2, gpa=gpa)))
     yield from _and_goes_on(trial, vcpu, check, table)
     # The VM must also continue if the VMM writes nothing, or only the empty table.

@@ -17,9 +17,14 @@ from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 
 _UPDATE_TIME = 0.02  # seconds for which an update holds the lock
+_RELEASE_LIMIT = 1.0  # seconds that an update waits for the lock
 
 
-def _served_after(check: str, *changes: Callable[[Trial], None]) -> Scenario:
+def _served_after(
+    check: str,
+    *changes: Callable[[Trial], None],
+    after: Callable[[Trial, TrialVcpu], Script] | None = None,
+) -> Scenario:
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         trial.served.replace(trial.served.table(TABLE_SIZE))
         yield from vcpu.ask(4)
@@ -30,6 +35,8 @@ def _served_after(check: str, *changes: Callable[[Trial], None]) -> Scenario:
             # Nothing has changed for this request.
             answer = yield from vcpu.ask(4)
             trial.judge(check, answer.delivers(trial.served.content or b""))
+        if after is not None:
+            yield from after(trial, vcpu)
 
     return Scenario(checks=(check,), script=script)
 
@@ -40,6 +47,26 @@ def _replace(trial: Trial) -> None:
 
 def _replace_unnoticed(trial: Trial) -> None:
     trial.served.replace_unnoticed(trial.served.table(TABLE_SIZE))
+
+
+def _replace_directory(trial: Trial) -> None:
+    trial.served.replace_directory(trial.served.table(TABLE_SIZE))
+
+
+def _replaced_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Replace the file after a request that an update made busy.
+
+    A VMM may keep the file open that it could not lock, but must compare it with the path again.
+    """
+    served = trial.served
+    if not (yield from trial.wait_for(served.lock, _RELEASE_LIMIT)):
+        return
+    yield from vcpu.ask(4)
+    served.unlock()
+    served.replace(served.table(TABLE_SIZE))
+    answer = yield from vcpu.ask(4)
+    wrong = answer.delivers(served.content or b"")
+    trial.judge("file-replaced", wrong and f"after EAGAIN: {wrong}")
 
 
 def _rewrite(trial: Trial) -> None:
@@ -56,6 +83,12 @@ def _make_pages_dirty(trial: Trial) -> None:
 
 def _store(trial: Trial) -> None:
     trial.served.store(trial.served.table(TABLE_SIZE))
+
+
+def _store_last_byte(trial: Trial) -> None:
+    """Change only the last byte: the rest of the file says nothing about it."""
+    old = trial.served.content or b""
+    trial.served.store(old[:-1] + bytes((old[-1] ^ 2,)))
 
 
 def _grow(trial: Trial) -> None:
@@ -188,6 +221,10 @@ def _link(trial: Trial, vcpu: TrialVcpu) -> Script:
             "the link points to another file",
             lambda: served.point_elsewhere(served.table(TABLE_SIZE)),
         ),
+        (
+            "the link has an absolute path to another directory",
+            lambda: served.point_elsewhere(served.table(TABLE_SIZE), absolute=True),
+        ),
         ("a file in place of the link", lambda: served.replace(served.table(TABLE_SIZE))),
         ("a link in place of the file", served.make_link),
         (
@@ -295,8 +332,21 @@ def _judge_change(trial: Trial, answer: Answer, new: bytes) -> None:
 
 
 SCENARIOS = (
-    _served_after("file-replaced", _replace, _replace_unnoticed),
-    _served_after("file-rewritten", _rewrite, _rewrite_unnoticed, _make_pages_dirty, _store),
+    _served_after(
+        "file-replaced",
+        _replace,
+        _replace_unnoticed,
+        _replace_directory,
+        after=_replaced_while_busy,
+    ),
+    _served_after(
+        "file-rewritten",
+        _rewrite,
+        _rewrite_unnoticed,
+        _make_pages_dirty,
+        _store,
+        _store_last_byte,
+    ),
     _served_after("file-grown", _grow),
     _served_after("file-shrunk", _shrink),
     _gone("missing-file", lambda trial: trial.served.remove(), _removed_at_lock),

@@ -16,7 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from snpcerts.abi.cert_table import PAGE_SIZE
-from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, read_short, takes_lock
+from snpcerts.conformance.file_observer import (
+    DATA_READS,
+    READS,
+    HeldUntil,
+    drops_lock,
+    read_short,
+    takes_lock,
+)
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.scenarios.locking import ask_while_busy
 from snpcerts.conformance.stop_signal import stops_vcpus
@@ -70,7 +77,8 @@ def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
         elif answer == "no table":
             trial.served.remove()
         moment(trial, stop)
-        yield from vcpu.ask(0 if answer == "ENOSPC" else 2)
+        gpa = above_memory(trial) if answer == "EIO" else None
+        yield from vcpu.ask(0 if answer == "ENOSPC" else 2, gpa=gpa)
         if not asked:
             trial.skip(check, "the request never reached the point at which the signal is sent")
             trial.send(signal.SIGKILL)
@@ -243,6 +251,7 @@ def _left_in(trial: Trial) -> dict[str, int]:
         "threads or processes": threads,
         "mappings of the file": trial.served.mappings_in(processes),
         "timers": sum(map(_timers, processes)),
+        "files that the VMM created": trial.observer.written.created(),
     }
 
 
@@ -349,6 +358,9 @@ def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str
         if time.monotonic() > until or (len(sizes) > _BUSY_ROUNDS and not steady):
             break
     trial.served.unlock()
+    answer = yield from vcpu.ask(2)
+    wrong = answer.delivers(trial.served.content or b"")
+    trial.judge("busy", wrong and f"after {number + 1} requests that got EAGAIN: {wrong}")
     if len(sizes) <= _BUSY_ROUNDS or not steady:
         return None
     grown = max(last - first for first, last in zip(sizes[0], sizes[-1], strict=True))
@@ -356,11 +368,12 @@ def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str
 
 
 def _private_bytes(processes: list[int]) -> int:
-    """Return the number of bytes of private (not file-backed) memory of ``processes``.
+    """Return the number of bytes of memory of ``processes`` that is not a file's on a disk.
 
-    The counts in "status" may be off by a few pages for each processor.
+    Memory that several processes have mapped counts once. The counts in "status" may be off by a
+    few pages for each processor.
     """
-    return _kilobytes(processes, "smaps_rollup", "Anonymous|Swap") << 10
+    return _kilobytes(processes, "smaps_rollup", "Anonymous|Swap|Pss_Shmem") << 10
 
 
 def _peak_bytes(processes: list[int]) -> int:
@@ -435,7 +448,10 @@ SCENARIOS = (
     _stopped_when(_in_firmware, "EAGAIN"),
     _stopped_when(_in_firmware, "ENOSPC"),
     _stopped_when(_in_firmware, "no table"),
+    _stopped_when(_in_firmware, "EIO"),
     _stopped_when(_at_call(_at_close)),
+    _stopped_when(_at_call(drops_lock)),
+    _stopped_when(_at_call(takes_lock), "EAGAIN"),
     Scenario(checks=("descriptors", "nothing-left"), script=_leaves_nothing),
     Scenario(checks=("memory-bounded",), script=_memory, also=("busy",), seconds=2.0),
     Scenario(checks=("lock-ends-with-vmm",), script=_killed, after=_after_killed, ends=True),

@@ -9,11 +9,17 @@ import errno
 import os
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
 
-from snpcerts.abi.cert_table import pages_of
-from snpcerts.conformance.file_observer import DATA_READS, HeldUntil, takes_lock
+from snpcerts.abi.cert_table import PAGE_SIZE, pages_of
+from snpcerts.conformance.file_observer import (
+    DATA_READS,
+    HeldUntil,
+    takes_lock,
+    waits_for_lock,
+)
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.processor_time import ThreadsUsage, delay_time
 from snpcerts.conformance.scenarios.answers import (
@@ -33,7 +39,7 @@ from snpcerts.conformance.trial import (
     lock_kind,
     lock_until_signed,
 )
-from snpcerts.conformance.trial_guest import Answer
+from snpcerts.conformance.trial_guest import FIELD_PAGES, Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 from snpcerts.emulator.guest.program import Event, Sleep
 
@@ -49,7 +55,11 @@ PAUSED_MIN = 4  # number of pauses that show clearly whether the VMM sleeps in t
 TRIES_MIN = 20  # with fewer pauses, the shortest tenth is not meaningful
 WARM_UP = 2  # requests before a state counts as steady
 REPEATED, REPEATED_BUSY = 6, 3  # requests of each kind
-MANY_REPLACEMENTS = 5  # of the file, in a row; a VMM may give up sooner and answer EAGAIN
+INTERRUPTED = 2  # lock calls in a row that a signal interrupts
+UPDATE_TIME = 0.02  # seconds for which an update holds the lock
+LATE = 0.5  # seconds after an update in which a VMM might still serve a request that got EAGAIN
+LATE_STEP = 0.05  # seconds between two reads of the guest's memory during that time
+MANY_REPLACEMENTS = 40  # of the file, in a row; a VMM may give up sooner and answer EAGAIN
 OTHER_SIZES = (3000, 10000)  # bytes; they need fewer and more pages than TABLE_SIZE
 REPLACED_AGAIN = 3  # tries while the VMM answers EAGAIN, which says nothing about the check
 NO_IMMEDIATE_EXIT = (
@@ -181,6 +191,34 @@ def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
     answer = yield from vcpu.ask(2)
     wrong = answer.delivers(table)
     trial.judge(check, None if wrong is None else f"after ENOLCK: {wrong}")
+    yield from _lock_interrupted(trial, vcpu)
+
+
+def _lock_interrupted(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Let a signal interrupt the first calls that block until they get the lock.
+
+    The VMM may answer EAGAIN or try again. It does not have the lock.
+    """
+    check, served = "lock-fails", trial.served
+    interrupted: list[FileCall] = []
+
+    def meddle(call: FileCall) -> int | None:
+        if len(interrupted) == INTERRUPTED or not waits_for_lock(call):
+            return None
+        interrupted.append(call)
+        return -errno.EINTR
+
+    trial.observer.meddle = meddle
+    answer = yield from vcpu.ask(2)
+    trial.observer.meddle = lambda _: None
+    if not interrupted:
+        return
+    request = answer.request
+    if answer.has_table and request is not None and request.lock_at_answer is None:
+        trial.judge(check, "EINTR: the VMM delivered the table without a lock")
+    else:
+        wrong = unharmed(answer, served.content or b"")
+        trial.judge(check, wrong and f"EINTR: {wrong}")
 
 
 def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -349,7 +387,7 @@ def _replaced_at_lock(
                 swapped.append(swap())
 
         trial.observer.meddle = meddle
-        answer = yield from vcpu.ask(pages_of(TABLE_SIZE))
+        answer = yield from vcpu.ask(pages_of(max(TABLE_SIZE, *OTHER_SIZES)))
         trial.observer.meddle = lambda _: None
         if not swapped:
             trial.skip(check, "the VMM takes no lock")
@@ -372,8 +410,8 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
     served = trial.served
     served.replace(served.table(TABLE_SIZE))
 
-    def swap() -> bytes:
-        served.replace(served.table(TABLE_SIZE))
+    def swap(size: int = TABLE_SIZE) -> bytes:
+        served.replace(served.table(size))
         return served.content or b""
 
     def swap_unnoticed() -> bytes:
@@ -383,7 +421,37 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
     for how in (swap, swap_unnoticed):
         for times in (1, 2):
             yield from _replaced_at_lock(trial, vcpu, "same-inode", how, times)
+    for size in OTHER_SIZES:
+        yield from _replaced_at_lock(trial, vcpu, "same-inode", partial(swap, size))
     yield from _replaced_at_lock(trial, vcpu, "same-inode", swap, MANY_REPLACEMENTS)
+    yield from _replaced_while_waiting(trial, vcpu)
+
+
+def _replaced_while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """Hold the lock when the VMM first tries to take it. Then replace the file and unlock the old
+    one, for which the VMM waits.
+    """
+    served = trial.served
+    served.replace(served.table(TABLE_SIZE))
+    old = served.content or b""
+    if not (yield from trial.wait_for(served.lock, RELEASE_LIMIT)):
+        return
+    tried: list[float] = []
+
+    def meddle(call: FileCall) -> None:
+        if takes_lock(call):
+            tried.append(time.monotonic())
+
+    def tick() -> None:
+        if tried and served.updating and time.monotonic() - tried[0] > UPDATE_TIME:
+            served.replace(served.table(TABLE_SIZE))
+            served.unlock()
+
+    trial.observer.meddle, trial.tick = meddle, tick
+    answer = yield from vcpu.ask(pages_of(TABLE_SIZE))
+    trial.observer.meddle, trial.tick = lambda _: None, lambda: None
+    served.unlock()
+    trial.judge("same-inode", _serves_new(answer, [old], served.content or b""))
 
 
 def same_device(first: Path, second: Path, link: Path) -> Scenario:
@@ -464,7 +532,7 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     if wrong is None:
         yield from _size_while_busy(trial, vcpu)
     new = served.table(5000)
-    served.unlock()
+    yield from _late_write(trial, vcpu)
     trial.judging("lock-released")
     yield from released(trial, "after EAGAIN")
     trial.judging("busy")
@@ -472,6 +540,25 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     after = yield from vcpu.ask(2)
     wrong = after.delivers(new)
     trial.judge("busy", None if wrong is None else f"after the update: {wrong}")
+
+
+def _late_write(trial: Trial, vcpu: TrialVcpu) -> Script:
+    """End the update, and check that the VMM does not go on with the requests that got EAGAIN.
+
+    The guest may use their buffers for something else by now.
+    """
+    field = vcpu.pages.data, FIELD_PAGES * PAGE_SIZE
+    before = yield from vcpu.cpu.read(*field)
+    trial.served.unlock()
+    for _ in range(round(LATE / LATE_STEP)):
+        yield Sleep(LATE_STEP)
+        if (yield from vcpu.cpu.read(*field)) != before:
+            trial.judge(
+                "busy",
+                "when the update had ended, the VMM wrote to the buffer of a request that it had "
+                "answered with EAGAIN",
+            )
+            return
 
 
 def ask_while_busy(
@@ -545,7 +632,7 @@ def _judge_waiting(trial: Trial, request: CertsRequest | None, spent: float, pau
 
 
 def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Count the lines that the VMM prints for each kind of request.
+    """Count the lines that the VMM prints or writes to files for each kind of request.
 
     A guest can repeat such requests endlessly.
     """
@@ -559,11 +646,13 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
                 yield Sleep(0.01)
                 trial.output.read()
                 before = trial.output.lines, trial.output.size
+                files = trial.observer.written.sizes()
             yield from vcpu.ask(npages, gpa=gpa)
         yield Sleep(0.01)
         trial.output.read()
-        size = trial.output.size - before[1]
-        lines[kind] = max(trial.output.lines - before[0], size / LINE_MAX) / count
+        in_files, bytes_in_files = trial.observer.written.grown(files)
+        size = trial.output.size - before[1] + bytes_in_files
+        lines[kind] = max(trial.output.lines - before[0] + in_files, size / LINE_MAX) / count
 
     yield from ask_often("success", 2, REPEATED)
     yield from ask_often("ENOSPC", 0, REPEATED)

@@ -22,7 +22,7 @@ from snpcerts.conformance.trial import (
     TrialVcpu,
     above_memory,
 )
-from snpcerts.emulator.frontdoor.file_watch import FileCall
+from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
 from snpcerts.emulator.guest.program import Sleep, WaitUntil
 from snpcerts.emulator.syscall.device import Pending
 
@@ -31,6 +31,7 @@ TOGETHER_AGAIN = 0.1  # the same, after a VMM has been seen to serve one at a ti
 SETTLE = 0.03  # seconds; a VMM may drop its lock this late
 LOOK_AGAIN = 0.05  # seconds between two measurements of how long the VMM was delayed
 DELAY_MAX = 20.0  # seconds; a wait is extended by the VMM's delay, but not by more than this
+SMALLER = 3000  # bytes; fewer pages than TABLE_SIZE needs
 _TRIES = 20  # EAGAINs before the other vCPU may go on; a VMM's exclusive lock makes its vCPUs wait
 
 # For each round: the vCPU that is answered first, and the vCPU that finishes first.
@@ -197,6 +198,11 @@ def _replaced(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
     problem = f"{mine}, after the file was replaced while vCPU {held} waits for the firmware"
     vcpu.trial.judge("vcpus-served", wrong and f"{problem}: {wrong}")
     rounds.check(held, f"{mine} asked for the table of another file")
+    if served.lock():
+        yield from vcpu.ask(2)
+        served.unlock()
+        yield Sleep(SETTLE)
+        rounds.check(held, f"{mine} got EAGAIN for another file")
 
 
 def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
@@ -206,11 +212,13 @@ def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
     the other vCPU no longer waits, its next request must not fail.
     """
     observer, mine = vcpu.trial.observer, f"vCPU {vcpu.cpu.index}"
-    for what, gpa in (("no file", None), ("EIO", above_memory(vcpu.trial))):
+    top = above_memory(vcpu.trial)
+    kinds = (("no file", errno.ENOENT, None), ("EMFILE", errno.EMFILE, None), ("EIO", 0, top))
+    for what, code, gpa in kinds:
         if held in rounds.free:
             return
-        if gpa is None:
-            observer.meddle_open = lambda _: -errno.ENOENT
+        if code:
+            observer.meddle_open = partial(_refuse_opens, code)
         yield from vcpu.ask(2, gpa=gpa)
         observer.meddle_open = lambda _: None
         yield Sleep(SETTLE)
@@ -223,6 +231,10 @@ def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
         observer.meddle = lambda _: None
         yield Sleep(SETTLE)
         rounds.check(held, f"{mine} got its answer ({what})")
+
+
+def _refuse_opens(code: int, _: OpenCall) -> int:
+    return -code
 
 
 def _refuse_reads(call: FileCall) -> int | None:
@@ -252,8 +264,9 @@ class _Interleaved:
     vCPU's request has ended.
     """
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: Trial, size: int) -> None:
         self._trial = trial
+        self._size = size  # bytes of the new file
         self._reads = 0
         self.half_read = False
         self.ended = False  # whether one of the two requests has ended
@@ -265,13 +278,15 @@ class _Interleaved:
         if self._reads == 1:
             return read_short(call)
         self.half_read = True
-        self._trial.served.replace(self._trial.served.table(TABLE_SIZE))
+        self._trial.served.replace(self._trial.served.table(self._size))
         return HeldUntil(lambda: self.ended, 2 * TOGETHER)
 
 
-def _interleaved_scenario() -> Scenario:
+def _interleaved_scenario(size: int) -> Scenario:
     """Return a scenario that fails if two vCPUs share the buffer into which the VMM reads the
-    file.
+    file, or the variable for the file's size.
+
+    The second vCPU reads a file of ``size`` bytes.
     """
     meeting: list[_Interleaved] = []
 
@@ -282,7 +297,7 @@ def _interleaved_scenario() -> Scenario:
         served = trial.served
         served.replace(served.table(TABLE_SIZE))
         old = served.content or b""
-        between = _Interleaved(trial)
+        between = _Interleaved(trial, size)
         trial.observer.meddle = between
         meeting[:] = [between]
         answer = yield from vcpu.ask(2)
@@ -400,6 +415,7 @@ SCENARIOS = (
         after=_after,
         seconds=1.0,
     ),
-    _interleaved_scenario(),
+    _interleaved_scenario(TABLE_SIZE),
+    _interleaved_scenario(SMALLER),
     _together_scenario(),
 )
