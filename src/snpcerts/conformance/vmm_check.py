@@ -18,9 +18,9 @@ class Level(enum.Enum):
     """What a failed check means for a VMM."""
 
     MUST = "must"
-    """The VMM breaks a kernel rule, or the guest is harmed."""
+    """A VMM that fails breaks a kernel rule, or harms its guest or its host."""
     ADVICE = "advice"
-    """The VMM may work, but this project advises against it."""
+    """A VMM that does not pass breaks no kernel rule, but this project advises against it."""
 
 
 @dataclass(frozen=True, slots=True)

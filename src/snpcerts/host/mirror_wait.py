@@ -89,8 +89,8 @@ def _require_hope(missing: MirroredCertificate) -> None:
         raise RetryLaterError(
             f"the mirror says that the key server has no certificate for this chip at "
             f"{missing.tcb}; nothing has been changed",
-            hint="try again later: AMD's key server has answered 404 for valid chips for up "
-            "to a day",
+            hint="try again later: AMD's key server has answered 404 for valid chips for a "
+            "day or longer",
             code="certificate-unavailable",
         )
     if missing.state == REFUSED:

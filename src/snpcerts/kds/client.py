@@ -342,8 +342,8 @@ class KdsClient:
                 f"{resource}: {self.url} answered 404",
                 hint=(
                     "check the chip ID and the TCB. If both are right, try again later, because "
-                    "AMD's key server has answered 404 for valid chips for days. Cached "
-                    "certificates remain valid"
+                    "AMD's key server has answered 404 for valid chips for a day or longer. "
+                    "Cached certificates remain valid"
                 ),
             )
         retry_after = parse_retry_after(headers.get("retry-after"), headers.get("date"))

@@ -31,7 +31,7 @@ class KdsNotFoundError(RefusedError):
     """The key server answered 404.
 
     This does not prove that the request was wrong: AMD's server has answered 404 for valid chips,
-    and for its own chains, for up to a day.
+    and for its own chains, for a day or longer.
     """
 
     code = "kds-not-found"

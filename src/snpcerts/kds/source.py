@@ -5,7 +5,7 @@ cache.
 This module returns and caches only certificates that chain to a trusted ARK and, for a VCEK, name
 the requested chip and TCB. Cached files are judged in the same way, so a file that was changed is
 reported and replaced, never returned. A valid cached certificate takes precedence over any answer
-from the key server, which has answered 404 for valid chips for days.
+from the key server, which has answered 404 for valid chips for a day or longer.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import json
 from importlib.resources import files
 from typing import Any, Final
 
+__all__ = ["schema_of"]
+
 # By command. ``host sync`` prints such objects with ``--log json``.
 NAMES: Final = {
     "conformance": "conformance",
