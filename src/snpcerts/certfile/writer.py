@@ -231,8 +231,8 @@ def _is_empty(path: str) -> Steps[bool]:
 def _there_and_back(
     names: _Names, deadline: float, lock_wait: float, wrong_table: bytes | None
 ) -> Steps[int]:
-    """Lock and empty the existing file while a stand-in is at the path. Then put the file back, and
-    return its descriptor.
+    """Move the existing file aside, lock and empty it while a stand-in is at its path, and move it
+    back. Return its descriptor.
     """
     try:
         fd: int = yield step.OpenWrite(names.path)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds reports, tables and certificates in files, and combines those that belong together.
 
-A file is evidence in any format (:mod:`snpcerts.verify.evidence`). A table may also be in a file
-beside it: ``host.bin`` and ``host.table``, ``outblob`` and ``auxblob``. In a directory, files are
-recognised by their content, not by their names. Every report there is evidence. Certificates in a
-subdirectory that has reports are used only for these reports; all other certificates may be used
-for every report. The search includes subdirectories, but not their subdirectories.
+A file may hold evidence in any format that :mod:`snpcerts.verify.evidence` reads. A report's table
+may also be in a separate file beside the report: ``host.bin`` and ``host.table``, ``outblob`` and
+``auxblob``. In a directory, files are recognised by their content, not by their names, and every
+report found is treated as evidence. Certificates in a subdirectory that has reports are used only
+for these reports; all other certificates may be used for every report. The search includes
+subdirectories, but not their subdirectories.
 """
 
 from __future__ import annotations

@@ -104,10 +104,10 @@ class Scenario:
 
     ``script`` runs on the guest's first vCPU, ``second`` on its second, if there is one. ``after``
     runs when the scripts are done or the VMM has ended; processes that the VMM started may still
-    exist. ``ends`` says that the VMM should end by itself. With ``strict_page_states`` the guest's
-    access faults if the VMM has not changed the page as the guest requested. ``also`` lists checks
-    that every scenario judges and that this one provokes. ``start`` creates the first file, by
-    default one of :data:`TABLE_SIZE` bytes. ``attribute`` is the value of
+    exist. ``ends`` says that the VMM should end by itself. With ``strict_page_states``, the
+    guest faults when it uses a page whose state the VMM has not changed as the guest requested.
+    ``also`` lists checks that every scenario judges and that this one provokes. ``start`` creates
+    the first file, by default one of :data:`TABLE_SIZE` bytes. ``attribute`` is the value of
     KVM_X86_SEV_SNP_REQ_CERTS. ``environment`` is added to the VMM's environment. ``seconds`` is
     roughly how long a correct VMM takes.
     """

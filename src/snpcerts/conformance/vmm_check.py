@@ -276,7 +276,7 @@ CHECKS: Final = (
     ConformanceCheck(
         "changed-before-lock",
         "if the file changes in place before the VMM gets the lock, its new content is served",
-        "sev: lock first, then read; size and content may have changed before",
+        "sev: lock first, then read; until the VMM holds the lock, size and content may change",
     ),
     ConformanceCheck(
         "missing-file",

@@ -257,7 +257,7 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _after_handshake(trial: Trial) -> None:
     """Judge what a failed handshake leaves behind.
 
-    The VMM may end or stop its VM, but no lock may remain.
+    The VMM may exit, or stop its VM and keep running, but no lock may remain.
     """
     if trial.ended_by is None and not trial.enough:
         return

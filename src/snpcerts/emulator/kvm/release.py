@@ -24,9 +24,9 @@ class KernelRelease:
 
     @property
     def refuses_launch_update_without_source(self) -> bool:
-        """Whether SNP_LAUNCH_UPDATE with uaddr 0 fails with EINVAL at once.
+        """Whether SNP_LAUNCH_UPDATE with uaddr 0 fails with EINVAL before any page is processed.
 
-        On Linux 7.2 the command fails at the first page.
+        On Linux 7.2 the command fails only when it reaches the first page.
         """
         return self.series != "7.2"
 
