@@ -223,7 +223,7 @@ def test_scripted_guests_report_their_outcomes(emulated: Emulated, tmp_path: Pat
             2,
             "cannot be combined with --requests",
         ),
-        (["guest", "--", "true"], 1, "exactly one VM"),
+        (["guest", "--", "true"], 1, "one running VM"),
         (["guest", "--vm", "nobody", "--", "true"], 1, "there is no VM 'nobody'"),
         (["guest", "--certs", "missing", "--", "true"], 2, "No such file"),
         (["guest", "--certs", "x", "--vm", "y", "--", "true"], 2, "cannot be combined"),

@@ -179,7 +179,7 @@ def perform(
 
 
 def _update_from(state: _Progress, place: int) -> Steps[None]:
-    """Update the file at ``place``. The updates of the later files are nested in it."""
+    """Update the file with index ``place``, and the files after it while this file is locked."""
     target = state.targets[place]
     now: float = yield step.Now()
     left = max(0.0, state.start + state.lock_wait - now)

@@ -260,7 +260,8 @@ def host(
 @click.option(
     "--vm",
     metavar="NAME",
-    help="Run PROGRAM in the guest of this running VM. [default: the only VM that serves programs]",
+    help="Run PROGRAM in the guest of this running VM. [default: the only VM whose guest can run "
+    "programs]",
 )
 @click.option(
     "--certs",

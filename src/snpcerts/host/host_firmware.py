@@ -136,7 +136,7 @@ class HostFirmware:
         self.memory.prove(self.read_firmware, taken_in, proof)
 
     def read_firmware(self) -> FirmwareState:
-        """Read SNP_PLATFORM_STATUS, without adding the remembered facts.
+        """Read SNP_PLATFORM_STATUS. Unlike :meth:`state`, do not add what the agent remembers.
 
         Raises :class:`~snpcerts.host.sev.SevError`, and :class:`RefusedError` if TCBs are not in
         the product's layout.

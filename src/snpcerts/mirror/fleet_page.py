@@ -109,11 +109,11 @@ def fleet_page(
 
 def _footer(fleet: Fleet, bulletins: BulletinData) -> Markup:
     stored = ", ".join(f"{count:,} {kind}" for kind, count in fleet.stored.items()) or "nothing"
-    several = "1 instance" if fleet.instances == 1 else f"{fleet.instances} instances"
+    several = "1 mirror instance" if fleet.instances == 1 else f"{fleet.instances} mirror instances"
     return element(
         "footer",
         (
-            f"Stored: {stored}. {several} of the mirror, snpcerts {fleet.version}. "
+            f"Stored: {stored}. {several} running snpcerts {fleet.version}. "
             f"The floors come from AMD's bulletins as of {bulletins.date}; only "
             "confirmed values count."
         ),

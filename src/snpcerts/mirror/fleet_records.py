@@ -470,11 +470,11 @@ class FleetRecords:
             found |= chips
         if not found:
             raise RefusedError(
-                "hosts of the roll: expected at least one, found none", code="mirror-no-host"
+                "expected at least one host for the roll, found none", code="mirror-no-host"
             )
         if len(found) > MAX_HOSTS:
             raise RefusedError(
-                f"hosts of the roll: expected at most {MAX_HOSTS}, found {len(found)}",
+                f"expected at most {MAX_HOSTS} hosts for the roll, found {len(found)}",
                 code="mirror-too-many-hosts",
             )
         return sorted(found)

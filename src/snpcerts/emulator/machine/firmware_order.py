@@ -45,7 +45,8 @@ def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, obje
         firmware.snp_verify_mitigation(_number(order, "vector") or 0)
     else:
         raise InputError(
-            f"firmware order: expected reload, reboot, update or verify-mitigation, found {do!r}"
+            "firmware operation: expected reload, reboot, update or verify-mitigation, found "
+            f"{do!r}"
         )
     return {"ok": True}
 

@@ -243,7 +243,7 @@ class PlatformServer:
             if len(serving) != 1:
                 running = ", ".join(serving) or "none"
                 raise RefusedError(
-                    f"expected exactly one VM that serves programs, found: {running}",
+                    f"expected one running VM whose guest can run programs, found: {running}",
                     hint=(
                         "name the VM with --vm, or start a VM with 'snpcerts emulate host --serve' "
                         "or 'snpcerts emulate guest --certs FILE'"
