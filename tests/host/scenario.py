@@ -115,7 +115,7 @@ class Course:
         self._unread = b""
         argv = self.arguments("sync", "--watch", "--log=json", "--interval=0.2")
         self.agent = self.hosts.start(*argv, out=self.events)
-        self.until("watching")
+        self.until("checking the files every")
 
     def end_agent(self, number: signal.Signals) -> None:
         if self.agent is not None:
