@@ -6,7 +6,6 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from snpcerts.endorsement.certificate import load_certificate
 from snpcerts.kds.body import read_chain
 from snpcerts.kds.url import VcekResource
 from snpcerts.mirror.service import CallerLimits
-from snpcerts.mirror.waiting import POLL
+from snpcerts.mirror.waiting import WaitingCallers
 from snpcerts.mirror.wanted import WantedQueue
 
 from ..sizes import sized
@@ -181,11 +180,19 @@ def test_404_is_remembered_for_minutes(amd: KeyServer, mirror: RunningMirror) ->
 def test_a_caller_waits_even_if_the_queue_is_checked_before_its_resource_is_in_it(
     amd: KeyServer, mirror: RunningMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checked = threading.Event()
+
+    def look(waiting: WaitingCallers, resources: list[str]) -> set[str]:
+        found = queued(waiting, resources)
+        checked.set()
+        return found
+
     def want_late(queue: WantedQueue, *arguments: Any, **named: Any) -> bool:
-        time.sleep(1.5 * POLL)
+        assert checked.wait(60)
         return want(queue, *arguments, **named)
 
-    want = WantedQueue.want
+    queued, want = WaitingCallers._queued, WantedQueue.want
+    monkeypatch.setattr(WaitingCallers, "_queued", look)
     monkeypatch.setattr(WantedQueue, "want", want_late)
     found = mirror.ask(vcek(amd).path)
     assert found.status == 200, found.body

@@ -105,9 +105,13 @@ def drops_lock(call: FileCall) -> bool:
     """Whether the call unlocks the file. A close, which may do so too, does not count."""
     if call.call is Syscall.FLOCK:
         return bool(call.arguments[1] & fcntl.LOCK_UN)
-    if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
-        return False
-    return not takes_lock(call)
+    wanted = _flock_of(call)
+    return wanted is not None and wanted.l_type == F_UNLCK
+
+
+def refuse_open(code: int, _: OpenCall) -> int:
+    """Make an open fail with the errno ``code``. Bind ``code`` to get a ``meddle_open``."""
+    return -code
 
 
 class FileObserver:

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from functools import partial
 
 from snpcerts.abi.cert_table import EMPTY, PAGE_SIZE, pages_of
-from snpcerts.conformance.file_observer import DATA_READS, READS, read_short, takes_lock
+from snpcerts.conformance.file_observer import (
+    DATA_READS,
+    READS,
+    read_short,
+    refuse_open,
+    takes_lock,
+)
 from snpcerts.conformance.trial import (
     TABLE_SIZE,
     Scenario,
@@ -19,7 +25,7 @@ from snpcerts.conformance.trial import (
 )
 from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.bpf import Syscall
-from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
+from snpcerts.emulator.frontdoor.file_watch import FileCall
 
 _BLOCKS = 16 * PAGE_SIZE  # bytes on disk; a file's blocks say nothing about its size
 SHORT_READS = 3  # in a row: the second read does not return the whole rest either
@@ -347,7 +353,7 @@ def _after_errors(trial: Trial, vcpu: TrialVcpu) -> Script:
     for what, npages, gpa, meddle, code in kinds:
         observer.meddle = meddle
         if code:
-            observer.meddle_open = partial(_refuse, code)
+            observer.meddle_open = partial(refuse_open, code)
         for _ in range(_ERRORS):
             yield from vcpu.ask(npages, gpa=gpa)
         observer.meddle, observer.meddle_open = _as_usual, lambda _: None
@@ -360,10 +366,6 @@ def _after_errors(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 def _as_usual(_: FileCall) -> None:
     """Let the call happen."""
-
-
-def _refuse(code: int, _: OpenCall) -> int:
-    return -code
 
 
 _IN_PASSING = ("ret-supported", "nothing-outside", "no-stale-bytes")

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 from snpcerts.abi.cert_table import EMPTY
-from snpcerts.conformance.file_observer import takes_lock
+from snpcerts.conformance.file_observer import refuse_open, takes_lock
+from snpcerts.conformance.scenarios.locking import RELEASE_LIMIT, UPDATE_TIME
 from snpcerts.conformance.served_file import ServedFile
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu
 from snpcerts.conformance.trial_guest import Answer
 from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
-
-_UPDATE_TIME = 0.02  # seconds for which an update holds the lock
-_RELEASE_LIMIT = 1.0  # seconds that an update waits for the lock
 
 
 def _served_after(
@@ -59,7 +57,7 @@ def _replaced_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
     A VMM may keep the file open that it could not lock, but must compare it with the path again.
     """
     served = trial.served
-    if not (yield from trial.wait_for(served.lock, _RELEASE_LIMIT)):
+    if not (yield from trial.wait_for(served.lock, RELEASE_LIMIT)):
         return
     yield from vcpu.ask(4)
     served.unlock()
@@ -163,14 +161,10 @@ def _removed_at_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
     served.replace(served.table(TABLE_SIZE))
 
 
-def _refuse_open(trial: Trial) -> None:
+def _forbid_open(trial: Trial) -> None:
     # Use a new file, because a VMM that keeps the old one open need not open it again.
     _replace(trial)
-    trial.observer.meddle_open = lambda _: -errno.EACCES
-
-
-def _fails_with(code: int, _: OpenCall) -> int:
-    return -code
+    trial.observer.meddle_open = partial(refuse_open, errno.EACCES)
 
 
 def _open_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -178,7 +172,7 @@ def _open_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
     for code in (errno.EMFILE, errno.ENOMEM, errno.EIO):
         table = served.table(TABLE_SIZE)
         served.replace(table)
-        trial.observer.meddle_open = partial(_fails_with, code)
+        trial.observer.meddle_open = partial(refuse_open, code)
         answer = yield from vcpu.ask(2)
         trial.observer.meddle_open = lambda _: None
         request = answer.request
@@ -303,7 +297,7 @@ def _while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
                 tried.append(time.monotonic())
 
         def tick(size: int = size, tried: list[float] = tried) -> None:
-            if tried and time.monotonic() - tried[0] > _UPDATE_TIME:
+            if tried and time.monotonic() - tried[0] > UPDATE_TIME:
                 tried.clear()
                 trial.tick = lambda: None
                 served.rewrite(served.table(size))
@@ -352,7 +346,7 @@ SCENARIOS = (
     _gone("missing-file", lambda trial: trial.served.remove(), _removed_at_lock),
     _gone("unreadable-file", lambda trial: trial.served.put_directory()),
     _gone("empty-file", lambda trial: trial.served.replace(b"")),
-    _gone("permission-denied", _refuse_open),
+    _gone("permission-denied", _forbid_open),
     Scenario(checks=("open-fails",), script=_open_fails),
     # The link exists before the VMM starts, because a VMM may resolve the path then.
     Scenario(checks=("symbolic-link",), script=_link, start=_start_as_link),

@@ -255,7 +255,7 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _after_handshake(trial: Trial) -> None:
-    """Judge what a failed handshake leaves behind.
+    """Judge what a failed hand-shake leaves behind.
 
     The VMM may exit, or stop its VM and keep running, but no lock may remain.
     """

@@ -10,7 +10,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from snpcerts.conformance.file_observer import DATA_READS, READS, HeldUntil, read_short, takes_lock
+from snpcerts.conformance.file_observer import (
+    DATA_READS,
+    READS,
+    HeldUntil,
+    read_short,
+    refuse_open,
+    takes_lock,
+)
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.processor_time import queue_time
 from snpcerts.conformance.scenarios.locking import released
@@ -22,7 +29,7 @@ from snpcerts.conformance.trial import (
     TrialVcpu,
     above_memory,
 )
-from snpcerts.emulator.frontdoor.file_watch import FileCall, OpenCall
+from snpcerts.emulator.frontdoor.file_watch import FileCall
 from snpcerts.emulator.guest.program import Sleep, WaitUntil
 from snpcerts.emulator.syscall.device import Pending
 
@@ -218,7 +225,7 @@ def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
         if held in rounds.free:
             return
         if code:
-            observer.meddle_open = partial(_refuse_opens, code)
+            observer.meddle_open = partial(refuse_open, code)
         yield from vcpu.ask(2, gpa=gpa)
         observer.meddle_open = lambda _: None
         yield Sleep(SETTLE)
@@ -231,10 +238,6 @@ def _errors(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
         observer.meddle = lambda _: None
         yield Sleep(SETTLE)
         rounds.check(held, f"{mine} got its answer ({what})")
-
-
-def _refuse_opens(code: int, _: OpenCall) -> int:
-    return -code
 
 
 def _refuse_reads(call: FileCall) -> int | None:
