@@ -142,18 +142,28 @@ def _kill_descendants() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def _parent(pid: str) -> int:
+    # Without a file object, because conformance reads every process for each request.
+    stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        line = os.read(stat, _STAT_MAX)
+    finally:
+        os.close(stat)
+    # The name, in brackets, can contain any character, so search for its last bracket.
+    return int(line[line.rindex(b")") :].split(maxsplit=3)[2])
+
+
 def descendants(of: int) -> list[int]:
     """Return the process IDs of all descendants of the process ``of``, parents first, as /proc
     shows them.
     """
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                # The name, in brackets, can contain any character, so search for its last bracket.
-                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
-                    after_name = file.read(_STAT_MAX).rpartition(b")")[2]
-                children.setdefault(int(after_name.split()[1]), []).append(int(name))
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent = _parent(name)
+        except (OSError, ValueError, IndexError):  # the process has ended
+            continue
+        children.setdefault(parent, []).append(int(name))
     found = list(children.get(of, ()))
     for pid in found:  # the list grows during the loop
         found += children.get(pid, ())
