@@ -414,12 +414,12 @@ static ssize_t contents(int fd, uint8_t *data)
 		return found.st_size;
 	}
 	if (is_wrong(RIGHT_PIECES)) {
-		struct iovec two[2] = { { data, 100 }, { data + 100, 57 } };
+		struct iovec two[2] = { { data, 1000 }, { data + 1000, 577 } };
 
 		while ((got = readv(fd, two, 2)) > 0) {
 			size += got;
 			two[0].iov_base = data + size;
-			two[1].iov_base = data + size + 100;
+			two[1].iov_base = data + size + 1000;
 		}
 		return got < 0 ? -1 : size;
 	}
