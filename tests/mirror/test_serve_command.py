@@ -18,6 +18,8 @@ from snpcerts.errors import FormatError, SnpCertsError
 from snpcerts.mirror.fleet_records import AnnouncerIdentity
 from snpcerts.mirror.target import PrivateResourceError, read_target
 
+from .private_ca import PrivateCa
+
 
 def _short(path: Path) -> None:
     path.write_text("short\n")
@@ -101,6 +103,16 @@ def test_wrong_options_are_refused_in_a_sentence(tmp_path: Path, name: str) -> N
     code, text = serve(tmp_path, *BAD_OPTIONS[name])
     assert code == 2
     assert text
+
+
+def test_client_cas_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    own = str(PrivateCa(tmp_path).issue("127.0.0.1"))
+    (tmp_path / "no.pem").write_text("no certificate\n")
+    options = ("--tls-cert", own, "--tls-key", own, "--client-ca", str(tmp_path / "no.pem"))
+    code, text = serve(tmp_path, *options)
+    assert code == 2
+    assert f"cannot use the CA certificates of --client-ca {tmp_path}/no.pem: " in text
+    assert "TLS certificate" not in text
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

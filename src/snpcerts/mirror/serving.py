@@ -237,6 +237,8 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         ssl_ca_certs=options.client_ca,
         ssl_cert_reqs=ssl.CERT_NONE if options.client_ca is None else ssl.CERT_OPTIONAL,
     )
+    if options.client_ca is not None:
+        _check_client_ca(options.client_ca)
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
@@ -244,11 +246,20 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
             f"cannot use the TLS certificate {options.certificate} with the key of --tls-key: "
             f"{error}",
             hint=(
-                "give PEM files: the certificate chain for --tls-cert, its key for "
-                "--tls-key, and CAs for --client-ca"
+                "give PEM files: the certificate chain for --tls-cert, and its key for --tls-key"
             ),
         ) from None
     return config
+
+
+def _check_client_ca(path: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"cannot use the CA certificates of --client-ca {path}: {error}",
+            hint="give a PEM file with the certificates of the CAs that sign the clients'",
+        ) from None
 
 
 def _listen(host: str, port: int) -> socket.socket:
