@@ -7,8 +7,8 @@ from byte 0 of the table. GUIDs are written in RFC 4122 byte order (AMD confirms
 google/go-sev-guest issue 157).
 
 A guest does not trust the host that supplies a table, so decoding is bounded. The decoder accepts
-at most :data:`MAX_ENTRIES` entries, and no blob that is inside the header, ends past the table, or
-overlaps another blob. So it never copies more bytes than the input has.
+at most :data:`MAX_ENTRIES` entries, and no blob that begins inside the header, ends past the table,
+or overlaps another blob. So it never copies more bytes than the input has.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class CertTable:
     def encode(self) -> bytes:
         """Return the table as bytes: header, terminator, blobs back to back.
 
-        Raises :class:`FormatError` for what other readers cannot handle: an empty blob, a repeated
-        GUID, the zero GUID, too many entries, more than :data:`MAX_SIZE` bytes.
+        Raises :class:`FormatError` for what other programs may not accept: an empty blob, a
+        repeated GUID, the zero GUID, too many entries, more than :data:`MAX_SIZE` bytes.
         """
         if len(self.entries) > MAX_ENTRIES:
             raise FormatError(
@@ -235,11 +235,11 @@ def _sound_headers(headers: list[_Header], size: int) -> tuple[list[_Header], li
     for header in headers:
         end = header.offset + header.length  # Python integers do not overflow
         if header.guid.int == 0:
-            message = "a zero GUID must have offset 0 and length 0"
+            message = "an entry with the zero GUID must be all zero"
         elif header.length == 0:
             message = f"the entry {header.guid} has length 0"
         elif header.offset < header_end:
-            message = f"offset {header.offset:#x} is inside the {header_end}-byte header"
+            message = f"the blob begins at {header.offset:#x}, inside the {header_end}-byte header"
         elif end > size:
             message = (
                 f"the blob at {header.offset:#x}..{end:#x} extends past the table's {size} bytes"
