@@ -42,7 +42,7 @@ def require_working_locks(directory: str) -> None:
 def lock_problem(directory: str) -> str | None:
     """Return why locks on files in ``directory`` do not exclude each other; None if they do.
 
-    It tests both directions on a temporary file: a shared lock while an exclusive one is held, and
+    Test both directions on a temporary file: a shared lock while an exclusive one is held, and
     an exclusive lock while shared ones are held. Raises ``OSError`` if no file can be created.
     """
     with tempfile.NamedTemporaryFile(prefix=".snpcerts-lock-", dir=directory) as file:

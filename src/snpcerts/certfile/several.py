@@ -65,7 +65,8 @@ Problem = tuple[str, SnpCertsError | OSError]
 class LeftEmptyError(RefusedError):
     """The firmware was not changed, and a file that had been emptied could not be filled again.
 
-    ``refused`` says why the firmware was not changed. ``problems`` are the files that stay empty.
+    ``refused`` says why the firmware was not changed. ``problems`` lists the files that stay
+    empty, each with its error.
     """
 
     code = "left-empty"

@@ -4,8 +4,8 @@ together.
 
 All strategies follow the same order: take the exclusive lock; write and sync the *empty* table;
 change the firmware; write and sync the new table, its first entry last; unlock. A crash at any
-point leaves the empty table or the right one. The caller fetches the certificates for the new key
-beforehand, so the lock is held only as long as the firmware command takes.
+point leaves the empty table or the right one. Before the update, the caller fetches the
+certificates for the new key, so the lock is held only as long as the firmware command takes.
 
 OFD locks are not fair: a writer that only waits until there is no reader may wait forever. Three
 strategies get the lock:
@@ -19,8 +19,8 @@ directory.
 **swap** begins in the same way, but the new file stays at the path. Readers that keep the old file
 find it empty from then on.
 
-**in-place** waits for a gap between readers. Use it if the path is a mount point or the directory
-cannot be written to.
+**in-place** waits until no reader holds a lock. Use it if the path is a mount point or the
+directory cannot be written to.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def update(
 
     ``wrong_table`` is a table that was found at the path and is known to be wrong. If the lock does
     not become free in time and the file still holds that table, the update empties the file despite
-    the lock, and the error says so. Otherwise such an update does not change the file's content.
+    the lock, and the error says so. In all other cases, an update that does not get the lock leaves
+    the file's content as it was.
     """
     path = yield step.Resolve(path)
     names = _Names.of(path)
@@ -184,9 +185,9 @@ def _finish_old(
     then empty that file.
 
     Requests with that file's table may be on their way to the firmware, and readers may keep the
-    file open. The emptied file returns to the path, because some readers may see it through a bind
-    mount, unless there is another table at the path. It must be empty, because the firmware may
-    have changed since its table was written.
+    file open. It must be emptied, because the firmware may have changed since its table was
+    written. Unless the path already has a file with certificates, the emptied file returns to the
+    path, because some readers may see it through a bind mount.
     """
     try:
         old: int = yield step.OpenWrite(names.old)
@@ -352,8 +353,8 @@ def _in_place(
         keep = False
         try:
             yield from _require_regular(names.path, fd)
-            # An interrupted update renamed this file to the path. The rename may not be on disk
-            # yet.
+            # An interrupted update may have renamed this file to the path, and that rename may not
+            # be on disk yet.
             yield step.SyncDirectory(names.path)
             if not (yield from _lock_until(fd, deadline)):
                 emptied = yield from _withdraw(fd, wrong_table)
@@ -389,7 +390,7 @@ def _withdraw(fd: int, wrong_table: bytes | None) -> Steps[bool]:
     found: bytes = yield step.Read(fd, len(wrong_table) + 1)
     if found != wrong_table and not found.startswith(EMPTY):
         return False
-    # An earlier update may have emptied the file without a sync. If its sync failed, Linux
+    # An earlier update may have emptied the file, but failed to sync it. After a failed sync, Linux
     # considers the pages written, and only another write makes the next sync write them.
     yield step.Write(fd, EMPTY, 0)
     yield step.Sync(fd)
@@ -421,7 +422,7 @@ def _refused(path: str, error: OSError) -> SnpCertsError:
         return RefusedError(text, hint="make the file and its directory writable for this user")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RefusedError(
-            text, hint="free space on the file's file system, then run the update again"
+            text, hint="free some space on the file's file system, then run the update again"
         )
     return RefusedError(text)
 
