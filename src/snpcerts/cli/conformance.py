@@ -22,7 +22,7 @@ from snpcerts.cli.signals import ends_cleanly
 from snpcerts.errors import SnpCertsError, UsageError
 from snpcerts.printable import printable
 
-# A longer run of checks that are skipped for the same reason is printed as one line.
+# If more than this many checks in a row are skipped for the same reason, print them as one line.
 _FEW = 3
 # elf.h: e_ident[EI_CLASS] is byte 4, e_machine bytes 18 and 19.
 _ELF_HEAD, _ELFCLASS64, _EM_X86_64 = 20, 2, 62
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     default=2000,
     show_default=True,
     metavar="MS",
-    help="Longest time that the VMM claims to wait for the lock.",
+    help="Longest time that the VMM should wait for the lock.",
 )
 @click.option(
     "--timeout",

@@ -29,7 +29,7 @@ _DETAILS: Final = 4  # mismatches of one run that are described in full
 _TICK: Final = 0.5  # seconds between two dots
 _FIRST: Final = (
     "Guests request attestation reports with certificates while the key that signs the\n"
-    "reports changes. The first run does not use the certificate file's lock, the\n"
+    "reports changes. The first run does not use the certificate file's lock; the\n"
     "second does. All hardware is emulated; the programs above it are real.\n"
 )
 _NEXT: Final = (
@@ -135,7 +135,7 @@ def _both_runs(
     from snpcerts.temporary_directory import temporary_directory
 
     with temporary_directory("demo") as folder:
-        with stage.waiting("Making the keys and certificates of an emulated AMD"):
+        with stage.waiting("Making an emulated AMD's keys and certificates"):
             machine = DemoMachine.create(folder / "machine")
         script = Script(guests, updates, seconds, seed, "no-lock")
         stage.say(
@@ -204,11 +204,11 @@ def _number(count: int, what: str) -> str:
 
 
 class _Narrator:
-    """Prints what goes wrong in a run when it happens, and a line of counts every ``every``
-    seconds. If ``quiet``, it prints nothing.
+    """Prints each problem in a run as it happens, and a line of counts every ``every`` seconds. If
+    ``quiet``, it prints nothing.
 
-    It only counts reports that verify and updates, because it does not learn of them in the order
-    in which the firmware served them.
+    It only counts the updates and the reports that verify, because it does not learn of them in the
+    order in which the firmware served them.
     """
 
     def __init__(self, *, quiet: bool, every: float) -> None:
@@ -229,7 +229,7 @@ class _Narrator:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Print ``what`` and a dot every half second while the block runs, then its duration."""
+        """Print ``what``, a dot every half second while the block runs, then its duration."""
         if self._quiet:
             yield
             return

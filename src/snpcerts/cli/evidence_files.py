@@ -32,7 +32,7 @@ _NAMES_OF_CERTIFICATES: Final = ("vcek", "vlek", "ask", "asvk", "ark", "crl", "c
 _FORMS: Final = (".der", ".pem", ".crt", ".cer", ".cert", ".p7b", ".p7c", ".crl")
 _TABLES: Final = (".table", ".auxblob")
 _OUTBLOB, _AUXBLOB = "outblob", "auxblob"
-# A file with such a name is evidence only if its content shows that.
+# An unrecognisable file with one of these extensions is not taken for a damaged report.
 _OTHER: Final = (".json", ".md", ".txt", ".toml", ".log", ".request", ".key", ".sh", ".py", ".yaml")
 MAX_FILES: Final = 1_000_000
 # Limits for certificate files in one directory: their number, and their total bytes.

@@ -102,8 +102,8 @@ def write_output(path: str, data: bytes) -> None:
     """Atomically replace the file at ``path`` with ``data``.
 
     A pipe or a character device (``/dev/null``, ``/dev/stdout``) is written to and not replaced.
-    Links are followed if they belong to root or this user. Raises :class:`RefusedError`, which
-    names the path, and leaves nothing behind.
+    Links are followed if they belong to root or this user. If writing fails, this raises
+    :class:`RefusedError`, which names the path, and leaves nothing behind.
     """
     try:
         # Replace a link's target, not the link (as with /dev/stdout, redirected to a file).

@@ -30,8 +30,8 @@ def command() -> None:
     required=True,
     metavar="FILE",
     help=(
-        "File to write the report to, or - for standard output, from which for example 'snpcerts "
-        "host prove-key' reads it."
+        "File to write the report to, or - for standard output, as when 'snpcerts host prove-key' "
+        "runs this command."
     ),
 )
 @click.option(
@@ -151,9 +151,9 @@ def report(
     say_line(f"{output}: report with report data {data.hex()}")
     if table_out is not None:
         what = (
-            f"{entries} certificates"
+            f"the certificate table has {entries} {'entry' if entries == 1 else 'entries'}"
             if entries
-            else "the table is empty: the host has no certificates"
+            else "the table is empty: the host supplied no certificates"
         )
         say_line(f"{table_out}: {what}")
 

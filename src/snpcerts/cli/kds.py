@@ -136,7 +136,11 @@ def fetch() -> None:
 
 @fetch.command(short_help="Get the VCEK certificate for a chip and a TCB.")
 @product_option("Product of the chip.")
-@click.option("--hwid", metavar="HEX", help="Chip ID in hexadecimal: 64 bytes, or 8 on Turin.")
+@click.option(
+    "--hwid",
+    metavar="HEX",
+    help="Chip ID in hexadecimal: 64 bytes, or 8 on Turin and Venice.",
+)
 @click.option(
     "--tcb", metavar="TCB", help="Reported TCB, as in bl=4,tee=0,snp=24,ucode=219[,fmc=1]."
 )
@@ -240,7 +244,7 @@ def show(cache: str | None, anchors: tuple[str, ...], as_json: bool) -> None:
     where = cache_directory(cache)
     if where.exists() and not where.is_dir():
         raise InputError(
-            f"{where}: expected a directory, found none",
+            f"{where}: expected a directory, found another kind of file",
             hint="give the cache directory with --cache",
         )
     found = inventory(Store(where), anchors_of(anchors), datetime.now(UTC))
@@ -296,7 +300,7 @@ def _from_report(path: str, product: Product | None) -> list[_Key]:
         products = (product,)
     if not products:
         raise UsageError(
-            f"{path}: the report does not say which product it is for",
+            f"{path}: the report names no product that snpcerts knows",
             hint="name the product with --product",
         )
     if report.signing_key is not SigningKey.VCEK:
@@ -367,8 +371,8 @@ def _error_json(error: SnpCertsError) -> dict[str, object]:
 def _progress(doing: str) -> Iterator[Callable[[str], None]]:
     """Show on standard error what a fetch is doing, and what it waits for.
 
-    Where standard error shows no live progress, ``doing`` is printed only if the fetch takes longer
-    than a second.
+    Unless standard output and standard error are terminals, ``doing`` is printed only if the fetch
+    takes longer than a second.
     """
     if shows_progress():
         from rich.console import Console

@@ -104,7 +104,8 @@ def main(arguments: Sequence[str]) -> int:
     except EndedBySignalError as ended:
         return ended.exit_code
     except BrokenPipeError:
-        # The reader of our output has closed it. Leave nothing for Python to flush.
+        # The process that read our output has closed its end of the pipe. Discard what Python
+        # flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

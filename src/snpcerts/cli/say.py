@@ -105,7 +105,7 @@ def wrapped(line: str, width: int) -> str:
     """
     if len(line) <= width:
         return line
-    # Columns further right leave too little room.
+    # Ignore columns further right, which leave too little room for the text.
     columns = (found.end() for found in _COLUMN.finditer(line, 0, width * 3 // 5))
     indent = max(columns, default=len(line) - len(line.lstrip()) + _HANG)
     lines = [""]

@@ -19,8 +19,8 @@ from snpcerts.errors import FormatError, InputError, RefusedError, UsageError
 from snpcerts.printable import printable
 
 _GUIDS = {name: guid for guid, name in cert_table.GUID_NAMES.items()}
-# VLEK before ASK, because snphost's export names the ASK entry "asvk" only in that order.
 _DESCRIBED = 1024  # characters of an entry's description
+# VLEK before ASK, because snphost's export names the ASK entry "asvk" only in that order.
 _SLOTS = ("vcek", "vlek", "ask", "ark", "crl")
 
 
@@ -265,7 +265,7 @@ def _file_name(table: CertTable, entry: TableEntry) -> str:
 
 def _describe(entry: TableEntry) -> str:
     if entry.guid not in cert_table.GUID_NAMES:
-        return cert_table.OTHER_NAMES.get(entry.guid, "unknown GUID, kept as it is")
+        return cert_table.OTHER_NAMES.get(entry.guid, "unknown GUID, not interpreted")
     from snpcerts.endorsement.encoding import describe
 
     return printable(describe(entry.data, crl=entry.guid == cert_table.CRL_GUID), _DESCRIBED)

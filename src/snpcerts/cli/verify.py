@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     metavar="KIND=FILE",
     help=(
         "File with a revocation list (CRL) for leaves of KIND, vcek or vlek. Implies "
-        "--require-crl. A list without KIND= adds revocations, but is not the list that "
-        "--require-crl demands."
+        "--require-crl. A list without KIND= adds revocations, but does not satisfy "
+        "--require-crl."
     ),
 )
 @click.option(
@@ -139,7 +139,10 @@ if TYPE_CHECKING:
 @click.option(
     "--explain",
     is_flag=True,
-    help="For each failed check, name the attacks and bulletins behind the rule.",
+    help=(
+        "For each failed check, name the AMD security bulletins that require it, and the attacks "
+        "that these bulletins describe."
+    ),
 )
 @click.option(
     "--ear",

@@ -18,8 +18,8 @@ from snpcerts.errors import InputError, UsageError
 if TYPE_CHECKING:
     from snpcerts.verify.policy import Policy
 
-# AMD's revocation lists are valid for a year, but a fetch each day finds new revocations. The agent
-# fetches them daily too.
+# AMD's revocation lists are valid for a year, but AMD may publish a new list on any day. The agent
+# fetches the lists daily too.
 FETCHED_LIST_AGE = timedelta(days=1)
 
 

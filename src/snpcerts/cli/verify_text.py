@@ -31,7 +31,7 @@ def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None)
 
 
 def unreadable_json(path: str, error: SnpCertsError) -> str:
-    """Return the JSON object for a file that contains no evidence."""
+    """Return the JSON object for a file whose evidence cannot be read."""
     return json.dumps({"evidence": path, "verdict": "unreadable", "error": str(error)})
 
 
@@ -67,7 +67,7 @@ def for_people(verdict: Verdict, attacks: Sequence[str] = (), *, verbose: bool) 
         lines.append(f"{verdict.status.value}: {count} reason{'s' if count > 1 else ''}")
         lines += (f"  {reason}" for reason in verdict.reasons)
         if attacks:
-            lines.append("attacks and bulletins behind the failed checks:")
+            lines.append("requirements of AMD's bulletins that the report does not meet:")
             lines += (f"  {attack}" for attack in attacks)
         if verdict.sources:
             lines.append("problems with the certificate sources:")

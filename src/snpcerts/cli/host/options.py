@@ -45,14 +45,17 @@ _OPTIONS = (
         "file_path",
         metavar="FILE",
         help=(
-            "Use only this certificate file, instead of the certificate files in the "
-            "configuration. [default: /var/lib/snpcerts/certs.bin]"
+            "Use only this certificate file. [default: the certificate files in the "
+            "configuration, or /var/lib/snpcerts/certs.bin if it names none]"
         ),
     ),
     click.option(
         "--kind",
         type=click.Choice(["vcek", "vlek"]),
-        help="With --file: the kind of key that the file's certificates are for. [default: vcek]",
+        help=(
+            "With --file: the kind of key that the file's certificates are for. [default: the "
+            "file's kind in the configuration, or vcek if the configuration does not name the file]"
+        ),
     ),
     source_options_of_host,
     product_option("[default: the processor's product]"),

@@ -63,8 +63,8 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
         snpcerts guest report -o - --report-data {report_data} --key-sel {key_sel}
 
     While COMMAND runs, prove-key holds the shared lock on the first certificate file of the
-    configuration (or on the file of --file). It proves the signing key of that file's kind (VCEK or
-    VLEK).
+    configuration (or on the file that --file names). It proves the signing key of that file's kind
+    (VCEK or VLEK).
 
     Exit codes: 0 the key is proven and all files match it, 1 the report contradicts the firmware's
     status or proves nothing, 3 try again later.

@@ -65,8 +65,8 @@ _VERSION_LIMIT: Final = 10.0
     "--update",
     metavar=METAVAR,
     help=(
-        "Set this reported TCB during the comparison, so that the signing key changes. "
-        "Afterwards, restore the previous reported TCB."
+        "Set this reported TCB during the comparison, so that the signing key changes, "
+        "and then restore the previous one."
     ),
 )
 @click.option("-o", "--output", metavar="FILE", help="File to write the results to, as JSON.")
@@ -224,8 +224,8 @@ class _Vmm:
         from snpcerts.vmm.preload import EXIT_TOLD
 
         pattern = re.compile(EXIT_TOLD.format(r"(\d+)\s").encode())
-        # Read chunks, because a guest's console may print no line breaks. A guest may print much
-        # before it requests certificates.
+        # Read chunks, because a guest's console may print no line breaks. Keep only the end of the
+        # output, because a guest may print much before it requests certificates.
         while data := os.read(self._process.stdout.fileno(), 4096):
             self._said = (self._said + data)[-_OUTPUT_KEPT:]
             if self._exit is None and (found := pattern.search(self._said)) is not None:
