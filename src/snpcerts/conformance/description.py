@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def borrowed(process: int, number: int, *, thread: int | None = None) -> Iterator[int]:
     """Yield this process's duplicate of the descriptor ``number`` of ``process``, and close it
     afterwards. ``thread`` names a thread of the process that may have descriptors of its own
-    (unshare(2) with CLONE_FILES), which Linux before 6.9 does not find.
+    (unshare(2) with CLONE_FILES); before Linux 6.9, such descriptors cannot be duplicated.
 
     Raises ``OSError`` if the process has ended or may not be inspected.
     """
@@ -89,10 +89,10 @@ class Marks:
 
 
 def holding(processes: Iterable[int], identity: tuple[int, int]) -> set[int]:
-    """Return the marks of those open file descriptions in ``processes`` that hold a lock on the
-    file.
+    """Return the marks of the open file descriptions, among those of ``processes``, that hold a
+    lock on the file.
 
-    ``identity`` is the file's device and inode. A description without a mark is returned as 0.
+    ``identity`` is the file's device and inode. The mark 0 stands for unmarked descriptions.
     """
     found: set[int] = set()
     for process in processes:

@@ -68,7 +68,7 @@ def takes_lock(call: FileCall) -> bool:
 
 
 def _flock_of(call: FileCall) -> Flock | None:
-    """Return the ``struct flock`` of a call of fcntl(2) that locks or unlocks, or None."""
+    """Return the ``struct flock`` if the call is an fcntl(2) that locks or unlocks, else None."""
     if call.call is not Syscall.FCNTL or call.arguments[1] not in _LOCK_COMMANDS:
         return None
     with contextlib.suppress(OSError):
@@ -125,8 +125,9 @@ class FileObserver:
         self._served = served
         self._journal = journal
         self._marks = Marks()
-        self.calls = 0  # number of calls for whose observation a thread of the VMM waited
-        # The file to which the path led when the VMM opened or examined it last, None if to none.
+        self.calls = 0  # number of observed calls; each delayed a thread of the VMM
+        # The file to which the path led when the VMM last opened or examined the path; None if the
+        # path led to no file.
         self.led_to: Identity | None = None
         self.written = WrittenFiles()
         self.meddle: Meddle = lambda _: None
@@ -186,7 +187,7 @@ class FileObserver:
         asking = [each for each in self._journal.open_requests() if each.answered_at is None]
         last = None if vcpu is None else self._journal.last_of(vcpu)
         lock, now = self._served.locked(identity), time.monotonic()
-        # A VMM may read once more before it drops the lock.
+        # After a request, a VMM may still read the file until it drops the lock.
         if last is not None and last.errno is not None and not asking and (locks or lock is None):
             last.file_used_after_end = True
         # A VMM may use a thread other than the vCPU's. The call then counts for all vCPUs.

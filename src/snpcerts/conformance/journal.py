@@ -47,17 +47,17 @@ class FileRead:
 
 @dataclass(slots=True)
 class CertsRequest:
-    """One exit for certificates. It lasts from the KVM_RUN call that returns the exit to the end of
-    the next KVM_RUN call.
+    """One request for certificates: from the KVM_RUN call that returns the exit to the end of the
+    next KVM_RUN call.
 
     Times are those of ``time.monotonic``. ``ret``, ``needed`` (npages) and ``immediate_exit`` are
     the values in kvm_run when the VMM re-entered. ``marks`` identify the open file descriptions
     through which the VMM tried to lock the file, and ``lock_tries`` are the times of these tries.
-    ``lock_at_answer`` is the lock when the VMM answered, on the file read last or, if none was
-    read, on the file at the path. ``lock_when_signed`` is the lock after the firmware had the
-    request and before KVM_RUN returned to the VMM. ``relocked``: the lock was dropped after the
-    last read and taken again. ``mapped``: the file was mapped when the VMM answered. ``errno`` is
-    that of the re-entry: 0 if it led to another exit, None until it ends.
+    ``lock_at_answer`` is the lock that the file had when the VMM answered; the file is the one read
+    last or, if none was read, the one at the path. ``lock_when_signed`` is the lock after the
+    firmware had the request and before KVM_RUN returned to the VMM. ``relocked``: the lock was
+    dropped after the last read and taken again. ``mapped``: the file was mapped when the VMM
+    answered. ``errno`` is that of the re-entry: 0 if it led to another exit, None until it ends.
     """
 
     vcpu: int
@@ -137,7 +137,8 @@ class Journal:
     def begin(self, request: CertsRequest, *, locked: bool) -> None:
         """Record a new request, and which other requests overlap with it.
 
-        If the file is ``locked``, the VMM might not have finished the requests that ended last.
+        If the file is ``locked``, each vCPU's latest request overlaps even if it has ended, because
+        the VMM might not have finished with it.
         """
         vcpus = {each.vcpu for each in self.requests}
         last = [each for each in map(self.last_of, vcpus) if each is not None]

@@ -54,7 +54,7 @@ class Observer(Protocol):
         """
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno with which to replace that of this request's re-entry, or 0."""
+        """Return an errno to replace the one of this request's re-entry; 0 to replace nothing."""
 
     def note_answer(self, request: CertsRequest) -> None:
         """Handle the VMM's answer to this request."""

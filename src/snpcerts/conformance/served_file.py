@@ -180,8 +180,8 @@ class ServedFile:
         """Replace the file with one that has the same times. The old file remains under another
         name.
 
-        The two files exchange their names, if the file system supports that: no link count changes,
-        and the time of the last status change becomes the same, too.
+        If the file system supports it, the two files exchange their names. Their link counts then
+        stay the same, and both get the same time of the last status change.
         """
         old = os.fstat(self._present())
         path, descriptor = self.prepare(self._directory, content)
@@ -218,7 +218,7 @@ class ServedFile:
         """Overwrite the file at the path with ``content``, in place.
 
         This happens between two requests, when a correct VMM does not use the file, so no lock is
-        needed. A VMM that keeps its lock then fails only that one check, not every check.
+        needed. A VMM that never releases its lock then fails only the checks about that, not all.
         ``same_time`` keeps the time of the last change.
         """
         descriptor = self._present()
@@ -311,7 +311,7 @@ class ServedFile:
         return True
 
     def unlock(self) -> None:
-        """Release the exclusive lock, also if another file is at the path by now."""
+        """Release the exclusive lock, even if another file is at the path by now."""
         self.updating = False
         if self._locked is not None:
             self.on_change("releases the exclusive lock")

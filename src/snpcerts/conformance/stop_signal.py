@@ -35,7 +35,10 @@ def receiver_of(number: signal.Signals, runner: int, processes: list[int]) -> in
 
 
 def stops_vcpus(number: signal.Signals, process: int) -> bool:
-    """Whether ``process`` handles the signal, now or later: the signal does not simply end it."""
+    """Whether the signal lets ``process`` stop its vCPUs instead of simply ending the process.
+
+    That is so if the process handles the signal now, or blocks it and so may handle it later.
+    """
     blocks = any(mask & _bit(number) for mask in _masks(process, "SigBlk"))
     return blocks or _handles(process, number)
 

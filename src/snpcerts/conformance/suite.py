@@ -319,7 +319,7 @@ def _two_file_systems(directory: Path) -> Iterator[tuple[Path, Path] | None]:
     """Mount two new file systems in a private namespace and yield their paths. Yield None if this
     process may not mount.
 
-    Both are an empty tmpfs, which numbers its inodes from 1. So files made in the same order have
+    Each is an empty tmpfs, which numbers its inodes from 1. So files made in the same order have
     the same inode numbers.
     """
     places = directory / "first", directory / "second"

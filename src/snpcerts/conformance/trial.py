@@ -86,7 +86,7 @@ class Limits:
     """Time limits in seconds, and the signal that stops the VMM.
 
     ``trial`` is the limit for one step of a scenario, such as the VMM's start or a request.
-    ``busy`` is the longest time that the VMM claims to wait for the lock.
+    ``busy`` is the longest time that the VMM should wait for the lock.
     """
 
     trial: float = 10.0
@@ -104,12 +104,12 @@ class Scenario:
 
     ``script`` runs on the guest's first vCPU, ``second`` on its second, if there is one. ``after``
     runs when the scripts are done or the VMM has ended; processes that the VMM started may still
-    exist. ``ends`` says that the VMM should end by itself. With ``strict_page_states``, the
+    exist. ``ends`` says whether the VMM should end by itself. With ``strict_page_states``, the
     guest faults when it uses a page whose state the VMM has not changed as the guest requested.
-    ``also`` lists checks that every scenario judges and that this one provokes. ``start`` creates
-    the first file, by default one of :data:`TABLE_SIZE` bytes. ``attribute`` is the value of
-    KVM_X86_SEV_SNP_REQ_CERTS. ``environment`` is added to the VMM's environment. ``seconds`` is
-    roughly how long a correct VMM takes.
+    ``also`` lists checks for which this scenario must run, although every scenario judges them.
+    ``start`` creates the first file, by default one of :data:`TABLE_SIZE` bytes. ``attribute`` is
+    the value of KVM_X86_SEV_SNP_REQ_CERTS. ``environment`` is added to the VMM's environment.
+    ``seconds`` is roughly how long a correct VMM takes.
     """
 
     checks: tuple[str, ...]
@@ -248,7 +248,7 @@ class Trial:
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return the errno with which to replace that of this request's re-entry, or 0."""
+        """Return an errno to replace the one of this request's re-entry; 0 to replace nothing."""
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:
@@ -299,7 +299,7 @@ class Trial:
     def exits_served(self) -> bool | None:
         """Whether the VMM served an exit for certificates; None if there was no exit.
 
-        A VMM that does not know the exit ends or re-enters without an answer.
+        If the VMM does not know the exit, it ends, or it re-enters without an answer.
         """
         requests = self.journal.requests
         if not requests:
@@ -334,7 +334,7 @@ class Trial:
 
     @property
     def runner(self) -> int | None:
-        """The process whose vCPUs run. It may be a child of the process that was started."""
+        """The process that runs the vCPUs. It may be a child of the process that was started."""
         if self.journal.runner is not None:
             return self.journal.runner
         return None if self.program is None else self.program.pid
@@ -664,7 +664,7 @@ def lock_kind(request: CertsRequest) -> str | None:
     seen = [lock for lock in (request.lock_at_answer, *(r.lock for r in request.reads)) if lock]
     classic = [lock for lock in seen if not lock.is_ofd]
     return (
-        f"expected an open-file-description lock, found a classic lock of process {classic[0].pid}"
+        f"expected an open-file-description lock, found a POSIX lock of process {classic[0].pid}"
         if classic
         else None
     )

@@ -207,7 +207,7 @@ class TrialGuest(LinuxGuest):
                 "every page state change"
             )
         else:
-            why = f"{_asked(gpa, pages, operation)}: answered with an error"
+            why = f"{_asked(gpa, pages, operation)}: the VMM answered with an error"
         self.ignored = self.ignored or f"{why}; a Linux guest then ends"
         cpu.is_private = None
         yield from ()
@@ -219,9 +219,9 @@ class TrialGuest(LinuxGuest):
         if cpu.mismatch(gpa, pages * PAGE_SIZE, private=private) is None:
             return
         self.ignored = self.ignored or (
-            f"{_asked(gpa, pages, operation)}: ret 0, but KVM_SET_MEMORY_ATTRIBUTES has not made "
-            f"it {operation.name.lower()}; the guest's next access ends KVM_RUN with EFAULT and "
-            "KVM_EXIT_MEMORY_FAULT"
+            f"{_asked(gpa, pages, operation)}: ret 0, but the VMM has not made this memory "
+            f"{operation.name.lower()} with KVM_SET_MEMORY_ATTRIBUTES; the guest's next access "
+            "ends KVM_RUN with EFAULT and KVM_EXIT_MEMORY_FAULT"
         )
         if not self._strict:
             cpu.is_private = None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one run of a VMM as a timeline. Each vCPU has two tracks: its own and its firmware
-commands. The VMM, the update, and the checks that fail have one track each.
+"""Draws one run of a VMM as a timeline. Each vCPU has one track for its requests and one for its
+firmware commands. Three more tracks show the VMM, the update, and the checks that fail.
 
 A VMM is observed from outside, through its system calls. Its lock is drawn from the last attempt to
 take it until it was last observed: when the VMM answered, or when the firmware had the request.

@@ -87,7 +87,7 @@ CHECKS: Final = (
     ConformanceCheck(
         "no-stale-bytes",
         "the rest of the buffer after the table holds none of the host's memory",
-        "the guest is hostile, and it reads whole pages",
+        "the guest may be hostile, and it can read the whole buffer",
     ),
     ConformanceCheck(
         "ret-supported",
@@ -174,7 +174,7 @@ CHECKS: Final = (
     ConformanceCheck(
         "lock-kind",
         "the lock on the file is an open-file-description lock",
-        "fcntl_locking(2): OFD locks and flock(2) do not see each other; classic locks belong "
+        "fcntl_locking(2): OFD locks and flock(2) do not see each other; POSIX locks belong "
         "to the process, and any close of the file drops them",
     ),
     ConformanceCheck(
@@ -242,12 +242,12 @@ CHECKS: Final = (
     ConformanceCheck(
         "waits-asleep",
         "the VMM sleeps while it waits for the lock",
-        "the guest is hostile: it can keep a processor busy for as long as an update lasts",
+        "otherwise a hostile guest can keep a processor busy for as long as an update lasts",
     ),
     ConformanceCheck(
         "log-bounded",
         "the VMM does not log each request of the guest, to its output or to a file",
-        "the guest is hostile, and it decides how often it requests certificates",
+        "the guest may be hostile, and it decides how often it requests certificates",
     ),
     # The file.
     ConformanceCheck(
@@ -270,7 +270,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "file-shrunk",
-        "after the file has shrunk in place, no bytes of the old file are served",
+        "after the file has shrunk in place, no bytes of its old content are served",
         "sev: the table must match the firmware's key at the time of the request",
     ),
     ConformanceCheck(
@@ -343,7 +343,8 @@ CHECKS: Final = (
     ConformanceCheck(
         "vcpus-keep-locks",
         "no vCPU's request drops the lock of another vCPU that is waiting for the firmware",
-        "fcntl_locking(2): a lock belongs to the open file description; each request needs its own",
+        "fcntl_locking(2): a lock belongs to an open file description; each request needs its own "
+        "description",
     ),
     ConformanceCheck(
         "kick-not-lost",
@@ -358,12 +359,12 @@ CHECKS: Final = (
     ConformanceCheck(
         "nothing-left",
         "requests leave no thread, process, timer, new file or mapping of the table behind",
-        "the guest is hostile, and it decides how often it requests certificates",
+        "the guest may be hostile, and it decides how often it requests certificates",
     ),
     ConformanceCheck(
         "memory-bounded",
         "the VMM's memory does not grow with each request",
-        "the guest is hostile, and it decides how often it requests certificates",
+        "the guest may be hostile, and it decides how often it requests certificates",
         Level.ADVICE,
     ),
     ConformanceCheck(

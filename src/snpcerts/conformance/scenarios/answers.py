@@ -30,8 +30,8 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 _BLOCKS = 16 * PAGE_SIZE  # bytes on disk; a file's blocks say nothing about its size
 SHORT_READS = 3  # in a row: the second read does not return the whole rest either
 _ERRORS = 20  # requests in a row that fail in the same way
-# As numbers of bytes, some of these wrap in 64 bits, and some in 32. A VMM that allocates a buffer
-# of that size must not get it: it would use up this machine's memory.
+# In bytes, some of these numbers wrap in 64 bits, and some in 32. All are so large that an attempt
+# to allocate that many pages should fail, and not use up this machine's memory.
 _HUGE_NPAGES = (
     (1 << 64) - 1,
     1 << 52,
@@ -128,10 +128,10 @@ def _small(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _outgrown_at_lock(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Replace a file that fits by one that does not, when the VMM is about to lock it.
+    """When the VMM is about to lock the file, replace the file with one too large for the buffer.
 
-    A VMM that reads into the guest's buffer must not do so before it has compared the file with
-    the path.
+    A VMM that reads directly into the guest's buffer must not do so before it has compared the file
+    with the path.
     """
     served, replaced = trial.served, list[FileCall]()
     served.replace(served.table(TABLE_SIZE))
@@ -245,7 +245,8 @@ REFUSED_AND_WRITTEN = "the VMM refused the request, but wrote to the guest's mem
 def unharmed(answer: Answer, complete: bytes) -> str | None:
     """Return what is wrong with an answer that was given while the file was unreadable, or None.
 
-    The whole table is correct too, because the VMM may have tried again. So is any refusal.
+    A refusal and an empty table are correct. So is the whole table, because the VMM may have tried
+    again.
     """
     request = answer.request
     if request is None:
@@ -332,7 +333,7 @@ def _map_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 def _after_errors(trial: Trial, vcpu: TrialVcpu) -> Script:
     """Make many requests that fail in the same way, then one that must not fail.
 
-    A VMM may run out of something that failed requests do not give back, or stop to try.
+    A VMM may run out of something that failed requests do not give back, or may stop trying.
     """
     served, observer = trial.served, trial.observer
 

@@ -113,8 +113,8 @@ def _beside_slots(trial: Trial) -> list[int]:
 
 
 def _with_one_bit(trial: Trial, vcpu: TrialVcpu) -> list[int]:
-    """Return the address of the vCPU's buffer with one more bit, for each bit that is never part
-    of an address in the guest's memory. One of them is the C-bit.
+    """Return the address of the vCPU's buffer with one more bit set, for each bit from 36 up that
+    no address in the guest's memory has. One of these bits is the C-bit.
     """
     top = max((slot.end for slot in _slots(trial)), default=0)
     return [1 << bit | vcpu.pages.data for bit in range(36, 64) if 1 << bit >= top]

@@ -30,7 +30,7 @@ def _served_after(
             change(trial)
             answer = yield from vcpu.ask(4)
             trial.judge(check, answer.delivers(trial.served.content or b""))
-            # Nothing has changed for this request.
+            # Nothing has changed since the previous request.
             answer = yield from vcpu.ask(4)
             trial.judge(check, answer.delivers(trial.served.content or b""))
         if after is not None:
@@ -52,9 +52,9 @@ def _replace_directory(trial: Trial) -> None:
 
 
 def _replaced_while_busy(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Replace the file after a request that an update made busy.
+    """Replace the file after a request that got BUSY because of an update.
 
-    A VMM may keep the file open that it could not lock, but must compare it with the path again.
+    A VMM may keep open the file that it could not lock, but must compare it with the path again.
     """
     served = trial.served
     if not (yield from trial.wait_for(served.lock, RELEASE_LIMIT)):
@@ -84,7 +84,7 @@ def _store(trial: Trial) -> None:
 
 
 def _store_last_byte(trial: Trial) -> None:
-    """Change only the last byte: the rest of the file says nothing about it."""
+    """Change only the last byte, so that the rest of the file does not show the change."""
     old = trial.served.content or b""
     trial.served.store(old[:-1] + bytes((old[-1] ^ 2,)))
 

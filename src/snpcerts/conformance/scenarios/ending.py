@@ -278,7 +278,7 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from guest.make_shared(vcpu.cpu, pages, gpa, size // PAGE_SIZE)
     field = (pages.data, PAGE_SIZE)
     for npages, what in ((size // PAGE_SIZE, "a table"), (0, "ENOSPC")):
-        # The first half is for memory that is collected or kept for reuse.
+        # Do not judge the first half, in which the VMM may keep memory to free or reuse it later.
         for number in range(2 * _BIG_ROUNDS):
             if number == _BIG_ROUNDS:
                 before = _private_bytes(trial.processes())
@@ -368,10 +368,10 @@ def _grows_when_busy(trial: Trial, vcpu: TrialVcpu) -> Generator[Event, int, str
 
 
 def _private_bytes(processes: list[int]) -> int:
-    """Return the number of bytes of memory of ``processes`` that is not a file's on a disk.
+    """Return how many bytes of anonymous and shared memory ``processes`` use, swap included.
 
-    Memory that several processes have mapped counts once. The counts in "status" may be off by a
-    few pages for each processor.
+    Shared memory that several processes have mapped counts once. The counts come from
+    "smaps_rollup", because those in "status" may be off by a few pages for each processor.
     """
     return _kilobytes(processes, "smaps_rollup", "Anonymous|Swap|Pss_Shmem") << 10
 

@@ -122,7 +122,7 @@ def released(trial: Trial, when: str) -> Script:
     free = yield from trial.wait_for(lambda: trial.served.locked() is None, RELEASE_LIMIT)
     problem = None
     if not free:
-        problem = f"{when}, while the guest runs, these locks are held: {trial.served.kinds()}"
+        problem = f"{when}, these locks are still held while the guest runs: {trial.served.kinds()}"
         last = trial.journal.requests[-1]
         if not last.immediate_exit and not last.errno:
             problem += NO_IMMEDIATE_EXIT
@@ -195,9 +195,9 @@ def _lock_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _lock_interrupted(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Let a signal interrupt the first calls that block until they get the lock.
+    """Let a signal interrupt the VMM's first calls that wait in the kernel for the lock.
 
-    The VMM may answer EAGAIN or try again. It does not have the lock.
+    An interrupted call takes no lock. The VMM may answer EAGAIN or call again.
     """
     check, served = "lock-fails", trial.served
     interrupted: list[FileCall] = []
@@ -215,7 +215,7 @@ def _lock_interrupted(trial: Trial, vcpu: TrialVcpu) -> Script:
         return
     request = answer.request
     if answer.has_table and request is not None and request.lock_at_answer is None:
-        trial.judge(check, "EINTR: the VMM delivered the table without a lock")
+        trial.judge(check, "after EINTR, the VMM delivered the table without a lock")
     else:
         wrong = unharmed(answer, served.content or b"")
         trial.judge(check, wrong and f"EINTR: {wrong}")
@@ -249,7 +249,7 @@ def _handshake_fails(trial: Trial, vcpu: TrialVcpu) -> Script:
         "handshake-fails",
         None
         if free
-        else "after EIO from KVM_RUN, while the guest runs, these locks are held: "
+        else "after EIO from KVM_RUN, these locks are still held while the guest runs: "
         f"{trial.served.kinds()}",
     )
 
@@ -362,7 +362,8 @@ def _serves_locked(trial: Trial, answer: Answer, old: bytes, new: bytes) -> str 
     if answer.ok:
         return (
             f"the locked file of {len(old)} bytes was replaced by one of {len(new)} bytes, and the "
-            "guest got the whole table of neither; use the size of the locked file, not of the path"
+            "guest got neither file's whole table; take the size from the locked file, not from "
+            "the path"
         )
     return f"expected ret 0 and the table of a locked file, found {answer}"
 
@@ -428,8 +429,8 @@ def _same_inode(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _replaced_while_waiting(trial: Trial, vcpu: TrialVcpu) -> Script:
-    """Hold the lock when the VMM first tries to take it. Then replace the file and unlock the old
-    one, for which the VMM waits.
+    """Hold the lock when the VMM first tries to take it. While the VMM waits, replace the file and
+    release the lock on the old one.
     """
     served = trial.served
     served.replace(served.table(TABLE_SIZE))
@@ -519,7 +520,7 @@ def _busy(trial: Trial, vcpu: TrialVcpu) -> Script:
 
     def at_answer(_: CertsRequest) -> None:
         spent, sleeps = usage.total(trial.processes())
-        # Each system call that the suite observes causes one more sleep.
+        # While the suite observes a system call, the VMM's thread sleeps: that does not count.
         used[0] = spent, sleeps - (trial.observer.calls - calls)
 
     trial.observer.meddle = meddle
@@ -584,7 +585,7 @@ def ask_while_busy(
     # A later wait may be longer, but a wait that doubles with each request soon fails.
     wrong = _busy_answer(trial, answer, delay[0], 1.0 if number == 1 else 2.0)
     if wrong is not None and number > 1:
-        wrong = f"request {number} in a row: {wrong}"
+        wrong = f"request {number} during the same update: {wrong}"
     trial.judge("busy", wrong)
     return wrong
 
@@ -663,10 +664,7 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
     served.remove()
     yield from ask_often("no file", 2, REPEATED)
     talks = {kind: each for kind, each in lines.items() if each >= TALKS}
-    found = ", ".join(
-        (f"{each:.0f} lines for each request with the result {kind}")
-        for kind, each in talks.items()
-    )
+    found = ", ".join(f"{kind} {each:.0f}" for kind, each in talks.items())
     if not talks:
         trial.judge(check, None)
     elif "success" in talks and max(talks.values()) < 2:
@@ -674,18 +672,22 @@ def _quiet(trial: Trial, vcpu: TrialVcpu) -> Script:
             check,
             (
                 "expected output only when something changes, found a line for each "
-                f"request, whatever its result: {found}"
+                f"request, whatever its result (lines for each request: {found})"
             ),
         )
     else:
-        trial.judge(check, f"expected output only when something changes, found {found}")
+        trial.judge(
+            check,
+            "expected output only when something changes, found this many lines for each request: "
+            f"{found}",
+        )
 
 
 def _busy_answer(trial: Trial, answer: Answer, delay: float, patience: float = 1.0) -> str | None:
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
-    ``delay`` is how many seconds the VMM could not run. It is subtracted from the wait, up to the
-    length of the limit. The VMM may wait ``patience`` times as long as it claims.
+    ``delay`` is the number of seconds for which the VMM could not run. It is subtracted from the
+    wait, up to the length of the limit. The VMM may wait ``patience`` times as long as it claims.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:

@@ -104,7 +104,7 @@ def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
         trial.advise(
             CHECK,
             "a request named private pages as its buffer, and the VMM has made them shared: only "
-            "the guest may change them, by KVM_HC_MAP_GPA_RANGE",
+            "the guest may change their state, with KVM_HC_MAP_GPA_RANGE",
         )
     yield from guest.make_shared(cpu, pages, private, 2)
     answer = yield from vcpu.ask(2)

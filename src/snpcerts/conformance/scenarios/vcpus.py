@@ -50,7 +50,7 @@ class _Rounds:
 
     ``free`` are the vCPUs whose requests proceed immediately. ``held`` has the requests that wait
     for the firmware, by vCPU. ``done`` counts rounds, by vCPU. ``judged`` counts locks that were
-    checked. ``one_at_a_time`` says that the VMM made one vCPU wait for the other.
+    checked. ``one_at_a_time`` says whether the VMM made one vCPU wait for the other.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -186,7 +186,7 @@ def _more(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
     rounds.check(held, f"{mine} finished")
     if held in rounds.free:
         return
-    for npages, what in ((0, "ENOSPC"), (2, "another request")):
+    for npages, what in ((0, "ENOSPC"), (2, "a table")):
         yield from _ask(vcpu, npages, lambda: rounds.free.add(held))
         yield Sleep(SETTLE)
         rounds.check(held, f"{mine} got its answer ({what})")
@@ -202,7 +202,7 @@ def _replaced(rounds: _Rounds, vcpu: TrialVcpu, held: int) -> Script:
     wrong = answer.delivers(served.content or b"")
     if answer.request is not None and answer.request.ret == errno.EAGAIN:
         wrong = None  # a VMM with one open file may wait until it is free
-    problem = f"{mine}, after the file was replaced while vCPU {held} waits for the firmware"
+    problem = f"{mine}, after the file was replaced while vCPU {held} waited for the firmware"
     vcpu.trial.judge("vcpus-served", wrong and f"{problem}: {wrong}")
     rounds.check(held, f"{mine} asked for the table of another file")
     if served.lock():
@@ -397,7 +397,7 @@ def _together_scenario() -> Scenario:
             trial.judge(
                 check,
                 "the VMM read the file for vCPU 0 while vCPU 1 waited; when vCPU 0 finished, the "
-                "lock was dropped, but vCPU 1 still waits for the firmware",
+                "lock was dropped, although vCPU 1 still waited for the firmware",
             )
 
     def second(_: Trial, vcpu: TrialVcpu) -> Script:

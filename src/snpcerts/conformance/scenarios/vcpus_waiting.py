@@ -127,7 +127,8 @@ def _together(first: CertsRequest, second: CertsRequest) -> bool:
         return True
     if min(first.waited or 0.0, second.waited or 0.0) < WAIT_MIN:
         return True
-    # If a VMM has one thread for all vCPUs, each try counts for both requests.
+    # If one thread of the VMM serves both vCPUs, each of its tries is recorded for both requests.
+    # Then the periods overlap even if the waits add up.
     if {*first.lock_tries} & {*second.lock_tries}:
         return False
     overlap = min(first.lock_tries[-1], second.lock_tries[-1]) - max(
