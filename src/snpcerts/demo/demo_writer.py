@@ -4,8 +4,7 @@
 The process is started on an emulated host as ``python -m snpcerts.demo.demo_writer FILE TABLES
 UPDATES SECONDS SEED``. ``TABLES`` is a directory of certificate tables, each named after its TCB
 (16 hexadecimal digits). The process begins when it reads a line from standard
-input, and prints a JSON line for each
-update.
+input, and prints a JSON line for each update.
 """
 
 from __future__ import annotations

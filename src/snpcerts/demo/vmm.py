@@ -19,8 +19,8 @@ from snpcerts.demo.broken import READERS
 from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 
-# A request is delayed between the answer and KVM_RUN, where a missing lock does harm: the longest
-# delay in seconds, a longer one, and the share of requests that get the longer one.
+# Each request is delayed by a random time between the answer and KVM_RUN, where a missing lock does
+# harm. In seconds: the most for most requests, and the most for the others; then the others' share.
 _DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
 
 
