@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A software SEV-SNP platform: firmware, KVM's request path and the guest's driver.
 
-Everything here is below the system call. The product does not import it, and can distinguish it
-from real hardware only by the root key: the emulated ARK is generated, its subject contains
-EMULATED, and it is trusted only if it is named as an anchor.
+Everything here is below the system call. The code for real hosts and guests does not import it, and
+can distinguish it from real hardware only by the root key: the emulated ARK is generated, its
+subject contains EMULATED, and it is trusted only if it is named as an anchor.
 
-The subpackages ("rooms"). Each imports only those listed above it:
+Each subpackage imports only those listed above it:
 
 - ``syscall``: calls, their callers and the callers' memory
 - ``psp``: the firmware

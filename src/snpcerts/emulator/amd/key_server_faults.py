@@ -93,7 +93,7 @@ class Faults:
 
 
 class Throttled(enum.Enum):
-    """What a throttle limits: a client address, or each VCEK of a client address separately."""
+    """Whether a throttle limits a client address as a whole, or separately for each VCEK."""
 
     ADDRESS = "address"  # by address, for any VCEK, as AMD's server does
     CERTIFICATE = "certificate"  # by address and VCEK
@@ -103,8 +103,9 @@ class Throttled(enum.Enum):
 class Throttle:
     """Allows each client address one VCEK in ``interval`` seconds; 0 means no limit.
 
-    With ``lengthens``, a refused request restarts the interval, so a client that keeps
-    asking gets nothing. Public reports describe both behaviours.
+    If ``by`` is CERTIFICATE, it allows each client address each VCEK once in that time. With
+    ``lengthens``, a refused request restarts the interval, so a client that keeps asking gets
+    nothing. Public reports describe both behaviours: with and without ``lengthens``.
     """
 
     interval: float = 0.0

@@ -207,7 +207,7 @@ class ControlSocket:
             answer = {"error": str(error), "code": error.code}
         except Exception:
             # A message from one peer must not end the machine for the others.
-            log.exception("control message of process %d", pid)
+            log.exception("cannot handle the control message from process %d", pid)
             answer = {
                 "error": "the emulator failed while it handled the control message",
                 "code": InputError.code,

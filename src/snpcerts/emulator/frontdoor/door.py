@@ -4,8 +4,8 @@
 In a mount namespace (:mod:`snpcerts.emulator.frontdoor.namespace`) the kernel does this. Otherwise
 every open of the program comes here, so the common case must be cheap: read the path, stat it once
 through ``/proc/TID``, compare numbers. Only a path that may be another name of an emulated one is
-resolved in full. Such a path has an emulated name as its last component, passes ``/proc/self`` or
-``/dev/fd``, or ends in a dangling link.
+resolved in full. Such a path has an emulated name as its last component, leads through
+``/proc/self`` or ``/dev/fd``, or ends in a dangling link.
 
 Some paths escape this: a path that another thread changes between check and use, or a link to a
 link in ``/proc/self/fd``. At worst they reach a real device. Even then no device ioctl reaches the
@@ -39,8 +39,6 @@ from snpcerts.errors import InputError
 # takes their place.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
 KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
-
-# Components whose meaning depends on the process that follows them.
 
 Content = bytes | Mapping[int, bytes]
 Key = tuple[int, int]

@@ -105,7 +105,7 @@ def _try() -> str:
         descriptor = os.open("/dev/sev", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
         with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
             if b"\ntty-index:" not in file.read():
-                return "the kernel does not number each open of a ptmx"
+                return "the kernel shows no tty-index in the fdinfo of a ptmx"
     except OSError as error:
         return str(error)
     return _WORKS

@@ -44,8 +44,8 @@ class NamespaceFiles:
         if {path for path in ours if not path.startswith(inside)} != self._places.keys():
             self.close()
             raise InputError(
-                "places in a namespace: expected exactly the front door's files, found other or "
-                "missing files"
+                "places in a namespace: expected exactly the front door's files, found a different "
+                "set"
             )
         try:
             self._version = door.version()

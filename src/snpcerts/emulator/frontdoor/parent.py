@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes this process end when its parent ends, even if the parent is killed.
 
-Source: prctl(2), PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER, numbers of
+Source: prctl(2), PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER; their numbers are from
 ``linux/prctl.h``.
 """
 

@@ -41,7 +41,7 @@ _LOOKS_AT_LINKS: Final = frozenset(
 
 
 class PathCalls:
-    """Serves the trapped calls that take a path. ``process_of`` returns the process of a thread."""
+    """Serves the trapped calls that take a path. ``process_of`` returns a thread's process ID."""
 
     def __init__(self, descriptors: Descriptors, process_of: Callable[[int], int]) -> None:
         self._descriptors = descriptors
@@ -90,8 +90,8 @@ class PathCalls:
             return
         self._hidden.add(process)
         log.info(
-            "calls of a process whose memory this user may not read: prctl(2) has set "
-            "PR_SET_DUMPABLE to 0, or the process has another user; run as root"
+            "cannot serve a process, because this user may not read its memory: it has called "
+            "prctl(PR_SET_DUMPABLE, 0) or belongs to another user; run snpcerts as root"
         )
 
     @staticmethod
@@ -114,7 +114,9 @@ class PathCalls:
             path = self._descriptors.open[match.key].path or b""
         try:
             if flags & _O_PATH or match.is_barred:
-                raise OSError(errno.ENOENT, "this front door has no such device")
+                raise OSError(
+                    errno.ENOENT, "this front door has no such device, or no real file for O_PATH"
+                )
             if flags & os.O_CREAT and flags & os.O_EXCL:
                 raise OSError(errno.EEXIST, "the file already exists")
             if flags & os.O_DIRECTORY:
@@ -165,8 +167,8 @@ class PathCalls:
                 self._descriptors.open,
                 follow=_follows(call, arguments),
             )
-        # If the machine has the path too, the kernel answers, but not access: every user may open
-        # the emulated file.
+        # If the machine has the path too, the kernel answers. The exceptions are access(2), because
+        # every user may open the emulated file, and paths whose inode number the door sets.
         known = match is not None and match.real and not match.is_barred and call not in _ACCESS
         known = known and match is not None and match.inode is None
         if match is None or match.kind is PathKind.OPEN or known:

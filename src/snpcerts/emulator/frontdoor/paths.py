@@ -52,9 +52,10 @@ _local_address, _remote_address = ctypes.addressof(_local), ctypes.addressof(_re
 
 
 def read_path(tid: int, address: int) -> bytes | None:
-    """Return the zero-terminated path at ``address``; None if the kernel could not read it.
+    """Return the zero-terminated path at ``address``; None if it cannot be read.
 
-    The reason can be EFAULT, ENAMETOOLONG, or memory that this process may not read.
+    In that case the address is invalid (EFAULT), the path is too long (ENAMETOOLONG), or this
+    process may not read the thread's memory.
     """
     # Read to the end of the page first: the next page may be unmapped.
     size = _PAGE - address % _PAGE
@@ -68,8 +69,8 @@ def read_path(tid: int, address: int) -> bytes | None:
 
 
 def _read_text(tid: int, address: int, size: int) -> bytes | None:
-    """Read bytes at ``address`` up to the first zero byte, or ``size`` bytes without one; None if
-    they cannot be read.
+    """Read bytes at ``address`` up to the first zero byte, or ``size`` bytes if none of them is
+    zero; None if they cannot be read.
     """
     if address + size > _ADDRESS_LIMIT:
         return None
@@ -109,9 +110,8 @@ def start(tid: int, dirfd: int, path: bytes) -> bytes:
 class ResolvedPath:
     """Where a path leads: the resolved path and the file's status.
 
-    ``path`` is absolute, without links and ``..``, and relative to the thread's root. For a file
-    without a name it is the text of its link in ``/proc``. ``status`` is None if nothing exists
-    there.
+    ``path`` starts at the thread's root and contains no links and no ``..``. For a file without a
+    name it is the text of its link in ``/proc``. ``status`` is None if nothing exists there.
     """
 
     path: bytes
@@ -124,8 +124,8 @@ def resolve(
     """Return where ``path`` leads for the thread ``tid``; None if that cannot be determined, for
     example because of too many links or a wrong ``dirfd``.
 
-    ``follow`` says whether to follow a link at the end. ``confined`` makes the start the root too,
-    as RESOLVE_IN_ROOT does.
+    ``follow`` says whether to follow a link at the end. With ``confined``, the directory in which
+    resolution starts is also its root, as with RESOLVE_IN_ROOT.
     """
     root = b"/proc/%d/root/" % tid
     try:

@@ -2,15 +2,15 @@
 """The parts of the kernel's seccomp user notification that the front door uses.
 
 Numbers and layouts: Linux ``include/uapi/linux/seccomp.h`` and ``include/uapi/linux/prctl.h``,
-x86-64. Required kernel features:
+x86-64. The front door uses these kernel features, and requires all but the last:
 
 ==============================  =======  ==========================================
-feature                         since    why it is needed
+feature                         since    why it is used
 ==============================  =======  ==========================================
 NOTIF_ADDFD with the SEND flag  5.14     a descriptor and the answer in one step
 WAIT_KILLABLE_RECV              5.19     without it a signal repeats a call that has
                                          already had its effect
-FD_SYNC_WAKE_UP                 6.6      about eight times faster; not required
+FD_SYNC_WAKE_UP                 6.6      about eight times faster
 ==============================  =======  ==========================================
 """
 

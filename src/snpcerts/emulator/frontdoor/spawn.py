@@ -2,9 +2,9 @@
 """Starts programs under the front door's seccomp filter, from the process that serves them.
 
 :func:`spawn` starts a program; :func:`run` also serves it until it ends. A process with threads
-cannot safely run Python between fork and exec. So :func:`spawn` starts
-:mod:`snpcerts.emulator.frontdoor.launch` as a separate program, which takes about 60 ms. That
-program also ends the program's processes when the supervisor ends.
+cannot safely run Python between fork and exec. So :func:`spawn` starts a Python process for
+:mod:`snpcerts.emulator.frontdoor.launch`, which takes about 60 ms. The new process becomes the
+program's keeper, which ends the program's processes when the supervisor ends.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Program:
     """A program whose trapped calls this process serves.
 
     ``pid`` is its process ID, the same before and after execve; 0 until :meth:`learn_pid` returns.
-    ``process`` is its keeper, with the pipes to the program. The keeper ends when all of the
-    program's processes have ended, with the program's exit status.
+    ``process`` is its keeper (see :mod:`.keeper`), with the pipes to the program. When all of the
+    program's processes have ended, the keeper ends with the program's exit status.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Program:
         return self.process.poll() is not None
 
     def learn_pid(self) -> None:
-        """Wait for the process ID from the program's parent (see :mod:`.keeper`), and store it."""
+        """Wait until the keeper sends the program's process ID, and store it."""
         if self._line is None or (said := control.receive(self._line)) is None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self.pid = int(said[0]["pid"])
@@ -80,7 +80,7 @@ class Program:
             self._supervisor.on_close(self._close)
 
     def _close(self) -> None:
-        """Close the connection to the program's parent, and wait for it to end all processes."""
+        """Close the connection to the keeper, and wait until it has ended all processes."""
         if self._line is not None:
             self._line.close()
             self._line = None
@@ -100,7 +100,8 @@ class Program:
             self._supervisor.remove_reader(self._line.fileno())
             self._line.close()
             self._line = None
-            # The keeper ends after the program. If it is killed, the program is killed too.
+            # The keeper has ended. If it did not report the program's end first, it was killed, and
+            # the kernel killed the program too.
             said = {"ended": 128 + signal.SIGKILL}, ()
         if self._code is None:
             self._code = int(said[0]["ended"])

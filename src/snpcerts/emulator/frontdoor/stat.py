@@ -2,8 +2,8 @@
 """Builds the results of stat(2) and statx(2) for a path that exists only in the emulation.
 
 Layouts: ``asm/stat.h`` of x86-64 (144 bytes) and ``linux/stat.h`` (struct statx, 256 bytes);
-little-endian. Devices are character devices of mode 0600. Files have mode 0444 and, like files of
-sysfs, a size of one page.
+little-endian. Devices are character devices of mode 0600. Files have mode 0444 and, like sysfs
+files, a size of one page.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ thread serves any number of vCPUs. With WAIT_KILLABLE_RECV a signal does not wak
 received call. So while calls wait, the loop checks every :data:`SIGNAL_INTERVAL` whether a caller
 has a pending signal or has ended. A signal therefore interrupts a KVM_RUN within that time.
 
-Invariants for any behaviour of a program:
+Invariants, whatever a program does:
 
 - A KVM ioctl, or one of the four ioctls of the SEV drivers, never reaches the kernel
   on any descriptor. Unless the descriptor is an emulated device, the ioctl fails: with
@@ -172,10 +172,10 @@ class Supervisor:
         """Serve the seccomp listener ``descriptor``. Takes ownership of it and of the descriptors
         in ``namespace``.
 
-        ``on_end`` is called when the last process with this listener has ended. If the program has
-        a mount namespace, ``places`` says what each descriptor in ``namespace`` is for, and the
-        emulated files of that mount namespace are written before this method returns. Raises
-        ``InputError`` if ``places`` does not match the door.
+        ``on_end`` is called when the last process whose calls this listener traps has ended. If
+        the program has a mount namespace, ``places`` says what each descriptor in ``namespace`` is
+        for, and the emulated files of that mount namespace are written before this method returns.
+        Raises ``InputError`` if ``places`` does not match the door.
         """
         try:
             made = None if places is None else self._enter(door, places, namespace)
@@ -559,9 +559,9 @@ class Supervisor:
         number: int,
         found: os.stat_result | None,
     ) -> OpenDevice | InUse | None:
-        """Return the open emulated device behind a descriptor, or None if there is none.
+        """Return the emulated device behind a descriptor, or None if there is none.
 
-        Raises ``OSError`` if it cannot be opened.
+        In a mount namespace, the first use opens the device; raises ``OSError`` if that fails.
         """
         if found is None:
             return None

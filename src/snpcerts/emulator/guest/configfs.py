@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """configfs, the kernel's file system in which a directory is an object of a driver.
 
-Source: Linux ``fs/configfs/file.c`` and ``fs/configfs/dir.c``. The first read of an open file shows
-a text attribute, and each write stores the attribute. A binary attribute is read as a whole at the
-first read. It is written when the file is closed, and an error of that write is lost.
+Source: Linux ``fs/configfs/file.c`` and ``fs/configfs/dir.c``. For a text attribute, the first read
+of an open file calls ``show``, and each write calls ``store``. A binary attribute is read as a
+whole at the first read. It is written when the file is closed, and an error from that write is
+lost.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class _OpenText(_OpenConfigFile):
         yield from self._alone()
         text = data[: TEXT_MAX - 1]
         if not text:
-            raise OSError(errno.EFAULT, "cannot write zero bytes to a text attribute")
+            raise OSError(errno.EFAULT, "cannot write an empty text to an attribute")
         self._page = None
         self._check()
         if self._attribute.store is None:

@@ -5,6 +5,7 @@ Source: Linux ``arch/x86/coco/sev/core.c`` and ``drivers/virt/coco/sev-guest/sev
 guest's memory is private until the guest asks to share pages; for each request the driver makes its
 certificate buffer shared, and private again afterwards. The driver's rules decide what a host's
 answer does to a guest.
+
 The driver retries after BUSY every two seconds for a minute. A buffer that is too small costs one
 more firmware call. Any other error destroys the VMPCK; then the guest cannot attest until it boots
 again.
@@ -198,7 +199,7 @@ class LinuxGuest:
     def submit(self, request: DriverRequest) -> DriverCall:
         """Queue a request of a program in the guest. The returned call receives the response.
 
-        A guest that serves no programs fails with ENODEV.
+        If the guest serves no programs, this method raises ENODEV.
         """
         call = DriverCall(request)
         self._calls.append(call)

@@ -2,8 +2,8 @@
 """The program of an emulated vCPU: a generator that yields events.
 
 A program accesses guest memory through its :class:`GuestCpu` and yields when the processor would
-leave the guest. When the guest resumes, the vCPU sends it the value of the GHCB MSR. When a program
-returns, its machine shuts down.
+leave the guest. When the guest resumes, the vCPU sends the program the value of the GHCB MSR. When
+a program returns, its machine shuts down.
 """
 
 from __future__ import annotations

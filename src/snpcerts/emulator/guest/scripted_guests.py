@@ -25,8 +25,8 @@ class ScriptedGuests:
     """Creates guests for all VMs of the VMMs that one command starts.
 
     When the guest shuts down, a VMM may reset its machine and build the VM again. So reports are
-    counted for each VMM process. A guest that starts after the last report sends SIGTERM to its VMM
-    process.
+    counted per VMM process, not per VM. A guest that starts after the last report sends SIGTERM to
+    its VMM process.
     """
 
     def __init__(self, script: GuestScript) -> None:
@@ -57,7 +57,7 @@ def _end(process: int) -> None:
 
 
 def _without_empty_pages(table: bytes) -> bytes:
-    # Whole pages, because a certificate may end in a zero byte. The empty table takes one page.
+    # Keep whole pages: a certificate may end in a zero byte. The empty table takes one page.
     return table[: max(1, pages_of(len(table.rstrip(b"\0")))) * PAGE_SIZE]
 
 

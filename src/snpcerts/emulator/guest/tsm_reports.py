@@ -2,10 +2,10 @@
 """configfs-tsm of an emulated guest: ``/sys/kernel/config/tsm/report``.
 
 Source: Linux ``drivers/virt/coco/guest/report.c``, ``sev_report_new`` of
-``drivers/virt/coco/sev-guest/sev-guest.c``, and ``kstrtouint``. Methods have the names of these C
-functions. The guest has no SVSM, so the attributes for an SVSM (``service_provider``,
-``service_guid``, ``service_manifest_version``, ``manifestblob``) do not exist, as in Linux at
-VMPL 0.
+``drivers/virt/coco/sev-guest/sev-guest.c``, and ``kstrtouint``. Methods are named after the C
+functions that they follow. The guest has no SVSM, so the attributes for an SVSM
+(``service_provider``, ``service_guid``, ``service_manifest_version``, ``manifestblob``) do not
+exist, as in Linux at VMPL 0.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ class TsmReports:
         report.inblob = data
 
     def _report_read(self, report: _ReportItem, name: str, full: bool) -> Operation[bytes]:
-        """Return a blob, as ``tsm_report_read`` does. If ``full`` is false, return only
-        zero bytes, as many as the blob has bytes.
+        """Return a blob, as ``tsm_report_read`` does. If ``full`` is false, return zeros of the
+        blob's length instead.
         """
         yield from self._lock()
         if not report.inblob:

@@ -97,7 +97,7 @@ def _take(caller: Caller, descriptor: int) -> int:
 def _number(descriptor: int) -> int:
     """Return the ID (``eventfd-id``) of the eventfd that ``descriptor`` refers to in this process.
 
-    Raises EINVAL if it is another kind of file.
+    Raises EINVAL if ``descriptor`` is not an eventfd.
     """
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii", errors="replace")
     found = re.search(r"^eventfd-id:\s*(\d+)$", about, re.M)

@@ -127,8 +127,8 @@ class PageStateList:
             self._complete(memory)
 
     def _next(self, memory: SlotMemory) -> tuple[_Entry, int, int, bool] | PageStateError | None:
-        """Return the next unfinished entry, the number of its first unfinished page, how many pages
-        it has left, and whether they are a whole 2 MiB page.
+        """Return the next unfinished entry, the frame number of its first unfinished page, how many
+        pages it has left, and whether they are a whole 2 MiB page.
 
         Returns an error if the entry is invalid, and None at the end of the list.
         """
@@ -146,7 +146,9 @@ class PageStateList:
         return None
 
     def _gather(self, memory: SlotMemory, first: _Entry, pages: int, *, huge: bool) -> int:
-        """Count the adjacent pages in the entries after ``first`` with its operation and size."""
+        """Count the pages of the entries after ``first`` that continue it: the pages are adjacent,
+        and the operation and page size are the same.
+        """
         more = 0
         for index in range(self._index + 1, self._last + 1):
             entry = self._entry(memory, index)

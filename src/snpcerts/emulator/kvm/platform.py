@@ -50,10 +50,11 @@ class Platform:
     """One emulated host: its firmware, its kernel's capabilities and its VMs.
 
     ``sev``, ``snp`` and ``certs_supported`` say what the processor and its kernel support. A host
-    with an Intel processor has no SEV. A kernel without certificate fetching has neither the
-    attribute nor the command. If ``psp_errno`` (ENODEV, EBUSY, ETIMEDOUT) is not 0, every command
-    fails with it before it reaches the firmware. ``clock`` returns seconds, as ``time.monotonic``
-    does; waiting calls use it for their deadlines.
+    with an Intel processor has no SEV. A kernel without certificate fetching has neither the device
+    attribute KVM_X86_SEV_SNP_REQ_CERTS nor the command SNP_ENABLE_REQ_CERTS. ``psp_errno`` is 0, or
+    the errno (ENODEV, EBUSY, ETIMEDOUT) with which every command that KVM sends to the firmware
+    fails. ``clock`` returns seconds, as ``time.monotonic`` does; waiting calls use it for their
+    deadlines.
     """
 
     firmware: Firmware

@@ -30,7 +30,7 @@ _CPUID_ENTRY: Final = struct.Struct("<7I12x")
 _MSR_ENTRY: Final = struct.Struct("<I4xQ")
 _LIST_HEADER: Final = 8
 
-# The states by name: the ioctl that reads it, the ioctl that sets it, its size in bytes.
+# For each state, by name: the ioctl that reads it, the ioctl that sets it, its size in bytes.
 _STATES: Final = {
     "regs": (Ioctl.GET_REGS, Ioctl.SET_REGS, kvm.REGS_SIZE),
     "sregs": (Ioctl.GET_SREGS, Ioctl.SET_SREGS, kvm.SREGS_SIZE),
@@ -52,7 +52,8 @@ SETS: Final[dict[int, str]] = {put: name for name, (_, put, _) in _STATES.items(
 SIZES: Final = {name: size for name, (_, _, size) in _STATES.items()}
 
 TSC_KHZ: Final = 2_000_000
-# The first frequency that is too high: SVM_TSC_RATIO_MAX times the processor's, or 31 bits.
+# The lowest frequency that KVM refuses: the smaller of 0x7FFF_FFFF and SVM_TSC_RATIO_MAX times the
+# processor's frequency.
 TSC_KHZ_END: Final = min(0x7FFF_FFFF, 0xFF_FFFF_FFFF * TSC_KHZ >> 32)
 CPUID_SIGNIFICANT_INDEX: Final = 1
 # The registers of a new vCPU: ``struct kvm_regs`` with RDX, RIP and RFLAGS set.

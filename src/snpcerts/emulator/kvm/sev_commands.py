@@ -285,7 +285,8 @@ class SevCommands:
         """Pass the pages of ``update`` to the firmware.
 
         Returns how many it accepted, and the error if it refused one. Stops at the end of the slot,
-        and at a page that is not private, was accepted before or cannot be read.
+        at a page that is not private, was accepted before or cannot be read, and if the firmware
+        cannot be reached.
         """
         vm, kind = self._vm, PageType(update.type)
         available = slot.end // PAGE_SIZE - update.gfn_start

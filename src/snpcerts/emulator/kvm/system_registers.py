@@ -103,8 +103,8 @@ class SystemRegisters:
         return Segment.unpack(self._shared[_AT[segment] :]).base
 
     def set_efer(self, value: int) -> bool:
-        """Set EFER, except for LMA; return whether the host has the features that ``value``
-        enables.
+        """Set EFER, except for LMA, if the host has the features that ``value`` enables; return
+        whether it has.
         """
         if value & ~_efer_bits(self._host, self._host):
             return False

@@ -70,7 +70,9 @@ class RunningVm(RequestingVm, Protocol):
 
     @property
     def owner(self) -> int:
-        """The process that created the VM. Only processes that share its memory may use the VM."""
+        """The process that created the VM. A process that does not share memory with it cannot use
+        the VM.
+        """
 
     @property
     def protected(self) -> bool:

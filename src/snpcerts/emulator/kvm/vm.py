@@ -232,7 +232,7 @@ class Vm:
             self.platform.vms.pop(self.name, None)
             self.platform.irqfds.release(self)
 
-    # The calls of a device.
+    # The methods that every Device has.
 
     def close(self) -> None:
         """Close the VM's own descriptor. Open vCPUs keep the VM alive."""
@@ -242,7 +242,7 @@ class Vm:
         """Serve an ioctl on the VM's descriptor."""
         if not share_memory(caller.pid, self.owner):
             raise OSError(
-                errno.EIO, "only processes with the memory of the VM's creator may use it"
+                errno.EIO, "the ioctl was refused, because another process created the VM"
             )
         match request:
             case Ioctl.SET_USER_MEMORY_REGION:

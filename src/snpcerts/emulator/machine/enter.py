@@ -132,7 +132,7 @@ def start_reference_vm(home: PlatformHome, certs: str, series: str = NEWEST.seri
     """
     program = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.vmm_program", certs]
     with contextlib.ExitStack() as stack:
-        # Start the server before the VMM needs it, and keep it up meanwhile.
+        # This connection keeps the server up until the VMM has created its VM.
         peer = stack.enter_context(contextlib.closing(connect(home)))
         ours = os.pidfd_open(os.getpid())
         stack.callback(os.close, ours)

@@ -3,8 +3,8 @@
 
 Linux shuts SNP down and initialises it again when kvm_amd is unloaded and loaded (7.3:
 ``arch/x86/kvm/svm/sev.c``, ``sev_hardware_unsetup``; ``drivers/crypto/ccp/sev-dev.c``,
-``__sev_snp_shutdown_locked``). A tool of the platform's vendor installs a live update; a write to
-sysfs verifies a mitigation.
+``__sev_snp_shutdown_locked``). The platform vendor's tool installs a live update; a write to sysfs
+verifies a mitigation.
 """
 
 from __future__ import annotations

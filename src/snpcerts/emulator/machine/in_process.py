@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated kernel for callers in this process: open, ioctl, mmap and close.
 
-It calls the same devices as the front door, as functions. As with a system call, a waiting call
-blocks only its own thread.
+The devices are those that programs use behind the front door, but here they are reached through
+methods, not system calls. As with a system call, a waiting call blocks only its own thread.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class Machine:
     """One emulated host; this process is the only process on it.
 
     All methods raise ``OSError`` with the kernel's errno and may be called from any thread.
-    ``wait`` waits until the condition is notified, at most the given seconds by the platform's
-    clock. If you replace the clock, replace ``wait`` too.
+    ``wait`` takes a condition and a timeout. It must wait until the condition is notified, or until
+    the timeout (in seconds; None: never) has passed on the platform's clock. If you replace the
+    clock, replace ``wait`` too.
     """
 
     def __init__(
@@ -125,8 +126,8 @@ class Machine:
             return bool(running)
 
     def wake(self) -> None:
-        """Make the waiting calls check again whether they can go on. Needed after a change that no
-        call has made.
+        """Make the waiting calls check again whether they can go on. Use this after a change that
+        was not made by a call on this machine.
         """
         with self._changed:
             self._changed.notify_all()

@@ -3,8 +3,8 @@
 
 Sources: virtee/snphost ``src/ok`` and virtee/snpguest ``src/ok.rs`` for the files that each tool
 reads; AMD64 Architecture Programmer's Manual volume 2 for the MSRs (SYSCFG C001_0010, SEV_STATUS
-C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4) for the file, which has eight bytes at the
-offset equal to the register's number; Linux 7.3's ``drivers/crypto/ccp/sev-dev.c``,
+C001_0131, RMP_BASE C001_0132, RMP_END C001_0133); msr(4) for ``/dev/cpu/*/msr``, where a register
+is the eight bytes at the offset equal to its number; Linux 7.3's ``drivers/crypto/ccp/sev-dev.c``,
 ``sev_snp_register_verify_mitigation``, for ``/sys/firmware/sev``, which exists only for firmware
 with mitigation vectors. The CPUID instruction cannot be emulated here: it is not a system call.
 """

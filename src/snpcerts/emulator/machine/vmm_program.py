@@ -55,8 +55,8 @@ def run_vm(
 ) -> None:
     """Run one VM with one vCPU until it shuts down. ``service`` supplies the certificates.
 
-    ``at_exit`` is called at each request with the exit's number, ``before_reentry`` between an
-    answer and its KVM_RUN, and ``after`` when the request is over.
+    ``at_exit`` is called at each request with the exit reason, ``before_reentry`` between the
+    answer and the KVM_RUN that carries it, and ``after`` when the request is over.
     """
     vm = build_vm(SystemCalls())
     memory = MappedMemory([(vm.base, memoryview(vm.memory))])

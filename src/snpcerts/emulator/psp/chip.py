@@ -108,7 +108,9 @@ class Chip:
 
     @property
     def provider_seed(self) -> bytes:
-        """The 48 bytes from which the emulated AMD derives this platform's provider seeds."""
+        """The 48 bytes from which this platform's emulated AMD derives the VLEK seeds of cloud
+        providers.
+        """
         return derive(self.secret, "guest key root", b"", 48)
 
     def unwrap_vlek(self, blob: bytes, vcek_tcb: TcbVersion) -> bytes:

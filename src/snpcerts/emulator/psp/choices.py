@@ -4,10 +4,10 @@
 Each row of :data:`ROWS` is one question, with an answer and its source for each firmware that can
 be chosen. Behaviour on which all sources agree is not listed.
 
-``genoa-1.55.25`` is the firmware whose source AMD published (repository amd/AMD-ASPFW, directory
-``fw/psp_bl_uapps/sev_uapp/src``), read and restated. ``documented`` is AMD's SNP ABI (56860) as
-others restate it, and the published source where the document is silent. ``observed-2022`` is what
-one observer saw on real firmware of that year, and ``documented`` for everything else.
+``genoa-1.55.25`` follows the source that AMD published (repository amd/AMD-ASPFW, directory
+``fw/psp_bl_uapps/sev_uapp/src``). ``documented`` follows AMD's SNP ABI (56860) as others restate
+it, and the published source where the document is silent. ``observed-2022`` follows what one
+observer saw on real firmware of that year, and ``documented`` in everything else.
 """
 
 from __future__ import annotations
@@ -116,7 +116,11 @@ ROWS: Final = (
     Row(
         "mask_chip_key_stops_vlek",
         "Does MASK_CHIP_KEY also keep a loaded VLEK from signing?",
-        Reading(False, "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ, choice of the key"),
+        Reading(
+            False,
+            "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ, tests the mask only for the "
+            "VCEK",
+        ),
         Reading(
             True,
             (
@@ -130,8 +134,8 @@ ROWS: Final = (
         "Must each component of SNP_CONFIG's TCB be at most the committed one?",
         Reading(
             False,
-            "sev_plat.c: tcb_compare_versions and tcb_version_to_num compare one number, "
-            "boot loader first",
+            "sev_plat.c: tcb_compare_versions and tcb_version_to_num compare each TCB as one "
+            "number, boot loader first",
         ),
         Reading(True, "SNP ABI 2.2: one TCB_VERSION is at most another if each component is"),
     ),
@@ -140,7 +144,8 @@ ROWS: Final = (
         "After SNP_SHUTDOWN and SNP_INIT, is the current TCB committed?",
         Reading(
             True,
-            "sev_mcmd.c: snp_mcmd_shutdown_common overwrites perm.magic; sev_plat.c: init_perm",
+            "sev_mcmd.c: snp_mcmd_shutdown_common overwrites perm.magic; then, in sev_plat.c, "
+            "init_perm takes the committed TCB from the running firmware",
         ),
         Reading(False, "SNP ABI: only SNP_COMMIT and DOWNLOAD_FIRMWARE commit"),
     ),
@@ -155,7 +160,7 @@ ROWS: Final = (
         Reading(
             True,
             "sev_mcmd.c: snp_mcmd_init_common calls vcek_hash_derive without a TCB; "
-            "gPersistent.config_tcb stays",
+            "gPersistent.config_tcb keeps its value",
         ),
         Reading(False, "SNP ABI: a report is signed with the VCEK of REPORTED_TCB"),
     ),
@@ -164,7 +169,7 @@ ROWS: Final = (
         "The status of a guest message whose tag does not verify",
         Reading(
             SevStatus.BAD_MEASUREMENT,
-            "sev_mcmd.c: snp_mcmd_guest_request; ccp_direct_cipher.c: the GCM tag",
+            "sev_mcmd.c: snp_mcmd_guest_request; ccp_direct_cipher.c compares the GCM tag",
         ),
         observed=Reading(SevStatus.INVALID_PARAM, "observed on a real host in 2022"),
     ),
@@ -172,7 +177,9 @@ ROWS: Final = (
         "report_vmpl_at_most_three",
         "Is a report request for a VMPL above 3 refused?",
         Reading(
-            False, "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ compares with VMPCK"
+            False,
+            "sev_mcmd.c: snp_mcmd_guest_request, SNP_MSG_REPORT_REQ, compares the VMPL only with "
+            "the VMPCK's number",
         ),
         Reading(
             True, "SNP ABI, MSG_REPORT_REQ, VMPL, as virtee/snpguest restates it (--vmpl, 0 to 3)"

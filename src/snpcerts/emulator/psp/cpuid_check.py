@@ -2,7 +2,7 @@
 """Checks the CPUID values in a launch page or a guest's request as the firmware does.
 
 Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and ``sanitize_cpuid_entry``. Its
-rules for single feature bits come from the processor's own reference and are not restated here.
+rules for individual feature bits come from the processor's own reference and are not restated here.
 This module checks the reserved field, the highest function numbers, the processor's signature, the
 size of a cache line, and functions that the processor does not have.
 """

@@ -109,11 +109,11 @@ class Firmware:
     If hardware would return a status other than SUCCESS, a command raises :class:`FirmwareError`
     and changes nothing; :meth:`launch_finish` has one exception. ``tcb`` is the initial current,
     committed and reported TCB. ``report_version`` is the newest report version that the firmware
-    supports. It must be in :data:`CHIP_MODELS` for the product; the default is the newest. Firmware
-    that supports only 2 is too old for VLEKs, except the published firmware. ``choices`` selects
-    the behaviour where sources disagree. On its own product, the published firmware has its own
-    version number and writes reports of version 2. Bits of ``platform_info`` that the firmware does
-    not have are cleared.
+    supports. It must be in :data:`CHIP_MODELS` for the product; the default is the newest.
+    ``choices`` selects the behaviour where sources disagree. On its own product, the published
+    firmware has its own version number and writes reports of version 2. Any other firmware that
+    supports only report version 2 is too old for VLEKs. Bits of ``platform_info`` that the firmware
+    does not have are cleared.
     """
 
     def __init__(
@@ -312,12 +312,12 @@ class Firmware:
             self._become(after.init())
 
     def snp_verify_mitigation(self, vector: int = 0) -> MitigationVectors:
-        """SNP_VERIFY_MITIGATION: verify the mitigation in ``vector``, if any, and return the
-        status.
+        """SNP_VERIFY_MITIGATION: verify the mitigation in ``vector``, if any, and return both
+        vectors.
 
-        ``vector`` 0 requests the status. A single bit requests a check of that mitigation. Fails
-        with INVALID_COMMAND on firmware that does not write reports of version 5, and with
-        INVALID_PARAM for several bits or an unsupported one.
+        ``vector`` has one bit set, or is 0 to verify nothing. Fails with INVALID_COMMAND on
+        firmware that does not write reports of version 5, and with INVALID_PARAM for several bits
+        or an unsupported one.
         """
         with self._lock:
             platform = self._platform
@@ -472,7 +472,7 @@ class Firmware:
 
         ``id_block`` is the ID block and its authentication page, as checked by
         :func:`~snpcerts.emulator.psp.id_block.check_id_block`. ``vcek_disabled`` means that the
-        firmware refuses requests of this guest that need the VCEK. If the command fails only
+        firmware refuses requests from this guest that need the VCEK. If the command fails only
         because of the author key, the context keeps the ID block, and the guest's reports contain
         it even if the next SNP_LAUNCH_FINISH has no ID block.
         """
@@ -510,8 +510,8 @@ class Firmware:
     def guest_request(self, context: GuestContext, page: bytes) -> bytes:
         """SNP_GUEST_REQUEST: take a request page of 4096 bytes and return the response page.
 
-        If this returns, the VMPCK's sequence number has advanced by two; if it raises, it has not
-        changed. If a valid message has bad parameters, the response reports that.
+        If this returns, the VMPCK's sequence number has advanced by two; if this raises, the number
+        has not changed. If a valid message has bad parameters, the response reports that.
         """
         with self._lock:
             self._check_state(context, GuestState.RUNNING)

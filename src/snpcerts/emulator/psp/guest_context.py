@@ -30,7 +30,7 @@ _TSC_SCALE: Final = 0x2F0  # GUEST_TSC_SCALE and GUEST_TSC_OFFSET of a VMSA, 8 b
 
 
 def _tweak_bitmap() -> bytes:
-    """Return a bitmap of the VMSA quadwords that the firmware stores with a tweak.
+    """Return a bitmap of the VMSA quadwords that the firmware XORs with a random tweak.
 
     They hold RIP, RSP, RAX, the other general registers, x87, XMM, YMM, and the AVX-512 areas
     (AMD64 APM volume 2, table B-4; AMD-ASPFW ``sev_es.c``).

@@ -193,8 +193,8 @@ def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload
     """Return the MSG_KEY_RSP, with a key of 32 bytes, for a MSG_KEY_REQ of version 1.
 
     The key depends on the same inputs as AMD's, but by a different formula. It always depends on
-    the VMPL, HOST_DATA and the author key or, without one, the ID key. If the root is the VCEK, it
-    is the VCEK that signs reports or, if the request names a TCB, the VCEK for that TCB.
+    the VMPL, HOST_DATA and the author key or, without one, the ID key. A VCEK as the root is the
+    one for the TCB in the request or, if the request names no TCB, the one that signs reports.
     """
     request = KeyRequest.unpack(payload)
     try:

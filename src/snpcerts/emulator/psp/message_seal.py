@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encrypts and decrypts guest messages with AES-256-GCM under a VMPCK.
 
-Source: SNP ABI (56860) chapter 7. The parameters were compared with a request of a genuine guest.
+Source: SNP ABI (56860) chapter 7. The parameters were compared with a request from a genuine guest.
 Both the emulated firmware and the guest's driver use this module.
 """
 

@@ -37,15 +37,16 @@ VLEK_SINCE: Final = ApiVersion(1, 54, 0)
 class PlatformState:
     """The variables that SNP_PLATFORM_STATUS and reports show, and the loaded VLEK.
 
-    ``config_tcb`` is the TCB that SNP_SET_CONFIG has set since the last commit, or None.
+    ``config_tcb`` is the TCB that SNP_SET_CONFIG has set since the last commit or boot, or None.
     ``vcek_tcb`` is the TCB that the VCEK was last derived for: the reported TCB or, on some
     firmware after SNP_INIT, the current one. No command of the firmware returns it.
-    ``initialisations`` counts SNP_INIT and ``boots`` counts boots of the host; programs can see
-    both in files of the kernel.
+    ``initialisations`` counts SNP_INIT; programs see each one in the inode number of
+    ``/sys/module/kvm_amd``. ``boots`` counts boots of the host; programs see each one in
+    ``boot_id``.
 
     Committed <= Current always holds for each component. Reported <= Committed holds for each
-    component too or, if the firmware compares TCBs as one number, for that number. Anything else
-    raises :class:`UsageError`.
+    component too or, if the firmware compares each TCB as one number, for these numbers. Anything
+    else raises :class:`UsageError`.
     """
 
     product: Product
@@ -120,7 +121,7 @@ class PlatformState:
         return after
 
     def reboot(self, current: TcbVersion | None, version: ApiVersion | None) -> Self:
-        """Reboot the host with the firmware in its BIOS. SNP_INIT has not run yet.
+        """Reboot the host with the firmware in its BIOS. The result is the state before SNP_INIT.
 
         The committed TCB stays. Configuration, masks, the VLEK and any uncommitted live update are
         lost. Fails with INVALID_CONFIG if the BIOS has a TCB or version below the committed one.
@@ -182,8 +183,8 @@ class PlatformState:
     def load_vlek(self, chip: Chip, blob: bytes) -> Self:
         """Apply SNP_VLEK_LOAD: the hashstick must be for this chip and exactly the reported TCB.
 
-        The TCB is checked before the tag. Neither the platform's state nor reserved bytes outside
-        the tag are checked.
+        The TCB is checked before the tag. Neither the platform's state nor the reserved bytes that
+        the tag does not cover are checked.
         """
         if self.version < VLEK_SINCE:
             # UNSUPPORTED (0x15) is the other candidate; no public source says which.

@@ -3,9 +3,10 @@
 
 Source: ``drivers/crypto/ccp/sev-dev.c`` of Linux 7.0 with the change of 2026 that answers ENODEV to
 SNP_SET_CONFIG and SNP_VLEK_LOAD while SNP is not initialised. The order of checks is the driver's,
-because it decides the errno of a call with two faults. PDH_CERT_EXPORT is emulated. The commands
-that generate the platform's own keys (PDH and PEK, factory reset) are not: once past the driver's
-checks they fail with EIO and INVALID_PLATFORM_STATE.
+because it decides the errno of a call with two faults. The commands that change or certify the
+platform's own keys (FACTORY_RESET, PDH_GEN, PEK_GEN, PEK_CSR and PEK_CERT_IMPORT) are not emulated:
+once past the driver's checks they fail with EIO and INVALID_PLATFORM_STATE. PDH_CERT_EXPORT is
+emulated.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class SevDevice:
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
         """Serve SEV_ISSUE_CMD; any other request fails with EINVAL.
 
-        The 16-byte structure is copied back after every known command, refused or not. If EIO comes
-        with ``error`` set, the firmware refused. Any other errno comes from the driver; ``error``
-        then keeps the caller's value or, if the command has already run, is the firmware's status.
+        The 16-byte ``struct sev_issue_cmd`` is copied back after every known command, refused or
+        not. EIO with a nonzero ``error`` field means that the firmware refused. Any other errno
+        comes from the driver; ``error`` then keeps the caller's value or, if the command has
+        already run, is the firmware's status.
         """
         if request != SEV_ISSUE_CMD:
             raise _refusal(errno.EINVAL)
@@ -228,7 +230,7 @@ def _get_id2(call: _SevCall) -> None:
     identity = call.answer(call.firmware.get_id)
     length = room if identity is None else len(identity)
     if room < length:
-        # The firmware has answered. If the copy to the caller faults, the result is EFAULT.
+        # Not raised here: the length is copied back first, and a fault in that copy gives EFAULT.
         call.error = int(SevStatus.INVALID_LEN)
     call.write(replace(asked, length=length).pack())
     if call.error or identity is None:

@@ -3,8 +3,8 @@
 
 Source: AMD64 Architecture Programmer's Manual volume 2, table B-4, for the page; Linux
 ``arch/x86/kvm/svm/sev.c`` (``sev_es_sync_vmsa``) and ``svm.c`` (``init_vmcb``, ``svm_set_segment``,
-``svm_set_cr0``, ``svm_set_cr4``, ``svm_set_efer``) for the values that KVM writes, and for those
-that a VMM has not set.
+``svm_set_cr0``, ``svm_set_cr4``, ``svm_set_efer``) for the values that KVM writes, including its
+defaults for what the VMM has not set.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _xcr0(xcrs: bytes | None) -> int:
     """Return XCR0 from ``struct kvm_xcrs``, or its reset value 1 if the structure does not hold
     XCR0.
 
-    The structure has a count and flags, then number, reserved word and value of each register.
+    The structure has a count and flags, then each register's number, a reserved word and its value.
     """
     if xcrs is not None:
         (count,) = struct.unpack_from("<I", xcrs)

@@ -32,8 +32,8 @@ _ADDRESS_LIMIT = 1 << 64
 class ProcessMemory:
     """A live process's memory, accessed with process_vm_readv(2) and process_vm_writev(2).
 
-    The process may be this one. A bad address raises EFAULT and never crashes. A process that has
-    ended raises ESRCH.
+    The process may be this one. A bad address raises EFAULT and never crashes this process. A
+    process that has ended raises ESRCH.
     """
 
     __slots__ = ("pid",)

@@ -25,7 +25,7 @@ class Device(Protocol):
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Serve one ioctl; raise ``OSError`` as the kernel would.
 
-        ``argument`` is the third word of the system call, unchanged: a number, or an address in
+        ``argument`` is the third argument of ioctl(2), unchanged: a number, or an address in
         ``caller.memory``.
         """
 
@@ -37,12 +37,12 @@ class Device(Protocol):
 class Caller:
     """The process that makes a system call on an emulated device.
 
-    ``find`` resolves a descriptor number in the caller's table, at the moment of the call, to the
-    open emulated device behind it; None if the number is closed or is something else. ``writable``
-    says whether the descriptor of the ioctl was opened for writing. ``pid`` is the process ID.
-    ``interrupted`` returns whether a signal is pending for the thread; its argument is the mask of
-    blocked signals, as in :attr:`Pending.blocked`. ``take`` duplicates a descriptor of the caller;
-    the device owns the duplicate and must close it.
+    ``find`` returns the open emulated device that a descriptor number now refers to in the caller;
+    None if it refers to anything else or is not open. ``writable`` says whether the descriptor of
+    the ioctl was opened for writing. ``pid`` is the process ID. ``interrupted`` returns whether a
+    signal is pending for the thread; its argument is the mask of blocked signals, as in
+    :attr:`Pending.blocked`. ``take`` duplicates a descriptor of the caller; the device owns the
+    duplicate and must close it.
     """
 
     memory: UserMemory
