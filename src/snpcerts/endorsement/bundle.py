@@ -47,7 +47,7 @@ from snpcerts.errors import FormatError
 MAX_CERTIFICATES: Final = 64
 # At most this many DER elements of a file or a PKCS #7 are read. The rest is ignored.
 _MAX_ELEMENTS: Final = 4096
-_TOO_MANY: Final = f"more than {_MAX_ELEMENTS} elements; the rest is not read"
+_TOO_MANY: Final = f"more than {_MAX_ELEMENTS} DER elements; the rest is not read"
 _MAX_DEPTH: Final = 4  # a table in base64 in JSON in base64
 _LEAST: Final = 200  # characters; every certificate has more
 _SEQUENCE, _CONSTRUCTED_0 = 0x30, 0xA0
@@ -60,7 +60,7 @@ class Bundle:
     """The certificates and revocation lists in a file: their DER, each once, in the order of the
     file.
 
-    ``others`` describes the parts of the file that are neither.
+    ``others`` describes the other parts of the file, and says what was not read.
     """
 
     certificates: tuple[bytes, ...] = ()
@@ -96,7 +96,7 @@ class _BundleReader:
         self.unknown = 0
 
     def read(self, data: bytes, depth: int) -> None:
-        """Read data in any format, including a format that encodes data in another format."""
+        """Read data in any format. One format may be nested in another, such as base64 in JSON."""
         if depth > _MAX_DEPTH or not data:
             self._other(data)
         elif looks_like_table(data):
@@ -190,7 +190,10 @@ class _BundleReader:
         if der in self.certificates or der in self.lists:
             return True
         if len(self.certificates) + len(self.lists) >= MAX_CERTIFICATES:
-            self.others[f"more than {MAX_CERTIFICATES} certificates; the rest is not read"] = None
+            self.others[
+                f"more than {MAX_CERTIFICATES} certificates and revocation lists; the rest is not "
+                "read"
+            ] = None
             return True
         if len(der) <= MAX_CERTIFICATE_SIZE:
             try:

@@ -30,7 +30,7 @@ _SHOWN: Final = 60
 
 
 class FileKind(NamedTuple):
-    """A kind of file. ``name`` is a noun phrase such as "an HTML page".
+    """A kind of file. ``name`` is a phrase such as "an HTML page" or "empty".
 
     ``unwrap`` says how to convert such a file, or what to do instead. None if nothing can be done.
     """
@@ -236,7 +236,9 @@ def _text(text: str) -> FileKind:
     if not text.strip():
         return FileKind("blank")
     if _HTML.match(text):
-        return FileKind("an HTML page", "it is probably a server's error page: fetch it again")
+        return FileKind(
+            "an HTML page", "it is probably a server's error page: fetch the file again"
+        )
     if "-----BEGIN " in text:
         return _pem(text)
     if _ANSWER.match(text):
@@ -256,11 +258,13 @@ def _text(text: str) -> FileKind:
     if starts_like_json(text):
         return FileKind("JSON text")
     if _XML.match(text):
-        return FileKind("an XML document", "it is probably a server's error page: fetch it again")
+        return FileKind(
+            "an XML document", "it is probably a server's error page: fetch the file again"
+        )
     if _TOKEN.fullmatch(text):
         return FileKind(
             "a signed token (JWT)",
-            "ask for the evidence itself, because the token's issuer has already judged it",
+            "ask for the evidence itself, because the token holds only its issuer's verdict",
         )
     short = " ".join(text.split())
     if len(short) <= _SHOWN:

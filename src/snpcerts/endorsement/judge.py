@@ -127,10 +127,11 @@ class ChainFacts(NamedTuple):
 class CrlFindings:
     """Findings about a revocation list that do not depend on the time.
 
-    ``believed`` says that the root signed the list and that the list has no unknown part. If not,
-    ``doubts`` say why, unless there was no root. ``revoked`` has a reason for each certificate of
-    the chain that the list revokes. ``product`` is the product of the list's issuer. The times are
-    None if the list cannot be parsed.
+    ``believed`` says that the root signed the list and that no other check of the list failed.
+    ``doubts`` has a reason for each check that failed. Without a root, ``believed`` is False, and
+    ``doubts`` may be empty. ``revoked`` has a reason for each of the chain's certificates that the
+    list revokes. ``product`` is the product of the list's issuer. ``this_update`` and
+    ``next_update`` are None if the list was not parsed.
     """
 
     believed: bool
@@ -184,7 +185,7 @@ NOTHING: Final = Findings(None, None, (), (), ChainFacts())
 
 
 class JudgeMemory:
-    """A cache of a bounded number of findings about recent chains, which threads may share."""
+    """A cache of findings about recent chains. Its size is bounded, and threads may share it."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._chains: _FoundCache[Findings] = _FoundCache(limit)
@@ -330,7 +331,7 @@ def find(
         else memory.revocation(kind, certificates, data, authorities)
         for data in revocation_lists
     )
-    # If two lists have the same revocation, it gives one reason.
+    # A revocation that is in several lists gives only one reason.
     reasons += dict.fromkeys(reason for each in lists for reason in each.revoked)
     windows = windows_of(chain)
     facts = ChainFacts(
@@ -378,7 +379,8 @@ def _is_pinned(root: bytes, anchors: tuple[Anchor, ...]) -> bool:
     return any(anchor.certificate_sha384 == digest for anchor in anchors)
 
 
-# A program has few anchors. A cached key also keeps what it computed when it was first used.
+# A program has few anchors. The key of a cached certificate also keeps what the library computed
+# when it first used the key.
 _read_pinned = functools.lru_cache(maxsize=8)(load_certificate)
 
 
@@ -405,7 +407,7 @@ def judge_list(
     intermediate: Certificate | None,
     root: Certificate | None,
 ) -> CrlFindings:
-    """Judge the parts of a revocation list that do not depend on the time.
+    """Judge everything about a revocation list that does not depend on the time.
 
     ``root`` is the ARK that should have signed the list; None if it is not available.
     """

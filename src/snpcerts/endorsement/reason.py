@@ -2,7 +2,7 @@
 """Every reason to refuse certificates or a report, each with a stable code and a sentence.
 
 Programs and dashboards test the code, whose meaning never changes. The message says what was found
-in this case, and its wording may change. Each code also says which check has failed.
+in this case, and its wording may change. Most codes also say which check has failed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class ReasonCode(enum.StrEnum):
     description: str
     next_step: NextStep
 
-    # Only type checkers resolve a look-up by code to this method; the defaults are for them.
+    # Type checkers take a look-up, such as ReasonCode("leaf-key"), for a call of this method. The
+    # defaults are only for them.
     def __new__(
         cls,
         code: str,
@@ -223,7 +224,7 @@ class ReasonCode(enum.StrEnum):
     ASK_KEY = (
         "ask-key",
         Authenticity.INTERMEDIATE,
-        "The issuer's key is not an RSA key of at least 4096 bits.",
+        "The issuer's key is not an RSA key of 4096 to 16384 bits.",
     )
     ASK_CA = (
         "ask-ca",
@@ -269,7 +270,7 @@ class ReasonCode(enum.StrEnum):
     ARK_KEY = (
         "ark-key",
         Authenticity.ROOT,
-        "The root's key is not an RSA key of at least 4096 bits.",
+        "The root's key is not an RSA key of 4096 to 16384 bits.",
     )
     ARK_CA = (
         "ark-ca",

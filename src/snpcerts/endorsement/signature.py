@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only signature algorithm of AMD's authorities, for certificates and revocation lists.
 
-It is RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, with RSA keys of at least
-4096 bits. Nothing else is accepted.
+It is RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt, with RSA keys of 4096 to
+16384 bits. Nothing else is accepted.
 
 Sources: KDS (57230) chapter 3; RFC 4055 section 3.1 for the parameters.
 """

@@ -95,7 +95,7 @@ def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
 
     The result is empty if a verifier could use the table. Whether the ARK is trusted does not
     matter, because the verifier decides that. A table may lack some of the three certificates. If
-    it has both a VCEK and a VLEK, one of them must fit.
+    it has both a VCEK and a VLEK, one of them must form a chain with the rest.
     """
     ark = slots.get("ark")
     anchors = () if ark is None else _trusting(ark)
@@ -114,7 +114,7 @@ def useless(slots: Mapping[str, bytes]) -> tuple[Reason, ...]:
 def _trusting(ark: bytes) -> tuple[Anchor, ...]:
     certificate = load_certificate(ark, "ARK")
     name = parse_ca_name(common_name(certificate.subject))
-    # If the name is missing, a reason already says so.
+    # If the name is not of AMD's form, find() gives a reason that says so.
     return () if name is None else (Anchor(name.product, spki_sha384(certificate), "the table's"),)
 
 
