@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gets reports and their certificates from configfs-tsm.
 
-This is the kernel's interface for all kinds of confidential guests. Each directory created below
-``/sys/kernel/config/tsm/report`` is one request. Writing ``inblob`` takes effect when the file is
-closed. Reading ``outblob`` or ``auxblob`` creates a report unless one of the same ``generation`` is
-cached. Another process may write to the same entry, so after the reads the generation is compared
-with the number of our own writes.
+This is the kernel's interface for all kinds of confidential guests. For each request, the client
+creates an entry: a directory below ``/sys/kernel/config/tsm/report``. Writing ``inblob`` takes
+effect when the file is closed. Reading ``outblob`` or ``auxblob`` creates a report unless one of
+the same ``generation`` is cached. Another process may write to the same entry, so after the reads
+the client checks that the generation has risen by the number of its own writes.
 
 Source: Linux ``Documentation/ABI/testing/configfs-tsm-report``,
 ``drivers/virt/coco/guest/report.c`` and ``drivers/virt/coco/sev-guest/sev-guest.c``.
@@ -34,7 +34,7 @@ REPORT_DATA_SIZE: Final = 64
 _PREFIX: Final = "snpcerts-"
 _ATTEMPTS: Final = 8  # names tried for an entry
 _TEXT_LIMIT: Final = 4096
-# The kernel allows this provider's blobs at most 32 KiB.
+# More than enough: the sev-guest driver's blobs have at most 16 KiB.
 _BLOB_LIMIT: Final = 64 << 10
 
 
@@ -143,10 +143,10 @@ class ConfigfsTsm:
     def report(self, report_data: bytes, *, vmpl: int | None = None) -> TsmReport:
         """Request a report with 64 bytes of report data, and the host's certificates.
 
-        If ``vmpl`` is None, the VMPL is ``privlevel_floor``, the one of the guest's kernel. Raises
-        :class:`TsmRequestError` if the interface does not exist, belongs to another kind of guest,
-        or refuses the request. Raises :class:`TsmChangedError` if another process wrote to the
-        entry meanwhile, and :class:`FormatError` if the result is not a report.
+        If ``vmpl`` is None, the VMPL is ``privlevel_floor``, which is the guest kernel's own.
+        Raises :class:`TsmRequestError` if the interface does not exist, belongs to another kind of
+        guest, or refuses the request. Raises :class:`TsmChangedError` if another process wrote to
+        the entry meanwhile, and :class:`FormatError` if the result is not a report.
         """
         if len(report_data) != REPORT_DATA_SIZE:
             raise UsageError(
@@ -166,8 +166,8 @@ class ConfigfsTsm:
             writes = 1
             self._write(entry, "inblob", report_data)
             if vmpl is None:
-                # Otherwise the kernel requests VMPL 0, which the firmware permits only to a guest
-                # that runs at VMPL 0 itself.
+                # If no privlevel is written, the kernel requests VMPL 0. The firmware refuses that
+                # unless the guest itself runs at VMPL 0.
                 vmpl = self._floor(entry) or None
             if vmpl is not None:
                 self._write(entry, "privlevel", str(vmpl).encode("ascii"))
@@ -191,7 +191,7 @@ class ConfigfsTsm:
         try:
             yield path
         finally:
-            # If an entry cannot be removed, it only takes some of the kernel's memory.
+            # An entry that cannot be removed only takes up some of the kernel's memory.
             with contextlib.suppress(OSError):
                 self._files.remove(path)
 

@@ -48,7 +48,7 @@ _MSG_VERSION: Final = 1
 class GuestRequestError(RefusedError):
     """The guest's kernel, its host or the firmware refused a request.
 
-    ``errno`` comes from the ioctl. ``vmm_error`` and ``fw_error`` are the upper and lower half of
+    ``errno`` comes from the ioctl. ``vmm_error`` and ``fw_error`` are the upper and lower halves of
     ``exitinfo2``; 0 means no error.
     """
 
@@ -69,7 +69,7 @@ class NoDeviceError(RefusedError):
 class ExtendedReport:
     """A report of 1184 bytes, and the host's certificate table as received.
 
-    ``table`` is the whole buffer, unverified, including zero bytes after the table.
+    ``table`` is the whole buffer, unverified: the table, and the zeros that fill the rest.
     """
 
     report: bytes
@@ -197,7 +197,7 @@ def _report_of(response: bytes) -> bytes:
 NO_KEY: Final = (
     "if an earlier request failed, reboot the guest. If none failed, the "
     "driver never had a VMPCK, as in a guest below an SVSM: load sev-guest "
-    "with vmpck_id= of the guest's own VMPL"
+    "with vmpck_id= set to the guest's own VMPL"
 )
 
 
