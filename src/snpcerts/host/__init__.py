@@ -4,9 +4,9 @@ files.
 
 ``sev`` is the client of ``/dev/sev``. ``host_firmware`` is the firmware's state as the agent needs
 it; ``firmware_change`` finds what has changed in it. ``host_processor`` finds the product;
-``mitigations`` and ``initialisation`` read sysfs and the kernel. ``known`` is what the agent knows
-about the signing keys: ``remembered`` has the rules that change it, ``key_memory`` keeps it on
-disk, and ``proof`` proves which key signs now.
+``mitigations`` and ``initialisation`` read files in ``/sys`` and ``/proc``. ``known`` is what the
+agent knows about the signing keys: ``remembered`` has the rules that change it, ``key_memory``
+keeps it on disk, and ``proof`` proves which key signs now.
 
 ``config`` is the configuration. ``expected_content`` says what a file must contain, and
 ``file_state`` what it does contain. ``table_cache`` and ``vlek_store`` hold the certificates;

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the certificate files match the firmware's signing key.
 
-Each round has the same order: read the files and the firmware under the shared locks; correct or
-empty the files that are wrong; fetch the missing certificates, with no lock held; publish them:
-read the firmware's status again under the exclusive locks, and write the files.
+The agent works in rounds. In each round, it first reads the files and the firmware under the shared
+locks, and corrects or empties the files that are wrong. Then it fetches the missing certificates,
+with no lock held. Finally it takes the exclusive locks, reads the firmware's status again, and
+writes the files.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Synced:
 class Agent:
     """Reads and updates the certificate files of one configuration.
 
-    Before an exclusive section waits for its locks, it enters the context manager that ``during``
-    returns. With ``force``, even a file that is not a certificate file is replaced.
+    ``during`` returns a context manager, which each exclusive section enters before it waits for
+    its locks. With ``force``, even a file that is not a certificate file is replaced.
     """
 
     def __init__(
@@ -121,7 +122,8 @@ class Agent:
     def make_safe(self, file_states: Iterable[FileState]) -> tuple[UpdateResult, ...]:
         """Write the right table to every wrong file, or empty the file if that table is not cached.
 
-        A missing file is created empty. All files are tried before the first error is raised.
+        A missing file is created, with the right table or empty. All files are tried before the
+        first error is raised.
         """
         errors: list[SnpCertsError] = []
         updates: list[UpdateResult] = []
@@ -142,7 +144,8 @@ class Agent:
                 updates.append(self._make_safe(each.file))
             except SnpCertsError as error:
                 if isinstance(error, LockHeldError) and error.emptied:
-                    self.tell(Event(EventKind.EMPTIED, f"{path}: the file is empty: {error}", path))
+                    message = f"{path}: emptied, but cannot be filled yet: {error}"
+                    self.tell(Event(EventKind.EMPTIED, message, path))
                     continue  # the file is safe; it is filled later
                 message = f"cannot empty {path}: {error}"
                 self.tell(Event(EventKind.FAILED, message, path))
@@ -157,8 +160,8 @@ class Agent:
         except RefusedError:
             if file.strategy is Strategy.IN_PLACE:
                 raise
-            # If the disk is full or the directory is not writable, a new file cannot be made. The
-            # old one may still be emptied.
+            # If the disk is full or the directory is not writable, a new file cannot be made. It
+            # may still be possible to empty the old one.
             return self.publish([replace(file, strategy=Strategy.IN_PLACE)])
 
     def fetch(self, keys: Iterable[Key]) -> None:
@@ -204,11 +207,8 @@ class Agent:
                 self.tell(Event(EventKind.PUBLISHED, message, path, done.figures()))
             else:
                 why = _why_empty(each, done)
-                self.tell(
-                    Event(
-                        EventKind.EMPTIED, f"{path}: the file is empty: {why}", path, done.figures()
-                    )
-                )
+                message = f"{path}: the file now holds the empty table: {why}"
+                self.tell(Event(EventKind.EMPTIED, message, path, done.figures()))
             with contextlib.suppress(SnpCertsError):  # own() reports it
                 apply(each.file)
         return done

@@ -150,8 +150,8 @@ class BackgroundAnnouncer:
     waits.
 
     While one announcement is being sent, only the newest of the following ones is kept.
-    ``listener`` gets an event for each failure, and one for the first success, at the start or
-    after a failure. ``observe`` is called with each result: ``ok``, or the error's code.
+    ``listener`` gets an event for each failure, and for the first success at the start and after
+    each failure. ``observe`` is called with each result: ``ok``, or the error's code.
     """
 
     def __init__(
@@ -175,10 +175,10 @@ class BackgroundAnnouncer:
         return self._announcer.mirror
 
     def announce(self, announcement: Announcement) -> None:
-        """Queue an announcement for sending, in place of one that is still queued."""
+        """Queue an announcement for sending. It replaces one that is still queued."""
         with self._lock:
             self._next = announcement
-            # A listener that raises ends the thread. The next announcement starts a new thread.
+            # If a listener raises, the thread ends. The next announcement starts a new thread.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._send_all, name="announce", daemon=True)
                 self._thread.start()

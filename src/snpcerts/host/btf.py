@@ -66,7 +66,7 @@ class Btf:
     def offset_of(self, structure: str, member: str) -> int | None:
         """Return a member's offset in bytes; None if there is no such member.
 
-        The members of unnamed structures and unions inside it count as its own.
+        The members of unnamed structures and unions inside ``structure`` count as its own.
         """
         for each in self._types:
             if each.kind in (_STRUCT, _UNION) and each.name == structure:

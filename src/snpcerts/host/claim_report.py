@@ -2,7 +2,8 @@
 """Reports how a host's behaviour compares with each claim of :mod:`snpcerts.fidelity`, as text and
 as JSON.
 
-The result is about hardware only if an attestation report verified with one of AMD's roots.
+The result says something about hardware only if an attestation report verified with one of AMD's
+roots.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class ClaimReport:
 
     @property
     def hardware(self) -> bool:
-        """Whether the host is real SNP hardware: a report verified with one of AMD's roots."""
+        """Whether the host is real SNP hardware. It is if a report verified with an AMD root."""
         return self.root is not None and self.root.amds
 
     def of_claim(self, claim: str) -> list[Observation]:
@@ -146,8 +147,8 @@ class ClaimReport:
                 "about hardware."
             )
         return (
-            f"Observations on this host. Its root is {self.root.name}, not AMD's, so the "
-            "observations say nothing about hardware."
+            f"Observations on this host. Its reports verify with the root {self.root.name}, which "
+            "is not AMD's, so the observations say nothing about hardware."
         )
 
     def _hardware(self) -> Showing:

@@ -141,7 +141,7 @@ class ClaimTrial:
             what = f"the agent published the certificates of the {wanted}"
             self._note("agent", _PATH, Showing.SEEN, what)
         else:
-            self._note("agent", _PATH, Showing.NOT_TRIED, f"the file is empty: {wanted}")
+            self._note("agent", _PATH, Showing.NOT_TRIED, f"the file holds {wanted}")
         return True
 
     def _extended(self) -> _GuestAnswer | None:
@@ -207,13 +207,15 @@ class ClaimTrial:
             except SnpCertsError as error:
                 self._note("lock-dropped", "kvm-run", Showing.NOT_TRIED, str(error))
                 return
-            what = "KVM_RUN with immediate_exit returned: the VMM dropped the lock after the answer"
+            what = (
+                "the VMM dropped the lock after the answer, so KVM_RUN with immediate_exit returned"
+            )
             self._note("lock-dropped", "kvm-run", Showing.SEEN, what)
             return
 
     def _busy(self, first: _GuestAnswer) -> None:
-        """Hold the file's lock for longer than a request takes, and let the guest make a
-        request.
+        """Let the guest make a request while this program holds the file's lock for longer than a
+        request takes.
         """
         seconds = max(_BUSY_LEAST, 2 * first.seconds + 1)
         if not first.entries or seconds > _BUSY_MOST:
@@ -249,8 +251,8 @@ class ClaimTrial:
         # A request that the VMM holds back looks the same to the guest's program.
         unless = "unless the VMM waits for the lock without a limit"
         what = (
-            f"the guest got no answer while the file was locked ({seconds:.1f} s), then an answer: "
-            f"it got BUSY, {unless}"
+            f"the file was locked for {seconds:.1f} s, and the guest got its answer after that, so "
+            f"it first got BUSY, {unless}"
         )
         self._note("busy", _PATH, Showing.SEEN, what)
         self._note(
@@ -310,7 +312,7 @@ class ClaimTrial:
         if problem is not None:
             raise problem
 
-    # Parts of the steps.
+    # What several steps have in common.
 
     def _ask(self) -> _GuestAnswer:
         nonce = os.urandom(NONCE_SIZE)

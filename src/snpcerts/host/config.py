@@ -122,8 +122,8 @@ class Config:
 
 
 def load(path: str) -> Config:
-    """Read a configuration file. Raises :class:`ConfigError` if it cannot be read, or, naming the
-    line, for any mistake in it.
+    """Read a configuration file. Raises :class:`ConfigError` if the file cannot be read or contains
+    a mistake. The message names the mistake's line.
     """
     try:
         with open(path, "rb") as file:
@@ -256,7 +256,7 @@ def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
     for each in table.tables("entry", MAX_ENTRIES):
         for key in ("guid", "path"):
             if key not in each.values:
-                raise each.error(None, f"an [[file.entry]] table needs the key '{key}'")
+                raise each.error(None, f"a [[file.entry]] table needs the key '{key}'")
         entry = ExtraEntry(
             each.take("guid", _guid, uuid.UUID(int=0)), each.take("path", _absolute, "")
         )
@@ -267,7 +267,7 @@ def _entries(table: _TomlTable) -> tuple[ExtraEntry, ...]:
     return tuple(entries)
 
 
-# The location of a value, for messages.
+# Errors that name the line and the key of the wrong value.
 
 
 @dataclass(frozen=True, slots=True)

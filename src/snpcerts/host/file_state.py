@@ -24,7 +24,7 @@ from snpcerts.host.config import FileConfig
 from snpcerts.host.expected_content import ExpectedContent, Key, NoKey, expected_content
 from snpcerts.host.host_firmware import FirmwareState
 
-# Longer than an update takes without its firmware command.
+# Seconds to wait for a lock. An update holds it for less, unless it issues a firmware command.
 LOOK_WAIT = 1.0
 
 

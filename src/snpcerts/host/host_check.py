@@ -292,7 +292,7 @@ def _file(file: FileConfig) -> Finding:
             what,
             Severity.FAIL,
             f"{file.path}: {', '.join(wrong)}",
-            "run 'host sync', which sets them",
+            "run 'host sync', which sets the configured group and mode",
         )
     if os.path.ismount(file.path) and file.strategy is not Strategy.IN_PLACE:
         return Finding(

@@ -84,8 +84,8 @@ class KeyMemory(Protocol):
 class HostFirmware:
     """The firmware behind an open device, on a processor of ``product``.
 
-    ``hwid`` is the chip ID as certificates contain it: 64 bytes, 8 on Turin. Every command that may
-    change a key goes through ``memory``.
+    ``hwid`` is the chip ID as certificates contain it: 64 bytes, or 8 on Turin and Venice. Every
+    command that may change a key goes through ``memory``.
     """
 
     def __init__(

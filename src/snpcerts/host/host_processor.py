@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the product of this host's processor, because ``/dev/sev`` does not report it.
 
-Source: proc_cpuinfo(5); the numbers are the combined family and model of CPUID leaf 0x80000001.
+Source: proc_cpuinfo(5), which shows the combined family and model of CPUID leaf 0x80000001.
 """
 
 from __future__ import annotations

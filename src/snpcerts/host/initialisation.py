@@ -5,9 +5,10 @@ not show that one has happened.
 Linux shuts SNP down when ``kvm_amd`` is unloaded. It initialises SNP when ``kvm_amd`` is loaded
 (7.3: ``svm/sev.c``, ``sev-dev.c``), and at every boot. Two things identify an initialisation:
 
-* ``/proc/sys/kernel/random/boot_id`` is new at each boot, including kexec. It is conclusive.
-* The inode number of ``/sys/module/kvm_amd``. sysfs numbers a directory when
-  the module is loaded and does not reuse a number within a boot (kernfs counts
+* The boot ID (``/proc/sys/kernel/random/boot_id``). It is new at each boot,
+  including kexec, and is conclusive.
+* The inode number of ``/sys/module/kvm_amd``. sysfs numbers the directory when
+  the module is loaded, and does not reuse a number within a boot (kernfs counts
   in 64 bits). It is conclusive if this process can see it. A built-in ``kvm_amd``
   has the directory too, and cannot be unloaded.
 

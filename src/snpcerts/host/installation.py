@@ -55,9 +55,9 @@ _SHARED: Final = (
     "share/fish/vendor_completions.d",
 )
 _OWN_VENV: Final = (
-    "install snpcerts where all users of this host can read it: python3 -m venv "
-    "/opt/snpcerts, then /opt/snpcerts/bin/pip install, then "
-    "/opt/snpcerts/bin/snpcerts host install"
+    "install snpcerts where all users of this host can read it: in the source tree, "
+    "run 'python3 -m venv /opt/snpcerts', then '/opt/snpcerts/bin/pip install .', "
+    "then '/opt/snpcerts/bin/snpcerts host install'"
 )
 
 
@@ -149,8 +149,8 @@ def plan_installation(target: InstallTarget) -> list[InstallStep]:
 def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallStep]:
     """Return the steps that remove what :func:`plan_installation` installs.
 
-    The group, the certificate files and the records stay. The configuration and the cache stay
-    unless ``purge`` is set.
+    The group, the certificate files, the VLEK certificates and the record of the signing keys stay.
+    The configuration and the cache stay unless ``purge`` is set.
     """
     _check_names(target)
     steps = [_stopped(target, name) for name in UNITS if _enabled(target, name)]
@@ -169,7 +169,7 @@ def plan_removal(target: InstallTarget, *, purge: bool = False) -> list[InstallS
 def carry_out(target: InstallTarget, steps: Sequence[InstallStep]) -> None:
     """Perform the steps in order, and let the service manager reload the units.
 
-    Raises :class:`RefusedError`, which says how many steps are done.
+    Raises :class:`RefusedError` if a step fails.
     """
     work = [step for step in steps if step.perform is not None]
     if target.is_this_host and os.geteuid() != 0 and work:
@@ -390,8 +390,8 @@ def _content(place: str) -> bytes | None:
 
 
 def _refuse_foreign(path: str, found: bytes, data: bytes | None) -> None:
-    """Raise an error unless a version of this installation wrote the file and the file is
-    unchanged.
+    """Raise an error if this installation did not write the file, or if the file was edited later.
+    A file that an earlier release wrote is accepted.
     """
     first, _, rest = found.partition(b"\n")
     if not first.startswith(_MARK.encode()):
@@ -533,7 +533,8 @@ def _systemctl(*words: str) -> None:
     if made.returncode != 0:
         raise RefusedError(
             f"systemctl {' '.join(words)} failed: {made.stderr.strip()}",
-            hint="the files are in place; run this command again when the service manager answers",
+            hint="when the service manager answers again, run this systemctl command, then repeat "
+            "the snpcerts command",
         )
 
 

@@ -2,8 +2,8 @@
 """Compares the numbers of the running kernel's interface with those of ``abi``.
 
 The kernel's headers define the number of the exit. The kernel's BTF has the layout of ``struct
-kvm_run`` and the number of the SEV command. Headers and BTF may be missing. Headers of another
-release are not used instead, because they say nothing about this kernel.
+kvm_run`` and the number of KVM_SEV_SNP_ENABLE_REQ_CERTS. Headers and BTF may be missing. Headers of
+another release are not used instead, because they say nothing about this kernel.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ always taken after the locks of certificate files.
 
 A record that is unusable (missing, torn, from another chip, written by a later version) counts as
 no record. If a record cannot be written, the facts count as forgotten. Certificate files are then
-empty instead of wrong, and the next read writes a new record. Decisions depend on which boot and
-which load of kvm_amd the record names, not on its times, because a host's clock may jump.
+empty instead of wrong, and a new record is written when the firmware is next read. Decisions depend
+on which boot and which load of kvm_amd the record names, not on its times, because a host's clock
+may jump.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ class Memory:
     ) -> None:
         """Issue SNP_VLEK_LOAD for ``tcb``, and record the VLEK with its certificate (DER).
 
-        This first forgets an already loaded VLEK, because after an interruption it is unknown which
-        of the two is loaded.
+        This first forgets a VLEK that is already loaded: if the command is interrupted, nobody
+        knows which of the two is loaded.
         """
         with self._for_a_command():
             before = self._seen(read)
@@ -293,8 +294,8 @@ class MemoryFile:
         """Replace the file atomically, and sync it to disk."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            # This name may be a hard link to another user's file, so never write to the file that
-            # has it.
+            # This name may be a hard link to some other file, so remove it, and never write to what
+            # it names.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._new)
             with os.fdopen(os.open(self._new, flags, 0o600), "wb") as file:

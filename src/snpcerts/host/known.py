@@ -4,9 +4,9 @@
 The device reports that a VLEK is loaded, but not for which TCB. It reports the reported TCB, but
 not the TCB that the VCEK was derived from. A key's TCB can differ from the reported TCB: AMD's
 published firmware (Genoa, 1.55.25) keeps a VLEK through SNP_COMMIT and SNP_SET_CONFIG, and when SNP
-is initialised, it derives the VCEK from the current TCB, whatever the reported TCB is. So if the
-numbers do not determine the key, the facts include a doubt, as text. If a report has shown which
-key signs, they include a proof.
+is initialised, it derives the VCEK from the current TCB, whatever the reported TCB is. So if what
+the device reports does not determine the key, the facts include a doubt, as text. If a report has
+shown which key signs, they include a proof.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class KnownKeys:
     """What is remembered about the signing keys, and why a key is in doubt.
 
     Each doubt is the text of the reason, or an empty string if there is no doubt. ``lost_masks``
-    are masks that were set until SNP was initialised again.
+    are the masks that were cleared when SNP was initialised again.
     """
 
     vlek: RememberedVlek | None = None

@@ -45,8 +45,9 @@ class UpdateResult:
 
     ``waited`` is the wait for the locks. ``held`` is the longest time for which a lock was held,
     and ``firmware`` the part of it that the firmware command took. ``refused`` is the command's
-    error; the files then match the firmware's actual state. If only the firmware's status could not
-    be read afterwards, ``refused`` is that error, and the files are empty.
+    error; the files then match the firmware's actual state. If the command succeeded, but the
+    firmware's status could not be read afterwards, ``refused`` is the error of that reading, and
+    the files are empty.
     """
 
     state: FirmwareState | None

@@ -49,4 +49,4 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that disconnect or were disconnected."""
+        """Ignore errors on connections that the client or this server has closed."""

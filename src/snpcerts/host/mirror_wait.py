@@ -89,7 +89,7 @@ def _require_hope(missing: MirroredCertificate) -> None:
         raise RetryLaterError(
             f"the mirror says that the key server has no certificate for this chip at "
             f"{missing.tcb}; nothing has been changed",
-            hint="try again later: AMD's key server has answered 404 for valid chips for a "
+            hint="try again later: AMD's key server sometimes answers 404 for a valid chip, for a "
             "day or longer",
             code="certificate-unavailable",
         )

@@ -214,7 +214,7 @@ def set_config(
         if not before.current.covers(reported):
             raise RefusedError(
                 f"the new reported TCB, {reported}, is above the current TCB, {before.current}",
-                hint="choose a TCB of which no component is above the committed or the current TCB",
+                hint="choose a TCB whose components are all at or below those of the committed TCB",
             )
         if reported == before.reported:
             notes.append(
@@ -328,10 +328,10 @@ def _plan(
     said = list(notes)
     if before.vlek_loaded and not after.vlek_loaded:
         said.append(
-            "the firmware drops the loaded VLEK, and signs guests' reports with "
-            "the VCEK again. Some firmware keeps it (AMD's 1.55.25 does); VLEK "
-            "files then stay empty until the next 'host load-vlek' or 'host "
-            "prove-key'"
+            "the plan assumes that the firmware drops the loaded VLEK, and signs "
+            "guests' reports with the VCEK again. If the firmware keeps the VLEK "
+            "(AMD's 1.55.25 does), VLEK files stay empty until the next 'host "
+            "load-vlek' or 'host prove-key'"
         )
     if not before.initialised:
         said.append("SNP is not initialised on this host")

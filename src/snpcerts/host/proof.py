@@ -143,8 +143,8 @@ def judged(
         raise NoProofError(
             f"the answer is not a report: {error}",
             hint=(
-                "the command must write the 1184 bytes of the report, and nothing else, to its "
-                "standard output: 'snpcerts guest report -o -'"
+                "COMMAND must write only the 1184 bytes of the report to its standard output, as "
+                "'snpcerts guest report -o -' does"
             ),
         ) from None
     wrong = malformations(report)
@@ -153,7 +153,7 @@ def judged(
     if not hmac.compare_digest(report.fields.report_data, nonce):
         raise NoProofError(
             "the report does not answer this request: its REPORT_DATA is not the requested nonce",
-            hint="old reports prove nothing; pass --report-data to the guest unchanged",
+            hint="old reports prove nothing; COMMAND must pass {report_data} to the guest as it is",
         )
     _of_this_host(report, state, chip, product)
     kind = expected_kind(state, select)

@@ -79,7 +79,9 @@ class Sev(DeviceFile):
         return psp.SnpPlatformStatus.unpack(out)
 
     def hwid(self) -> bytes:
-        """Issue GET_ID2. Return the chip ID as the key server uses it (64 bytes, or 8 on Turin)."""
+        """Issue GET_ID2. Return the chip ID as the key server uses it: 64 bytes, or 8 on Turin
+        and Venice.
+        """
         buffer = (ctypes.c_char * _ID_SIZE)()
         request = psp.GetId2(address=ctypes.addressof(buffer), length=_ID_SIZE)
         out = psp.GetId2.unpack(self._issue(psp.Command.GET_ID2, request))

@@ -39,13 +39,14 @@ EMPTY_TABLE = CertTable()
 _ENTRY_LIMIT = 1 << 16  # the most bytes in one extra entry
 
 # Seconds between two requests for a key whose certificate was not available. AMD's key server
-# sends about one certificate in ten seconds, and after a 404, asking again at once is no use.
+# sends about one certificate every ten seconds, and after a 404, asking again at once is no use.
 FIRST_PAUSE = 10.0
 LONGEST_PAUSE = 300.0
 LONGEST_WAIT = 3600.0  # the longest pause, even if the key server asked for a longer one
 
-# A revocation list is valid for a year, but revocations in that time should be known within a day.
-# If a list is not available, certificates are published without it, a few seconds later at most.
+# A revocation list is valid for a year, but the agent fetches it again after a day, so that it soon
+# knows of new revocations. If no list arrives within LIST_BUDGET seconds, the agent uses the cached
+# one, if there is one, and asks again after LIST_PAUSE seconds.
 LIST_AGE: Final = timedelta(days=1)
 LIST_BUDGET: Final = 3.0
 LIST_PAUSE: Final = 300.0

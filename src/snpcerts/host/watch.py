@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the agent as a service, which checks the files at intervals and repairs them.
 
-The agent cannot prevent a firmware command that ignores the lock, but it detects the change. The
-next check finds a file that does not match, empties it and fills it again. Until then, for at most
-one interval, guests may get certificates of the old key.
+The agent cannot prevent other programs from changing the signing key without taking the lock. Its
+next check finds a file that does not match the new key, and corrects the file, or empties it until
+the certificates arrive. Until that check, for at most one interval, guests may get certificates of
+the old key.
 """
 
 from __future__ import annotations
