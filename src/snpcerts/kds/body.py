@@ -59,8 +59,8 @@ def der_of(certificate: Certificate) -> bytes:
 
 
 def read_vcek(body: bytes) -> Certificate:
-    """Return the only certificate in ``body``. Raises :class:`FormatError` if ``body`` is anything
-    else.
+    """Return the certificate in ``body``. Raises :class:`FormatError` unless ``body`` is one
+    certificate and nothing else.
     """
     return load_certificate(body, "VCEK")
 
@@ -72,10 +72,12 @@ def read_chain(body: bytes) -> ChainPair:
     white space around them.
     """
     blocks = _PEM_BLOCK.findall(body)
-    if len(blocks) != 2 or _PEM_BLOCK.sub(b"", body).strip():
+    others = _PEM_BLOCK.sub(b"", body).strip()
+    if len(blocks) != 2 or others:
         raise FormatError(
             "certificate chain",
-            f"expected 2 PEM certificates and nothing else, found {len(blocks)} certificates",
+            f"expected 2 PEM certificates and nothing else, found {len(blocks)} certificates"
+            f"{' and other bytes' if others else ''}",
         )
     return ChainPair(
         load_certificate(blocks[0], "certificate chain, first certificate"),

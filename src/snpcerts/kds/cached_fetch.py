@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gets verified resources from the cache, or from the key server, and caches the server's answers.
 
-This module does not know what it fetches, because each caller passes a function that judges the
-result. Concurrent requests for one resource are merged.
+This module treats all kinds of resource alike: each caller passes a function that judges what was
+fetched. Concurrent requests for one resource are merged.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class CachedFetch:
                         "--offline forbids a request to the key server"
                     ),
                     hint=(
-                        "fetch this resource on a machine with network access, and copy its "
-                        "cache to this machine"
+                        "fetch this resource on a machine with network access, and copy that "
+                        "machine's cache to this machine"
                     ),
                 )
             return cached

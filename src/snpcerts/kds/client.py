@@ -170,7 +170,8 @@ class KdsClient:
         """Make one request now, within ``limit`` seconds. Callers of this method have a queue and a
         pace of their own.
 
-        Raises the same errors as :meth:`get` for a final answer.
+        Raises :class:`KdsNotFoundError` for a 404, and the errors of ``read`` except
+        :class:`FormatError`.
         """
         since = self.clock.now()
         answer = self._try(_Asked(resource, read, since, since + limit, limit, 1, patient=False))
@@ -183,8 +184,8 @@ class KdsClient:
     def _pause(self, turn: Turn, asked: _Asked[T]) -> _BackOff | None:
         """Return why and how long to wait before the request; None if the request may be sent now.
 
-        If another process got an error for the same resource, or if the deadline has passed since
-        the last attempt failed, raise that error.
+        Raises the error of the last attempt for this resource, whichever process made it, if that
+        process has given up, no attempt is left, or the deadline has passed.
         """
         state, now = turn.state, self.clock.now()
         if turn.cut_off:
@@ -375,9 +376,9 @@ class KdsClient:
         """Request a URL and follow redirects. Return the status, headers and body of the last
         answer.
 
-        A redirect may lead to any server, because the body is verified. The exceptions are those
-        of :func:`~snpcerts.kds.url.checked_target`, such as a redirect from https to http, which
-        would make the request readable on the way, or from another machine to this machine.
+        A redirect may lead to any server, because the body is verified. Only the redirects that
+        :func:`~snpcerts.kds.url.checked_target` rejects are not followed: one from https to http,
+        for example, would let others on the network read the request.
         """
         for _ in range(_MAX_REDIRECTS + 1):
             status, headers, body = self._request(url, deadline)
@@ -444,7 +445,7 @@ class KdsClient:
                 "Accept-Encoding": "identity",
                 "User-Agent": f"snpcerts/{__version__}",
             }
-            # Requests are rare, and each is traced from the start of its own connection.
+            # Keep no connection open. Requests are rare, and a trace must see its connection start.
             limits = httpx2.Limits(max_keepalive_connections=0)
             try:
                 client = httpx2.Client(

@@ -13,9 +13,9 @@ from snpcerts.errors import RefusedError, RetryLaterError
 
 
 class KdsUnavailableError(RetryLaterError):
-    """The key server was unreachable, or refused the request for the time being.
+    """There is no usable answer from the key server. This says nothing about the certificate.
 
-    ``retry_after`` is the number of seconds to wait, or None if the server did not name a time.
+    ``retry_after`` is the number of seconds to wait, or None if no time to wait is known.
     """
 
     code = "kds-unavailable"

@@ -73,7 +73,7 @@ class FruitlessRequests:
             try:
                 stamps = self._own if descriptor is None else _read(descriptor)
                 now = self._clock()
-                # An entry from the future comes from another clock and means nothing.
+                # A time in the future was recorded by a wrong clock, so drop it.
                 recent = sorted(stamp for stamp in stamps if now - PERIOD < stamp <= now)
                 before = list(recent)
                 yield recent
@@ -89,7 +89,7 @@ class FruitlessRequests:
             self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(self._root / _NAME, flags, 0o600)
-            # The lock is held only while a few bytes are read and written.
+            # Wait for the lock, which is held only while a few bytes are read and written.
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             return descriptor

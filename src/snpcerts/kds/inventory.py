@@ -101,8 +101,8 @@ def _revoked(store: Store, resource: ChainResource, pair: ChainPair) -> tuple[Re
 
 
 def _resource(place: PurePosixPath, data: bytes) -> tuple[Resource | None, Certificate | None]:
-    """Return the resource that the file at ``place`` holds. Only the certificate says whether a
-    VCEK is for Milan or for Genoa, so in that case the parsed certificate is returned too.
+    """Return the resource that the file at ``place`` holds. The place of a Milan or Genoa VCEK does
+    not tell its product. Its certificate does, and is then returned too.
     """
     candidates = [each for each in (resource_at(place, product) for product in Product) if each]
     if len(candidates) < 2:

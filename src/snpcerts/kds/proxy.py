@@ -110,8 +110,8 @@ def _names(entry: str, host: str) -> bool:
 
 
 def _has(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Return whether the address is the one in this entry of ``no_proxy`` or, if the entry has a
-    slash, in that network.
+    """Return whether this entry of ``no_proxy`` is the address or, if the entry has a slash, a
+    network that contains the address.
     """
     try:
         if "/" in entry:

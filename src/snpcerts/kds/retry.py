@@ -2,10 +2,10 @@
 """Decides how long to wait before the next request to the key server.
 
 AMD's server throttles by client address. Its users agree that it sends one address about one VCEK
-certificate every ten seconds, for whichever chip and TCB, and answers other requests with 429 and
-Retry-After. Some users saw longer refusals after more requests. None mentions a throttled chain or
-revocation list. Therefore requests for VCEK certificates are spaced, and a 429 stops all
-requests.
+certificate every ten seconds, whatever the chip and TCB, and answers other requests with 429 and
+Retry-After. Some users saw longer refusals after more requests. None reports that requests for
+chains or revocation lists are throttled. Therefore requests for VCEK certificates are spaced, and a
+429 stops all requests.
 
 Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates); attestation-rs issue 88, NVFlare
 3764, dstack 746, c8s 627.
@@ -59,7 +59,7 @@ class RetryPolicy:
 
     def wait_after(self, failures: int, retry_after: float | None) -> float:
         """Return how long to wait before the next try for a resource. ``failures`` counts the tries
-        that failed so far, except 429s.
+        that failed so far.
         """
         wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         return _stretched(max(wait, retry_after or 0.0))

@@ -30,7 +30,7 @@ _MAX_REASONS: Final = 4
 # A process that tries again does so within this many seconds after its wait.
 _GRACE: Final = 5.0
 
-# The outcomes of a request.
+# The errors with which a request can end.
 KdsError = KdsUnavailableError | KdsNotFoundError | KdsUntrustedError
 
 

@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A VCEK is valid for seven years, so this leaves time to find a key server that answers.
+# Certificates are renewed this long before they expire, to leave time to find a key server that
+# answers.
 RENEW_BEFORE: Final = timedelta(days=30)
 _REMEMBERED: Final = 64  # chains whose findings are cached
 
@@ -139,9 +140,9 @@ class CertificateSource:
         """Return the verified VCEK certificate for a chip at a TCB, valid at ``at`` (default: now),
         with the certificates above it.
 
-        ``hwid`` is the significant bytes of the chip ID: 64, or 8 on Turin. With ``refresh``, the
-        key server is asked even if the certificate is cached. If that fails, the cached certificate
-        is returned.
+        ``hwid`` is the significant bytes of the chip ID: 64, or 8 on Turin and Venice. With
+        ``refresh``, the key server is asked even if the certificate is cached. If that fails, the
+        cached certificate is returned.
 
         Raises :class:`UsageError` for a hwID or TCB that does not fit the product,
         :class:`KdsUnavailableError` (with ``retry_after``) if the certificate is not cached and
@@ -212,10 +213,10 @@ class CertificateSource:
     ) -> bytes:
         """Return a trusted ARK's revocation list in DER, signed by that ARK and current at ``at``.
 
-        The list stays in the cache until its nextUpdate. With ``refresh``, or if it was fetched
-        longer ago than ``max_age``, the list is fetched sooner. AMD's lists are valid for a year,
-        in which much may be revoked. With a ``budget``, the list is requested once, for at most
-        that many seconds. Raises the same errors as :meth:`vcek`.
+        A cached list is used until its nextUpdate. It is fetched again sooner with ``refresh``, or
+        when it was fetched more than ``max_age`` ago: AMD's lists are valid for a year, in which
+        much may be revoked. With a ``budget``, the list is requested once, for at most that many
+        seconds. Raises the same errors as :meth:`vcek`.
         """
         when = _when(at)
         with self._progress("requesting a revocation list"):

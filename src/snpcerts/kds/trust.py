@@ -29,7 +29,8 @@ def trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
         if file is None and folder is None:
             context = ssl.create_default_context()
         else:
-            # OpenSSL reads a list of directories only through its defaults.
+            # OpenSSL itself reads both variables, but ignores a missing file. Load the file again,
+            # which raises an error if it is missing.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.set_default_verify_paths()
             if file is not None:

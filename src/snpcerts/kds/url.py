@@ -43,8 +43,8 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 class VcekResource:
     """The VCEK certificate of one chip at one TCB.
 
-    ``hwid`` is the significant bytes of the chip ID: 64, or 8 on Turin. Raises :class:`UsageError`
-    if ``hwid`` or the TCB's layout does not fit the product.
+    ``hwid`` is the significant bytes of the chip ID: 64, or 8 on Turin and Venice. Raises
+    :class:`UsageError` if ``hwid`` or the TCB's layout does not fit the product.
     """
 
     product: Product
@@ -56,7 +56,7 @@ class VcekResource:
         if len(self.hwid) != size:
             raise UsageError(
                 f"expected a hwID of {size} bytes on {self.product.value}, found {len(self.hwid)}",
-                hint="use the first bytes of the report's chip ID",
+                hint=f"use the first {size} bytes of the report's chip ID",
             )
         if not any(self.hwid):
             raise UsageError(

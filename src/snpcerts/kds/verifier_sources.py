@@ -73,7 +73,7 @@ class KdsCertificates:
                 absent = error
                 continue
             except RetryLaterError:
-                # This error says nothing about the chip.
+                # This error says nothing about the chip, so the request does not count.
                 self._fruitless.take_back(counted)
                 raise
             if _signed(request, found.leaf):
@@ -131,12 +131,12 @@ class KdsRevocationLists:
     def __init__(self, source: CertificateSource, *, at: datetime | None = None) -> None:
         self._source = source
         self._at = at
-        # When a list that no cache could store was first fetched.
+        # The time at which each list that could not be cached was first fetched.
         self._came: dict[bytes, datetime] = {}
 
     def collateral(self, request: CollateralRequest) -> Collateral:
-        """Return the revocation list for the report's product. Raises the errors of the certificate
-        source if not even an old list is cached.
+        """Return the revocation list for the report's product. If the key server gives no usable
+        answer, return the cached list, however old. Raises the errors of the certificate source.
         """
         if len(request.products) != 1:
             return Collateral()
