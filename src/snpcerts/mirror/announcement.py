@@ -68,9 +68,9 @@ class FileReport:
 class Announcement:
     """The state of one host at one moment.
 
-    ``hwid`` has 64 bytes, or 8 on Turin. ``committed`` is None if the host does not know its
-    committed TCB, which no host interface shows. ``cpuid`` is None if /proc/cpuinfo does not name
-    an AMD processor.
+    ``hwid`` has 64 bytes, or 8 on Turin and Venice. ``committed`` is None in the agent's
+    announcements, because no host interface shows the committed TCB. ``cpuid`` is None if
+    /proc/cpuinfo does not name an AMD processor.
     """
 
     host: str
@@ -125,7 +125,7 @@ class Announcement:
 
 def read_announcement(data: bytes) -> Announcement:
     """Parse the JSON of an announcement. If it is invalid, raises :class:`FormatError`, which
-    names the wrong field.
+    names the invalid field.
     """
     if len(data) > MAX_BYTES:
         raise _wrong(f"expected at most {MAX_BYTES} bytes, found {len(data)}")

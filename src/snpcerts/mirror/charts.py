@@ -92,8 +92,8 @@ def state_squares(counts: Mapping[HostState, int], columns: int = 48) -> Markup:
 
 
 def roll_chart(roll: Roll, now: datetime) -> Markup:
-    """Return a chart of a roll's progress over time. The dashed line shows when the queue will be
-    done.
+    """Return a chart of a roll's progress over time. The dashed line leads to the time at which the
+    last certificate will be stored.
     """
     start = roll.started_at
     end = roll_end(roll, now)

@@ -198,7 +198,7 @@ def _set_up(connection: Any) -> None:
         for pragma in (
             f"busy_timeout = {_BUSY}",
             "journal_mode = WAL",
-            # After a power failure the last transactions may be missing. They are then fetched
+            # A power failure can lose the last transactions. Their certificates are then fetched
             # again.
             "synchronous = NORMAL",
             "cache_size = -4096",  # 4 MiB

@@ -336,7 +336,7 @@ def _queue(fleet: Fleet) -> Markup:
         if queue.ends_at is not None:
             end = f"empty in {span(queue.ends_at - now)}, at {queue.ends_at:%H:%M} UTC"
         else:
-            end = "empty after the next answers of the key server"
+            end = "empty after the key server's next answers"
     else:
         big, end = "empty", "no certificate is waiting to be fetched"
     pairs: list[tuple[str, Child]] = []
@@ -436,7 +436,7 @@ def _verdict(group: TcbGroup) -> tuple[str, str]:
     if group.below:
         return "wrong", "; ".join(map(str, group.below))
     if not group.processors:
-        return "silent", "unknown, because the floors differ by processor"
+        return "silent", "unknown, because floors depend on the processor, which is not known"
     if not group.has_floor:
         return "silent", "no confirmed floor is known"
     return "in-step", "meets every confirmed floor"

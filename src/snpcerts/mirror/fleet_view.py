@@ -109,7 +109,7 @@ class FleetHost:
             if file.state != "right":
                 return f"{file.path}: {file.reason or file.state}"
         if self.state(now) is HostState.BEHIND:
-            return "the firmware of the roll is not loaded yet"
+            return "the roll's firmware is not loaded yet"
         return ""
 
     @property
@@ -321,7 +321,7 @@ def processors_of(announcement: Announcement) -> tuple[str, ...]:
     """Return the code names of a host's processor.
 
     There are several names if CPUID does not distinguish the processors, and none if the host has
-    not announced its processor.
+    not announced its processor or announced an unknown one.
     """
     cpuid = announcement.cpuid
     if cpuid is None:

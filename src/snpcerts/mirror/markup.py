@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds HTML and SVG so that untrusted text cannot become markup.
 
-Only results of :func:`element` are markup. All other text, in children or attributes, is made
-printable and then escaped, so that a host's name cannot even reverse the direction of the text
-after it.
+Only results of :func:`element` and constants of this package are markup. All other text, in
+children or attributes, is made printable and then escaped, so that a host's name cannot even
+reverse the direction of the text after it.
 """
 
 from __future__ import annotations

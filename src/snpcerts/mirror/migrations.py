@@ -69,7 +69,7 @@ _FIRST: Final = (
     "CREATE TABLE instance (id TEXT PRIMARY KEY, seen_at {real} NOT NULL)",
 )
 
-# These columns are never read: queue.leased_at, pace.last_ok_at. The tables are written again
+# Drops queue.leased_at and pace.last_ok_at, which are never read. The tables are written again,
 # because SQLite before 3.35 cannot drop a column.
 _SECOND: Final = (
     """CREATE TABLE queue_2 (
@@ -95,7 +95,7 @@ _SECOND: Final = (
     "ALTER TABLE pace_2 RENAME TO pace",
 )
 
-# This ensures that a row without a useful answer does not block the others.
+# With these columns, a row that gets no useful answer does not block the others.
 _THIRD: Final = (
     "ALTER TABLE queue ADD COLUMN asked_at {real} NOT NULL DEFAULT 0",
     "ALTER TABLE pace ADD COLUMN fruitless INTEGER NOT NULL DEFAULT 0",

@@ -105,7 +105,7 @@ class _DatabaseMetrics(Collector):
         yield info
         asked = CounterMetricFamily(
             "snpcerts_mirror_upstream_requests",
-            "Requests of this instance to the upstream server, by outcome",
+            "Requests from this instance to the upstream server, by outcome",
             labels=["outcome"],
         )
         results = self._client.results

@@ -20,7 +20,7 @@ _QUERY: Final = str(BY_RESOURCE.compile(dialect=sqlite.dialect()))
 
 
 class PromptReader:
-    """A connection to an SQLite database, for one thread, that finds stored certificates."""
+    """Finds stored certificates through its own connection to SQLite. For one thread only."""
 
     def __init__(self, database: MirrorDatabase) -> None:
         self._database = database

@@ -210,8 +210,8 @@ class MirrorService:
                 if isinstance(found, NoCertificate):
                     return _negative(resource, found, self._wall())
                 place, problem = await asyncio.to_thread(self._place, resource)
-                # WaitingCallers.poll() may have set the event when this caller already waited, but
-                # its resource was not yet in the queue.
+                # Wait again while the resource is in the queue: WaitingCallers.poll() may have set
+                # the event before the resource was put there.
                 if place is None or time.monotonic() >= until:
                     break
         if place is None:

@@ -39,7 +39,7 @@ CERTIFICATE: Final = Table(
     Column("origin", Text, nullable=False),  # upstream's URL, or import
 )
 
-# The certificates to fetch. A row is removed when there is an answer.
+# The resources to fetch. A row is removed when upstream has given a final answer.
 QUEUE: Final = Table(
     "queue",
     METADATA,
@@ -74,14 +74,15 @@ PACE: Final = Table(
     Column("refusals", Integer, nullable=False),  # consecutive 429s
     # Consecutive failures for which upstream named no time to wait.
     Column("failures", Integer, nullable=False),
-    # 0 after a final answer. Otherwise 1, plus the rows taken since the first request without one.
+    # A final answer sets this to 0. The first request without a final answer then sets it to 1, and
+    # each row that is taken after that adds 1.
     Column("fruitless", Integer, nullable=False),
     Column("latency", Double, nullable=False),  # average seconds to an answer
     Column("problem", Text),
     Column("requests", BigInteger, nullable=False),
 )
 
-# Certificates that upstream does not have or that did not verify. Remembered for minutes.
+# Resources that upstream does not have, or whose answers did not verify. Remembered for minutes.
 NEGATIVE: Final = Table(
     "negative",
     METADATA,
@@ -136,7 +137,7 @@ ROLL_HOST: Final = Table(
     Column("in_step_at", Double),
 )
 
-# Running instances, for the page.
+# Running instances, which the fleet's page counts.
 INSTANCE: Final = Table(
     "instance",
     METADATA,

@@ -36,7 +36,8 @@ def is_key_servers(path: bytes) -> bool:
 def read_target(path: bytes, query: bytes) -> Resource:
     """Return the resource that a request's raw path and query name.
 
-    Raises :class:`FormatError` for anything else, and :class:`PrivateResourceError`.
+    Raises :class:`PrivateResourceError` for a VLEK certificate or a hashstick, and
+    :class:`FormatError` for anything else.
     """
     if len(path) + len(query) >= MAX_TARGET:
         raise FormatError(

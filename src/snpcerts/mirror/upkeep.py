@@ -127,5 +127,5 @@ def _resources(paths: Iterable[str]) -> list[Resource]:
         try:
             found.append(parse_target(path))
         except FormatError as error:
-            log.warning("the database is %s", error)
+            log.warning("a resource in the database cannot be read: %s", error)
     return found

@@ -244,7 +244,7 @@ class WantedQueue:
         start_in = 0.0
         if row.paced:
             start_in = max(0.0, pace.next_at - now)
-            # Even if this instance dies, its request counts.
+            # Count the request now, because upstream counts it even if this instance dies.
             connection.execute(
                 update(PACE).values(
                     set_at=now,
@@ -301,8 +301,8 @@ class WantedQueue:
     ) -> None:
         """Remember that upstream gave no certificate.
 
-        The reason is ``not-found`` if upstream does not have the certificate, which is remembered
-        for ten minutes, and ``refused`` if the answer does not verify, which is remembered for one.
+        The reason is ``not-found`` if upstream does not have the certificate, and ``refused`` if
+        the answer does not verify. The first is remembered for ten minutes, the second for one.
         """
         lasts = NOT_FOUND_FOR if reason == "not-found" else REFUSED_FOR
         values = {"reason": reason, "problem": problem, "noted_at": now, "until": now + lasts}
@@ -349,9 +349,9 @@ class WantedQueue:
     ) -> None:
         """Record that a request got no usable answer.
 
-        If upstream named a time, only this row waits until then, because another mirror names a
-        time for each resource. Otherwise all rows wait, longer after each consecutive failure. This
-        row waits at least as long as its own failures require.
+        If upstream named a time, only this row waits until then: upstream may be another mirror,
+        which names a time for each resource. Otherwise all rows wait, longer after each consecutive
+        failure. This row waits at least as long as its own failures require.
         """
         pace = self.pace(connection, now)
         values = self._after(pace, taken, now, ago=ago)
@@ -453,7 +453,7 @@ class WantedQueue:
         ).scalar_one()
 
     def budget_free_in(self, connection: Connection, caller: str, now: float) -> float:
-        """Return the seconds until the first of a caller's rows for unknown chips is done."""
+        """Return the seconds until the first of the rows that :meth:`strangers` counts is done."""
         q = QUEUE.c
         first = connection.execute(
             select(q.resource).where(q.caller == caller).order_by(*_URGENT).limit(1)
