@@ -14,8 +14,8 @@ Demands: ``policy`` has the fields, ``policy_file`` reads them from TOML, ``bull
 from AMD's security bulletins, and ``reference_values`` writes them for other verifiers.
 
 Output: ``explain`` describes a report, ``bits`` names the report's bits, and ``attacks`` names the
-attacks behind a failed demand. ``ear`` writes a verdict as a signed token, with the claims of
-``trust_vector``. Imports ``endorsement`` and ``abi``.
+attacks to which a guest may be open if its report fails a demand. ``ear`` writes a verdict as a
+signed token, with the claims of ``trust_vector``. Imports ``endorsement`` and ``abi``.
 """
 
 from __future__ import annotations

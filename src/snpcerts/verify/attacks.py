@@ -28,8 +28,10 @@ _BITS: Final = {
 
 
 def explained_reasons(verdict: Verdict) -> Iterator[str]:
-    """Yield lines that name the bulletins and attacks behind the failed policy checks of
-    ``verdict``.
+    """Yield a line for each requirement of a bulletin that the report does not meet. Each line
+    begins with the bulletin's id and attacks.
+
+    TCBs, products and bits are compared only if a policy check of them failed.
     """
     codes = {reason.code for reason in verdict.reasons}
     for bulletin in bulletin_data().bulletins:

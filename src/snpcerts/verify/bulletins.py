@@ -92,7 +92,7 @@ class Bulletin:
 
 @dataclass(frozen=True, slots=True)
 class Inexpressible:
-    """Attacks for which no field of a report shows whether the host is protected, and why."""
+    """Attacks, and why no field of a report shows whether the host is protected against them."""
 
     attacks: tuple[str, ...]
     why: str

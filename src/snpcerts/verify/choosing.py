@@ -2,9 +2,9 @@
 """Selects the chain for a report from all supplied certificates, and finds out which parts are
 missing.
 
-The certificates in the slots come first. If their chain has no problem, nothing else is read.
-Otherwise all supplied certificates are sorted by kind, and the first chain without a problem is
-selected. If every chain has problems, the chain with the fewest is selected.
+The certificates in the collateral's slots come first. If their chain has no problem, nothing else
+is read. Otherwise all supplied certificates are sorted by kind, and the first chain without a
+problem is selected. If every chain has problems, the chain with the fewest is selected.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ _BY_CODE: Final = {
     ReasonCode.ARK_EXPIRED: _UPPER,
     ReasonCode.ARK_NOT_YET_VALID: _UPPER,
     ReasonCode.ASK_REVOKED: _ALL,
-    # No other certificate would change this reason.
+    # No other certificate would remove these reasons.
     ReasonCode.CHIP_ID_MASKED: frozenset[Part](),
     ReasonCode.PRODUCT_UNKNOWN: frozenset[Part](),
     ReasonCode.REPORT_TCB: frozenset[Part](),

@@ -45,7 +45,8 @@ def guessed_product(report: Report) -> tuple[Product | None, str]:
     if report.chip_id_masked:
         return None, "a version 2 report does not name its product, and the chip ID is hidden"
     if not report.products:
-        return None, "no known product has chip IDs and reports like this"
+        version = report.fields.version
+        return None, f"no known product has version {version} reports with chip IDs of this length"
     first, *others = report.products
     length = "short" if first.hwid_size < len(report.fields.chip_id) else "long"
     if not others:

@@ -60,9 +60,9 @@ class HclReport:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Parse an HCL report. Zero bytes may follow the claims.
+        """Parse an HCL report, which may be padded with zeros after the claims.
 
-        Raises :class:`FormatError`, which names the offset of the wrong field.
+        Raises :class:`FormatError`, which names the wrong field or its offset.
         """
         if len(data) > MAX_SIZE:
             raise FormatError(WHAT, f"expected at most {MAX_SIZE} bytes, found {len(data)}")

@@ -173,12 +173,11 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """Replace each reason that says only that a part is missing with the reasons in
-    ``unavailable``, which say why it is missing.
+    """If a part of the chain is missing or wrong, add ``unavailable``, which says why no source
+    supplied a better one. Drop the reasons that say only that a part is missing.
 
-    If a source could not be reached, also replace the reasons that might not apply with a
-    different certificate, because that source may have one. Never replace the reason for an
-    untrusted root.
+    If a source could not be reached, also drop the reasons that another certificate might remove,
+    because that source may have it. If the root is not trusted, keep those reasons.
     """
     wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
     if not wrong:
@@ -197,5 +196,6 @@ def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Rea
 
 
 def _tcbs(report: Report, product: Product | None) -> tuple[ReportTcbs, tuple[Reason, ...]]:
-    # Without a product the bytes have no meaning, and the reason for that is already listed.
+    # The product determines the layout of the TCBs. If the product is unknown, another reason is
+    # already listed.
     return (ReportTcbs(), ()) if product is None else report_check.read_tcbs(report, product)

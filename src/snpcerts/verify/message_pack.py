@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads MessagePack, the format in which version 1 of Dstack wraps evidence.
+"""Reads MessagePack, the encoding of version 1 of Dstack's attestation.
 
 Sources: the MessagePack specification (msgpack/msgpack, spec.md); the fields in Dstack-TEE/dstack,
 ``dstack-attest/src/v1.rs``, which writes bytes as arrays of numbers.
@@ -88,7 +88,7 @@ def _value(data: bytes, at: int, depth: int, opened: list[int]) -> tuple[Any, in
         )
     if size > len(data) - at:  # each element takes at least one byte
         raise FormatError(
-            WHAT, f"expected {size} bytes, but only {len(data) - at} follow", offset=at
+            WHAT, f"expected at least {size} bytes, but only {len(data) - at} follow", offset=at
         )
     if tag in (0xC4, 0xC5, 0xC6):
         return data[at : at + size], at + size

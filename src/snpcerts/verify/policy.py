@@ -166,7 +166,7 @@ class Policy:
     signing_key                  VCEK or VLEK signed
     chip_ids                     64-byte chip IDs, any of them
     csp_ids                      providers of a VLEK, any of them
-    report_data                  up to 64 bytes, zero-extended: REPORT_DATA exactly
+    report_data                  up to 64 bytes, which zero-extended must equal REPORT_DATA
     user_data                    the ``user-data`` in the runtime data of an HCL report
     measurements                 48-byte launch measurements, any of them
     host_data                    32 bytes
@@ -265,7 +265,9 @@ class Policy:
                 _not_empty(name, getattr(self, name))
         for vmpl in self.vmpls or ():
             if vmpl != VMPL_HOST and not 0 <= vmpl <= 3:
-                raise UsageError(f"vmpls: expected numbers from 0 to 3, found {vmpl}")
+                raise UsageError(
+                    f"vmpls: expected 0 to 3, or {VMPL_HOST:#x} for the host, found {vmpl}"
+                )
         for name in ("minimum_guest_svn", "launch_mitigations", "current_mitigations"):
             number = getattr(self, name)
             if number is not None and not 0 <= number < _U64:

@@ -45,8 +45,8 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _DemandResult:
-    """The result of comparing one demand. ``passed`` is None if the demand depends on the product
-    and the product is unknown.
+    """The result of comparing one demand. ``passed`` is None if the demand cannot be judged, for
+    example because it depends on the product and the product is unknown.
     """
 
     passed: bool | None

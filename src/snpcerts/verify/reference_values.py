@@ -7,8 +7,8 @@ which has a measurement for each field of the report. Neither form can express e
 policy, so :class:`ReferenceValues` names the demands that were left out.
 
 Sources: Trustee, rvps/src/lib.rs and attestation-service/src/ear_token/ear_default_policy_cpu.rego;
-draft-ietf-rats-corim; Veraison's services, scheme/sevsnp, for the profile's keys, which number the
-report's fields.
+draft-ietf-rats-corim; Veraison's services, scheme/sevsnp, for the profile's keys, which are numbers
+for the report's fields.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def rvps_message(policy: Policy, product: Product | None = None) -> ReferenceVal
     return ReferenceValues(f"{json.dumps(message)}\n".encode("ascii"), _left_out(policy, said))
 
 
-# The fields that Trustee's default policy compares, and the values that it always refuses.
+# The bits that Trustee's default policy judges. It compares them with reference values, except that
+# it always refuses a guest with ``debug`` or ``migrate_ma``.
 _GUEST_BITS: Final = ("smt", "single_socket", "debug", "migrate_ma")
 _PLATFORM_BITS: Final = ("smt_en", "tsme_en")
 
@@ -207,7 +208,7 @@ def _common(policy: Policy, product: Product | None, said: set[str]) -> Iterator
         if value is not None:
             said.add(name)
             yield _measured(key, raw(value))
-    # A measurement has one value, so it cannot express a demand that accepts several.
+    # In a CoRIM, a field has one value, so a demand that accepts several cannot be expressed.
     if policy.chip_ids is not None and len(policy.chip_ids) == 1:
         said.add("chip_ids")
         yield _measured(_CHIP_ID, raw(policy.chip_ids[0]))

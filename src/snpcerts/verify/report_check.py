@@ -88,8 +88,8 @@ def check_leaf(
 
     A VCEK belongs to one chip, a VLEK to no chip. With ``allow_masked``, a zero chip ID is
     accepted, and only the signature then shows that the report is from the VCEK's chip.
-    ``reported`` is None if the reported TCB could not be read, for which the caller already has a
-    reason.
+    ``reported`` is None if the reported TCB could not be read; the caller then already has a reason
+    that says so.
     """
     fields, product = report.fields, report.product
     if product is None and fields.version >= 3:

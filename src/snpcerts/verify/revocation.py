@@ -4,9 +4,9 @@ tell.
 
 Every revocation list is checked, from any source. A list is *believed* if the root signed it and
 all of its parts are known. A revocation in a believed list refuses the chain, however old the list
-is. A list meets a demand only if it is for that kind of leaf, comes from the relying party itself
-or the key server, is current, and is not older than the policy allows. So a host that sends last
-year's list cannot hide a revocation.
+is. A list meets a demand only if it is for the chain's kind of leaf, comes from the relying party
+itself or the key server, is current, and is not older than the policy allows. So a host that sends
+last year's list cannot hide a revocation.
 
 Source: RFC 5280 section 6.3; KDS (57230) chapter 3 for the kinds of list.
 """
@@ -181,7 +181,7 @@ def _why_not(kind: VekKind, judged: Sequence[JudgedList]) -> str:
         return f"the supplied list does not show its kind: give the list as --crl {word}=FILE"
     if any(one.supplier is Supplier.EVIDENCE for one in judged):
         return "a list that came with the evidence does not meet this demand"
-    return "the supplied lists are for other kinds of leaves"
+    return "the supplied lists are for another kind of leaf or another product"
 
 
 def in_words(span: timedelta) -> str:

@@ -329,7 +329,7 @@ def _gather(
     faults: tuple[SourceFault, ...] = ()
     if wrong_parts(asking.choice(collateral).reasons(at)):
         faults = tuple(asking.faults(answers))
-    # While one source cannot be reached, another one's lack of a certificate decides nothing.
+    # If a source could not be reached, it may have what the others lack: leave their reasons out.
     return Prepared(evidence, collateral, tuple(unreached or without), faults)
 
 

@@ -71,7 +71,8 @@ _READABLE_MEMORY: Final = {
     TrustClaim.RUNTIME_OPAQUE: CONTRAINDICATED,
 }
 
-# The values to which each reason sets claims. For other reasons, see :func:`claims_of`.
+# The claims that a reason sets, and their values. For reasons that are not listed, see
+# :func:`claims_of`.
 BY_CODE: Final[Mapping[ReasonCode, Vector]] = {
     ReasonCode.REPORT_SIZE: _UNEXPECTED,
     ReasonCode.REPORT_VERSION: _UNEXPECTED,
@@ -170,8 +171,9 @@ def _tier(value: int) -> TrustTier:
     return TrustTier.AFFIRMING if value >= 2 else TrustTier.NONE
 
 
-# A passed check of one of these demands affirms the chip or provider, or the configuration.
+# If a check of one of these demands passes, the chip or the provider is recognised.
 _OF_INSTANCE: Final = (ReasonCode.POLICY_CHIP_ID, ReasonCode.POLICY_CSP_ID)
+# If a check of one of these demands passes, the configuration is approved.
 _OF_CONFIGURATION: Final = (ReasonCode.POLICY_GUEST_POLICY, ReasonCode.POLICY_PLATFORM_INFO)
 
 

@@ -47,9 +47,7 @@ class Check:
 
 _EXPECTED = {
     Authenticity.REPORT_LAYOUT: "the report has version 2 to 5 and the layout of the ABI",
-    Authenticity.LEAF: (
-        "the leaf is an endorsement certificate as AMD issues it, signed by the issuer"
-    ),
+    Authenticity.LEAF: "the leaf is a VCEK or VLEK certificate in AMD's form, signed by the issuer",
     Authenticity.INTERMEDIATE: "the issuer is an ASK or ASVK, signed by the root",
     Authenticity.ROOT: "the root is an ARK, signed by itself",
     Authenticity.ANCHOR: "the root's key is trusted",
