@@ -2,8 +2,8 @@
 """Checks whether KVM can exit for certificates, and enables the exit.
 
 Source: Linux ``x86/amd-memory-encryption.rst``, KVM_SEV_SNP_ENABLE_REQ_CERTS and "Device attribute
-API". KVM has no capability number for the exit. KVM_HAS_DEVICE_ATTR succeeds even if SNP is off, so
-only the attribute's value is conclusive.
+API". For the exit, KVM has a device attribute instead of a capability number. KVM_HAS_DEVICE_ATTR
+succeeds even if SNP is off, so this module reads the attribute's value.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def enable_req_certs(vm_fd: int, ioctl: IoctlCall = device_ioctl.ioctl) -> None:
     created.
 
     Raises :class:`RefusedError` if KVM fails with EINVAL: the order of calls or the VM's type is
-    wrong.
+    wrong, or Linux is older than 7.0.
     """
     command = bytearray(kvm.SevCmd(id=kvm.SevCommand.SNP_ENABLE_REQ_CERTS).pack())
     try:

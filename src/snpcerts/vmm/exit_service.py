@@ -13,18 +13,18 @@ In a vCPU's loop::
 
 where ``vcpu`` is the vCPU's file descriptor. It can also be a function that issues KVM_RUN and
 raises ``OSError`` if the ioctl fails, as :func:`snpcerts.vmm.run_vcpu` does. The service re-enters
-the guest once, with ``immediate_exit`` set, so that the firmware has the request before the lock is
-dropped.
+the guest once, with ``immediate_exit`` set, so that the firmware signs the report before the lock
+is dropped.
 
 **Failures.** A Linux guest that gets EIO destroys its VMPCK: it cannot attest again until it
 reboots. Therefore a missing or unreadable file yields an empty table, and the guest can fetch
 certificates itself. Only a buffer outside the guest's memory yields EIO. With ``on_error="eio"`` an
 unreadable file yields EIO too. Use that only if a guest must not run without certificates.
 
-**In C, if it is built.** For mapped memory (:class:`MappedMemory`), the library of
-:mod:`snpcerts.vmm.c_library` serves the request with the same system calls. If ``vcpu`` is a
-descriptor, one C call serves the request, including KVM_RUN. If it is a function, one C call comes
-before that function and one after it. For other memory, Python serves the request.
+**In C, if possible.** If the library of :mod:`snpcerts.vmm.c_library` is built and guest memory is
+mapped (:class:`MappedMemory`), the library serves the request with the same system calls. If
+``vcpu`` is a descriptor, one C call serves the request, including KVM_RUN. If it is a function, one
+C call comes before that function and one after it. Otherwise Python serves the request.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class ExitService:
         self._lock_wait = lock_wait
         self._on_error = on_error
         self._size_limit = size_limit
-        # Another ``perform`` must see every step, so the C library cannot be used with it.
+        # The C library runs the protocol's steps itself, so it does not serve a caller's own
+        # ``perform``.
         self._library = c_library.load() if certs.perform is system.perform else None
         self._last = Served(Outcome.SERVED, 0)  # cached, because most requests have the same result
         self._described: tuple[MappedMemory, object] | None = None  # the last VM
