@@ -2,8 +2,8 @@
 """Calls ioctl(2) in the same way on every Python version.
 
 Since Python 3.14, :func:`fcntl.ioctl` repeats a call that fails with EINTR, so a KVM_RUN with
-``immediate_exit`` set never returns. And if a call fails, it drops what the kernel wrote into the
-argument, such as the firmware's status.
+``immediate_exit`` set never returns. It also drops what the kernel wrote into the argument, such as
+the firmware's status, if the call fails.
 """
 
 from __future__ import annotations

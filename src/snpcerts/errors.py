@@ -4,7 +4,7 @@
 The errors are one tree, rooted at :class:`SnpCertsError` and grouped by what the caller does next.
 An error says what was expected, what was found, where, and what to do.
 
-- :class:`RefusedError`, exit code 1: nothing; it will be refused again.
+- :class:`RefusedError`, exit code 1: do nothing; the same call would be refused again.
 - :class:`InputError` and :class:`UsageError`, exit code 2: correct the input or the call.
 - :class:`RetryLaterError`, exit code 3: the same call may work later.
 """

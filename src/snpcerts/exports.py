@@ -19,8 +19,8 @@ def lazy_exports(
 ) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
     """Return ``__all__``, ``__getattr__`` and ``__dir__`` for ``package``.
 
-    ``modules`` maps each module to the names that it exports. A module of another package is given
-    by its full name, one of this package without the package's name.
+    ``modules`` maps each module to the names that it exports. A module of ``package`` is named
+    without the package's name, any other module by its full name.
     """
     homes = {
         name: module if "." in module else f"{package}.{module}"

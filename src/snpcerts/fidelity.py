@@ -290,7 +290,7 @@ CLAIMS: Final = (
         _NOTHING,
     ),
     Claim("concurrency", "Two vCPUs, signals and timeouts at the same time", _NOTHING),
-    Claim("hardware", "A real SNP host behaves in the same way", _NOTHING),
+    Claim("hardware", "A real SNP host behaves as the emulator does", _NOTHING),
 )
 
 BY_ID: Final = {claim.id: claim for claim in CLAIMS}

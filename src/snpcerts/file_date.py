@@ -2,7 +2,7 @@
 """Finds out when a file was written, and rejects dates that lie in the future.
 
 A host whose clock is ahead gives its files dates in the future. Until those dates, the files would
-look new: for example, a revocation list that the host fetched.
+look new. A cached revocation list, for example, would not be fetched again.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ def _remove_if_abandoned(parent: int, name: str) -> None:
         if os.fstat(directory).st_uid != os.geteuid():
             return
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Hold the lock while removing, so that a process that is just making the directory finds it
-        # gone.
+        # Hold the lock until the directory is removed. A process that has just created it waits for
+        # the lock, then finds it removed and creates another.
         shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
 
 

@@ -87,7 +87,7 @@ def line_of(text: str, path: Path) -> int | None:
             found = (*table, *_split(key["path"]))
         else:
             continue
-        # The line of a value inside ``path`` counts as the line of ``path`` if it is the first.
+        # A line that sets a value inside ``path`` also sets ``path``. The first such line counts.
         common = min(len(found), len(path))
         if found[:common] == path[:common] and common > best[0]:
             best = (common, number)

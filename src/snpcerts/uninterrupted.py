@@ -31,8 +31,8 @@ _blocks = _Blocks()
 def uninterrupted(*, mask: bool = True) -> Iterator[None]:
     """Until the block ends, delay the signals that would end the command.
 
-    A process that is started in the block inherits the mask. With ``mask=False`` it does not; the
-    block is then protected only from handlers that call :func:`postpone`.
+    A process that is started in the block inherits the signal mask. With ``mask=False`` no signal
+    is masked, and the block is protected only if the signals' handlers call :func:`postpone`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     _blocks.depth += 1

@@ -384,7 +384,7 @@ def test_a_full_disk_leaves_the_empty_table(file: Path, strategy: Strategy) -> N
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(
-        RefusedError, match=r"No space left.* \(free space on the file's file system"
+        RefusedError, match=r"No space left.* \(free some space on the file's file system"
     ):
         CertFile(str(file), relay(before=full)).publish(NEW, strategy=strategy)
     assert file.read_bytes() == EMPTY

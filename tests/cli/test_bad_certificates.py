@@ -316,6 +316,6 @@ def test_a_long_file_is_read_once(name: str) -> None:
     ids=["in the file", "in a PKCS #7"],
 )
 def test_elements_that_are_not_read_are_named(make: Callable[[int], bytes]) -> None:
-    limit = "more than 4096 elements; the rest is not read"
+    limit = "more than 4096 DER elements; the rest is not read"
     assert limit not in read_bundle(make(4096)).others
     assert limit in read_bundle(make(4097)).others

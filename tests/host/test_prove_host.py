@@ -112,8 +112,8 @@ def test_the_emulated_host_shows_what_is_claimed(host: Site) -> None:
     assert len(report["chip_id"]) == 19
     words = text.read_text()
     assert (
-        "Its root is ARK-Genoa EMULATED, not AMD's, so the observations say nothing about hardware."
-        in words
+        "Its reports verify with the root ARK-Genoa EMULATED, which is not AMD's, so the "
+        "observations say nothing about hardware." in words
     )
     assert host.lowered() == lowered, "the reported TCB is what it was"
 

@@ -199,7 +199,7 @@ def test_an_empty_file_is_the_default_policy() -> None:
         ("host_data = 7\n", 1, "expected text"),
         ("measurements = []\n", 1, "at least one value"),
         ("measurements = [['00']]\n", 1, "expected text"),
-        ("vmpls = [0, 4]\n", 1, "from 0 to 3, found 4"),
+        ("vmpls = [0, 4]\n", 1, "0 to 3, or 0xffffffff for the host, found 4"),
         ("minimum_firmware = '1.55'\n", 1, "3 numbers"),
         ("minimum_firmware = '1.55.x'\n", 1, "expected a version"),
         ("minimum_policy_abi = 1.55\n", 1, "expected text"),

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 __all__ = ["schema_of"]
 
-# By command. ``host sync`` prints such objects with ``--log json``.
+# Each command's schema file, without its suffix. ``host sync`` prints JSON with ``--log json``.
 NAMES: Final = {
     "conformance": "conformance",
     "demo": "demo",
