@@ -29,6 +29,7 @@ FLOORS = [
     "device_file",
     "device_ioctl",
     "fidelity",
+    "parent_process",
     "uninterrupted",
     "temporary_directory",
     "file_date",

@@ -211,6 +211,22 @@ def test_a_signal_ends_the_vmm_and_the_command_as_well(host: Site) -> None:
 
 
 @only_in_full
+def test_a_killed_command_ends_the_vmm(host: Site) -> None:
+    pids = host.folder / "pids"
+    os.mkfifo(pids)
+    vmm = f"""sh -c 'echo $$ $PPID > "{pids}"; exec sleep 600' {{certs}}"""
+    first, *others = host.arguments("prove", "--vmm", vmm, "--", "sleep", "600")
+    argv = host.emulated.command(first, "--with-guest", *others)
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as process:
+        started, prover = map(int, pids.read_text().split())
+        ended = os.pidfd_open(started)
+        os.kill(prover, signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+        assert select.select([ended], [], [], 60)[0], "the VMM is still there"
+        os.close(ended)
+
+
+@only_in_full
 def test_a_signal_during_the_update_takes_the_update_back(host: Site, tmp_path: Path) -> None:
     lowered = host.lowered()
     prover, answers = tmp_path / "prover", tmp_path / "answers"

@@ -25,7 +25,7 @@ import pytest
 
 from snpcerts.abi import kvm
 from snpcerts.abi.lock import EXCLUSIVE, F_OFD_SETLK, UNLOCK
-from snpcerts.emulator.frontdoor.parent import end_with_parent
+from snpcerts.parent_process import end_with_parent
 
 from .rig import PAGE, SNP_VM, Answer, Vcpu, Vm, address_of, open_files
 

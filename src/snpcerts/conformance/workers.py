@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection, Pipe, wait
 from types import FrameType
 from typing import Final, Generic, NoReturn, TypeVar
 
-from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.errors import RefusedError
+from snpcerts.parent_process import end_with_parent
 from snpcerts.uninterrupted import ENDING, uninterrupted
 
 Outcome = TypeVar("Outcome")

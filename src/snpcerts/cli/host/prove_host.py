@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -31,6 +32,7 @@ from snpcerts.cli.signals import ends_cleanly
 from snpcerts.cli.source_options import anchors_of
 from snpcerts.cli.tcb_components import METAVAR
 from snpcerts.errors import RefusedError, RetryLaterError, UsageError
+from snpcerts.parent_process import end_with_parent
 from snpcerts.printable import printable
 from snpcerts.uninterrupted import uninterrupted
 
@@ -277,7 +279,7 @@ class _Vmm:
 @contextlib.contextmanager
 def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
     """Start the VMM, with the shim if ``certs`` names a certificate file. End all its processes
-    after the block.
+    after the block. If this process is killed, the kernel ends the VMM with SIGTERM.
     """
     if not argv:
         yield _Vmm(None, "")
@@ -300,6 +302,8 @@ def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
                     stderr=subprocess.STDOUT,
                     env=os.environ | variables,
                     start_new_session=True,
+                    # This process has no other thread yet.
+                    preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
                 )
         except OSError as error:
             raise RefusedError(f"--vmm: cannot run {argv[0]}: {error.strerror}") from None

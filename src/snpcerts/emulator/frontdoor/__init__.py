@@ -12,13 +12,12 @@ it the devices: they are in its own mount namespace, or the filter traps every c
 and when they are closed; ``install_fd`` and ``take_fd`` pass descriptors to and from a program.
 ``tasks`` reads pending signals; ``file_watch`` observes calls on certain files. ``launch`` turns a
 process into a program under the filter; ``spawn`` starts one from the process that serves it;
-``keeper`` ends its processes. ``control`` lets several launchers share one server; ``parent`` ends
-a process together with its parent. For the namespace: ``layout`` is the data that launcher and
-server exchange, ``namespace`` builds the namespace, ``namespace_devices`` recognises its devices,
-``namespace_files`` fills its files (``exchange`` exchanges two names), and ``tree_server`` serves
-file systems in it, with the messages of ``fuse_messages``. For the trap: ``path_calls`` answers
-calls with a path, ``paths`` finds the file that a path names, ``stat`` builds stat results. Imports
-``syscall`` and ``abi``.
+``keeper`` ends its processes. ``control`` lets several launchers share one server. For the
+namespace: ``layout`` is the data that launcher and server exchange, ``namespace`` builds the
+namespace, ``namespace_devices`` recognises its devices, ``namespace_files`` fills its files
+(``exchange`` exchanges two names), and ``tree_server`` serves file systems in it, with the messages
+of ``fuse_messages``. For the trap: ``path_calls`` answers calls with a path, ``paths`` finds the
+file that a path names, ``stat`` builds stat results. Imports ``syscall`` and ``abi``.
 
 How a program can recognise the emulation, in a namespace:
 

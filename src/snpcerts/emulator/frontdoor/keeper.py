@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from snpcerts.emulator.frontdoor import control
-from snpcerts.emulator.frontdoor.parent import adopt_descendants, end_with_parent
+from snpcerts.parent_process import adopt_descendants, end_with_parent
 
 _KILL_AGAIN: Final = 0.05  # seconds between attempts; a descendant may have forked meanwhile
 _STAT_MAX: Final = 4096  # bytes; a stat file has at most about 400

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from snpcerts.emulator.frontdoor import control, launch, seccomp
-from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.ways import Way
 from snpcerts.emulator.guest.script import GuestScript
 from snpcerts.emulator.kvm.release import NEWEST, KernelRelease
 from snpcerts.emulator.machine.detached import leave_parent
 from snpcerts.emulator.machine.home import PlatformHome
 from snpcerts.errors import RefusedError, RetryLaterError, SnpCertsError
+from snpcerts.parent_process import end_with_parent
 from snpcerts.temporary_directory import TemporaryDirectory
 
 if TYPE_CHECKING:

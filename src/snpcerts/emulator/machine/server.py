@@ -30,7 +30,6 @@ from snpcerts.emulator.frontdoor import seccomp
 from snpcerts.emulator.frontdoor.control import ControlSocket, Hello
 from snpcerts.emulator.frontdoor.door import Door, OpenInfo
 from snpcerts.emulator.frontdoor.layout import Places
-from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.frontdoor.supervisor import Supervisor
 from snpcerts.emulator.guest.linux import LinuxGuest
 from snpcerts.emulator.guest.script import GuestScript
@@ -49,6 +48,7 @@ from snpcerts.emulator.psp.sev_device import SevDevice
 from snpcerts.emulator.psp.timed_firmware import TimedCommand, TimedFirmware
 from snpcerts.emulator.syscall.device import Caller, Device
 from snpcerts.errors import InputError, RefusedError, SnpCertsError
+from snpcerts.parent_process import end_with_parent
 from snpcerts.printable import printable
 
 log = logging.getLogger(__name__)

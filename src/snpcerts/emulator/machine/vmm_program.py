@@ -18,9 +18,9 @@ from collections.abc import Callable
 from snpcerts.abi.kvm import VCPU_MMAP_SIZE
 from snpcerts.certfile.file import CertFile
 from snpcerts.device_ioctl import ioctl
-from snpcerts.emulator.frontdoor.parent import end_with_parent
 from snpcerts.emulator.machine.detached import end_with
 from snpcerts.emulator.machine.reference_vmm import build_vm
+from snpcerts.parent_process import end_with_parent
 from snpcerts.vmm.exit_service import ExitService, Served
 from snpcerts.vmm.guest_memory import MappedMemory
 from snpcerts.vmm.preload import EXIT_TOLD, TELL_EXIT
