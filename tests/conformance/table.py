@@ -233,7 +233,7 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_CLONES": set(),
     "RIGHT_TRIES_ONCE": set(),
     "RIGHT_THREADS": set(),
-    "RIGHT_OWN_TABLES": {"short-read"},
+    "RIGHT_OWN_TABLES": set(),
 }
 # Never judged on this machine without the right to mount.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}
