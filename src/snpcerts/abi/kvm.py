@@ -486,7 +486,8 @@ RUN_EXIT_SIZE = 256
 RUN_VALID_REGS = 288
 RUN_DIRTY_REGS = 296
 
-# Fields of the union's hypercall and snp_req_certs (struct kvm_exit_snp_req_certs).
+# Members of the exit union in struct kvm_run: hypercall, and snp_req_certs, which is a
+# struct kvm_exit_snp_req_certs.
 RUN_HYPERCALL_ARGS = RUN_EXIT + 8
 RUN_HYPERCALL_RET = RUN_EXIT + 56
 RUN_SNP_GPA = RUN_EXIT

@@ -379,8 +379,8 @@ def _is_pinned(root: bytes, anchors: tuple[Anchor, ...]) -> bool:
     return any(anchor.certificate_sha384 == digest for anchor in anchors)
 
 
-# A program has few anchors. The key of a cached certificate also keeps what the library computed
-# when it first used the key.
+# A program has few anchors, so a small cache is enough. A cached certificate also saves time later,
+# because its public-key object retains what the library computed at the key's first use.
 _read_pinned = functools.lru_cache(maxsize=8)(load_certificate)
 
 

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 EVERY: Final = 20.0  # seconds
 _AT_ONCE: Final = 500  # renewals in one round
-# A certificate that was fetched within this many seconds is not renewed, even if it expires soon.
+# A certificate that was fetched less than this many seconds ago is not renewed, even if it expires
+# soon.
 _RENEWED_AT_MOST: Final = timedelta(days=1).total_seconds()
 
 

@@ -173,11 +173,12 @@ def _unsigned(report: Report) -> str:
 
 
 def _explained(reasons: list[Reason], unavailable: Sequence[Reason]) -> list[Reason]:
-    """If a part of the chain is missing or wrong, add ``unavailable``, which says why no source
-    supplied a better one. Drop the reasons that say only that a part is missing.
+    """Return ``reasons``, with ``unavailable`` added if a part of the chain is missing or wrong.
 
-    If a source could not be reached, also drop the reasons that another certificate might remove,
-    because that source may have it. If the root is not trusted, keep those reasons.
+    ``unavailable`` says why no source supplied a better part. It replaces the reasons that say only
+    that a part is missing. If a source could not be reached and the root is trusted, it also
+    replaces each reason that a better certificate might resolve: the source may have that
+    certificate.
     """
     wrong = wrong_parts(reasons) | {Part.CRL for each in reasons if each.code in _MISSING}
     if not wrong:
