@@ -34,8 +34,8 @@ CHUNK: Final = 64
 # Below this number of reports, no other process is started.
 WORTHWHILE: Final = 1000
 _AHEAD: Final = 3  # chunks in progress or waiting, for each process
-# At most this many finished chunks are held until those before them are finished, because verdicts
-# are returned in order. They take about 30 MB.
+# Verdicts are returned in order, so finished chunks may have to wait for an earlier one. At most
+# this many chunks, finished or not, are held at a time; they take about 30 MB.
 _WAITING: Final = 64
 
 
