@@ -96,7 +96,10 @@ def assert_all_passed(
     ("wrong", "said"),
     [
         ("PAGE_STATE_NOT_ENABLED", "KVM_CAP_EXIT_HYPERCALL is not enabled"),
-        ("PAGE_STATE_REFUSED", "shared: the VMM answered with an error; a Linux guest then ends"),
+        (
+            "PAGE_STATE_REFUSED",
+            "shared: the VMM answered with an error; a Linux guest would terminate itself",
+        ),
         ("PAGE_STATE_IGNORED", "ret 0, but the VMM has not made this memory"),
         ("LARGE_PAGES_REFUSED", "512 pages at GPA"),
     ],

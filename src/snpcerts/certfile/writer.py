@@ -313,7 +313,8 @@ def _set_aside(
             try:
                 yield step.Unlink(names.new)
             finally:
-                # The new file may be at the path by now, where its lock would exclude every reader.
+                # Close it even so: the new file may already have been renamed to the served path,
+                # and until it is closed, its lock excludes every reader.
                 yield from step.closed(new)
     return new
 

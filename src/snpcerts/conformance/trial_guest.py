@@ -208,7 +208,7 @@ class TrialGuest(LinuxGuest):
             )
         else:
             why = f"{_asked(gpa, pages, operation)}: the VMM answered with an error"
-        self.ignored = self.ignored or f"{why}; a Linux guest then ends"
+        self.ignored = self.ignored or f"{why}; a Linux guest would terminate itself"
         cpu.is_private = None
         yield from ()
 

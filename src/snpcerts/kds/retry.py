@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides how long to wait before the next request to the key server.
 
-AMD's server throttles by client address. Its users agree that it sends one address about one VCEK
-certificate every ten seconds, whatever the chip and TCB, and answers other requests with 429 and
-Retry-After. Some users saw longer refusals after more requests. None reports that requests for
-chains or revocation lists are throttled. Therefore requests for VCEK certificates are spaced, and a
-429 stops all requests.
+AMD's server throttles by client address. Its users agree that each address gets roughly one VCEK
+certificate every ten seconds, whatever the chip and TCB, and that the server answers further
+requests with 429 and Retry-After. Some users saw longer refusals after more requests. None reports
+that requests for chains or revocation lists are throttled. Therefore requests for VCEK certificates
+are spaced, and a 429 stops all requests.
 
-Sources: RFC 9110 section 10.2.3 (Retry-After) and 5.6.7 (dates); attestation-rs issue 88, NVFlare
+Sources: RFC 9110 sections 10.2.3 (Retry-After) and 5.6.7 (dates); attestation-rs issue 88, NVFlare
 3764, dstack 746, c8s 627.
 """
 

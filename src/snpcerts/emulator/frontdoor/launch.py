@@ -45,11 +45,14 @@ def enter(
     """Replace this process with the program ``argv``. The process at the other end of ``server``
     serves the program's devices.
 
-    This sends ``hello`` with the seccomp listener and waits for the answer ``{"ok": true}``. For a
-    mount namespace it first sends ``hello`` with ``"layout": true``; the answer has the
-    ``"layout"`` of the door. ``way`` is the way to use; the default is the one that the environment
-    names, or else one that the kernel allows. If this raises an error, the process should exit,
-    because it cannot leave a filter or namespace that it has already entered.
+    ``way`` says how the program gets the emulated devices: in a mount namespace, or because the
+    filter traps its opens. The default is the way that the environment names, or else one that the
+    kernel allows. For a mount namespace, this first sends ``hello`` with ``"layout": true``; the
+    answer's ``"layout"`` says which files the namespace must have. In every case, it then sends
+    ``hello`` with the seccomp listener and waits for the answer ``{"ok": true}``.
+
+    If this raises an error, the process should exit, because it cannot leave a filter or namespace
+    that it has already entered.
     """
     environment = dict(os.environ if env is None else env)
     program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated kernel for callers in this process: open, ioctl, mmap and close.
 
-The devices are those that programs use behind the front door, but here they are reached through
-methods, not system calls. As with a system call, a waiting call blocks only its own thread.
+These are the emulated devices that programs behind the front door reach by system calls; callers
+in this process reach them through methods. As with a system call, a call that waits blocks only its
+own thread.
 """
 
 from __future__ import annotations
