@@ -118,8 +118,8 @@ class Memory:
     ) -> None:
         """Issue SNP_VLEK_LOAD for ``tcb``, and record the VLEK with its certificate (DER).
 
-        This first forgets a VLEK that is already loaded: if the command is interrupted, nobody
-        knows which of the two is loaded.
+        This first forgets a VLEK that is already loaded: if the command is interrupted, either of
+        the two may be loaded.
         """
         with self._for_a_command():
             before = self._seen(read)

@@ -292,6 +292,7 @@ def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
         for warning in preload.find_program(argv[0], variables):
             say(printable(f"snpcerts: warning: {warning}"), err=True)
     process: subprocess.Popen[bytes] | None = None
+    with_this_process = partial(end_with_parent, os.getpid(), signal.SIGTERM)
     try:
         try:
             with uninterrupted(mask=False):
@@ -302,8 +303,7 @@ def _vmm_of(argv: Sequence[str], certs: str | None) -> Iterator[_Vmm]:
                     stderr=subprocess.STDOUT,
                     env=os.environ | variables,
                     start_new_session=True,
-                    # This process has no other thread yet.
-                    preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
+                    preexec_fn=with_this_process,  # noqa: PLW1509 (this process has no other thread yet)
                 )
         except OSError as error:
             raise RefusedError(f"--vmm: cannot run {argv[0]}: {error.strerror}") from None

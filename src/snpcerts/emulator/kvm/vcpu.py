@@ -50,7 +50,7 @@ from snpcerts.emulator.kvm.ghcb_exit import EXIT, HALT, RESUME, GhcbRequests, Re
 from snpcerts.emulator.kvm.processor_state import ProcessorState
 from snpcerts.emulator.syscall.caller_memory import UserMemory
 from snpcerts.emulator.syscall.device import Caller, Result
-from snpcerts.emulator.syscall.same_memory import share_memory
+from snpcerts.emulator.syscall.same_memory import require_shared_memory
 
 log = logging.getLogger(__name__)
 
@@ -159,10 +159,7 @@ class Vcpu:
         Any other ioctl fails with EINVAL. Every ioctl fails with EIO in a process that does not
         share the memory of the process that created the VM.
         """
-        if not share_memory(caller.pid, self.vm.owner):
-            raise OSError(
-                errno.EIO, "the ioctl was refused, because another process created the VM"
-            )
+        require_shared_memory(caller.pid, self.vm.owner)
         if type_of(request) != KVMIO:
             raise OSError(errno.EINVAL, f"expected a KVM ioctl, found {request:#x}")
         if request == Ioctl.RUN:

@@ -53,7 +53,7 @@ from snpcerts.emulator.kvm.sev_commands import SECURE_TSC, SevCommands
 from snpcerts.emulator.kvm.vcpu import MP_RUNNABLE, Vcpu
 from snpcerts.emulator.psp.firmware import GuestContext
 from snpcerts.emulator.syscall.device import Caller, NewDescriptor, Result
-from snpcerts.emulator.syscall.same_memory import share_memory
+from snpcerts.emulator.syscall.same_memory import require_shared_memory
 
 log = logging.getLogger(__name__)
 
@@ -240,10 +240,7 @@ class Vm:
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Serve an ioctl on the VM's descriptor."""
-        if not share_memory(caller.pid, self.owner):
-            raise OSError(
-                errno.EIO, "the ioctl was refused, because another process created the VM"
-            )
+        require_shared_memory(caller.pid, self.owner)
         match request:
             case Ioctl.SET_USER_MEMORY_REGION:
                 self._set_region(caller, argument)
