@@ -34,6 +34,19 @@ def test_a_warning_is_repeated_only_after_another_one(rig: Rig) -> None:
     assert said[-2:] == ["well again", "no room"]
 
 
+def test_a_mirror_that_fails_again_is_reported_again() -> None:
+    """Other warnings do not count as news about the mirror."""
+    said: list[str] = []
+    listen = without_repeats(lambda event: said.append(event.message))
+    failed = Event(EventKind.NOT_ANNOUNCED, "no mirror")
+    for event in (failed, Event(EventKind.FAILED, "no room"), failed):
+        listen(event)
+    assert said == ["no mirror", "no room"]
+    for event in (Event(EventKind.ANNOUNCED, "announced"), failed):
+        listen(event)
+    assert said[2:] == ["announced", "no mirror"]
+
+
 def test_logs_carry_the_figures() -> None:
     lines: list[str] = []
     figures = {"lock_wait_ms": 1.25, "lock_held_ms": 2.0, "firmware_ms": 0.5}
@@ -49,7 +62,7 @@ def test_logs_carry_the_figures() -> None:
 
 
 def test_a_command_of_another_program_is_reported_and_counted(rig: Rig) -> None:
-    """Also if it held the lock, and the files always matched."""
+    """Even if that program held the lock, and the file matched the signing key all the time."""
     events: list[Event] = []
     agent = rig.agent()
     agent.tell = events.append

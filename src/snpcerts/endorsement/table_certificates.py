@@ -28,7 +28,7 @@ _MISSING: Final = frozenset(
     }
 )
 _TITLES: Final = {"vcek": "a VCEK", "vlek": "a VLEK", "ask": "an ASK or ASVK", "ark": "an ARK"}
-_INSIST: Final = "give another file, or use the certificate anyway with --force"
+_OTHER: Final = "give another file"
 
 
 def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: bool) -> bytes:
@@ -51,7 +51,8 @@ def certificate_for(slot: str, data: bytes, what: str, *, vlek: bool, force: boo
     if force and len(found) == 1:
         return found[0].der
     titles = ", ".join(each.title for each in found)
-    raise RefusedError(f"{what}: expected {_TITLES[slot]}, found {titles}", hint=_INSIST)
+    hint = _OTHER if len(found) > 1 else f"{_OTHER}, or use this certificate anyway with --force"
+    raise RefusedError(f"{what}: expected {_TITLES[slot]}, found {titles}", hint=hint)
 
 
 def certificates_in(data: bytes, what: str) -> list[Sorted]:

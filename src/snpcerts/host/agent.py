@@ -34,8 +34,8 @@ from snpcerts.host.ownership import apply
 from snpcerts.host.table_cache import TableCache, UnavailableError
 from snpcerts.uninterrupted import uninterrupted
 
-# How often the firmware may change between fetching and publishing before the agent gives up.
-ROUNDS = 3
+# If the firmware changes this many times between fetching and publishing, the agent gives up.
+TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +254,7 @@ class Agent:
         brought = {each.files[0].file.path for each in updates if each.in_step}
         done = brought | {each.file.path for each in before if self._refused(each)}
         files = [each.file for each in before if not each.in_step and each.file.path not in done]
-        for _ in range(ROUNDS):
+        for _ in range(TRIES):
             files = [file for file in files if self._bring(file, updates, problems)]
             if not files:
                 break
@@ -334,7 +334,7 @@ def _kinds(file_states: Iterable[FileState]) -> list[VekKind]:
 
 def _restless(file: FileConfig) -> SnpCertsError:
     return RetryLaterError(
-        f"{file.path}: the firmware's state changed {ROUNDS} times while the agent fetched "
+        f"{file.path}: the firmware's state changed {TRIES} times while the agent fetched "
         "certificates",
         hint="find out which program changes the state, then run the command again",
     )
@@ -345,4 +345,4 @@ def _why_empty(each: FileResult, done: UpdateResult) -> str:
         return f"the certificates of the {each.missing} are not available yet"
     if isinstance(each.expected, NoKey):
         return each.expected.reason
-    return f"the firmware's status is unknown: {done.refused}"
+    return f"the firmware's status is unknown: {done.unread}"

@@ -44,10 +44,10 @@ class UpdateResult:
     """The result of an exclusive section. Times are in seconds.
 
     ``waited`` is the wait for the locks. ``held`` is the longest time for which a lock was held,
-    and ``firmware`` the part of it that the firmware command took. ``refused`` is the command's
-    error; the files then match the firmware's actual state. If the command succeeded, but the
-    firmware's status could not be read afterwards, ``refused`` is the error of that reading, and
-    the files are empty.
+    and ``firmware`` the part of it that the firmware command took. ``unread`` is the error if the
+    firmware's status could not be read after the command; the files are then empty. ``refused`` is
+    the command's error, or else ``unread``; if only the command failed, the files match the
+    firmware's actual state.
     """
 
     state: FirmwareState | None
@@ -56,6 +56,7 @@ class UpdateResult:
     held: float
     firmware: float
     refused: SnpCertsError | None = None
+    unread: SnpCertsError | None = None
 
     @property
     def in_step(self) -> bool:
@@ -159,4 +160,5 @@ def run(
         held=done.held,
         firmware=took,
         refused=refused[0] if refused else chooser.failure,
+        unread=chooser.failure,
     )

@@ -12,6 +12,8 @@ from snpcerts.host.event import Event, EventKind, Listener
 _FIGURES = ("lock_wait_ms", "lock_held_ms", "firmware_ms")
 # The text log omits these. The JSON log has all events.
 _QUIET = (EventKind.CHECKED, EventKind.FETCHED)
+_ANNOUNCEMENTS = (EventKind.ANNOUNCED, EventKind.NOT_ANNOUNCED)
+_SUCCESSES = (EventKind.ANNOUNCED, EventKind.PUBLISHED)
 
 
 def text_log(write: Callable[[str], None]) -> Listener:
@@ -23,7 +25,7 @@ def text_log(write: Callable[[str], None]) -> Listener:
         if event.kind in _QUIET:
             return
         mark = "warning: " if event.kind.loud else ""
-        drift = "DRIFT, the firmware changed without the lock: "
+        drift = "DRIFT, the firmware or the file changed without the lock: "
         figures = [
             f"{name.removesuffix('_ms').replace('_', ' ')} {event.fields[name]:.1f} ms"
             for name in _FIGURES
@@ -58,17 +60,19 @@ def json_log(write: Callable[[str], None]) -> Listener:
 
 def without_repeats(listener: Listener) -> Listener:
     """Return a listener that passes events on, but drops a warning if it repeats the last one for
-    its file and the file has not been published since.
+    its subject. After a success (the file was published, the mirror was reached) it is passed on
+    again. The subjects are each file, the announcements to the mirror, and all the rest together.
     """
-    last: dict[str | None, str] = {}
+    last: dict[tuple[str | None, bool], str] = {}
 
     def listen(event: Event) -> None:
+        subject = (event.file, event.kind in _ANNOUNCEMENTS)
         if event.kind.loud:
-            if last.get(event.file) == event.message:
+            if last.get(subject) == event.message:
                 return
-            last[event.file] = event.message
-        elif event.kind is EventKind.PUBLISHED:
-            last.pop(event.file, None)
+            last[subject] = event.message
+        elif event.kind in _SUCCESSES:
+            last.pop(subject, None)
         listener(event)
 
     return listen
