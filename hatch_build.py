@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build hook: compiles the libraries of ``native/`` into the package.
 
-One is for ``snpcerts run``, the other for the exit service in Python. Without a C
-compiler, or elsewhere than on Linux x86-64, the rest is built without them:
-``snpcerts run`` says what is missing, and the exit service does without.
+``snpcerts run`` needs one of them; the exit service in Python uses the other if it is there.
+Without a C compiler, or on a system other than Linux on x86-64, the package is built without the
+libraries; ``snpcerts run`` then says what is missing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# The libraries, and what each is made of.
+# Each library, with the sources and options that it is compiled from.
 SOURCES = {
     "src/snpcerts/vmm/libsnpcerts_shim.so": (
         "native/shim.c",
         "native/snpcerts.c",
-        "-fvisibility=hidden",  # but for what the shim is there to replace
+        "-fvisibility=hidden",  # export only the functions that the shim replaces
     ),
     "src/snpcerts/vmm/libsnpcerts.so": ("native/snpcerts.c",),
 }
@@ -35,18 +35,18 @@ LINK = ["-Wl,-z,relro,-z,now", "-pthread", "-ldl"]
 
 
 class ShimBuildHook(BuildHookInterface[Any]):
-    """Runs before the wheel is put together, for an editable installation too."""
+    """Compiles the libraries before a wheel is built, also for an editable installation."""
 
     PLUGIN_NAME = "custom"
 
     _folder: Path | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and say that the wheel is for this platform if it has the libraries.
+        """Compile the libraries; if that succeeds, tag the wheel for this platform only.
 
-        ``version`` is "standard" or "editable". A wheel gets the libraries from a directory of
-        its own: an editable installation of the same tree may be using those in the tree, which
-        are replaced only if new ones were compiled.
+        ``version`` is "standard" or "editable". A standard wheel gets the libraries from a
+        temporary directory, because an editable installation may be using those in the tree. An
+        editable installation replaces the latter, but only after both libraries were compiled.
         """
         folder = self._folder = Path(tempfile.mkdtemp(prefix="snpcerts-libraries-"))
         editable = version == "editable"
@@ -80,7 +80,7 @@ class ShimBuildHook(BuildHookInterface[Any]):
         self.app.display_warning(f"{line}\n{text}\n{line}")
 
     def _compile(self, sources: Sequence[str], library: Path) -> str | None:
-        """What is in the way, or None."""
+        """Compile one library. Return why that failed, or None."""
         if sys.platform != "linux" or platform.machine() != "x86_64":
             return "it is for Linux on x86-64"
         compiler = shlex.split(os.environ.get("CC") or "cc")

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Gives certificates to the guests of a VMM that does not support them. This preloaded
+ * Serves certificates to the guests of a VMM that does not do so itself. This preloaded
  * library intercepts the VMM's ioctl(2) calls. It enables KVM_EXIT_SNP_REQ_CERTS for
  * an SNP VM, and answers the exit before the VMM sees it.
  *
@@ -18,7 +18,7 @@
  * tracks the VMM's VMs, vCPUs, descriptors and memory slots. KVM's numbers: Linux
  * Documentation/virt/kvm/api.rst and x86/amd-memory-encryption.rst; see kvm_abi.h.
  *
- * Each KVM_RUN costs two more loads from memory. A request takes no lock inside the shim and
+ * Each KVM_RUN costs a few more loads from memory. A request takes no lock inside the shim and
  * allocates no memory. All state is in tables of fixed size.
  */
 #define _GNU_SOURCE
@@ -106,7 +106,7 @@ static const char *unusable = ""; /* why the settings are unusable; NULL if they
 
 /* ---- messages for the operator ---- */
 
-/* Whether the kernel kills vCPU threads of this program for a poll or a write.
+/* Whether this program's seccomp filter kills a vCPU thread that calls poll(2) or write(2).
  * cloud-hypervisor's filter allows them openat, sendto and writev. */
 static bool few_calls;
 
@@ -281,7 +281,7 @@ static int pieces_of(struct vm *vm, uint64_t gpa, uint64_t length, struct iovec 
 		uint64_t at = gpa, left = length;
 		int count = 0;
 
-		if (before & 1) { /* sleep: the thread that changes it may have a lower priority */
+		if (before & 1) { /* sleep: the thread that changes slots may have a lower priority */
 			pause_for(100000);
 			continue;
 		}
@@ -353,7 +353,7 @@ static bool in_table(int fd)
 	return fd >= 0 && fd < MAX_FDS;
 }
 
-/* Forget a closed descriptor, whose number another one now has. */
+/* Forget a descriptor that was closed. Another file may have its number now. */
 static void forget(int fd)
 {
 	struct vm *vm = vm_of[fd], *of_vcpu = vcpus[fd].vm;

@@ -23,12 +23,12 @@
 #include "include/snpcerts.h"
 #include "kvm_abi.h"
 
-static const char zeros[24]; /* an entry of a certificate table that ends it */
+static const char zeros[24]; /* the entry that ends a certificate table */
 #define ENTRY ((int)sizeof zeros)
 #define PAGE 4096u
 #define FIRST_PAUSE 500000 /* ns between tries for the lock */
 #define LONGEST_PAUSE 5000000
-#define READS 100 /* tries of a read that signals interrupt */
+#define READS 100 /* how often a read is tried while signals interrupt it */
 
 static uint64_t now(void)
 {
@@ -56,7 +56,8 @@ static void let_go(int fd)
 /* ---- the file ---- */
 
 /* Open and lock the file, and compare it with the path. Return the descriptor, with the
- * shared lock, or -1. In that case, file_problem is 0 if an update has the lock. */
+ * shared lock, or -1. After -1, file_problem is 0 if lock_wait has passed: an update has the
+ * lock. */
 static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 		       struct snpcerts_served *served)
 {
@@ -85,7 +86,7 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 				again = true; /* a lock on a replaced file protects nothing */
 			let_go(fd);
 		}
-		if (!again && error != EINTR) { /* Python repeats such a call itself */
+		if (!again && error != EINTR) { /* try again after EINTR, as Python itself does */
 			served->file_problem = error;
 			return -1;
 		}
@@ -101,8 +102,8 @@ static int open_locked(const struct snpcerts_vm *vm, struct stat *mine,
 	}
 }
 
-/* Whether the locked file has a table. If not, file_problem says why; 0 means the empty
- * table. */
+/* Whether the locked file has a table. If not, file_problem says why; 0 means that the file
+ * is empty or has the empty table. */
 static bool has_table(const struct snpcerts_vm *vm, int fd, const struct stat *file,
 		      struct snpcerts_served *served)
 {
@@ -181,8 +182,9 @@ static void done(const struct snpcerts_vm *vm)
 		vm->done(vm->context);
 }
 
-/* Whether memset may write to the piece: where this call fails, memset would crash. The
- * kernel writes the thread's signal mask, 8 bytes; seccomp filters allow this call anyway. */
+/* Whether the piece is writable; if it is not, memset would crash. The kernel writes the
+ * thread's signal mask there (8 bytes), or fails with EFAULT. VMMs' seccomp filters allow
+ * rt_sigprocmask(2), but not always process_vm_writev(2). */
 static bool is_writable(const struct iovec *piece)
 {
 	return piece->iov_len < 8 || pthread_sigmask(SIG_SETMASK, NULL, piece->iov_base) != EFAULT;
@@ -201,7 +203,7 @@ static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npag
 	if (npages == 0)
 		return;
 	served->outcome = SNPCERTS_FAILED;
-	if (gpa % PAGE) { /* KVM checks this; a VMM under test may not run on KVM */
+	if (gpa % PAGE) { /* KVM checks this, but a VMM's tests may use something else */
 		served->guest_problem = SNPCERTS_NOT_ALIGNED;
 		served->ret = EIO;
 		return;
@@ -225,7 +227,8 @@ static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npag
 	done(vm);
 }
 
-/* There is no table to deliver: deliver the empty one, or EIO if the VMM chose that. */
+/* There is no table to deliver: deliver the empty one, or EIO if the file is unreadable and
+ * the VMM chose EIO for that. */
 static void give_nothing(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npages,
 			 struct snpcerts_served *served)
 {
@@ -349,8 +352,8 @@ void snpcerts_end(struct kvm_run *run, struct snpcerts_served *served)
 	if (served->fd >= 0)
 		let_go(served->fd);
 	served->fd = -1;
-	/* A kick after the exchange stays set. The VMM notices an earlier kick itself,
-	 * because it checks after every EINTR. */
+	/* A kick wrote 1. If it came before the exchange, the saved 1 is restored; if it came
+	 * later, the byte is no longer OURS and stays 1. */
 	atomic_compare_exchange_strong(&run->immediate_exit, &still, served->immediate_exit);
 }
 

@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _tell(step: str) -> None:
-    """Say what takes so long: a build takes a minute or more."""
+    """Say what is being built, because a build takes a minute or more."""
     print(f"building: {step}", file=sys.stderr, flush=True)
 
 
@@ -201,7 +201,7 @@ def unpack(wheel: Path, site: Path, prefix: Path) -> None:
                 continue  # scripts: snpcerts has its own launcher, others' are not wanted
             data = archive.read(member)
             if place.exists() and place.read_bytes() != data and ".dist-info/" not in str(place):
-                sys.exit(f"{wheel.name}: {member.filename} is not as in another Python's wheel")
+                sys.exit(f"{wheel.name}: {member.filename} differs in another Python's wheel")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
             place.chmod(0o644)

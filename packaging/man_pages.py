@@ -135,7 +135,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Plain text for troff: a leading dot or quote would be a request."""
+    """Escape a text for troff, where a leading dot or quote would start a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
     return "\\&" + text if text.startswith((".", "'")) else text
 

@@ -128,8 +128,9 @@ int snpcerts_serve(const struct snpcerts_vm *vm, int vcpu, struct kvm_run *run,
 /* The two halves of snpcerts_serve, for a VMM that enters KVM_RUN itself, once, between
  * them. The first fills the guest's buffer, puts the answer into `run` and sets
  * immediate_exit. The second drops the lock and restores immediate_exit, unless a kick has
- * set it. Call the second whatever KVM_RUN returned. If served->fd is -1, because the first
- * was not called, it does nothing. The caller must block signals and pthread_cancel(3). */
+ * set it. Call the second whatever KVM_RUN returned. If the first was not called and
+ * served->fd is -1, the second does nothing. The caller must block signals and
+ * pthread_cancel(3). */
 void snpcerts_begin(const struct snpcerts_vm *vm, struct kvm_run *run,
 		    struct snpcerts_served *served);
 void snpcerts_end(struct kvm_run *run, struct snpcerts_served *served);

@@ -11,9 +11,10 @@ serves a VMM's exit; ``guest`` requests reports; ``emulator`` is a software SNP 
 All packages use the files here. ``exports`` offers a package's public names. ``errors`` has the
 tree of errors. ``device_file`` opens a device, and ``device_ioctl`` calls ioctl(2) on it.
 ``printable`` escapes untrusted text. ``trace`` writes timelines. ``parent_process`` ends a process
-with its parent. ``uninterrupted`` delays signals until a block ends. ``temporary_directory`` makes
-directories that are always removed. ``file_date`` returns when a file was written. ``toml_file``
-reads TOML with line numbers. ``fidelity`` lists what the emulator claims about real hosts.
+when its parent ends. ``uninterrupted`` delays signals until a block ends. ``temporary_directory``
+makes directories that are always removed. ``file_date`` returns when a file was written.
+``toml_file`` reads TOML and finds the line of a value. ``fidelity`` lists what the emulator claims
+about real hosts.
 """
 
 __version__ = "0.1.0"

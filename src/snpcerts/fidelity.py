@@ -117,7 +117,8 @@ CLAIMS: Final = (
     Claim(
         "model-registers",
         "KVM_SET_MSRS and KVM_GET_MSRS: which MSRs exist; the values of EFER, HWCR, PAT and the "
-        "MSRs that hold addresses. Machine checks, memory types and counters are not judged",
+        "MSRs that hold addresses. Values for machine checks, memory types and counters are not "
+        "checked",
         (
             _selftests("x86/hwcr_msr_test"),
             ClaimSource(SourceKind.DOCUMENT, ("arch/x86/kvm/msrs.c, svm/svm.c (read)",)),

@@ -105,8 +105,9 @@ class Timeline:
             names.append({**where, "name": "process_sort_index", "args": {"sort_index": number}})
         for track in self._tracks.values():
             where = {"ph": "M", "pid": track.group, "tid": track.number}
-            # Separate a number in the name from the track's number after it. Perfetto 52 shows
-            # JSON's escapes in these names as they are, so the separator is ASCII.
+            # Perfetto shows the track's number after its name. If the name ends in a number too,
+            # separate the two. Perfetto 52 does not decode JSON's escapes in these names, so the
+            # separator is ASCII.
             name = f"{track.name} |" if track.name[-1:].isdigit() else track.name
             names.append({**where, "name": "thread_name", "args": {"name": name}})
             order = {"sort_index": track.number}

@@ -31,7 +31,7 @@ pub struct Certs {
 }
 
 impl Certs {
-    /// Returns settings for one VM's requests, which live as long as the process.
+    /// Returns settings for one VM's requests. Path and slots stay in memory until the process ends.
     pub fn new(path: CString, slots: Vec<Slot>) -> Certs {
         let (slots, none) = (slots.leak(), ptr::null());
         Certs {

@@ -122,8 +122,8 @@ class CertTable:
     def encode(self) -> bytes:
         """Return the table as bytes: header, terminator, blobs back to back.
 
-        Raises :class:`FormatError` for what other programs may not accept: an empty blob, a
-        repeated GUID, the zero GUID, too many entries, more than :data:`MAX_SIZE` bytes.
+        Raises :class:`FormatError` for what other programs might reject: an empty blob, a repeated
+        GUID, the zero GUID, too many entries, more than :data:`MAX_SIZE` bytes.
         """
         if len(self.entries) > MAX_ENTRIES:
             raise FormatError(

@@ -366,7 +366,7 @@ class EncRegion(CStruct):
     size: int = u64(8)
 
 
-# Sizes of structures that are passed on without being read.
+# Sizes of structures whose fields this module does not declare.
 CLOCK_DATA_SIZE = 48  # struct kvm_clock_data
 DEBUGREGS_SIZE = 128  # struct kvm_debugregs
 ENABLE_CAP_SIZE = 104  # struct kvm_enable_cap
@@ -526,7 +526,7 @@ class RunView:
 
     @property
     def immediate_exit(self) -> int:
-        """The byte that makes KVM_RUN return early. KVM reads it once and never clears it."""
+        """The byte that makes KVM_RUN return early. Each call reads it once and never clears it."""
         return self._memory[RUN_IMMEDIATE_EXIT]
 
     @immediate_exit.setter

@@ -3,7 +3,7 @@
 
 Source: proc_pid_fdinfo(5), proc_locks(5), proc_pid_stat(5). The kernel does not say which process
 owns an open-file-description lock, so this module inspects the file descriptors of every process.
-It cannot name the locks of a process that this user may not inspect. The kernel does not report how
+It cannot find the locks of a process that this user may not inspect. The kernel does not report how
 long a lock has been held, only how long the process that holds it has run.
 """
 

@@ -21,8 +21,8 @@ _known_good: set[int] = set()
 def require_working_locks(directory: str) -> None:
     """Raise :class:`InputError` unless OFD locks on files in ``directory`` exclude other processes.
 
-    The result for a file system is cached, so the second call costs one stat. A directory that
-    cannot be written to passes, because the next write reports the error.
+    A file system on which locks work is remembered, so the next call for it costs one stat. A
+    directory that cannot be written to passes, because the next write reports the error.
     """
     try:
         device = os.stat(directory).st_dev
@@ -40,7 +40,7 @@ def require_working_locks(directory: str) -> None:
 
 
 def lock_problem(directory: str) -> str | None:
-    """Return why locks on files in ``directory`` do not exclude each other; None if they do.
+    """Return why locks on files in ``directory`` do not work; None if they work.
 
     Test both directions on a temporary file: a shared lock while an exclusive one is held, and
     an exclusive lock while shared ones are held. Raises ``OSError`` if no file can be created.

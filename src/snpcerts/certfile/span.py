@@ -163,6 +163,6 @@ class _StepTimer:
     def _close(self, fd: int) -> None:
         since, path = self.granted.pop(fd, None), self.paths.pop(fd, None)
         self.turns.discard(fd)
-        # A writer that did not get all the locks that it needs did not hold the certificate file.
+        # Report no held lock for a writer that gave up before it had every lock that it needs.
         if since is not None and (self.changed or self.waits_since is None):
             self.tell(Span(SpanKind.LOCK_HELD, since, time.monotonic(), path))

@@ -196,9 +196,9 @@ Performer = Callable[[Steps[Any]], Any]
 def relayed(steps: Steps[T], through: Callable[[Any], Steps[Any]]) -> Steps[T]:
     """Return a protocol whose every step is first passed to ``through``, a generator function.
 
-    Steps that ``through(action)`` yields are yielded in place of the action. Its return value
-    becomes the action's result. An exception that it raises is thrown into the protocol. ``return
-    (yield action)`` changes nothing.
+    The steps that ``through(action)`` yields replace the step ``action``. The value that
+    ``through`` returns becomes that step's result; an exception that ``through`` raises is thrown
+    into the protocol. To leave a step as it is, ``through`` does ``return (yield action)``.
     """
     try:
         action = next(steps)

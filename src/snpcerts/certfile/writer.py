@@ -104,8 +104,8 @@ def update(
     firmware. If ``change`` raises, the file stays empty, because only the caller can find out which
     key the firmware then has. A missing file is created. Raises :class:`LockHeldError` if the lock
     does not become free in time; the firmware has then not changed. Raises :class:`InputError` if
-    the path is not a regular file, and :class:`RefusedError` if another system call fails or
-    another program replaces the file.
+    the path does not lead to a regular file, and :class:`RefusedError` if a system call fails for
+    another reason or another program replaces the file.
 
     ``wrong_table`` is a table that was found at the path and is known to be wrong. If the lock does
     not become free in time and the file still holds that table, the update empties the file despite

@@ -2,7 +2,8 @@
 """The command line: one thin module or package per command, imported when it is called.
 
 ``main`` finds the command. The commands: ``table``, ``verify``, ``policy_commands`` (``policy``),
-``host``, ``report``, ``lock``, ``kds``, ``mirror``, ``run``, ``guest``, ``emulate``, ``demo``.
+``host``, ``report``, ``lock``, ``kds``, ``mirror``, ``run``, ``guest``, ``emulate``,
+``conformance``, ``demo``.
 
 ``verify`` has more files: ``verify_policy`` and ``verify_sources`` for its options, ``verify_run``
 for its work, ``verify_text``, ``verify_advice`` and ``verify_ear`` for its output.

@@ -207,8 +207,8 @@ class _Narrator:
     """Prints each problem in a run as it happens, and a line of counts every ``every`` seconds. If
     ``quiet``, it prints nothing.
 
-    It only counts the updates and the reports that verify, because it does not learn of them in the
-    order in which the firmware served them.
+    It does not print each update and each report that verifies, but counts them, because it does
+    not learn of them in the order in which the firmware served them.
     """
 
     def __init__(self, *, quiet: bool, every: float) -> None:

@@ -35,9 +35,9 @@ _door = click.option(
     envvar="SNPCERTS_DOOR",
     help=(
         "How PROGRAM finds the emulated devices. 'namespace' runs it in its own mount namespace, "
-        "which does not slow down the opening of other files. 'trap' intercepts every file that "
-        "PROGRAM opens. 'auto' uses the namespace if the kernel allows one. server.log in the "
-        "platform's directory says which of the two was used and why."
+        "which does not slow down the opening of other files. 'trap' intercepts every call that "
+        "opens or examines a path. 'auto' uses the namespace if the kernel allows one. server.log "
+        "in the platform's directory says which of the two was used and why."
     ),
 )
 
@@ -311,7 +311,7 @@ def guest(
 @click.option(
     "--vlek",
     metavar="CSP",
-    help="Also write the certificates and the hashstick of a VLEK of the cloud provider CSP.",
+    help="Also write a VLEK's certificates and hashstick, for the cloud provider CSP.",
 )
 @click.pass_obj
 def certificates(options: _PlatformOptions, directory: str, vlek: str | None) -> None:
@@ -409,11 +409,11 @@ def key_server(
     faults: tuple[str, ...],
     delay: float,
 ) -> None:
-    """Run the key server of the emulated AMD on this machine until interrupted.
+    """Run the emulated AMD's key server on this machine until interrupted.
 
     The command prints the server's URL, which 'snpcerts kds fetch --kds' takes. The root to trust
-    is the ark.der that 'snpcerts emulate certificates' writes. The server's
-    path /stats returns request counts in JSON.
+    is the ark.der that 'snpcerts emulate certificates' writes. The server's path /stats returns
+    request counts in JSON.
     """
     from snpcerts.emulator.amd.key_server_faults import Faults, Throttle, Throttled, faults_of_names
     from snpcerts.emulator.machine.key_server import KeyServer
@@ -468,7 +468,8 @@ def firmware() -> None:
 def reload(options: _PlatformOptions) -> None:
     """Shut the firmware down and initialise it again.
 
-    'modprobe -r kvm_amd' and 'modprobe kvm_amd' do the same. The firmware refuses while VMs run.
+    On a real host, 'modprobe -r kvm_amd' and 'modprobe kvm_amd' do this. The firmware refuses while
+    VMs run.
     """
     _order(options, {"do": "reload"})
 

@@ -219,7 +219,7 @@ def not_a_table(data: bytes) -> InputError | None:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """The paths in a directory, by kind of file. ``others`` describes the files that are not
+    """The paths in a directory, by kind of file. ``others`` names some of the files that are not
     evidence.
     """
 

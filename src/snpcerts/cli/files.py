@@ -19,8 +19,8 @@ from snpcerts.file_date import written_at
 INPUT_LIMIT = 1 << 20
 STANDARD_INPUT = "-"
 _PART = 1 << 16
-# Time limit for a writer to open a named pipe, in milliseconds
-WAIT_FOR_WRITER = 5000
+# Time limit for the first data from a named pipe, in milliseconds
+WAIT_FOR_DATA = 5000
 
 
 def read_input(path: str, *, limit: int = INPUT_LIMIT) -> bytes:
@@ -62,8 +62,8 @@ def read_dated_input(path: str, *, limit: int = INPUT_LIMIT) -> tuple[bytes, dat
 def _read_stream(fd: int, name: str, limit: int) -> bytes:
     """Read a stream to its end.
 
-    Raises :class:`InputError` at once for a terminal, and after :data:`WAIT_FOR_WRITER` for a named
-    pipe that no process opens for writing.
+    Raises :class:`InputError` at once for a terminal, and after :data:`WAIT_FOR_DATA` for a named
+    pipe to which no process has written by then.
     """
     if os.isatty(fd):
         raise InputError(
@@ -76,7 +76,7 @@ def _read_stream(fd: int, name: str, limit: int) -> bytes:
     try:
         while len(data) <= limit:
             # While there is no writer, poll waits; a read would return the end of the file.
-            if not poll.poll(None if data or fd == 0 else WAIT_FOR_WRITER):
+            if not poll.poll(None if data or fd == 0 else WAIT_FOR_DATA):
                 break
             try:
                 part = os.read(fd, min(limit + 1 - len(data), _PART))
@@ -153,7 +153,7 @@ def check_output(path: str) -> None:
 def _is_stream(path: str) -> bool:
     """Return whether the file at ``path`` must be written to in place instead of replaced.
 
-    Raises ``OSError`` if it can be neither written to nor replaced.
+    Raises ``OSError`` or ``ValueError`` if it can be neither written to nor replaced.
     """
     try:
         mode = os.stat(path).st_mode

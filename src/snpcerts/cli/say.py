@@ -57,10 +57,10 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print one or more lines unchanged, to standard output or, with ``err``, to standard error.
+    """Print one or more lines to standard output or, with ``err``, to standard error.
 
-    Line breaks stay. Pass untrusted text, which may contain a line break, through
-    :func:`snpcerts.printable.printable` first.
+    Line breaks stay; all other characters that are not printable are escaped. Pass untrusted text,
+    which may contain a line break, through :func:`snpcerts.printable.printable` first.
     """
     click.echo(printable_lines(str(text)), err=err)
 

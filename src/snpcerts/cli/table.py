@@ -57,7 +57,7 @@ def command() -> None:
     multiple=True,
     metavar="GUID=F",
     help=(
-        "Add an entry with this GUID, which holds FILE's bytes unchanged. May be given "
+        "Add an entry with this GUID, which holds the bytes of file F unchanged. May be given "
         "several times."
     ),
 )
@@ -254,7 +254,7 @@ def _output(file: str, table: CertTable, entry: TableEntry, encoding: str) -> tu
 def _file_name(table: CertTable, entry: TableEntry) -> str:
     """Return the name of the file for an entry, without its extension.
 
-    ASK and ASVK share one GUID, which means the ASVK in a table with a VLEK and no VCEK.
+    ASK and ASVK share one GUID. In a table with a VLEK and no VCEK, it stands for the ASVK.
     """
     if entry.guid == cert_table.ASK_GUID:
         has_vlek = table.get(cert_table.VLEK_GUID) is not None

@@ -140,8 +140,8 @@ if TYPE_CHECKING:
     "--explain",
     is_flag=True,
     help=(
-        "For each failed check, name the AMD security bulletins that require it, and the attacks "
-        "that these bulletins describe."
+        "If a policy check fails, also list the related requirements of AMD's security bulletins "
+        "that the report does not meet, with the bulletins' attacks."
     ),
 )
 @click.option(

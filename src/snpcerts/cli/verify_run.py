@@ -40,7 +40,7 @@ class VerifyRun:
     at: datetime
     jobs: int
     verbose: bool  # also list what was not checked
-    explain: bool  # name the attacks that the failed rules protect against
+    explain: bool  # list the bulletins' requirements that a report does not meet
     has_more: bool  # there are certificates besides those that come with reports
     ear: EarFile | None = None
     reported: set[Shelf] = field(default_factory=set)  # those whose problems have been printed

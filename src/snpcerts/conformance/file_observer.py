@@ -77,7 +77,9 @@ def _flock_of(call: FileCall) -> Flock | None:
 
 
 def refusal_of(call: FileCall) -> str:
-    """Return why the kernel refuses the lock that the call requests; "" if it may grant it."""
+    """Return why the kernel refuses the lock that the call requests; "" if the kernel may grant
+    the lock.
+    """
     wanted = _flock_of(call)
     if wanted is None:
         return ""

@@ -54,7 +54,9 @@ class Observer(Protocol):
         """
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return an errno to replace the one of this request's re-entry; 0 to replace nothing."""
+        """Return the errno to report for this request's re-entry; 0 for the emulator's own
+        errno.
+        """
 
     def note_answer(self, request: CertsRequest) -> None:
         """Handle the VMM's answer to this request."""
@@ -143,7 +145,7 @@ class _ObservedVcpu:
             thread = caller.memory.pid
             same = journal.threads.get(thread, self._index) == self._index
             journal.threads[thread] = self._index if same else None
-        journal.runner = self._vcpu.vm.owner or journal.runner
+        journal.runner = self._vcpu.vm.creator or journal.runner
         answered, self._open = self._open, None
         if answered is None:
             return self._run(caller, argument, None)

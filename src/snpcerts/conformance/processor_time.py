@@ -29,8 +29,8 @@ def queue_time(processes: list[int]) -> float:
 class ThreadsUsage:
     """What the threads of a VMM have used since this object was made.
 
-    A VMM may start a thread for each request. For a thread that has ended, what :meth:`look` noted
-    last is counted.
+    A VMM may start a thread for each request. For a thread that has ended, :meth:`total` uses what
+    :meth:`look` noted last.
     """
 
     def __init__(self, processes: list[int]) -> None:

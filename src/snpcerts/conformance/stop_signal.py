@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the process that handles the signal that asks the VMM to stop.
 
-It is the process that runs the vCPUs, or one of those that started it: a VMM may have a process for
-control that handles the signal, while the vCPUs' process blocks or ignores it.
+It is the process that runs the vCPUs, or one of its ancestors: a VMM may have a control process
+that handles the signal, while the vCPUs' process blocks or ignores it.
 
-Sources: proc_pid_status(5), proc_pid_syscall(5), proc_pid_fdinfo(5) of a signalfd. Number of the
-call: Linux ``asm/unistd_64.h``.
+Sources: proc_pid_status(5), proc_pid_syscall(5), proc_pid_fdinfo(5) of a signalfd. Number of
+rt_sigtimedwait(2): Linux ``asm/unistd_64.h``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIGSET_SIZE: Final = 8  # bytes
 
 def receiver_of(number: signal.Signals, runner: int, processes: list[int]) -> int:
     """Return the process to send ``number`` to: ``runner``, unless it blocks or ignores the signal
-    and one of ``processes`` that started it handles the signal.
+    and one of its ancestors in ``processes`` handles the signal.
     """
     if _handles(runner, number) or not _puts_off(runner, number):
         return runner
@@ -34,10 +34,10 @@ def receiver_of(number: signal.Signals, runner: int, processes: list[int]) -> in
     return next((each for each in above if _handles(each, number)), runner)
 
 
-def stops_vcpus(number: signal.Signals, process: int) -> bool:
-    """Whether the signal lets ``process`` stop its vCPUs instead of simply ending the process.
+def may_handle(number: signal.Signals, process: int) -> bool:
+    """Whether ``process`` handles the signal now, or blocks it and so may handle it later.
 
-    That is so if the process handles the signal now, or blocks it and so may handle it later.
+    Such a process can stop its vCPUs first. The signal simply ends any other process.
     """
     blocks = any(mask & _bit(number) for mask in _masks(process, "SigBlk"))
     return blocks or _handles(process, number)

@@ -146,8 +146,8 @@ class TrialVcpu:
     ) -> Asking:
         """Make a request with :meth:`TrialGuest.ask`, and record the answer, which is judged later.
 
-        On a busy machine, a VMM may give up waiting for a lock that no update holds. The guest
-        then repeats the request, as Linux does.
+        On a busy machine, a VMM may stop waiting and answer EAGAIN although no update holds the
+        lock. The guest then repeats the request, as Linux does.
         """
         served = self.trial.served
         for _ in range(BUSY_TRIES):
@@ -248,7 +248,9 @@ class Trial:
         return self.scenario.attribute
 
     def reentry_error(self, request: CertsRequest) -> int:
-        """Return an errno to replace the one of this request's re-entry; 0 to replace nothing."""
+        """Return the errno to report for this request's re-entry; 0 for the emulator's own
+        errno.
+        """
         return self.fails_reentry(request)
 
     def note_answer(self, request: CertsRequest) -> None:
@@ -384,8 +386,8 @@ class Trial:
         return [self._with_cause(result) for result in self._results.values()]
 
     def _with_cause(self, result: Result) -> Result:
-        """Return ``result``. If it is a failure that has the same cause in several checks, add this
-        cause.
+        """Return ``result``. If the check failed for a reason that can make several checks fail,
+        add this reason as the cause.
         """
         if result.state is not ResultState.FAILED:
             return result
@@ -454,7 +456,7 @@ class Trial:
 
     def _close(self) -> None:
         """Give every check of the scenario a result."""
-        self._journal_of_locks()
+        self._judge_locks()
         for answer, contents in self.answers:
             self._judge_writes(answer)
             self._judge_rest(answer, contents)
@@ -523,7 +525,7 @@ class Trial:
             f"found a byte of the host's memory at offset {at:#x}",
         )
 
-    def _journal_of_locks(self) -> None:
+    def _judge_locks(self) -> None:
         """Judge the lock of every request that delivered a table."""
         if any(request.file_used_after_end for request in self.journal.requests):
             self.judge("exit-reason-stale", USED_AFTER_END)

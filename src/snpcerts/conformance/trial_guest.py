@@ -96,7 +96,7 @@ class Answer:
 
     @property
     def has_table(self) -> bool:
-        """Whether the buffer was written to, and not only with an empty table."""
+        """Whether the buffer was written to and does not begin with an empty table."""
         start = self.gpa - self.field
         end = start + self.npages * PAGE_SIZE
         if start < 0 or end > len(self.after):
@@ -142,9 +142,9 @@ class TrialGuest(LinuxGuest):
     """A guest that runs a scenario's programs, one for each vCPU.
 
     Its field is shared from boot on. If a VMM does not do its part of a page state change, a real
-    guest would end. This guest continues without checks of its accesses, so that the VMM's
-    certificates can be judged. ``ignored`` says what the VMM has not done. With ``strict``, an
-    access to a page in the wrong state still faults.
+    guest would terminate itself. This guest continues, and its accesses are no longer checked, so
+    that the VMM's answers can still be judged. ``ignored`` says what the VMM has not done. With
+    ``strict``, an access to a page in the wrong state still faults.
     """
 
     def __init__(
@@ -292,6 +292,8 @@ def _exit(
     ghcb.put(Field.RAX, gpa)
     ghcb.put(Field.RBX, npages)
     code = ExitCode.SNP_EXT_GUEST_REQUEST
-    yield from page_state_calls.leave(cpu, pages.ghcb, page, code, pages.request, pages.response)
+    yield from page_state_calls.call_hypervisor(
+        cpu, pages.ghcb, page, code, pages.request, pages.response
+    )
     ghcb = GhcbPage(bytearray((yield from cpu.read(pages.ghcb, PAGE_SIZE))))
     return ghcb.get(Field.SW_EXITINFO2), ghcb.get(Field.RBX)

@@ -20,7 +20,7 @@ class Level(enum.Enum):
     MUST = "must"
     """A VMM that fails breaks a kernel rule, or harms its guest or its host."""
     ADVICE = "advice"
-    """A VMM that does not pass breaks no kernel rule, but this project advises against it."""
+    """A VMM that does not pass breaks no kernel rule, but ignores this project's advice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "huge-npages",
-        "absurd values of npages do not overflow: the guest gets the table, or EIO",
+        "absurd values of npages cause no overflow: the guest gets the table, or EIO",
         "api: KVM passes on the guest's 64 bits unchecked",
     ),
     ConformanceCheck(
@@ -227,14 +227,14 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "replaced-after-lock",
-        "if the file is replaced between two opens, or after the VMM locks it, the guest still "
-        "gets the table of a locked file",
+        "if the file is replaced between the VMM's opens or after the VMM locks it, the guest "
+        "still gets the table of the file that the VMM has locked",
         "sev: the lock must be on the file that is read",
     ),
     ConformanceCheck(
         "busy",
         (
-            "as long as an update holds the lock, the guest gets EAGAIN within the limit, "
+            "as long as an update holds the lock, the guest gets EAGAIN within the busy limit, "
             "and nothing is written"
         ),
         "api: EAGAIN if the certificates are being updated; guest: retries after 2 s",
@@ -246,7 +246,7 @@ CHECKS: Final = (
     ),
     ConformanceCheck(
         "log-bounded",
-        "the VMM does not log each request of the guest, to its output or to a file",
+        "the VMM does not log each request from the guest, to its output or to a file",
         "the guest may be hostile, and it decides how often it requests certificates",
     ),
     # The file.

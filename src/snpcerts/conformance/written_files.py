@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files other than the certificate file that the VMM under test writes: a log, copies of the table.
+"""Files that the VMM under test writes, such as a log or copies of the table. The certificate file
+is not one of them.
 
 The guest decides how often it requests certificates, so such a file must not grow with each
 request, and no request may leave a file behind. Imports nothing from ``conformance``.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Broken variants of the VMM's reader, each with one mistake, which show the mistake's effect.
 
-The demo's first run uses ``no-lock``. Both readers show that the demo can fail. Each takes the
-steps of the shipped protocol and changes one of them; ``performer`` runs the steps.
+The demo's first run uses ``no-lock``. Tests use both readers to show that the demo detects a
+mismatch. Each takes the steps of the shipped protocol and changes one of them; ``performer`` runs
+the steps.
 """
 
 from __future__ import annotations

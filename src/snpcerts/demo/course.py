@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The course of one demo run: which process waited, held a lock, answered or signed, and when.
 
-The events come from different processes. The n-th report of a guest belongs to the n-th request
-that KVM passed on to the firmware after its VMM's answer. A firmware command belongs to the KVM_RUN
+The events come from different processes. A guest's n-th report belongs to the guest's n-th request
+that KVM passed on to the firmware after the VMM's answer. A firmware command belongs to the KVM_RUN
 during which it ran.
 """
 
@@ -69,8 +69,8 @@ class CourseRequest:
 class Course:
     """The events of one run in the order in which :meth:`note` received them.
 
-    ``title`` is the run's name. Times are monotonic seconds. ``left_out`` counts the answers after
-    the first 10,000, which are not kept.
+    ``title`` is the run's name. Times are monotonic seconds. After the first 10,000 answers, no
+    more events are kept; ``left_out`` counts the later answers.
     """
 
     title: str

@@ -33,7 +33,7 @@ class EmulatedHost:
     report.
 
     Updates switch between the values in ``tcbs``. The certificates for all of them are issued
-    beforehand, as an operator would fetch them beforehand, and not under a lock.
+    before the runs, because an operator would fetch them before an update, not under the lock.
     """
 
     firmware: Firmware

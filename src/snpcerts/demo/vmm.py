@@ -20,8 +20,9 @@ from snpcerts.emulator.machine.vmm_program import run_vm
 from snpcerts.vmm.exit_service import ExitService, Served
 
 # Each request is delayed by a random time between the answer and KVM_RUN, where a missing lock does
-# harm. In seconds: the most for most requests, and the most for the others; then the others' share.
-_DETOUR, _LONG_DETOUR, _LONG_SHARE = 0.002, 0.03, 0.25
+# harm: at most _LONGEST_DETOUR seconds or, for the share _RARE_SHARE of the requests,
+# _LONGEST_RARE_DETOUR seconds.
+_LONGEST_DETOUR, _LONGEST_RARE_DETOUR, _RARE_SHARE = 0.002, 0.03, 0.25
 
 
 def main(arguments: list[str]) -> None:
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     logging.disable()  # the JSON lines below contain everything
 
     def detour() -> None:
-        longest = _LONG_DETOUR if delays.random() < _LONG_SHARE else _DETOUR
+        longest = _LONGEST_RARE_DETOUR if delays.random() < _RARE_SHARE else _LONGEST_DETOUR
         time.sleep(delays.uniform(0, longest))
 
     def tell(served: Served) -> None:

@@ -78,7 +78,8 @@ def read_bundle(data: bytes) -> Bundle:
     ``data`` is.
     """
     if len(data) > MAX_TEXT:
-        return Bundle(others=(f"a file of {len(data)} bytes, but at most {MAX_TEXT} are read",))
+        found = f"a file of {len(data)} bytes (a file of more than {MAX_TEXT} is not read)"
+        return Bundle(others=(found,))
     reader = _BundleReader()
     reader.read(data, 0)
     return Bundle(tuple(reader.certificates), tuple(reader.lists), tuple(reader.others))
@@ -144,7 +145,7 @@ class _BundleReader:
 
     def _block(self, block: PemBlock) -> None:
         if block.content is None:
-            self.others[f"the body of the PEM block {block.label[:40]!r} is not base64"] = None
+            self.others[f"a PEM block {block.label[:40]!r} whose body is not base64"] = None
         elif block.label in _PEM_BUNDLES or block.label.endswith(("CERTIFICATE", "CRL")):
             # In a "TRUSTED CERTIFICATE", openssl's trust settings follow the certificate.
             self._elements(block.content, first_alone=block.label == "TRUSTED CERTIFICATE")

@@ -149,8 +149,8 @@ def load_crl(data: bytes, what: str = "CRL") -> RevocationList:
 def bears_signature(data: bytes, root: Certificate, what: str = "CRL") -> bool:
     """Return whether the root's key signed ``data``, a revocation list in DER or PEM.
 
-    Nothing else is parsed, because parsing a long list is expensive. Raises :class:`FormatError` if
-    the outermost structure is not that of a list.
+    Only the outermost structure is parsed, because parsing a long list is expensive. Raises
+    :class:`FormatError` if this structure is not that of a list.
     """
     whole = read_element(_der_of(data, what), 0, what).content
     signed = read_element(whole, 0, what)

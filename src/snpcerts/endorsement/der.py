@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads those parts of DER in certificates that the X.509 library does not read.
+"""Reads those parts of DER that the X.509 library does not read.
 
-The values of AMD's extensions are a bare INTEGER or IA5String, and the two algorithm identifiers of
-a certificate are compared as bytes. This module reads nothing else.
+These are the values of AMD's extensions (INTEGER, IA5String or OCTET STRING), the outer parts of
+PKCS #7 structures and revocation lists, and the start and end of each element in a file.
 
 Source: X.690 sections 8.1 (tag, length) and 10.1 (definite, shortest lengths).
 """

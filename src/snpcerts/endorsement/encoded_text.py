@@ -200,8 +200,8 @@ def _of_lines(lines: list[str], base: int) -> bytes | None:
 
 
 class PemBlock(NamedTuple):
-    """A PEM block: its label, and the bytes between BEGIN and END. ``content`` is None if these are
-    not base64.
+    """A PEM block: its label, and the bytes that it encodes. ``content`` is None if the text
+    between BEGIN and END is not base64.
     """
 
     label: str

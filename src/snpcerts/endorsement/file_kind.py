@@ -121,7 +121,7 @@ def kind_of(data: bytes) -> FileKind:
         return FileKind("empty")
     if not any(data):
         return FileKind(
-            f"{len(data)} zero bytes", "get the file again, because nothing was written into it"
+            f"{len(data)} zero bytes", "its content was probably never written: get the file again"
         )
     for start, kind in _BINARY:
         if data.startswith(start):
@@ -153,7 +153,7 @@ def kind_of(data: bytes) -> FileKind:
 def looks_like_report(data: bytes) -> bool:
     """Return whether ``data`` begins like a report, which may be truncated."""
     version = int.from_bytes(data[:4], "little")
-    # The bytes after the version distinguish a quote from a report.
+    # A quote has a two-byte version and then a key type, so its first four bytes are no version.
     return len(data) >= 64 and version in VERSIONS and data[0x34:0x38] == b"\1\0\0\0"
 
 

@@ -308,8 +308,8 @@ def find(
 ) -> Findings:
     """Parse and judge certificates that should endorse a key of this ``kind``.
 
-    The reasons about the leaf come first. If ``memory`` already has findings about the authorities
-    or the lists, those are used.
+    Reasons about certificates that are missing or cannot be parsed come first, then those about the
+    leaf. If ``memory`` already has findings about the authorities or the lists, those are used.
     """
     reasons: list[Reason] = []
     loaded = _load(certificates.leaf, kind.name, *_LEAF_CODES[kind], reasons)
@@ -447,8 +447,8 @@ def judge_authorities(
     anchors: Sequence[Anchor],
     at: datetime,
 ) -> tuple[Reason, ...]:
-    """Return why two certificates are not the product's ASK (or ASVK) and its trusted ARK, valid at
-    ``at``.
+    """Return every problem, at ``at``, of two certificates that should be the product's ASK (or
+    ASVK) and its trusted ARK.
     """
     chain = Chain(kind, None, intermediate, root, product)
     late = (window.problem_at(at) for window in windows_of(chain))
@@ -518,9 +518,10 @@ def mismatches(
 ) -> Iterator[Reason]:
     """Yield the reasons why a leaf is not for the expected key: its product, chip or TCB differs.
 
-    A value of None is unknown and not compared. ``hwid`` is the significant bytes of the chip ID,
-    which a VLEK does not have. Every component of the TCB must be equal, because each TCB has its
-    own key. ``expected_by`` says in messages what the leaf is compared with, such as "the report".
+    A value of None is unknown and not compared. ``hwid`` is the significant bytes of the chip ID; a
+    VLEK is not compared with them. Every component of the TCB must be equal, because each TCB has
+    its own key. ``expected_by`` says in messages what the leaf is compared with, such as "the
+    report".
     """
     if product is not None and product is not leaf.product:
         yield Reason(

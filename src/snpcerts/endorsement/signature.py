@@ -58,8 +58,8 @@ def bears_signature_of(certificate: Certificate, key: rsa.RSAPublicKey) -> bool:
     """Return whether ``key`` signed the certificate with AMD's algorithm. The algorithm that the
     certificate names is ignored.
     """
-    # With a count of unused bits other than 0, two certificates of different bytes could have the
-    # same signature.
+    # A certificate says how many bits at the end of its signature are unused. If other numbers than
+    # 0 were accepted, anyone could change that number, and the signature would still be valid.
     if certificate.unused_bits:
         return False
     return is_signed(certificate.tbs_certificate_bytes, certificate.signature, key)

@@ -259,8 +259,8 @@ _MEANINGS: Final[dict[int, tuple[str, str | None]]] = {
     ),
     errno.EIO: (
         "the host or the firmware refused the request",
-        "see the guest's kernel log: the host's table may exceed 16 KiB, or the VMPCK may be "
-        "destroyed",
+        "see the guest's kernel log: the host's table may exceed 16 KiB, or the driver may have "
+        "destroyed the VMPCK",
     ),
 }
 

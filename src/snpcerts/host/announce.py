@@ -3,8 +3,7 @@
 certificates in the mirror.
 
 An announcement is one HTTP request with a limit on time and size. The agent sends it from a
-separate thread, so a slow, unreachable or faulty mirror does not delay the agent, and causes only
-one event in the log.
+separate thread, so a slow, unreachable or faulty mirror does not delay the agent.
 """
 
 from __future__ import annotations

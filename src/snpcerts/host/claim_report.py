@@ -49,10 +49,10 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class RootOfTrust:
-    """The root with which reports verified. ``amds`` is true if AMD's pinned roots include it."""
+    """The root with which reports verified. ``is_amds``: whether AMD's pinned roots include it."""
 
     name: str
-    amds: bool
+    is_amds: bool
 
 
 @dataclass(slots=True)
@@ -76,8 +76,8 @@ class ClaimReport:
 
     @property
     def hardware(self) -> bool:
-        """Whether the host is real SNP hardware. It is if a report verified with an AMD root."""
-        return self.root is not None and self.root.amds
+        """Whether the host is real SNP hardware: reports verified, and only with AMD's roots."""
+        return self.root is not None and self.root.is_amds
 
     def of_claim(self, claim: str) -> list[Observation]:
         """Return the observations about a claim."""
@@ -102,7 +102,9 @@ class ClaimReport:
             "made_at": self.made_at.isoformat(),
             "snpcerts": self.snpcerts,
             "hardware": self.hardware,
-            "root": None if self.root is None else {"name": self.root.name, "amd": self.root.amds},
+            "root": None
+            if self.root is None
+            else {"name": self.root.name, "amd": self.root.is_amds},
             "chip_id": self._chip_id(full_chip_id),
             "about": dict(self.about),
             "checks": [dict(each) for each in self.checks],

@@ -138,7 +138,7 @@ class ClaimTrial:
                 f"the file does not match the signing key: {problem}",
             )
         elif isinstance(wanted, Key):
-            what = f"the agent published the certificates of the {wanted}"
+            what = f"the file holds the certificates of the {wanted}"
             self._note("agent", _PATH, Showing.SEEN, what)
         else:
             self._note("agent", _PATH, Showing.NOT_TRIED, f"the file holds {wanted}")
@@ -248,7 +248,7 @@ class ClaimTrial:
                 ),
             )
             return
-        # A request that the VMM holds back looks the same to the guest's program.
+        # The guest's program cannot tell BUSY from a VMM that waits for the lock.
         unless = "unless the VMM waits for the lock without a limit"
         what = (
             f"the file was locked for {seconds:.1f} s, and the guest got its answer after that, so "
@@ -369,7 +369,7 @@ class ClaimTrial:
     def _trust(self, root: Anchor) -> None:
         """Remember the root of the reports so far. A root that is not AMD's takes precedence."""
         known = self.report.root
-        if known is None or known.amds:
+        if known is None or known.is_amds:
             self.report.root = RootOfTrust(root.name, is_amds(root))
 
     def _note_signer(self, name: str, asked: _GuestAnswer, state: FirmwareState) -> None:

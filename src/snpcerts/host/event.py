@@ -15,7 +15,7 @@ class EventKind(enum.StrEnum):
 
     PUBLISHED = "published"  # a file contains the certificates of the signing key
     EMPTIED = "emptied"  # a file was replaced by the empty table
-    DRIFT = "drift"  # the firmware changed without the lock
+    DRIFT = "drift"  # the firmware or a file changed without the lock
     GARBAGE = "garbage"  # a file that an update wrote earlier contains no valid table
     LAPSED = "lapsed"  # the certificates of a file have expired or were revoked
     FIRMWARE = "firmware"  # a firmware command was issued

@@ -106,8 +106,8 @@ def _proven(state: FirmwareState, file: FileConfig, proof: Proof) -> ExpectedCon
 
 
 def signing_key(state: FirmwareState) -> VekKind | None:
-    """Return the kind of key that signs by default; None if MASK_CHIP_KEY is set, because it then
-    depends on the firmware whether a loaded VLEK signs.
+    """Return the kind of key that signs by default; None if MASK_CHIP_KEY is set, because then the
+    VCEK does not sign, and only some firmware signs with a loaded VLEK.
     """
     if state.chip_key_masked:
         return None

@@ -35,14 +35,14 @@ class FileMatch(enum.Enum):
     OUTDATED = "outdated"  # certifies the key, but is incomplete or has another fault
     EMPTY = "empty"  # harmless: guests fetch certificates themselves
     MISSING = "missing"  # also harmless
-    WRONG = "wrong"  # certifies another key: verification fails in guests
+    WRONG = "wrong"  # not the expected table: verification may fail in guests
     FOREIGN = "foreign"  # not a certificate file and never was: the path may be mistyped
     UNREADABLE = "unreadable"
     LOCKED = "locked"  # being updated
 
     @property
     def harmful(self) -> bool:
-        """Whether guests may get a table that does not match the signing key."""
+        """Whether guests may get a wrong table."""
         return self is FileMatch.WRONG
 
 

@@ -74,8 +74,8 @@ def kernel(release: str) -> Finding:
     return Finding(
         "kernel",
         Severity.WARN,
-        f"{release} is too old: KVM requests certificates only from Linux 7.0 on",
-        "see the next line, because your distribution may have backported this",
+        f"{release} is too old: KVM cannot request certificates before Linux 7.0",
+        "see 'KVM certificate requests' below, because your distribution may have backported this",
     )
 
 

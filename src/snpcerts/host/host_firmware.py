@@ -93,7 +93,7 @@ class HostFirmware:
     ) -> None:
         """Read the chip ID from ``device``, and let ``memory`` open the key record of that chip.
 
-        Raises :class:`RefusedError` if the chip ID does not have the size that ``product`` has.
+        Raises :class:`RefusedError` if the chip ID's size is wrong for ``product``.
         """
         self.device = device
         self.product = product

@@ -3,8 +3,8 @@
 
 :func:`plan_installation` and :func:`plan_removal` read the host and change nothing. If something
 must not be done, they raise an error that says what to do instead. :func:`carry_out` performs the
-steps. Each step happens completely or not at all, and a step that is already done does nothing. So
-running the command again completes an interrupted run.
+steps. Files and links are replaced atomically, and a new plan does not repeat what is already
+done. So running the command again completes an interrupted run.
 
 No step touches a certificate file, because guests may be served from it.
 """
@@ -294,7 +294,7 @@ def _unit(target: InstallTarget, name: str) -> bytes:
 
 
 def _groups(target: InstallTarget) -> list[InstallStep]:
-    """Create the VMMs' group, unless an existing configuration uses only other groups."""
+    """Return the step for the VMMs' group; none if an existing configuration does not use it."""
     place = target.at(DEFAULT_PATH)
     if os.path.lexists(place) and target.group not in {file.group for file in load(place).files}:
         return []
@@ -435,7 +435,9 @@ def _directory(target: InstallTarget, path: str) -> InstallStep:
 
 
 def _links(target: InstallTarget) -> Iterator[InstallStep]:
-    """Link a command outside /usr into /usr/local, with its manual pages and completions."""
+    """Yield the steps that link a command outside /usr, its manual pages and its completions into
+    /usr/local.
+    """
     for path, goal in _linked(target):
         place = target.at(path)
         if not os.path.lexists(place):

@@ -5,11 +5,11 @@ Each host has one file, which is replaced atomically, and a lock beside it. The 
 under that lock, so that no agent records a state that another one has already changed. The lock is
 always taken after the locks of certificate files.
 
-A record that is unusable (missing, torn, from another chip, written by a later version) counts as
-no record. If a record cannot be written, the facts count as forgotten. Certificate files are then
-empty instead of wrong, and a new record is written when the firmware is next read. Decisions depend
-on which boot and which load of kvm_amd the record names, not on its times, because a host's clock
-may jump.
+A record that is unusable (missing, torn, from another chip, written by another version) counts as
+no record. If a record cannot be written, the facts count as forgotten. A certificate file whose key
+is then in doubt stays empty, and a new record is written when the firmware is next read. Decisions
+depend on which boot and which load of kvm_amd the record names, not on its times, because a host's
+clock may jump.
 """
 
 from __future__ import annotations
@@ -337,7 +337,7 @@ def _bare(state: FirmwareState) -> FirmwareState:
     return replace(state, guests=0, known=KnownKeys())
 
 
-# The file is a JSON object. Its "sha256" is the digest of the other members, in their order.
+# The file is a JSON object. Its "sha256" is the digest of the other members, sorted by name.
 
 
 class _DamagedError(Exception):

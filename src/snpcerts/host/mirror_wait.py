@@ -60,15 +60,15 @@ def wait_for_mirror(
             if not missing:
                 return
             for each in missing:
-                _require_hope(each)
+                _require_obtainable(each)
             pause, problem = _pause(missing)
         pause = min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE)
         left = deadline - clock.now()
         if left <= 0:
             raise RetryLaterError(
                 f"{problem} (waited {patience:.0f} s); nothing has been changed",
-                hint="run the command again later; meanwhile the mirror continues to fetch "
-                "the certificate",
+                hint="run the command again later; a mirror that has this request continues to "
+                "fetch the certificate",
                 code="certificate-unavailable",
             )
         notice(f"{problem}; asking again in {min(pause, left):.0f} s")
@@ -84,7 +84,7 @@ def _of(found: Mapping[TcbVersion, MirroredCertificate], tcb: TcbVersion) -> Mir
     return found[tcb]
 
 
-def _require_hope(missing: MirroredCertificate) -> None:
+def _require_obtainable(missing: MirroredCertificate) -> None:
     if missing.state == NOT_FOUND:
         raise RetryLaterError(
             f"the mirror says that the key server has no certificate for this chip at "

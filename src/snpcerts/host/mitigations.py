@@ -30,7 +30,7 @@ class Mitigations:
         return self.supported & ~self.verified
 
     def __str__(self) -> str:
-        text = f"verified {self.verified:#x} of supported {self.supported:#x}"
+        text = f"supported {self.supported:#x}, verified {self.verified:#x}"
         return f"{text}, unverified {self.unverified:#x}" if self.unverified else text
 
     def to_json(self) -> dict[str, object]:

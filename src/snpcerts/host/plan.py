@@ -6,8 +6,8 @@ Reported and both masks together, and zero resets Reported to Committed; SNP_VLE
 hashstick made for exactly the reported TCB. Sources disagree on whether a loaded VLEK survives a
 change of Reported: AMD's document says that SNP_COMMIT drops it, but AMD's published firmware
 (1.55.25) keeps it through SNP_COMMIT and SNP_SET_CONFIG. A plan assumes that the VLEK is dropped,
-because then more must be fetched. If the firmware keeps the VLEK, the files for it stay empty
-(:mod:`snpcerts.host.remembered`).
+so that the certificates of the VCEK, which then signs, are fetched in advance. If the firmware
+keeps the VLEK, the files for it stay empty (:mod:`snpcerts.host.remembered`).
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def carry_out(agent: Agent, plan: Plan, *, allow_empty: bool) -> Changed:
     """Fetch the tables; then lock and empty the files, issue the command, publish, and unlock.
 
     If a certificate is not available (unless ``allow_empty`` is set) or a lock is not granted, this
-    raises an error and has changed neither the files nor the firmware. The result has the
-    firmware's answer.
+    raises an error and has changed neither the files nor the firmware. If the command itself fails,
+    this returns a result with the error.
     """
     unfetched: SnpCertsError | None = None
     if not agent.force:
@@ -285,7 +285,7 @@ def load_vlek(agent: Agent, hashstick: bytes, certificate: bytes) -> Plan:
     if not any(isinstance(expected_content(after, each.file), Key) for each in file_states):
         notes.append(
             "no certificate file is for VLEKs, so guests get the empty table (set "
-            'kind = "vlek" in the configuration, or --kind vlek)'
+            'kind = "vlek" in the configuration, or use --kind vlek)'
         )
     return replace(
         _plan(

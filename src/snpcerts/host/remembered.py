@@ -53,7 +53,7 @@ def looked(
     """
     now = replace(now, guests=0)
     if before is not None and before.chip != chip:
-        before, why_nothing = None, "the record is of another chip"
+        before, why_nothing = None, "the record of the keys is from another chip"
     if before is None:
         known = _first_seen(now, why_nothing)
     elif again := _initialised_again(before, now, initialisation):

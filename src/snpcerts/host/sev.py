@@ -89,7 +89,7 @@ class Sev(DeviceFile):
 
     def snp_commit(self) -> None:
         """Issue SNP_COMMIT: set the committed and the reported TCB to the current TCB. This cannot
-        be undone. Most firmware then drops a loaded VLEK.
+        be undone. Some firmware then drops a loaded VLEK.
         """
         self._issue(psp.Command.SNP_COMMIT, None)
 

@@ -81,8 +81,8 @@ class HostStatus:
         empty = sum(isinstance(each.file_state.expected, NoKey) for each in self.files)
         if not empty:
             return "in step"
-        which = "" if len(self.files) == 1 else f" of {empty} of {len(self.files)} files"
-        return f"in step, but guests{which} get no certificates: see 'empty, since'"
+        which = "" if len(self.files) == 1 else f" from {empty} of {len(self.files)} files"
+        return f"in step, but guests get no certificates{which}: see 'empty, since'"
 
     def _revocation_lines(self) -> Iterator[str]:
         expected = (each.file_state.expected for each in self.files)

@@ -41,8 +41,8 @@ _ENTRY_LIMIT = 1 << 16  # the most bytes in one extra entry
 # Seconds between two requests for a key whose certificate was not available. AMD's key server
 # sends about one certificate every ten seconds, and after a 404, asking again at once is no use.
 FIRST_PAUSE = 10.0
-LONGEST_PAUSE = 300.0
-LONGEST_WAIT = 3600.0  # the longest pause, even if the key server asked for a longer one
+LONGEST_BACKOFF = 300.0
+LONGEST_REQUESTED_PAUSE = 3600.0  # even if the key server asked for a longer one
 
 # A revocation list is valid for a year, but the agent fetches it again after a day, so that it soon
 # knows of new revocations. If no list arrives within LIST_BUDGET seconds, the agent uses the cached
@@ -74,8 +74,8 @@ class _FailedFetch:
 
     @classmethod
     def of(cls, error: UnavailableError, last: _FailedFetch | None) -> _FailedFetch:
-        pause = FIRST_PAUSE if last is None else min(2 * last.pause, LONGEST_PAUSE)
-        wait = min(max(pause, error.after or 0.0), LONGEST_WAIT)
+        pause = FIRST_PAUSE if last is None else min(2 * last.pause, LONGEST_BACKOFF)
+        wait = min(max(pause, error.after or 0.0), LONGEST_REQUESTED_PAUSE)
         return cls(error, pause, time.monotonic() + wait)
 
 
@@ -156,7 +156,8 @@ class TableCache:
         self._failed.pop(key, None)
 
     def learn_revocations(self, kinds: Iterable[VekKind]) -> bool:
-        """Fetch the revocation lists for these kinds of keys, each at most once a day.
+        """Fetch the revocation lists for these kinds of keys. Once a list has been fetched, it
+        is not fetched again for a day.
 
         Returns whether there is a new list. An unavailable list is not an error: the cached one is
         used, if there is one.

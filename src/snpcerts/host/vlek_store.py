@@ -3,8 +3,8 @@
 
 AMD issues VLEK certificates only to the provider, with the provider's credentials, so the agent
 cannot fetch them. The operator who loads a VLEK supplies its certificate. ``/dev/sev`` reports
-*that* a VLEK is loaded, but not which one. The agent finds its certificate by product and TCB: a
-VLEK's TCB is the reported TCB, and a host has only one provider.
+*that* a VLEK is loaded, but not which one. The agent finds the VLEK's certificate by product and
+TCB: a VLEK's TCB is the reported TCB, and a host has only one provider.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class CachedFetch:
         new request.
 
         Raises :class:`KdsUnavailableError`, :class:`KdsNotFoundError` or :class:`KdsUntrustedError`
-        if nothing verifies.
+        if neither the cache nor the key server provides a copy that verifies.
         """
         cached = None if request.refresh else self._cached(request)
         if cached is not None and not self._due(request, cached):

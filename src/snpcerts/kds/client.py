@@ -194,7 +194,7 @@ class KdsClient:
             turn.cut_off = False
             turn.save()
         last = state.failures.get(asked.resource.path)
-        ours = last is not None and last.ours(asked.since, now)
+        ours = last is not None and last.counts_for(asked.since, now)
         late = now >= asked.deadline
         if last is not None and ours and (late or last.over or last.tries >= asked.tries):
             error = last.error()
@@ -228,7 +228,9 @@ class KdsClient:
         state, path = turn.state, asked.resource.path
         started = self.clock.now()
         last = state.failures.get(path)
-        count = 1 + (last.tries if last is not None and last.ours(asked.since, started) else 0)
+        count = 1 + (
+            last.tries if last is not None and last.counts_for(asked.since, started) else 0
+        )
         if asked.paced:
             state.asking = started
             turn.save()
@@ -328,7 +330,7 @@ class KdsClient:
         deadline = time.monotonic() + left
         try:
             status, headers, body = self._exchange(f"{self.url}/{resource.path}", deadline)
-        except _NotOursError as error:
+        except _FinalError as error:
             return FailedRequest(error.result, str(error), again=False)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             said = str(error) or type(error).__name__
@@ -388,12 +390,12 @@ class KdsClient:
             try:
                 target = checked_target(url, location)
             except ValueError as error:
-                raise _NotOursError(
+                raise _FinalError(
                     "refused",
                     f"the redirect to {location[:120]!r} was not followed: {error}",
                 ) from None
             url = target
-        raise _NotOursError("refused", f"the server redirected more than {_MAX_REDIRECTS} times")
+        raise _FinalError("refused", f"the server redirected more than {_MAX_REDIRECTS} times")
 
     def _request(self, url: str, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
         import httpx2
@@ -401,7 +403,7 @@ class KdsClient:
         try:
             proxy = proxy_for(url, os.environ)
         except InputError as error:
-            raise _NotOursError("unreachable", f"{error.message}; {error.hint}") from None
+            raise _FinalError("unreachable", f"{error.message}; {error.hint}") from None
         client = self._open(proxy, url.startswith("https:"))
         with cut_off_at(deadline) as trace:
             left = max(deadline - time.monotonic(), 0.001)
@@ -416,7 +418,7 @@ class KdsClient:
                         for part in response.iter_raw():
                             body += part
                             if len(body) > MAX_BODY:
-                                raise _NotOursError(
+                                raise _FinalError(
                                     "unreadable",
                                     f"the server's answer has more than {MAX_BODY} bytes",
                                 )
@@ -424,7 +426,7 @@ class KdsClient:
                 lasting = None if time.monotonic() >= deadline else _lasting(error, proxy, trace)
                 if lasting is None:
                     raise
-                raise _NotOursError("unreachable", lasting) from None
+                raise _FinalError("unreachable", lasting) from None
             if time.monotonic() >= deadline:
                 # The connection was cut off at the deadline. If the answer has no Content-Length,
                 # the cut-off looks like the end of the body.
@@ -445,7 +447,8 @@ class KdsClient:
                 "Accept-Encoding": "identity",
                 "User-Agent": f"snpcerts/{__version__}",
             }
-            # Keep no connection open. Requests are rare, and a trace must see its connection start.
+            # Keep no connection open. Requests are rare, and each needs a new connection, so that
+            # its trace learns of the connection's socket.
             limits = httpx2.Limits(max_keepalive_connections=0)
             try:
                 client = httpx2.Client(
@@ -457,9 +460,9 @@ class KdsClient:
                     verify=trusted(os.environ) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
                 )
             except InputError as error:
-                raise _NotOursError("unreachable", f"{error.message}; {error.hint}") from None
+                raise _FinalError("unreachable", f"{error.message}; {error.hint}") from None
             except (ValueError, ImportError, httpx2.InvalidURL) as error:
-                raise _NotOursError("unreachable", f"{proxy} cannot be used: {error}") from None
+                raise _FinalError("unreachable", f"{proxy} cannot be used: {error}") from None
             self._http[key] = client
             return client
 
@@ -491,7 +494,7 @@ class _Received(Generic[T]):
     value: T
 
 
-class _NotOursError(Exception):
+class _FinalError(Exception):
     """A request failed, and another attempt would fail in the same way."""
 
     def __init__(self, result: str, message: str) -> None:

@@ -72,8 +72,8 @@ def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
 
 
 _HINT = (
-    "set the variable as in HTTPS_PROXY=http://proxy:3128, and list the hosts to reach "
-    "directly in NO_PROXY"
+    "set the variable as in HTTPS_PROXY=http://proxy:3128, and list in NO_PROXY the hosts "
+    "that need no proxy"
 )
 
 

@@ -38,7 +38,8 @@ KdsError = KdsUnavailableError | KdsNotFoundError | KdsUntrustedError
 class Failure:
     """The failure of the last request for a resource.
 
-    ``tries`` counts consecutive requests. The next request must not come before ``again_at``.
+    ``tries`` counts the consecutive requests that failed. The next request must not come before
+    ``again_at``.
     ``over`` says that the process that sent the request has given up.
     """
 
@@ -90,7 +91,7 @@ class Failure:
             return KdsUntrustedError(self.message, reasons=self.reasons, hint=self.hint)
         return None
 
-    def ours(self, since: float, now: float) -> bool:
+    def counts_for(self, since: float, now: float) -> bool:
         """Return whether this failure also counts for a process that first wanted the resource at
         the time ``since``.
         """
@@ -103,8 +104,8 @@ class ServerState:
 
     ``saved`` is the time at which the state was written, and ``asking`` the time at which a request
     for a VCEK started, if it has not ended. No request may be sent before ``hold_until``, and no
-    request for a VCEK before ``next_at``. ``gap`` is the time between two requests for VCEKs that
-    the server was observed to require.
+    request for a VCEK before ``next_at``. ``gap`` is the pause that the server was observed to
+    require between two requests for VCEKs.
     """
 
     saved: float = -math.inf

@@ -161,8 +161,8 @@ class Store:
         return data
 
     def kept_since(self, resource: Resource) -> datetime | None:
-        """Return the time at which the resource was written, as :func:`written_at` does; None if it
-        is not cached.
+        """Return the date of the resource's file, as :func:`written_at` judges it; None if the
+        resource is not cached.
         """
         try:
             return written_at(self.path_of(resource).stat().st_mtime)

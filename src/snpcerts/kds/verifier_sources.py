@@ -154,7 +154,7 @@ class KdsRevocationLists:
         obtained = self._obtained(CrlResource(product, request.kind), found)
         client, outage = self._source.client, None
         if client is not None and age is not None and datetime.now(UTC) - obtained > age:
-            outage = f"{client.url} has no newer revocation list"
+            outage = f"no newer revocation list could be fetched from {client.url}"
         return self._supplied(request, found, outage)
 
     def _supplied(

@@ -6,7 +6,7 @@ in a database the certificates that verify, and serves them to hosts, guests and
 paths that AMD's server uses. It needs the packages of the extra ``mirror``.
 
 ``database`` opens the database, ``migrations`` creates the tables, and ``tables`` names them for
-queries. ``stored`` reads and writes certificates, ``prompt_reader`` reads them from SQLite for
+queries. ``stored`` reads and writes certificates, ``direct_reader`` reads them from SQLite for
 requests, and ``admission`` decides what may be stored. ``wanted`` holds the queue of requests to
 AMD's server, and their pace, both of which all instances share. ``fetcher`` works through the
 queue, ``waiting`` wakes callers that wait for a certificate, and ``upkeep`` queues renewals and

@@ -72,8 +72,8 @@ class Admission:
             raise KdsUntrustedError(
                 _not(resource),
                 reasons=[
-                    "the certificate's key differs from that of the stored certificate, "
-                    "which verifies"
+                    "the certificate's key or extensions differ from those of the stored "
+                    "certificate, which verifies"
                 ],
             )
         ends = min(leaf.not_valid_after_utc, chain.not_after)

@@ -162,8 +162,8 @@ class MirrorApi:
         """Answer with the state of the fleet, as JSON."""
         fleet = self._fleet.get()
         shown = self._shown
-        # For a large fleet, the answer has megabytes, which stay in memory until the client has
-        # read them. So all clients get the same bytes object.
+        # For a large fleet, the answer is megabytes long, and stays in memory until the client has
+        # read it. So all clients get the same bytes object.
         if shown is None or shown[0] is not fleet:
             shown = self._shown = fleet, bytes(JSONResponse(_fleet_json(fleet)).body)
         return Response(shown[1], media_type="application/json")
@@ -248,7 +248,7 @@ class MirrorApi:
         )
 
     async def forget(self, request: Request) -> Response:
-        """Remove hosts, so that other hosts can announce their chips."""
+        """Remove hosts, so that any host can announce the removed hosts' chips."""
         self._require_operator(request)
         names = _object(await _body(request, _MAX_ROLL), "forget").get("hosts")
         if not _are_names(names) or not names:

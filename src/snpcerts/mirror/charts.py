@@ -120,7 +120,7 @@ def roll_chart(roll: Roll, now: datetime) -> Markup:
         at = f"{x(until):g}"
         parts.append(element("line", x1=at, x2=at, y1=0, y2=_HEIGHT, class_="now"))
     label = (
-        f"of {roll.hosts} hosts, {roll.latest.stored} have their certificate stored, "
+        f"of {roll.hosts} hosts, {roll.latest.stored} have a stored certificate, "
         f"{roll.latest.committed} have committed, {roll.latest.in_step} are in step"
     )
     return _svg(*parts, label=label, class_="roll", box=f"0 0 {_WIDTH:g} {_HEIGHT:g}")

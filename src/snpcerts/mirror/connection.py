@@ -57,8 +57,8 @@ class MirrorConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Handle a part of a request, and count the bytes of its head.
 
-        A large part is handled in pieces, because the end of a body resets the count: trailers in
-        the same piece as that end are not counted.
+        A large part is handled in small pieces. The end of a body resets the count, so trailers in
+        the same piece as that end are not counted, but those in later pieces are.
         """
         for start in range(0, len(data), _PIECE):
             piece = data[start : start + _PIECE]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the mirror's database (SQLite or PostgreSQL), and provides transactions, the database's
-time and errors.
+"""Opens the mirror's database (SQLite or PostgreSQL), provides transactions and the database's
+time, and turns the database's errors into one class.
 
 SQLite is for one instance. A transaction that writes takes the database's lock at its beginning
 (BEGIN IMMEDIATE), so that no two of them conflict halfway. PostgreSQL is for several instances,
@@ -210,7 +210,7 @@ def _set_up(connection: Any) -> None:
 
 
 def _postgresql(url: URL) -> Engine:
-    # A process that is stopped in a transaction must not stop the others.
+    # A process that is stopped in a transaction must not block the others.
     limits = (
         f"-c client_encoding=UTF8 -c statement_timeout={_STATEMENT} -c lock_timeout={_BUSY} "
         f"-c idle_in_transaction_session_timeout={_STATEMENT}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads stored certificates from SQLite with one prepared statement, to answer requests quickly.
 
-Through SQLAlchemy, a read of one row takes many times as long as SQLite needs for it, and a request
-that is answered from the database does little else.
+Through SQLAlchemy, reading one row takes many times as long as SQLite itself needs, and that read
+is most of the work of answering a request from the database.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from snpcerts.mirror.stored import BY_RESOURCE, StoredCertificate
 _QUERY: Final = str(BY_RESOURCE.compile(dialect=sqlite.dialect()))
 
 
-class PromptReader:
+class DirectReader:
     """Finds stored certificates through its own connection to SQLite. For one thread only."""
 
     def __init__(self, database: MirrorDatabase) -> None:

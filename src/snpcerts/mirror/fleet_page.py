@@ -373,7 +373,7 @@ def _expiry(fleet: Fleet) -> Markup:
     return section(
         "What expires first",
         element("table", element("tbody", rows[:_MOST_EXPIRING])),
-        element("p", f"and on {more:,} later days", class_="soft") if more > 0 else None,
+        element("p", f"and {more:,} more", class_="soft") if more > 0 else None,
     )
 
 

@@ -421,8 +421,8 @@ class FleetRecords:
     def _wanted(
         self, connection: Connection, announcement: Announcement, tcb: TcbVersion, now: float
     ) -> WantedState | None:
-        """Return the state of a host's certificate for a TCB; None if it is neither stored nor
-        queued.
+        """Return the state of a host's certificate for a TCB; None if the certificate is neither
+        stored nor queued, nor known to be unavailable.
         """
         resource = _resource(announcement, tcb)
         found = stored.find(connection, resource.path)
@@ -629,8 +629,8 @@ class FleetRecords:
 
 
 def _needed(announcement: Announcement) -> list[TcbVersion]:
-    """Return the TCBs for which a host needs certificates: those of the signing key and of the next
-    key.
+    """Return the TCBs for which a host needs certificates: the reported TCB and, if it differs, the
+    current TCB.
     """
     if announcement.reported == announcement.current:
         return [announcement.reported]

@@ -86,7 +86,7 @@ class MirrorClient:
         hint = None
         if code == "wrong-certificate":
             hint = (
-                "in the [mirror] section of the configuration, set name to a DNS name or the "
+                "in the [mirror] section of the configuration, set 'name' to a DNS name or the "
                 "common name in the client certificate"
             )
         elif status in (401, 403):

@@ -134,7 +134,7 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
     now = fleet.now.timestamp()
     yield _labelled(
         "queue",
-        "Certificates in the queue, by need",
+        "Certificates, chains and revocation lists in the queue, by need",
         "need",
         {need.label: queue.waiting.get(need.label, 0) for need in Need},
     )
@@ -148,7 +148,7 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
     )
     yield _gauge(
         "gap_seconds",
-        "Shortest time between two requests for VCEK certificates, in seconds",
+        "Seconds to wait between two requests for VCEK certificates",
         queue.gap,
     )
     yield _gauge(
@@ -162,7 +162,9 @@ def _of_queue(fleet: Fleet) -> Iterator[Metric]:
         queue.fetched,
     )
     yield _gauge(
-        "refused_last_hour", "Certificates refused or not found in the last hour", queue.refused
+        "refused_last_hour",
+        "Certificates, chains and revocation lists refused or not found in the last hour",
+        queue.refused,
     )
     yield _gauge("instances", "Instances that share the database", fleet.instances)
 
@@ -208,7 +210,7 @@ def _of_hosts(fleet: Fleet) -> Iterator[Metric]:
     )
     rolls = GaugeMetricFamily(
         "snpcerts_mirror_roll_hosts",
-        "Hosts of a roll, by progress",
+        "Hosts in a roll, by progress",
         labels=["roll", "progress"],
     )
     for roll in fleet.rolls:
@@ -260,7 +262,7 @@ class FleetCache:
         asked = time.monotonic()
         with self._lock:
             if self._kept is None or self._kept[0] < asked - self._lasts:
-                # Take the time before the read, because the values may be as old as that.
+                # The values may be as old as the start of the read, so note the time before it.
                 began = time.monotonic()
                 self._kept = began, self._read()
             return self._kept[1]

@@ -28,7 +28,7 @@ from snpcerts.kds.url import ChainResource, CrlResource, Resource
 from snpcerts.mirror import stored
 from snpcerts.mirror.body_cache import BodyCache, KeptAnswer
 from snpcerts.mirror.database import DatabaseUnavailableError, MirrorDatabase
-from snpcerts.mirror.prompt_reader import PromptReader
+from snpcerts.mirror.direct_reader import DirectReader
 from snpcerts.mirror.stored import NoCertificate, StoredCertificate
 from snpcerts.mirror.target import (
     MAX_TARGET,
@@ -108,7 +108,7 @@ class MirrorService:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.cache = BodyCache()
-        self._reader = PromptReader(database) if database.is_sqlite else None
+        self._reader = DirectReader(database) if database.is_sqlite else None
         self._database = database
         self._queue = queue
         self._waiting = waiting
@@ -161,7 +161,7 @@ class MirrorService:
             await _send(send, 204, (*_CORS, *allowed), b"")
             return
         headers = ((b"allow", b"GET, HEAD, OPTIONS"), (b"content-type", _TEXT), *_NOT_STORED)
-        await _send(send, 405, headers, b"certificates can be read only: use GET\n")
+        await _send(send, 405, headers, b"certificates can only be read: use GET\n")
 
     async def _answer(self, scope: Scope) -> tuple[KeptAnswer, str] | _Refusal:
         try:
@@ -172,9 +172,9 @@ class MirrorService:
             status = 414 if len(scope["raw_path"]) > MAX_TARGET else 400
             return _Refusal(status, "bad_request", str(error))
         try:
-            prompt = self._prompt(resource)
-            if prompt is not None:
-                return self._kept(resource, prompt), "hit"
+            stored = self._direct(resource)
+            if stored is not None:
+                return self._kept(resource, stored), "hit"
             found = await self._run(self._look, resource)
             if isinstance(found, StoredCertificate):
                 return self._kept(resource, found), "hit"
@@ -226,7 +226,7 @@ class MirrorService:
             _retry_after(place.wait),
         )
 
-    def _prompt(self, resource: Resource) -> StoredCertificate | None:
+    def _direct(self, resource: Resource) -> StoredCertificate | None:
         """Return the stored certificate, without waiting for a thread, if it is valid and the
         database is SQLite; otherwise None.
         """

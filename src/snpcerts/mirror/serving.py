@@ -46,8 +46,8 @@ class ServeOptions:
     """The settings of one instance.
 
     ``gap`` is the number of seconds between two requests for VCEK certificates. None means AMD's
-    gap for AMD's server, and no gap for another mirror, which keeps the pace itself. ``client_ca``
-    is a file with the CAs that sign the hosts' client certificates.
+    gap for AMD's server, and no gap for another mirror, which spaces its own requests.
+    ``client_ca`` is a file with the CAs that sign the hosts' client certificates.
     """
 
     database: str
@@ -243,7 +243,7 @@ def _config(app: Application, options: ServeOptions) -> uvicorn.Config:
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise InputError(
-            f"cannot use the TLS certificate {options.certificate} with the key of --tls-key: "
+            f"cannot use the TLS certificate {options.certificate} with the key from --tls-key: "
             f"{error}",
             hint=(
                 "give PEM files: the certificate chain for --tls-cert, and its key for --tls-key"
@@ -257,8 +257,8 @@ def _check_client_ca(path: str) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
     except (OSError, ssl.SSLError) as error:
         raise InputError(
-            f"cannot use the CA certificates of --client-ca {path}: {error}",
-            hint="give a PEM file with the certificates of the CAs that sign the clients'",
+            f"cannot use the CA certificates from --client-ca {path}: {error}",
+            hint="give a PEM file with the certificates of the CAs that sign client certificates",
         ) from None
 
 

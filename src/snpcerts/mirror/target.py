@@ -16,7 +16,7 @@ from snpcerts.errors import FormatError, RefusedError
 from snpcerts.kds.url import WHAT, Resource, parse_target
 
 MAX_TARGET: Final = 2048
-# AMD serves these only to cloud providers, on another port, with a client certificate.
+# AMD serves these only to cloud providers, on another port that requires a client certificate.
 _PRIVATE: Final = frozenset({"cert", "hash_stick", "hashstick", "hash_sticks", "hashsticks"})
 
 

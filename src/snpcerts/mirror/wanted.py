@@ -4,8 +4,8 @@
 All instances share both through the database. An instance takes a row of the queue under a lease,
 so that only one instance requests the row's resource. If that instance dies, another takes the row
 when the lease ends. The table of the pace has a single row, which says when the next VCEK may be
-requested. It is locked while a row of the queue is taken, so that no two instances request VCEKs
-within one gap. Times are the database's.
+requested. A transaction locks the pace before it takes a row of the queue, so that no two instances
+request VCEKs within one gap. Times are the database's.
 
 The gap is counted from the answer to the last request. Upstream counts from the arrival of the
 request, which is earlier.

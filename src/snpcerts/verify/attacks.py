@@ -44,8 +44,7 @@ def _why(bulletin: Bulletin, verdict: Verdict, codes: set[ReasonCode]) -> Iterat
         yield from bulletin.below(verdict.report, verdict.tcbs)
     if ReasonCode.POLICY_PRODUCT in codes and verdict.product in bulletin.refused:
         yield (
-            f"no field of the report shows whether a {verdict.product.value} processor is "
-            "protected against it"
+            f"no field of the report shows whether a {verdict.product.value} processor is protected"
         )
     for code, (table, bits, field) in _BITS.items():
         if code not in codes or verdict.report is None:

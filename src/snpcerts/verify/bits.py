@@ -47,7 +47,9 @@ GUEST_POLICY_BITS: dict[str, Bit] = {
         24, "ciphertext hiding must be on for DRAM", "ciphertext hiding may be off"
     ),
     "page_swap_disable": Bit(
-        25, "the host may not move or swap guest pages", "the host may move and swap pages"
+        25,
+        "the host must not move or swap guest pages",
+        "the host may move and swap guest pages",
     ),
 }
 
@@ -62,8 +64,8 @@ PLATFORM_INFO_BITS: dict[str, Bit] = {
     ),
     "alias_check_complete": Bit(
         5,
-        "memory was checked for aliases since reset",
-        "no check of memory for aliases has completed (BadRAM)",
+        "memory has been checked for aliases since reset and has none",
+        "memory has not been found free of aliases since reset (BadRAM)",
     ),
     "tio_en": Bit(7, "SEV-TIO is on", "SEV-TIO is off"),
 }

@@ -22,7 +22,7 @@ from snpcerts.errors import UsageError
 from snpcerts.verify.policy import ProcessorFloor
 from snpcerts.verify.verdict import ReportTcbs
 
-# AMD publishes several bulletins on SEV-SNP a year.
+# Every year, AMD publishes several bulletins on SEV-SNP, so an older list may lack some.
 OLD_AFTER: Final = dt.timedelta(days=180)
 
 
@@ -214,8 +214,8 @@ def policy_text(
     if not bits and not floors and not any(bulletin.refused for bulletin in chosen):
         names = ", ".join(bulletin.name for bulletin in chosen)
         raise UsageError(
-            f"no policy can be written: for {', '.join(each.value for each in accepted)}, it is "
-            f"not known what values {names} requires",
+            f"no policy can be written: the values required by {names} are not known for "
+            f"{', '.join(each.value for each in accepted)}",
             hint="see the known values with 'snpcerts policy bulletins'",
         )
     lines = [f"# For {', '.join(bulletin.name for bulletin in chosen)}."]

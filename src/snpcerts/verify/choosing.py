@@ -60,7 +60,7 @@ def choose(
     *,
     allow_masked: bool,
 ) -> Choice:
-    """Return the best chain for the report that the certificates in ``collateral`` can form."""
+    """Return the best chain that the certificates in ``collateral`` can form for the report."""
     lists = [each.data for each in collateral.all_lists]
     findings = memory.findings(kind, collateral.chain(kind), anchors, lists)
     best = _choice(report, findings, allow_masked)

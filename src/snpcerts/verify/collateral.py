@@ -49,8 +49,8 @@ class Collateral:
     """Certificates by slot, in DER or PEM. None means that a certificate was not supplied.
 
     ``ask`` holds the ASK of a VCEK or the ASVK of a VLEK, as the ASK's slot in certificate tables
-    does. Some hosts put a VLEK into the VCEK's slot, so if the VLEK's slot is empty, the VLEK is
-    taken from there. ``crl`` is a revocation list of unknown kind that came with the certificates;
+    does. Some hosts put a VLEK into the VCEK's slot, so a VLEK in that slot is used if the VLEK's
+    slot is empty. ``crl`` is a revocation list of unknown kind that came with the certificates;
     it may add revocations, but cannot meet a demand for a list. ``lists`` holds the revocation
     lists whose kind or origin is known. ``others`` holds certificates of unknown kind. If the
     certificates in the slots are wrong, all certificates are sorted by kind

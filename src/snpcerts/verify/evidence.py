@@ -116,7 +116,7 @@ class RuntimeData:
         """
         try:
             claims = json.loads(self.data)
-        # Deep nesting exhausts the parser's stack before memory runs out.
+        # JSON that is nested too deeply raises RecursionError.
         except (ValueError, RecursionError):
             return None
         text = claims.get(_USER_DATA) if isinstance(claims, dict) else None

@@ -93,7 +93,7 @@ def explain(report: Report) -> Iterator[FieldLine]:
     yield FieldLine("guest", "author key digest", fields.author_key_digest.hex(), author)
     yield FieldLine("guest", "report ID", fields.report_id.hex())
     agent = "no migration agent" if fields.report_id_ma == _NO_AGENT else ""
-    yield FieldLine("guest", "report ID of agent", fields.report_id_ma.hex(), agent)
+    yield FieldLine("guest", "migration agent report ID", fields.report_id_ma.hex(), agent)
 
     yield FieldLine("guest policy", "POLICY", f"{fields.policy:#x}")
     minimum = f"{fields.policy >> 8 & 0xFF}.{fields.policy & 0xFF}"

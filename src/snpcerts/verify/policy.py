@@ -163,7 +163,7 @@ class Policy:
     field                        demand
     ===========================  ================================================================
     products                     products, any of them
-    signing_key                  VCEK or VLEK signed
+    signing_key                  the kind of key that signed: VCEK or VLEK
     chip_ids                     64-byte chip IDs, any of them
     csp_ids                      providers of a VLEK, any of them
     report_data                  up to 64 bytes, which zero-extended must equal REPORT_DATA

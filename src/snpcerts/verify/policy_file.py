@@ -128,7 +128,7 @@ def _policy(parsed: Mapping[str, Any]) -> Policy:
             )
         try:
             values[key] = reader(value)
-            # Check each demand separately, so that its error has its line number.
+            # Check each demand separately, so that an error can name the demand's line.
             Policy(**{key: values[key]})
         except _ProblemError as problem:
             raise _ProblemError(problem.problem, (key, *problem.path)) from None

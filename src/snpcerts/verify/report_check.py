@@ -166,7 +166,7 @@ def check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> Iterator[
         if not 1 <= value < P384_ORDER:
             yield Reason(
                 ReasonCode.REPORT_SIGNATURE,
-                f"expected {name} of the signature between 1 and the order of P-384",
+                f"expected {name} of the signature to be at least 1 and below the order of P-384",
             )
             return
     try:

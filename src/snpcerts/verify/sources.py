@@ -3,9 +3,9 @@
 
 Each source is asked for the parts that are still missing, and returns those that it has. A
 certificate for another chip or TCB, or without a trusted issuer, counts as missing, so the next
-source is asked for it too. What earlier sources returned is kept. All revocation lists are checked,
-and none takes precedence. If a source cannot be reached, a report is *undecided*, not refused,
-because an outage says nothing about the evidence.
+source is asked for that part too. What earlier sources returned is kept. All revocation lists are
+checked, and none takes precedence. If a source cannot be reached, a report is *undecided*, not
+refused, because an outage says nothing about the evidence.
 
 Only the sources may do I/O.
 """
@@ -132,7 +132,9 @@ class Given:
             found = replace(found, ask=self.asvk)
         if found.crl is not None:
             # The caller gave this CRL, but nothing says whether it is the VCEK's or the VLEK's.
-            own = SuppliedCrl(found.crl, None, Supplier.CALLER, "with the certificates given")
+            own = SuppliedCrl(
+                found.crl, None, Supplier.CALLER, "the certificates that the caller gave"
+            )
             found = replace(found, crl=None, lists=(own, *found.lists))
         return found
 

@@ -108,9 +108,9 @@ def authenticity_checks(
 class _Last:
     """The last results of :func:`all_checks` and :func:`any_failed`, for reuse.
 
-    ``joined`` holds the last two arguments of :func:`all_checks`, then their concatenation.
-    ``unfailed`` is the last argument of :func:`any_failed` in which no check failed. Most verdicts
-    have equal checks and so can share these objects.
+    ``joined`` holds the two arguments of the latest call of :func:`all_checks`, then their
+    concatenation. ``unfailed`` holds the latest checks for which :func:`any_failed` returned
+    False. Most verdicts have equal checks and so can share these objects.
     """
 
     joined: tuple[tuple[Check, ...], tuple[Check, ...], tuple[Check, ...]] = ((), (), ())

@@ -131,8 +131,8 @@ class ExitService:
         self._lock_wait = lock_wait
         self._on_error = on_error
         self._size_limit = size_limit
-        # The C library runs the protocol's steps itself, so it does not serve a caller's own
-        # ``perform``.
+        # The C library runs the protocol's steps itself, so it cannot be used if the caller has
+        # given its own ``perform``.
         self._library = c_library.load() if certs.perform is system.perform else None
         self._last = Served(Outcome.SERVED, 0)  # cached, because most requests have the same result
         self._described: tuple[MappedMemory, object] | None = None  # the last VM

@@ -118,8 +118,8 @@ def _outcome(plan: Plan, changed: Changed, problem: SnpCertsError | None) -> dic
 def commit(agent: Agent) -> Plan:
     """Commit the running firmware (SNP_COMMIT), which sets the reported TCB to the current TCB.
 
-    This cannot be undone. If the two TCBs differ, the signing key changes. Most firmware then drops
-    a loaded VLEK; some firmware keeps it.
+    This cannot be undone. If the two TCBs differ, the signing key changes. Some firmware then drops
+    a loaded VLEK.
     """
     from snpcerts.host import plan
 

@@ -66,7 +66,7 @@ def prove_key(host: Host, timeout: float, as_json: bool, command: tuple[str, ...
     configuration (or on the file that --file names). It proves the signing key of that file's kind
     (VCEK or VLEK).
 
-    Exit codes: 0 the key is proven and all files match it, 1 the report contradicts the firmware's
+    Exit codes: 0 the key is proven and all files match, 1 the report contradicts the firmware's
     status or proves nothing, 3 try again later.
     """
     from snpcerts.host.proof import NONCE_SIZE, prove

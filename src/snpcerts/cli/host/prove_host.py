@@ -155,7 +155,7 @@ def prove_host(
             trial.run(change)
         finally:
             end_commands()
-        started.note_end(report)
+        started.record_running(report)
     text = "\n".join(report.lines(full_chip_id=full_chip_id))
     value = json.dumps(report.to_json(full_chip_id=full_chip_id))
     if output is not None:
@@ -234,8 +234,8 @@ class _Vmm:
                 self._exit = int(found[1])
 
     def exit_number(self) -> int | None:
-        """Return the exit number that KVM used, as the VMM printed it; None if the VMM printed
-        none.
+        """Return the exit number that KVM used, as read from the VMM's output; None if the output
+        does not have it.
         """
         return self._exit
 
@@ -265,7 +265,7 @@ class _Vmm:
             printable(f"the VMM ended (exit code {self._process.returncode}): {''.join(last)}")
         )
 
-    def note_end(self, report: ClaimReport) -> None:
+    def record_running(self, report: ClaimReport) -> None:
         """If the VMM is still running and its guest has answered, record in ``report`` that the VMM
         runs a guest.
         """

@@ -21,7 +21,7 @@ from snpcerts.errors import InputError
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
-@click.command(short_help="Write everything that is stored into DIR.")
+@click.command(short_help="Write all stored certificates and revocation lists into DIR.")
 @DATABASE
 @product_option("Export only this product's files. [default: those of all products]")
 @_JSON
@@ -49,7 +49,7 @@ def export(database: str, product: Product | None, as_json: bool, directory: str
         say_line(f"{directory}: {counted(count, 'file')}")
 
 
-@click.command("import", short_help="Store everything in DIR that verifies.")
+@click.command("import", short_help="Verify the files in DIR, and store those that pass.")
 @DATABASE
 @ANCHOR
 @_JSON

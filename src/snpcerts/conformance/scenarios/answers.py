@@ -30,8 +30,8 @@ from snpcerts.emulator.frontdoor.file_watch import FileCall
 _BLOCKS = 16 * PAGE_SIZE  # bytes on disk; a file's blocks say nothing about its size
 SHORT_READS = 3  # in a row: the second read does not return the whole rest either
 _ERRORS = 20  # requests in a row that fail in the same way
-# In bytes, some of these numbers wrap in 64 bits, and some in 32. All are so large that an attempt
-# to allocate that many pages should fail, and not use up this machine's memory.
+# Converted to bytes, some of these numbers wrap in 64 bits, and some in 32. All are so large that
+# an attempt to allocate that many pages should fail, and not use up this machine's memory.
 _HUGE_NPAGES = (
     (1 << 64) - 1,
     1 << 52,

@@ -26,7 +26,7 @@ from snpcerts.conformance.file_observer import (
 )
 from snpcerts.conformance.journal import CertsRequest
 from snpcerts.conformance.scenarios.locking import ask_while_busy
-from snpcerts.conformance.stop_signal import stops_vcpus
+from snpcerts.conformance.stop_signal import may_handle
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, above_memory
 from snpcerts.emulator.frontdoor.bpf import Syscall
 from snpcerts.emulator.frontdoor.file_watch import FileCall
@@ -61,7 +61,7 @@ def _stopped_when(moment: Moment, answer: str = "a table") -> Scenario:
     def script(trial: Trial, vcpu: TrialVcpu) -> Script:
         number = trial.limits.stop
         asked.clear()
-        if trial.stopper is None or not stops_vcpus(number, trial.stopper):
+        if trial.stopper is None or not may_handle(number, trial.stopper):
             trial.skip(check, f"{number.name} ends the VMM, but does not stop its vCPUs first")
             trial.send(signal.SIGKILL)
             return
@@ -278,7 +278,8 @@ def _memory(trial: Trial, vcpu: TrialVcpu) -> Script:
     yield from guest.make_shared(vcpu.cpu, pages, gpa, size // PAGE_SIZE)
     field = (pages.data, PAGE_SIZE)
     for npages, what in ((size // PAGE_SIZE, "a table"), (0, "ENOSPC")):
-        # Do not judge the first half, in which the VMM may keep memory to free or reuse it later.
+        # Do not judge the first half of the requests, during which the VMM may keep memory to free
+        # or reuse it later.
         for number in range(2 * _BIG_ROUNDS):
             if number == _BIG_ROUNDS:
                 before = _private_bytes(trial.processes())
@@ -321,7 +322,8 @@ def _grows_a_little(
     """Make many requests with buffers at ``gpas``, which get answers of this ``kind``. Return a
     message if the VMM's memory grew steadily, otherwise None.
 
-    The memory that the large tables left free is used first, so only the second half counts.
+    Only the second half of the requests counts, because the first half may reuse memory that the
+    large tables left free.
     """
     until = time.monotonic() + trial.limits.trial
     field = (vcpu.pages.data, 4 * PAGE_SIZE)
@@ -411,7 +413,7 @@ def _killed(trial: Trial, vcpu: TrialVcpu) -> Script:
             trial.advise(
                 "lock-ends-with-vmm",
                 "the descriptor of the locked file is not close-on-exec: a program that the VMM "
-                "starts meanwhile keeps the lock",
+                "starts during a request would keep the lock after the VMM has ended",
             )
         trial.send(signal.SIGKILL)
         return False

@@ -377,7 +377,7 @@ def _replaced_at_lock(
     explain: Callable[[], str] = lambda: "",
 ) -> Script:
     """Replace the file at each of the VMM's first ``times`` attempts to lock it. ``explain``
-    returns what to add to the reason of a failure.
+    returns what to append to the message if the check fails.
     """
     for _ in range(REPLACED_AGAIN):
         old = trial.served.content or b""
@@ -687,7 +687,7 @@ def _busy_answer(trial: Trial, answer: Answer, delay: float, patience: float = 1
     """Return what is wrong with an answer that was given while an update held the lock, or None.
 
     ``delay`` is the number of seconds for which the VMM could not run. It is subtracted from the
-    wait, up to the length of the limit. The VMM may wait ``patience`` times as long as it claims.
+    wait, up to the length of the limit. The VMM may wait for ``patience`` times the limit.
     """
     request, limit = answer.request, trial.limits.busy
     if request is None or request.ret != errno.EAGAIN:

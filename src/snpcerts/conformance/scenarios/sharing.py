@@ -28,7 +28,7 @@ def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
 
 
 def _ignored(trial: Trial) -> bool:
-    """Return whether the VMM has ignored a page state change, and record that failure."""
+    """Return whether the VMM has ignored a page state change. If so, record a failure."""
     why = None if trial.guest is None else trial.guest.ignored
     if why is not None:
         trial.judge(CHECK, why)
@@ -115,7 +115,7 @@ def _named_private(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
 
 
 def _after(trial: Trial) -> None:
-    """If the VMM has ended, still record a page state change that it ignored."""
+    """Record a page state change that the VMM ignored, even if the VMM has ended."""
     _ignored(trial)
 
 

@@ -73,15 +73,15 @@ def _after_old_kernel(trial: Trial) -> None:
         trial.judge(
             check,
             (
-                "the VMM enabled the exit on a kernel that lacks it, although it had "
-                "queried KVM_X86_SEV_SNP_REQ_CERTS"
+                "the VMM called KVM_SEV_SNP_ENABLE_REQ_CERTS on a kernel that lacks the exit, "
+                "although it had queried KVM_X86_SEV_SNP_REQ_CERTS"
             ),
         )
     else:
         trial.advise(
             check,
-            "the VMM enabled the exit on a kernel that lacks it, without querying "
-            "KVM_X86_SEV_SNP_REQ_CERTS",
+            "the VMM called KVM_SEV_SNP_ENABLE_REQ_CERTS on a kernel that lacks the exit, and "
+            "never queried KVM_X86_SEV_SNP_REQ_CERTS",
         )
 
 

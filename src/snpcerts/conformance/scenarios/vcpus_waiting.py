@@ -143,7 +143,7 @@ def _adds_up(first: CertsRequest, second: CertsRequest, delay: float) -> bool | 
 
     On a busy machine every answer may be late. So the function also counts how often the second
     vCPU tried to take the lock after the first had given up. If the second vCPU's time limit began
-    with its request, it tries only once more.
+    with its own request, few such tries are left.
     """
     waited, answered = first.waited or 0.0, second.answered_at or 0.0
     apart = abs(second.asked_at - first.asked_at) / waited

@@ -22,7 +22,8 @@ file that a path names, ``stat`` builds stat results. Imports ``syscall`` and ``
 How a program can recognise the emulation, in a namespace:
 
 - A device has the device number, the ioctls and the blocking read of a terminal's ``ptmx``.
-- Opening a device never fails. If the open should have failed, the first ioctl returns its error.
+- Opening a device never fails. An error that the open should have returned comes from the first
+  ioctl instead.
 - A VM's or vCPU's descriptor is a memfd, which can be opened again through ``/proc``
   until the first open is closed.
 - The program can write to its own copy of a file of registers (``/dev/cpu/0/msr``). The

@@ -6,8 +6,9 @@ call                                    decision
 ======================================  ============================================
 ioctl with type byte 0xAE or 'S'        supervisor
 open, openat                            supervisor, except O_DIRECTORY (no device
-                                        opens as one); the kernel in a mount namespace
-openat2, creat                          supervisor; the kernel in a mount namespace
+                                        opens as a directory); in a mount namespace,
+                                        the kernel
+openat2, creat                          supervisor; in a mount namespace, the kernel
 stat, lstat, newfstatat, statx, access, supervisor, if the door's paths differ from
 faccessat, faccessat2, readlink(at),    the machine's or the door watches files; with
 (l)getxattr, (l)listxattr               AT_EMPTY_PATH (fstat), and in a mount namespace,

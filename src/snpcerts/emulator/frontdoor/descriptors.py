@@ -8,9 +8,9 @@ namespace.
 
 The last close is detected exactly, without scanning descriptor tables. The program gets a second
 open file description of the memfd, which holds a lock (flock(2)); this process keeps the first.
-When close, exec or exit ends the last descriptor and the last mapping of the second, the kernel
-sends an inotify event and releases the lock. Only the lock is conclusive: another process that
-opens and closes the file through ``/proc`` causes an event too.
+When close, exec or exit ends the last descriptor and the last mapping of the second description,
+the kernel sends an inotify event and releases the lock. Only the lock is conclusive: another
+process that opens and closes the file through ``/proc`` causes an event too.
 """
 
 from __future__ import annotations

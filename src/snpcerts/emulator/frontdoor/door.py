@@ -35,7 +35,7 @@ from snpcerts.emulator.syscall.device import Device
 from snpcerts.emulator.syscall.file_tree import TreeDirectory
 from snpcerts.errors import InputError
 
-# An emulated program never reaches these devices of the real host, even if no emulated device
+# A program behind the door never reaches these devices of the real host, even if no emulated device
 # takes their place.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
 KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
@@ -65,7 +65,7 @@ class PathKind(enum.Enum):
     FILE = "a virtual file"
     DIRECTORY = "a directory that this machine does not have, above an emulated path"
     BARRED = "a real device that this door does not emulate"
-    OPEN = "an emulated device that is already open, through its descriptor in /proc"
+    OPEN = "a link in /proc to a descriptor of an open emulated device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ class Door:
     """The emulated devices and files that a program sees.
 
     ``devices`` maps absolute paths to functions that open them. The function gets the
-    :class:`OpenInfo` and may raise ``OSError``. ``files`` maps absolute paths to the content of a
-    read-only file, created for each open: bytes, or for a sparse file a mapping of offsets to bytes
-    (in ``/dev/cpu/0/msr`` the offset is the register's number).
+    :class:`OpenInfo` and may raise ``OSError``. ``files`` maps the absolute path of each read-only
+    file to a function that returns the file's content at an open: bytes, or for a sparse file a
+    mapping of offsets to bytes (in ``/dev/cpu/0/msr`` the offset is the register's number).
 
     ``look`` says whether calls that only examine a path (stat, access, readlink) find the same as
     an open. These calls are not trapped if that makes no difference: the machine has all emulated
@@ -101,8 +101,8 @@ class Door:
     ``inodes``.
 
     ``inodes`` maps directories above emulated paths to functions that return their inode numbers. A
-    function is called each time its directory is examined, because sysfs gives a module that was
-    loaded again another number.
+    function is called each time its directory is examined, because a module's directory in sysfs
+    gets another number when the module is loaded again.
 
     ``trees`` are file systems to mount, by mount point. They exist only in a mount namespace.
 

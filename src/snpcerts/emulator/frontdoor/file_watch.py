@@ -22,7 +22,7 @@ from snpcerts.emulator.frontdoor.paths import AT_FDCWD
 from snpcerts.emulator.syscall.caller_memory import Iovec, ProcessMemory
 from snpcerts.emulator.syscall.device import Pending
 
-# The result of a delayed call that the kernel then performs.
+# If a Pending has this result, the kernel performs the delayed call.
 PROCEED: Final = 1 << 62
 
 
@@ -35,7 +35,7 @@ _IOCBS_MAX: Final = 64  # in one call; a VMM that submits more at once is observ
 
 @dataclass(frozen=True, slots=True)
 class Iocb(CStruct):
-    """A request of io_submit(2), as far as it concerns a read."""
+    """One request in a call of io_submit(2): the fields that a read uses."""
 
     SIZE: ClassVar[int] = 64
     C_NAME: ClassVar[str] = "struct iocb"
@@ -115,8 +115,8 @@ def submitted_reads(tid: int, arguments: Sequence[int]) -> dict[int, int]:
 
 
 def iovecs(memory: ProcessMemory, address: int, count: int) -> list[tuple[int, int]]:
-    """Return address and size of the ``count`` pieces of memory that the vector at ``address``
-    names, but of at most :data:`UIO_MAXIOV`. Raises ``OSError`` if the vector cannot be read.
+    """Return the address and size in each of the ``count`` entries of the iovec array at
+    ``address``, at most :data:`UIO_MAXIOV` of them. Raises ``OSError`` if the array cannot be read.
     """
     vector = (Iovec * min(count, UIO_MAXIOV))()
     data = memory.read(address, ctypes.sizeof(vector))

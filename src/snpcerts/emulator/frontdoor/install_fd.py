@@ -13,8 +13,7 @@ from snpcerts.emulator.syscall.device import Device
 
 
 def give(listener: int, notification: Notification, descriptor: int, flags: int) -> None:
-    """Let the trapped call return a new descriptor for ``descriptor``, an open file of this
-    process.
+    """Let the trapped call return a copy of ``descriptor``, a descriptor of this process.
 
     ``flags`` are the flags of open(2). Raises the same ``OSError`` as
     :func:`~snpcerts.emulator.frontdoor.seccomp.answer_with_descriptor`.

@@ -143,7 +143,7 @@ def _kill_descendants() -> None:
 
 
 def _parent(pid: str) -> int:
-    # A file object would take a third longer, and a walk reads every process of the machine.
+    # A file object would take a third longer, and descendants() reads this for every process.
     stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         line = os.read(stat, _STAT_MAX)

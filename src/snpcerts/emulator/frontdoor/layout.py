@@ -64,9 +64,9 @@ class Places:
     """Where the launcher put the devices and files of a mount namespace.
 
     The message comes with descriptors, in this order: for each of ``devices``, the root of a devpts
-    instance; the roots of ``roots`` file systems; for each of ``trees``, the tree itself. ``files``
-    and ``directories`` map a path to the number of its root and its name below that root. ``trees``
-    lists those trees of the layout that could be mounted.
+    instance; the roots of ``roots`` file systems; for each of ``trees``, its open ``/dev/fuse``.
+    ``files`` and ``directories`` map a path to the number of its root and its name below that root.
+    ``trees`` lists those trees of the layout that could be mounted.
     """
 
     devices: tuple[str, ...]

@@ -83,7 +83,7 @@ class Namespace:
 def missing() -> str:
     """Return why this process cannot have its own mount namespace, or an empty string if it can.
 
-    The attempt is made in a child process, because a process cannot leave such a namespace.
+    A child process tries to enter one, because a process cannot leave such a namespace.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     child = os.fork()

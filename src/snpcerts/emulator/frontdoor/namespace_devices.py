@@ -2,10 +2,10 @@
 """Recognises the emulated devices in mount namespaces, and detects when programs close them.
 
 Each device of a namespace is the ``ptmx`` of a devpts instance
-(:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number identifies the device
-of a descriptor. The number of its terminal (``tty-index`` in ``/proc/PID/fdinfo``) identifies the
-open: it survives dup, fork, exec and passing over a socket. When the last descriptor is closed, the
-kernel removes the terminal's file and inotify reports that.
+(:mod:`snpcerts.emulator.frontdoor.namespace`). The instance's device number shows which emulated
+device a descriptor is for. The descriptor's terminal number (``tty-index`` in
+``/proc/PID/fdinfo``) identifies the open: it survives dup, fork, exec and passing over a socket.
+When the last descriptor is closed, the kernel removes the terminal's file and inotify reports that.
 
 The supervisor does not see the program's open. It opens the emulated device at the first ioctl, and
 if the open fails, that ioctl returns the error.
@@ -63,7 +63,7 @@ class NamespaceDevice:
     opens: dict[int, InUse] = field(default_factory=dict)
     ended: bool = False
 
-    def age(self, number: int) -> int | None:
+    def created_at(self, number: int) -> int | None:
         """Return the creation time of pseudo-terminal ``number``, or None if it is closed."""
         with contextlib.suppress(OSError):
             return os.stat(str(number), dir_fd=self.root).st_ctime_ns
@@ -165,7 +165,7 @@ class NamespaceDevices:
         if in_use is not None:
             return in_use
         device = place.device
-        since = device.age(place.number)
+        since = device.created_at(place.number)
         if since is None or device.door is not door:
             raise OSError(
                 errno.ENXIO,
@@ -201,7 +201,7 @@ class NamespaceDevices:
         ended: list[Device] = []
         for device in list(self._devices.values()):
             for number, in_use in list(device.opens.items()):
-                if device.age(number) != in_use.since:
+                if device.created_at(number) != in_use.since:
                     ended.append(device.opens.pop(number).device)
             self._close_unused(device)
         return ended

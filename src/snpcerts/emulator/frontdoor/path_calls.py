@@ -115,7 +115,7 @@ class PathCalls:
         try:
             if flags & _O_PATH or match.is_barred:
                 raise OSError(
-                    errno.ENOENT, "this front door has no such device, or no real file for O_PATH"
+                    errno.ENOENT, "no such device, or O_PATH for a file that is only emulated"
                 )
             if flags & os.O_CREAT and flags & os.O_EXCL:
                 raise OSError(errno.EEXIST, "the file already exists")

@@ -206,7 +206,9 @@ def wake_synchronously(listener: int) -> bool:
 
 
 def receive(listener: int) -> Notification | None:
-    """Return the next trapped call that waits at ``listener``, or None if its caller has ended."""
+    """Return the next trapped call that waits at ``listener``; None if its caller has ended, or if
+    a signal interrupted the wait.
+    """
     try:
         answer = fcntl.ioctl(listener, _NOTIF_RECV, _BLANK)
     except OSError as error:
@@ -251,11 +253,10 @@ def proceed(listener: int, notification: int) -> bool:
 def answer_with_descriptor(
     listener: int, notification: int, descriptor: int, *, cloexec: bool
 ) -> None:
-    """Let the trapped call return a new descriptor for ``descriptor``, an open file of this
-    process.
+    """Let the trapped call return a copy of ``descriptor``, a descriptor of this process.
 
-    The descriptor gets the lowest free number. Raises ``FileNotFoundError`` if the caller has
-    ended. Any other ``OSError`` (such as EMFILE) must be passed to the caller, whose call still
+    The copy gets the lowest free number in the caller. Raises ``FileNotFoundError`` if the caller
+    has ended. Any other ``OSError`` (such as EMFILE) must be passed to the caller, whose call still
     waits for its answer.
     """
     request = _ADDFD.pack(

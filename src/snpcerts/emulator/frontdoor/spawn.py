@@ -205,7 +205,7 @@ def run(
     with contextlib.ExitStack() as stack:
         if supervisor is None:
             supervisor = stack.enter_context(Supervisor())
-        # Before the program starts, because it may be interrupted at once.
+        # Do this before the program starts: the user may press Ctrl-C at once.
         stack.enter_context(_terminal_signals_left_to_the_program())
         program = spawn(argv, supervisor, door, env=env)
         supervisor.run(until=lambda: program.exit_code is not None)

@@ -193,7 +193,8 @@ class Supervisor:
             for each in namespace:
                 os.close(each)
             raise InputError(
-                "mount namespace: expected only file systems of this front door, found others"
+                "mount namespace: expected only file systems of this front door, and one "
+                "descriptor for each place"
             )
         try:
             devices = self._namespaces.add(door, places.devices, namespace[:count])

@@ -266,8 +266,8 @@ class TreeServer:
         self._lookups[node.number] = self._lookups.get(node.number, 0) + 1
         return _with_attributes(FuseEntryOut(nodeid=node.number), self._attributes(node))
 
-    # The operations. Each is a generator. The yield at the end of one that never waits only makes
-    # it a generator; it is not reached.
+    # The operations. Each is a generator. An operation that never waits ends with a yield that is
+    # never reached and only makes the function a generator.
 
     def _init(self, _: FuseInHeader, body: bytes) -> Handling:
         asked = FuseInitIn.unpack(body.ljust(FuseInitIn.SIZE, b"\0"))

@@ -197,7 +197,7 @@ class LinuxGuest:
             self.gone = True
 
     def submit(self, request: DriverRequest) -> DriverCall:
-        """Queue a request of a program in the guest. The returned call receives the response.
+        """Queue a request from a program in the guest. The returned call receives the response.
 
         If the guest serves no programs, this method raises ENODEV.
         """
@@ -418,7 +418,9 @@ class LinuxGuest:
         sending.exitinfo2 = EXITINFO2_NOT_SENT
         sending.exits += 1
         addresses = pages.request, pages.response
-        failure = yield from page_state_calls.leave(cpu, pages.ghcb, page, sending.code, *addresses)
+        failure = yield from page_state_calls.call_hypervisor(
+            cpu, pages.ghcb, page, sending.code, *addresses
+        )
         if failure:
             return failure
         ghcb = GhcbPage(bytearray((yield from cpu.read(pages.ghcb, PAGE_SIZE))))

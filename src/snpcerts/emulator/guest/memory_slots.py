@@ -181,8 +181,8 @@ class MemorySlots:
                 or (new.address, new.size) != (old.address, old.size)
             ):
                 raise _einval(
-                    "cannot change a slot with a guest_memfd, or the size, userspace_addr or "
-                    "read-only flag of any slot"
+                    "a slot that has a guest_memfd cannot be changed, nor can any slot's size, "
+                    "userspace_addr or read-only flag"
                 )
         index = bisect.bisect_right(self._starts, new.gpa)
         # The neighbours on both sides. One of them may be the slot that the new one replaces.

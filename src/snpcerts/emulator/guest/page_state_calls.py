@@ -77,7 +77,7 @@ def _change_list(cpu: GuestCpu, ghcb: int, entries: list[int]) -> Changing:
     )
     while True:
         view.put(Field.SW_SCRATCH, ghcb + SHARED_BUFFER)
-        if (yield from leave(cpu, ghcb, page, ExitCode.PSC, 0, 0)):
+        if (yield from call_hypervisor(cpu, ghcb, page, ExitCode.PSC, 0, 0)):
             return False
         page[:] = yield from cpu.read(ghcb, PAGE_SIZE)
         current, end, reserved = _header(page)
@@ -96,7 +96,7 @@ def _header(page: bytearray) -> tuple[int, int, int]:
     )
 
 
-def leave(
+def call_hypervisor(
     cpu: GuestCpu, ghcb: int, page: bytearray, code: int, info1: int, info2: int
 ) -> Generator[Event, int, int]:
     """Write ``page`` to the GHCB and execute VMGEXIT, as ``sev_es_ghcb_hv_call`` does.

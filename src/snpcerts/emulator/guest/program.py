@@ -160,7 +160,7 @@ class LaunchedVm(Protocol):
         """The VM's name on its platform."""
 
     @property
-    def owner(self) -> int:
+    def creator(self) -> int:
         """The ID of the process that created the VM."""
 
     @property

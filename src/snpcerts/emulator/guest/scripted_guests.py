@@ -45,8 +45,8 @@ class ScriptedGuests:
             pause=script.pause,
             busy_delay=script.busy_delay,
             on_report=_teller(vm.name, script.outcomes),
-            made=self._made.setdefault(vm.owner, {}),
-            when_done=partial(_end, vm.owner),
+            made=self._made.setdefault(vm.creator, {}),
+            when_done=partial(_end, vm.creator),
         )
 
 

@@ -2,7 +2,7 @@
 """Keeps the state of the board that a VMM sets up: interrupt controllers, timers and the clock.
 
 No interrupts occur in an emulated VM. But a VMM that was not written for the emulator sets the
-board up, and reads the board's state at the end.
+board up, and later reads the board's state.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes each exit, except the one for certificates, into ``struct kvm_run``.
 
-Source: Linux ``include/uapi/linux/kvm.h``. Every function writes its member of
-the exit union and then the exit reason, into the shared memory of the vCPU.
+Source: Linux ``include/uapi/linux/kvm.h``. Each exit is written into the vCPU's shared memory:
+its member of the exit union, then the exit reason.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def unexpected(run: memoryview, code: int) -> None:
 
 
 def guest_terminated(run: memoryview, ghcb_msr: int) -> None:
-    """Write the exit for a guest that has requested its own termination. ``ghcb_msr`` has the
-    reason.
+    """Write the exit for a guest that has requested its own termination, or something that only
+    SNP guests may request. ``ghcb_msr`` is the value of the GHCB MSR.
     """
     struct.pack_into("<IIQ", run, RUN_EXIT, SYSTEM_EVENT_SEV_TERM, 1, ghcb_msr)
     plain(run, ExitReason.SYSTEM_EVENT)

@@ -54,8 +54,8 @@ class Irqfds:
         if assigns and not (full if wanted.flags & IRQFD_FLAG_RESAMPLE else in_kernel):
             raise OSError(
                 errno.EINVAL,
-                f"KVM_IRQFD with flags {wanted.flags:#x} needs an in-kernel interrupt "
-                "controller, which this VM does not have",
+                f"KVM_IRQFD with flags {wanted.flags:#x} needs an interrupt controller that KVM "
+                "does not emulate for this VM",
             )
         taken = _take(caller, wanted.fd)
         kept = False

@@ -3,9 +3,9 @@
 
 Source: Linux ``arch/x86/kvm/msrs.c`` (``kvm_set_msr_common``, ``kvm_get_msr_common``,
 ``__kvm_set_msr``, ``set_efer``) and ``svm/svm.c`` (``svm_set_msr``, ``svm_get_msr``). Both calls
-stop at the first MSR that KVM does not have, and return how many came before it. An MSR that needs
-a feature is known only if the emulated host has that feature. The values of MTRRs and of the MSRs
-for machine checks and performance counters are not checked.
+stop at the first MSR that KVM refuses, and return how many came before it. An MSR that needs a
+feature is known only if the emulated host has that feature. The values of MTRRs and of the MSRs for
+machine checks and performance counters are not checked.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class HostedVm(GuestHolder, Protocol):
         """The VM's name, unique on the host."""
 
     @property
-    def owner(self) -> int:
+    def creator(self) -> int:
         """The ID of the process that created the VM."""
 
     @property

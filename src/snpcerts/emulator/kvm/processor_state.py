@@ -3,8 +3,8 @@
 
 An emulated vCPU executes no instructions, so most of this state has no effect. But the registers go
 into the launch measurement, and a guest can request MSR and CPUID values through its GHCB. Besides,
-a VMM that was not written for the emulator makes dozens of such calls before its first KVM_RUN,
-reads some of the state back, and gives up if a call fails.
+a VMM that was not written for the emulator makes dozens of calls that set such state before its
+first KVM_RUN, reads some of the state back, and gives up if a call fails.
 
 This module does not interpret structures, except for the lists of MSRs and of CPUID entries.
 ``system_registers`` and ``model_registers`` check segments, control registers and MSRs as KVM does.
@@ -109,7 +109,7 @@ class ProcessorState:
         return self._msrs.values.get(index)
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Set an MSR if it exists; return whether it does."""
+        """Set an MSR if it has been set before; return whether it has."""
         if index not in self._msrs.values:
             return False
         self._msrs.values[index] = value

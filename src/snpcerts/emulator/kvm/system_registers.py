@@ -30,8 +30,8 @@ _CR0_PE, _CR0_NW, _CR0_CD, _CR0_PG = 1 << 0, 1 << 29, 1 << 30, 1 << 31
 _CR4_PAE: Final = 1 << 5
 # Bits of CR4 that every processor with SVM has: VME to PCE, OSFXSR, OSXMMEXCPT.
 _CR4_ALWAYS: Final = 0x7FF
-# The other bits of CR4, each with features of which a guest must have at least one: CPUID function,
-# register, bit, subleaf.
+# The other bits of CR4. Each may be set only if the guest has one of the features listed with it:
+# CPUID function, register, bit, subleaf.
 _ECX_1, _EBX_7, _ECX_7 = (0x1, 2), (0x7, 1), (0x7, 2)
 _CR4_OF_FEATURES: Final = (
     (1 << 11, ((*_ECX_7, 2, 0),)),  # UMIP

@@ -69,7 +69,7 @@ class RunningVm(RequestingVm, Protocol):
         """The VM's name, for log lines."""
 
     @property
-    def owner(self) -> int:
+    def creator(self) -> int:
         """The process that created the VM. A process that does not share memory with it cannot use
         the VM.
         """
@@ -159,7 +159,7 @@ class Vcpu:
         Any other ioctl fails with EINVAL. Every ioctl fails with EIO in a process that does not
         share the memory of the process that created the VM.
         """
-        require_shared_memory(caller.pid, self.vm.owner)
+        require_shared_memory(caller.pid, self.vm.creator)
         if type_of(request) != KVMIO:
             raise OSError(errno.EINVAL, f"expected a KVM ioctl, found {request:#x}")
         if request == Ioctl.RUN:

@@ -73,7 +73,7 @@ class Vm:
         self,
         platform: Platform,
         kind: VmType,
-        owner: int,
+        creator: int,
         guest: GuestFactory,
         kernel: KernelRelease,
     ) -> None:
@@ -81,8 +81,8 @@ class Vm:
         self.kernel = kernel
         self._make_guest = guest
         self.kind = kind
-        self.owner = owner
-        self.name = platform.name_for(owner)
+        self.creator = creator
+        self.name = platform.name_for(creator)
         self.slots = MemorySlots(
             protected=kind == VmType.SNP, binds_first=kernel.binds_guest_memfd_first
         )
@@ -240,7 +240,7 @@ class Vm:
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> Result:
         """Serve an ioctl on the VM's descriptor."""
-        require_shared_memory(caller.pid, self.owner)
+        require_shared_memory(caller.pid, self.creator)
         match request:
             case Ioctl.SET_USER_MEMORY_REGION:
                 self._set_region(caller, argument)

@@ -42,8 +42,9 @@ def throw_away(
 ) -> Iterator[PlatformHome]:
     """Yield a temporary platform for one command.
 
-    The platform's server removes its directory. On success this process becomes the program and
-    never leaves the block. If the block is left after all, this function removes the directory.
+    The platform's server removes the platform's directory when it ends. The block should replace
+    this process with the program, and so never end. If it does end, this function removes the
+    directory.
     """
     temporary = TemporaryDirectory.make("platform")
     try:
@@ -223,9 +224,9 @@ def start_server(
 
     A ``detached`` server is not a child of this process and ends when it is no longer used. A
     server that is not detached ends with this process or on SIGTERM. If ``commands`` is given,
-    either server appends a JSON line to that file for each firmware command: ``name``, ``start``
-    and ``end`` (``time.monotonic`` seconds), and ``vmm``, the ID of the VMM process if a guest made
-    the request, otherwise null.
+    either server appends a JSON line to that file for each firmware command that concerns keys or
+    reports: ``name``, ``start`` and ``end`` (``time.monotonic`` seconds), and ``vmm``, which is the
+    VMM's process ID for a guest's request, otherwise null.
     """
     argv = [sys.executable, "-P", "-m", "snpcerts.emulator.machine.server", str(home.path)]
     argv.append("--detached" if detached else f"--parent={os.getpid()}")

@@ -30,7 +30,7 @@ def carry_out(platform: Platform, order: Mapping[str, Any]) -> Mapping[str, obje
     if do in ("reload", "reboot") and platform.vms:
         raise RefusedError(
             f"cannot {do}: kvm_amd is in use by {', '.join(sorted(platform.vms))}",
-            hint="end the VMs that use kvm_amd first",
+            hint="end these VMs first",
         )
     if do == "reload":
         firmware.reload()

@@ -150,7 +150,9 @@ class PlatformHome:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold a lock, so that only one process at a time creates or serves the platform."""
+        """Hold a lock, so that only one process at a time creates the platform, its authority or
+        its control socket.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

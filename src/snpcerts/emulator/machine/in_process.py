@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated kernel for callers in this process: open, ioctl, mmap and close.
 
-These are the emulated devices that programs behind the front door reach by system calls; callers
-in this process reach them through methods. As with a system call, a call that waits blocks only its
-own thread.
+It has the same devices as the kernel that programs behind the front door see. Those programs make
+system calls; callers in this process call methods. As with a system call, a method that has to wait
+blocks only its own thread.
 """
 
 from __future__ import annotations

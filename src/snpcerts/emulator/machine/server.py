@@ -7,7 +7,8 @@ they start. It serves all of them in one loop, and ends after the last program o
 It is started as ``python -m snpcerts.emulator.machine.server DIRECTORY``. Options: with
 ``--throw-away`` it removes the directory when it ends; with ``--detached`` it is not a child of the
 process that started it; with ``--parent=PID`` it runs until that process, its parent, ends; with
-``--commands=FILE`` it appends a JSON line to FILE for each firmware command.
+``--commands=FILE`` it appends a JSON line to FILE for each firmware command that concerns keys or
+reports.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class PlatformServer:
     def __init__(
         self, home: PlatformHome, *, stays: bool = False, commands: IO[str] | None = None
     ) -> None:
-        """Create the server. For each firmware command, it writes a JSON line to ``commands``."""
+        """Create the server. It writes a JSON line to ``commands`` for each firmware command that
+        concerns keys or reports.
+        """
         self._home = home
         self._stays = stays
         self._asked_to_end = False
@@ -101,12 +104,12 @@ class PlatformServer:
         self._asked_to_end = True
 
     def _write_command(self, command: TimedCommand) -> None:
-        owners = (vm.owner for vm in self._platform.vms.values() if vm.context is command.guest)
+        creators = (vm.creator for vm in self._platform.vms.values() if vm.context is command.guest)
         line = {
             "name": command.name,
             "start": command.start,
             "end": command.end,
-            "vmm": None if command.guest is None else next(owners, None),
+            "vmm": None if command.guest is None else next(creators, None),
         }
         if self._commands is not None:
             try:
@@ -202,7 +205,7 @@ class PlatformServer:
             "vms": [
                 {
                     "name": vm.name,
-                    "pid": vm.owner,
+                    "pid": vm.creator,
                     "kernel": vm.kernel.series,
                     "serves": _serves(vm.guest),
                 }

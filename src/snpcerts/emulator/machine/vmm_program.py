@@ -2,9 +2,8 @@
 """The built-in VMM process: one SNP VM whose certificates come from a file.
 
 It makes the same system calls as any VMM, and uses the library for VMMs in Python. It is started on
-an emulated host as ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``. It ends when
-the process that the descriptor ``PIDFD`` refers to ends or, without ``PIDFD``, when its parent
-ends.
+an emulated host as ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``. ``PIDFD`` is
+an inherited pidfd: the VMM ends with that process or, without ``PIDFD``, with its parent.
 """
 
 from __future__ import annotations

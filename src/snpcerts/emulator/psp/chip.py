@@ -98,7 +98,7 @@ class Chip:
     def sev_key(self, name: str) -> ec.EllipticCurvePrivateKey:
         """Return the platform's SEV key called ``name``, which is CEK, OCA, PEK or PDH.
 
-        Real firmware keeps OCA, PEK and PDH across restarts. Here they never change.
+        Real firmware has commands that replace OCA, PEK and PDH. Here they never change.
         """
         return _signing_key(self.secret, f"SEV {name}", b"")
 
@@ -108,8 +108,8 @@ class Chip:
 
     @property
     def provider_seed(self) -> bytes:
-        """The 48 bytes from which this platform's emulated AMD derives the VLEK seeds of cloud
-        providers.
+        """The 48 bytes from which the emulated AMD, which certifies this platform's keys, derives
+        the VLEK seeds of cloud providers.
         """
         return derive(self.secret, "guest key root", b"", 48)
 

@@ -57,11 +57,11 @@ class ApiVersion:
 class ChipModel:
     """The facts about one modelled processor.
 
-    ``firmware`` maps each report version that the product's firmware can write to a firmware
-    version found in genuine reports with that report version. ``published_firmware`` is the same
-    for the firmware whose source AMD published; None if that is for another product. ``tcb`` is the
-    initial TCB of a new platform. ``vcek_product_name`` is the productName in the chip's VCEK
-    certificates.
+    The keys of ``firmware`` are the report versions that the product's firmware can write. Each
+    value is a firmware version found in genuine reports of that version. ``published_firmware`` has
+    the report version and the firmware version of the firmware whose source AMD published; None if
+    that firmware is for another product. ``tcb`` is the initial TCB of a new platform.
+    ``vcek_product_name`` is the productName in the chip's VCEK certificates.
     """
 
     cpuid: CpuId

@@ -23,9 +23,7 @@ Answer = bool | SevStatus
 
 @dataclass(frozen=True, slots=True)
 class FirmwareChoices:
-    """A firmware version that the emulator can imitate, with its answer to each question in
-    :data:`ROWS`.
-    """
+    """A firmware that the emulator can imitate, and its answer to each question in :data:`ROWS`."""
 
     name: str
     commit_drops_vlek: bool

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the CPUID values in a launch page or a guest's request as the firmware does.
 
-Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and ``sanitize_cpuid_entry``. Its
-rules for individual feature bits come from the processor's own reference and are not restated here.
-This module checks the reserved field, the highest function numbers, the processor's signature, the
-size of a cache line, and functions that the processor does not have.
+Source: AMD-ASPFW ``cpuid_lookup.c``, ``sanitize_cpuid_list`` and ``sanitize_cpuid_entry``. Unlike
+that source, this module does not check individual feature bits, whose rules come from AMD's
+Processor Programming Reference. It checks the reserved field, the highest function numbers, the
+processor's signature, the size of a cache line, and functions that the processor does not have.
 """
 
 from __future__ import annotations

@@ -110,10 +110,10 @@ class Firmware:
     and changes nothing; :meth:`launch_finish` has one exception. ``tcb`` is the initial current,
     committed and reported TCB. ``report_version`` is the newest report version that the firmware
     supports. It must be in :data:`CHIP_MODELS` for the product; the default is the newest.
-    ``choices`` selects the behaviour where sources disagree. On its own product, the published
-    firmware has its own version number and writes reports of version 2. Any other firmware that
-    supports only report version 2 is too old for VLEKs. Bits of ``platform_info`` that the firmware
-    does not have are cleared.
+    ``choices`` selects the behaviour where sources disagree. If it is the published firmware, and
+    ``chip`` is of the product that AMD published it for, the defaults are that firmware's version
+    number and report version 2. Any other firmware that supports only report version 2 is too old
+    for VLEKs. Bits of ``platform_info`` that the firmware does not have are cleared.
     """
 
     def __init__(

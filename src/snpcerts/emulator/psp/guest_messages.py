@@ -192,9 +192,10 @@ def make_report(
 def answer_key(platform: PspSnapshot, context: GuestContext, vmpck: int, payload: bytes) -> bytes:
     """Return the MSG_KEY_RSP, with a key of 32 bytes, for a MSG_KEY_REQ of version 1.
 
-    The key depends on the same inputs as AMD's, but by a different formula. It always depends on
-    the VMPL, HOST_DATA and the author key or, without one, the ID key. A VCEK as the root is the
-    one for the TCB in the request or, if the request names no TCB, the one that signs reports.
+    The key is derived from the same inputs as AMD's, but with a different formula. It always
+    depends on the VMPL, HOST_DATA and the author key or, without one, the ID key. If the root key
+    is a VCEK, it is the VCEK of the TCB in the request or, if the request names no TCB, the VCEK
+    that signs reports.
     """
     request = KeyRequest.unpack(payload)
     try:

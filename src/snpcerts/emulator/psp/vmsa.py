@@ -67,7 +67,7 @@ _XSTATE_BV, _XSAVE_YMM = 512, 576
 
 
 def debugged(states: Mapping[str, bytes]) -> bool:
-    """Return whether DR7 enables breakpoints. If it does, KVM does not launch the vCPU."""
+    """Return whether DR7 has more bits set than at reset. If so, KVM does not launch the vCPU."""
     return "debugregs" in states and bool(_u64(states["debugregs"], 40) & ~_RESET_DR7)
 
 
