@@ -10,18 +10,18 @@ from pathlib import Path
 
 from bench.compare import Skip
 
-# Modules that a benchmark uses.
+# Modules that are not benchmarks.
 _PARTS = ("__main__", "compare", "fleet_hosts", "fleet_virtual", "http_load", "peers")
 
 
 def main(names: list[str]) -> int:
-    """Run the benchmarks; 2 for a name there is none of."""
+    """Run the named benchmarks, or all if no name is given. Return 2 if a name is unknown."""
     folder = Path(__file__).parent
     known = [
         module.name for module in pkgutil.iter_modules([str(folder)]) if module.name not in _PARTS
     ]
     if unknown := set(names) - set(known):
-        print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        print(f"unknown: {', '.join(sorted(unknown))}; the benchmarks are {', '.join(known)}")
         return 2
     for name in names or known:
         try:

@@ -10,7 +10,7 @@ ROUNDS = 7
 
 
 class Skip(Exception):  # noqa: N818 (it is not an error)
-    """This machine cannot run the benchmark, and why."""
+    """This machine cannot run the benchmark; the text says why."""
 
 
 def compare(
@@ -31,7 +31,7 @@ def compare(
             times[name].append(subject())
     medians = {name: statistics.median(values) for name, values in times.items()}
     base_name, base = next(iter(medians.items()))
-    print(f"{title} (median of {rounds}, in turn)")
+    print(f"{title} (median of {rounds} rounds)")
     for name, median in medians.items():
         low, high = min(times[name]) * scale, max(times[name]) * scale
         print(

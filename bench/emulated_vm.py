@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an emulated KVM_RUN costs behind the front door, and one served certificate exit.
+"""Measures an emulated KVM_RUN, and a served certificate exit, with and without a front door.
 
-The VMM is a process that makes real system calls; beside it the same VMM in the
-emulator's own process, without a door.
+Behind the front door, the VMM is a process that makes real system calls. Without it, the same VMM
+runs in the emulator's own process.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
             )
 
         for what, title in (
-            ("run", "KVM_RUN of a guest at its end"),
+            ("run", "KVM_RUN after the guest's last request"),
             ("serve", "certificate exit"),
         ):
             compare(
@@ -80,7 +80,9 @@ def main() -> None:
 
 
 def measured(kernel: KernelCalls, what: str, path: str) -> float:
-    """Seconds for one request of the chosen kind, in a VM of this process."""
+    """Run a VM in this process. Return the seconds of one served request if ``what`` is "serve",
+    otherwise those of one KVM_RUN after the guest's last request.
+    """
     vm = build_vm(kernel)
     service = ExitService(CertFile(path))
     memory = MappedMemory([(vm.base, memoryview(vm.memory))])

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One served certificate request: Python's exit service against its system calls in C.
+"""Measures one served certificate request: Python's exit service against its system calls in C.
 
-What is measured is everything around KVM_RUN, on an 8 KiB table, in processor time: other work
-on the machine then counts for neither side. In C and in the function that Python calls, getppid(2)
-stands for KVM_RUN; where Python gets a descriptor, it is that of a device that refuses KVM_RUN.
+Everything around KVM_RUN counts, with an 8 KiB table. It is measured in processor time, so that
+other work on the machine counts for neither side. In C, and in the function that the exit service
+calls, getppid(2) stands for KVM_RUN. The descriptor that it gets instead is that of /dev/null,
+which refuses KVM_RUN.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
 
             vcpu = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             enter = vcpu if with_descriptor else kvm_run
-            logging.disable()  # the device's refusals
+            logging.disable()  # /dev/null refuses each KVM_RUN
             start = time.thread_time()
             for _ in range(COUNT):
                 served = service.serve(run, memory, enter)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long ``host set-config`` and ``commit`` hold the lock, and what of that is the firmware's.
+"""Measures how long ``host set-config`` and ``host commit`` hold the lock.
 
-The commands are the real ones, each a process behind the front door, and so are
-the VMMs whose guests ask for one report after another meanwhile. In turn: no
-guest, and sixteen. Certificates are in the cache: fetching takes place before
-any lock. The target for holding it is 50 ms beside the firmware's own time.
+The commands are the real ones, each a process behind the front door. They run first without
+guests, then with sixteen. Each guest's VMM is also a process behind the front door, and each guest
+asks for one report after another. The certificates are in the cache already, because commands
+fetch before they lock. The target is at most 50 ms in addition to the firmware's own time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ TARGET = 50.0  # ms
 
 
 def main() -> None:
-    """Print milliseconds: p50 and maximum of waiting, holding, and the firmware's part."""
+    """Print median and maximum, in milliseconds, of the wait for the lock, of the firmware's time,
+    and of the rest of the time for which the lock is held.
+    """
     try:
         seccomp.check()
     except SnpCertsError as error:
@@ -57,11 +59,11 @@ def main() -> None:
                 asked = outcomes.read_text().count("\n")
             own[guests] = _print(guests, figures, asked)
         ratio = own[GUESTS] / own[0]
-        print(f"  16 guests to none, median of holding beside the firmware's time: {ratio:.2f}")
+        print(f"  held minus firmware, ratio of medians with 16 guests and with none: {ratio:.2f}")
 
 
 class _Bench:
-    """A platform, a certificate file, a cache with the certificates of two TCBs."""
+    """A platform, a certificate file, and a cache with the certificates of two TCBs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,7 +97,9 @@ class _Bench:
 
     @contextlib.contextmanager
     def guests(self, count: int) -> Iterator[Path]:
-        """VMMs whose guests ask until the end; yields the file with a line for each report."""
+        """Run VMMs whose guests keep asking for reports. Yield the file to which they write a line
+        for each report.
+        """
         outcomes = self.folder / f"outcomes-{count}.jsonl"
         outcomes.touch()
         script = GuestScript(10**6, pause=PAUSE, busy_delay=PAUSE, outcomes=str(outcomes))
@@ -120,14 +124,14 @@ def _print(guests: int, figures: list[dict[str, Any]], asked: int) -> float:
     rows = {
         "lock wait": [each["lock_wait_ms"] for each in figures],
         "firmware": [each["firmware_ms"] for each in figures],
-        "held beside it": [each["lock_held_ms"] - each["firmware_ms"] for each in figures],
+        "held minus firmware": [each["lock_held_ms"] - each["firmware_ms"] for each in figures],
     }
     text = ", ".join(
         f"{name} {median(values):.1f} (max {max(values):.1f}) ms" for name, values in rows.items()
     )
-    over = sum(value > TARGET for value in rows["held beside it"])
+    over = sum(value > TARGET for value in rows["held minus firmware"])
     print(f"  {guests:>2} guests, {asked} reports: {text}; over {TARGET:.0f} ms: {over}")
-    return float(median(rows["held beside it"]))
+    return float(median(rows["held minus firmware"]))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet that rolls firmware: through a mirror, and each host alone; and the mirror's hits.
+"""Measures rolls of a fleet, with a mirror and with each host alone, and how a mirror serves hits.
 
 ``SNPCERTS_BENCH_HOSTS`` (default 200) and ``SNPCERTS_BENCH_GAP`` (default 0.25 s) set the size of
-the roll that is run for real. AMD's gap is 10 s; everything scales with it, except the 25 s of a
-lease, which a killed instance may cost. ``SNPCERTS_BENCH_VIRTUAL_HOSTS`` (default 500) is the size
-of the roll on a clock that skips waits. 1,000 hosts at 0.5 s and 10,000 virtual ones take about
-half an hour on an idle machine. Hosts alone are simulated with the client's own policy: for real
-they would not end.
+the roll that is run for real. AMD's gap is 10 s. All times scale with the gap, except for the 25 s
+of a lease: the queue may stand still that long when an instance is killed.
+``SNPCERTS_BENCH_VIRTUAL_HOSTS`` (default 500) is the size of the roll on a clock that skips waits.
+1,000 hosts at 0.5 s and 10,000 virtual ones take about half an hour on an idle machine. Hosts that
+ask alone are simulated, with the client's own retry policy: a real run would not end.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def rolls(folder: Path, authority: EmulatedAuthority, hosts: int, gap: float) -> None:
-    """Roll one TCB over all hosts, on each database, and say what it took."""
+    """Roll all hosts to one TCB, once for each database and for hosts alone; print what it took."""
     ideal = (hosts - 1) * gap
     print(f"{hosts} hosts behind one address, one VCEK in {gap} s (AMD: 10 s)")
     print(f"  {'':<34} {'requests':>9} {'429':>9} {'seconds':>9}  ratio to ideal")
@@ -79,12 +79,12 @@ def rolls(folder: Path, authority: EmulatedAuthority, hosts: int, gap: float) ->
             ideal,
         )
     for lengthens in (False, True):
-        what = "hosts alone, refusals lengthen" if lengthens else "hosts alone (simulated)"
+        what = "hosts alone, refusals restart gap" if lengthens else "hosts alone (simulated)"
         _row(what, alone(hosts, lengthens=lengthens), (hosts - 1) * 10.0)
 
 
 def trouble(folder: Path, authority: EmulatedAuthority, hosts: int, gap: float) -> None:
-    """Roll over hosts that announce themselves, while instances and the database are killed."""
+    """Roll hosts that announce themselves, while mirror instances and the database are killed."""
     print(f"{hosts} emulated hosts, one VCEK in {gap} s, instances killed in the middle")
     one = f"sqlite:///{folder}/live.db"
     figures = live_roll(folder, authority, one, hosts=hosts, gap=gap, instances=1, kills=1)
@@ -103,7 +103,7 @@ def trouble(folder: Path, authority: EmulatedAuthority, hosts: int, gap: float) 
 
 
 def virtual(folder: Path, authority: EmulatedAuthority, hosts: int) -> None:
-    """Roll over a large fleet at AMD's own gap, on a clock that skips waits."""
+    """Roll a large fleet at AMD's own gap, on a clock that skips waits."""
     print(f"{hosts} hosts on a clock that skips waits, one VCEK in 10 s, three instances die")
     virtual_roll(f"sqlite:///{folder}/virtual.db", authority, hosts, 1)
     with contextlib.suppress(Skip), postgresql_server() as server:
@@ -123,7 +123,9 @@ def roll(
     hosts: int,
     gap: float,
 ) -> tuple[int, int, float]:
-    """Return requests for VCEKs, refused ones, and seconds until the last was stored."""
+    """Roll once. Return how many VCEK requests AMD's server got, how many it refused, and the
+    seconds until the last VCEK was stored.
+    """
     chips = [Chip.create(Product.MILAN) for _ in range(hosts)]
     line = ProductLine(authority, tuple(chips))
     with KeyServer([line], throttle=Throttle(gap)) as amd, contextlib.ExitStack() as stack:
@@ -150,9 +152,10 @@ def roll(
 
 
 def alone(hosts: int, *, lengthens: bool) -> tuple[int, int, float]:
-    """Simulate hosts that each ask for themselves with :class:`RetryPolicy`, at AMD's gap.
+    """Simulate hosts that each ask for their own VCEK with :class:`RetryPolicy`, at AMD's gap.
 
-    A host's call ends after the policy's tries and budget; its agent calls again 30 s later.
+    A host's call ends after the policy's number of tries; its agent calls again after at least
+    30 s.
     """
     policy, throttle = RetryPolicy(), ThrottleMemory(Throttle(10.0, lengthens=lengthens))
     rng = random.Random(1)
@@ -172,12 +175,12 @@ def alone(hosts: int, *, lengthens: bool) -> tuple[int, int, float]:
             pause = max(pause, 30.0)
         heapq.heappush(waiting, (now + pause, host, refusals))
     if waiting:
-        print(f"  (after {requests} requests {len(waiting)} hosts are still without; given up)")
+        print(f"  (after {requests} requests {len(waiting)} hosts still have no VCEK; given up)")
     return requests, refused, now
 
 
 def hits(folder: Path, authority: EmulatedAuthority) -> None:
-    """Serve stored certificates to one connection after another kind of load; print the rate."""
+    """Measure how fast a mirror, and nginx, serve stored certificates; print rates and memory."""
     database = f"sqlite:///{folder}/hits.db"
     paths = fill(database, authority)
     print(f"hits, {STORED} certificates stored, 8 connections, {SECONDS:.0f} s")
@@ -196,8 +199,9 @@ def hits(folder: Path, authority: EmulatedAuthority) -> None:
 
 
 def fill(database: str, authority: EmulatedAuthority) -> list[str]:
-    """Store as many rows as a large fleet has. Their bodies are one certificate's: a hit does not
-    look into it.
+    """Store a certificate for each host of a large fleet; return their paths in random order.
+
+    All rows contain the same certificate, because a hit does not look into it.
     """
     from snpcerts.mirror import stored
     from snpcerts.mirror.database import MirrorDatabase, insert
@@ -237,7 +241,9 @@ def fill(database: str, authority: EmulatedAuthority) -> list[str]:
 
 
 def load(url: str, paths: list[str], seconds: float) -> tuple[float, float]:
-    """Return requests per second and the 99th percentile in seconds, from another process."""
+    """Ask for the paths from another process. Return requests per second, and the 99th percentile
+    of the time of a request, in seconds.
+    """
     given = json.dumps({"url": url, "paths": paths, "seconds": seconds})
     program = [sys.executable, "-m", "bench.http_load"]
     ran = subprocess.run(
@@ -314,7 +320,7 @@ def postgresql_server() -> Iterator[PostgresServer]:
 
 @contextlib.contextmanager
 def nginx(folder: Path, paths: list[str]) -> Iterator[str]:
-    """Serve the same bytes as files, by their URL's path."""
+    """Serve files of a certificate's size with nginx, at the same paths; yield its URL."""
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(program).exists():
         raise Skip("there is no nginx")

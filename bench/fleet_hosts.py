@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import select
 
-from bench.fleet_virtual import NEXT, TCB, Host, RollFigures, TimedThrottle, is_wrong
+from bench.fleet_virtual import NEXT, TCB, Host, RecordingClock, RollFigures, is_wrong
 from snpcerts.abi.product import Product
 from snpcerts.emulator.amd.authority import EmulatedAuthority
 from snpcerts.emulator.amd.key_server_faults import Throttle
@@ -154,7 +154,10 @@ class LiveFleet:
                     heapq.heappush(self._due, (time.monotonic() + again, number))
 
     def _round(self, host: Host) -> float | None:
-        """Return when the host's next round is, in seconds; None after its commit."""
+        """Let a host announce itself and, if its next certificate is stored, fetch it and commit.
+
+        Return the seconds until the host's next round; None after its commit.
+        """
         now = time.time()
         state = self._announce(host)
         if state is None:
@@ -195,7 +198,9 @@ class LiveFleet:
         return found
 
     def _fetch(self, path: str) -> bytes | None:
-        """Return a certificate; b"" if a mirror does not have it, None if none answers."""
+        """Return a certificate; b"" if the mirror does not have it, None if no instance answers or
+        the one that answers has no database.
+        """
         status, body = self._instances.ask(path)
         if status == 200:
             return body
@@ -214,10 +219,10 @@ def live_roll(
     kills: int,
     restart: Callable[[], None] | None = None,
 ) -> RollFigures:
-    """Roll one TCB over the hosts, and kill instances and the database on the way."""
+    """Roll the hosts to one TCB, and meanwhile kill instances and restart the database."""
     fleet = [Host(f"host-{n}", Chip.create(Product.MILAN)) for n in range(hosts)]
     _store_first(database, fleet, authority)
-    times = TimedThrottle(time.monotonic)
+    times = RecordingClock(time.monotonic)
     line = ProductLine(authority, tuple(host.chip for host in fleet))
     admission = Admission([anchor_from_certificate(authority.ark)])
     with KeyServer([line], throttle=Throttle(gap), clock=times) as amd:
@@ -246,13 +251,13 @@ def live_roll(
 
 
 def _trouble(
-    times: TimedThrottle,
+    times: RecordingClock,
     hosts: int,
     running: Instances,
     kills: int,
     restart: Callable[[], None] | None,
 ) -> None:
-    """Kill instances, and restart the database, evenly over the roll."""
+    """Kill instances, and restart the database, at even distances over the roll."""
     events: list[Callable[[], None]] = [running.kill] * kills
     if restart is not None:
         events.insert(kills // 2, restart)
@@ -263,7 +268,10 @@ def _trouble(
 
 
 def _store_first(database: str, fleet: Sequence[Host], authority: EmulatedAuthority) -> None:
-    """Store each host's certificate, as after an earlier roll. The bodies are one certificate's."""
+    """Store a certificate for each host, as after an earlier roll.
+
+    All rows contain the same certificate, because only its presence matters.
+    """
     first = fleet[0].chip
     body = authority.issue_vcek(first.hwid, TCB, first.vcek_key(TCB).public_key()).der
     with contextlib.closing(MirrorDatabase(database)) as opened:
@@ -281,7 +289,7 @@ def _figures(
     fleet: Sequence[Host],
     live: LiveFleet,
     amd: KeyServer,
-    times: TimedThrottle,
+    times: RecordingClock,
     began: float,
     gap: float,
 ) -> RollFigures:

@@ -2,8 +2,8 @@
 """A roll over a whole fleet on a clock that skips waits, at AMD's own gap; for :mod:`bench.fleet`.
 
 The database, the requests and the verification are real; only time is not. Each host announces
-itself, and commits as soon as the mirror has its next certificate. Some instances die between
-taking a row and asking for it.
+itself, and commits as soon as the mirror has its next certificate. Some instances die after they
+took a row from the queue, before they request its certificate.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ _DEATHS = 3
 _ESTIMATES = 100
 
 
-class TimedThrottle:
-    """A clock for a key server, which reads it once for each request for a VCEK: the times."""
+class RecordingClock:
+    """A clock for a key server. The server reads it once for each VCEK request, so it records the
+    times of these requests.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -87,12 +89,12 @@ class RollFigures:
 
     hosts: int
     requests: int
-    twice: int  # certificates that were asked for more than once
+    not_once: int  # certificates that were not asked for exactly once
     statuses: dict[int, int]
     shortest_gap: float
     seconds: float
     ideal: float
-    without: int  # hosts without the certificate of their key, at any time
+    without: int  # how often the certificate of a host's key was missing
     wrong_estimates: int  # times in Retry-After that are off by more than a gap and 10 %
     estimates: int
 
@@ -101,7 +103,7 @@ class RollFigures:
         cls,
         fleet: Sequence[Host],
         amd: KeyServer,
-        times: TimedThrottle,
+        times: RecordingClock,
         *,
         gap: float,
         seconds: float,
@@ -114,7 +116,7 @@ class RollFigures:
         return cls(
             hosts=len(fleet),
             requests=sum(asked),
-            twice=sum(count != 1 for count in asked),
+            not_once=sum(count != 1 for count in asked),
             statuses=dict(amd.statuses),
             shortest_gap=times.shortest_gap(),
             seconds=seconds,
@@ -125,12 +127,12 @@ class RollFigures:
         )
 
     def print(self, name: str) -> None:
-        """Print one row, and what must be 0."""
+        """Print one row of figures, with the counts that should be 0."""
         print(
-            f"  {name:<36} {self.requests:>7} requests, {self.twice} twice, "
+            f"  {name:<36} {self.requests:>7} requests, {self.not_once} not asked for once, "
             f"{self.statuses.get(429, 0)} refused, shortest gap {self.shortest_gap:.3f} s, "
             f"{self.seconds:.1f} s ({self.seconds / self.ideal:.3f} x N x gap), "
-            f"{self.without} hosts without certificates, "
+            f"{self.without} certificates missing, "
             f"{self.wrong_estimates} of {self.estimates} estimates wrong",
             flush=True,
         )
@@ -142,7 +144,7 @@ def is_wrong(estimate: float, took: float, gap: float) -> bool:
 
 
 class Estimates:
-    """The waits that callers were given, against the waits that they had."""
+    """Compares the waits that callers were told with the waits that they had."""
 
     def __init__(self, gap: float) -> None:
         self._gap = gap
@@ -152,17 +154,19 @@ class Estimates:
         self.wrong = 0
 
     def give(self, path: str, now: float, wait: float) -> None:
-        """Note a wait in seconds that a caller was given."""
+        """Note a wait, in seconds, that a caller was told."""
         if now >= self._from:
             self._given.setdefault(path, (now, wait))
 
     def forget(self, until: float) -> None:
-        """Count nothing up to a time: an instance died, and the queue stands still for a lease."""
+        """Drop the waits noted so far, and note none before ``until``: an instance died, so the
+        queue stands still for a lease.
+        """
         self._given.clear()
         self._from = until
 
     def done(self, path: str, now: float) -> None:
-        """Note that the certificate is there."""
+        """Compare the noted wait with the real one, because the certificate is stored now."""
         given = self._given.pop(path, None)
         if given is not None:
             self.checked += 1
@@ -170,10 +174,10 @@ class Estimates:
 
 
 def virtual_roll(database: str, authority: EmulatedAuthority, hosts: int, instances: int) -> None:
-    """Roll one TCB over that many hosts; print the figures."""
+    """Roll that many hosts to one TCB; print the figures."""
     began = time.monotonic()
     clock = VirtualClock()
-    times = TimedThrottle(clock.now)
+    times = RecordingClock(clock.now)
     fleet = [Host(f"host-{n}", Chip.create(Product.MILAN)) for n in range(hosts)]
     line = ProductLine(authority, tuple(host.chip for host in fleet))
     anchors = [anchor_from_certificate(authority.ark)]
@@ -192,9 +196,9 @@ def virtual_roll(database: str, authority: EmulatedAuthority, hosts: int, instan
 
 
 def _enrol(mirrors: VirtualMirrors, fleet: Sequence[Host], authority: EmulatedAuthority) -> None:
-    """Store each host's certificate, as after an earlier roll, and let the hosts announce.
+    """Store a certificate for each host, as after an earlier roll, and announce all hosts.
 
-    The bodies are one certificate's: nothing here reads them.
+    All rows contain the same certificate, because nothing here reads it.
     """
     first = fleet[0].chip
     body = authority.issue_vcek(first.hwid, TCB, first.vcek_key(TCB).public_key()).der
@@ -213,11 +217,11 @@ def _enrol(mirrors: VirtualMirrors, fleet: Sequence[Host], authority: EmulatedAu
 def _roll(
     mirrors: VirtualMirrors,
     amd: KeyServer,
-    times: TimedThrottle,
+    times: RecordingClock,
     fleet: Sequence[Host],
     ended: list[str],
 ) -> RollFigures:
-    """Roll; ``ended`` is where the instances put the paths that have left the queue."""
+    """Run the roll. The instances add each path that has left the queue to ``ended``."""
     clock, rng = mirrors.clock, random.Random(1)
     by_path = {host.path(NEXT): host for host in fleet}
     waiting = dict(by_path)
@@ -272,7 +276,7 @@ def _roll(
 
 
 def _die(mirrors: VirtualMirrors) -> None:
-    """Take a row as an instance does that ends at once."""
+    """Take a row from the queue, as an instance that then dies does."""
     with mirrors.database.write() as connection:
         mirrors.queue.lock(connection)
         now = mirrors.database.now(connection)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the front door costs: per call, and to programs that touch no device, by each way."""
+"""Measures the cost of each way of the front door, per call and in programs without devices."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ STORM = (
     "        path = '/usr/bin/' + name\n"
     "        os.path.exists(path) and os.close(os.open(path, os.O_RDONLY))\n"
 )
-# Something for a compiler to do that is not opening files.
+# Keeps a compiler busy with other things than opening files.
 SOURCE = "".join(
     f"int f{number}(int x) {{ int s = 0; for (int i = 0; i < x; i++) s += i % {number + 2};"
     " return s; }\n"
     for number in range(400)
 )
 STARTS = 20
-# What the launcher does too, so that the door alone makes the difference.
+# Without a door, programs start with the same imports, so that only the door makes a difference.
 BARE = "import os, sys, snpcerts.emulator.frontdoor.launch; os.execvp(sys.argv[1], sys.argv[1:])"
 
 
@@ -120,11 +120,11 @@ class _Answers:
         return 12
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is nothing to release."""
 
 
 def _run(argv: list[str], way: Way | None) -> tuple[float, bytes]:
-    """The seconds from start to end, and what was printed; without a way, no door."""
+    """Return the seconds from start to end, and the output. If ``way`` is None, use no door."""
     begin = time.perf_counter()
     if way is None:
         done = subprocess.run([sys.executable, "-P", "-c", BARE, *argv], stdout=-1, check=True)
@@ -140,7 +140,7 @@ def _run(argv: list[str], way: Way | None) -> tuple[float, bytes]:
 
 
 def _seconds(argv: list[str], way: Way | None) -> float:
-    """The seconds that the program took, by its own clock."""
+    """Return the seconds that the program prints, which it measures itself."""
     return float(_run(argv, way)[1])
 
 
@@ -164,7 +164,7 @@ def main() -> None:
 
         kinds = {
             "open": "open and close",
-            "missing": "open of what is missing",
+            "missing": "open of a missing file",
             "stat": "stat",
             "device": "open and close of a device",
             "ioctl": "ioctl on a device",
@@ -189,7 +189,7 @@ def main() -> None:
                 *("/bin/sh", "-c"),
                 f"for i in $(seq {STARTS}); do {python} -I -c 'import json'; done",
             ],
-            "20,000 opens and looks": [python, "-I", "-c", STORM],
+            "20,000 stats and opens": [python, "-I", "-c", STORM],
             "gcc -O2, 400 functions": [compiler, "-O2", "-c", str(source), "-o", os.devnull],
             "arithmetic in python": [python, "-I", "-c", "sum(i * i for i in range(10_000_000))"],
         }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that asks for paths over a few connections, for :mod:`bench.fleet`.
 
-Reads JSON from standard input and writes JSON: requests per second, 99th percentile in seconds.
-Each connection has one request under way.
+Reads JSON from standard input. Writes JSON: requests per second, and the 99th percentile of the
+time of a request, in seconds. Each connection has one request under way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONNECTIONS = 8
 
 
 def main() -> None:
-    """Run the load that standard input describes, or print the usage."""
+    """Run the load that standard input describes. On a terminal, only say what runs this."""
     if sys.stdin.isatty():
         print("bench.fleet runs this")
         return

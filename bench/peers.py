@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other projects' verifiers: our small programs around their libraries.
+"""Other projects' verifiers: their libraries, with small programs of ours around them.
 
-They are built from the public registries into the user's cache, where they stay.
+The libraries come from the public registries. The programs are built in the user's cache, and stay
+there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Peer:
-    """A library, the tools that build our program around it, and how."""
+    """A library, with our program around it and what builds that program."""
 
     name: str
     source: str
@@ -33,12 +34,12 @@ class Peer:
 
     @property
     def home(self) -> Path:
-        """Where its build goes."""
+        """The directory in which the program is built."""
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(cache) / "snpcerts" / "bench" / self.source
 
     def built(self) -> Path:
-        """The program; :class:`Skip` where it cannot be built."""
+        """Build the program; return its path. Raises :class:`Skip` if it cannot be built."""
         missing = [tool for tool in self.tools if shutil.which(tool) is None]
         if missing:
             raise Skip(f"no {', '.join(missing)} on this machine")
@@ -58,9 +59,10 @@ class Peer:
         return self.home / self.program
 
     def timer(self, mode: str, files: list[Path], count: int) -> Callable[[], float]:
-        """What runs it in one thread and returns the processor's seconds for each verification.
+        """Return a function that runs the program in one thread, and returns the processor time of
+        one verification in seconds.
 
-        What one verification and the program's start take is not in it.
+        The program's start and its first verification do not count.
         """
         program = self.built()
 

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the shim costs. "shim requests FILE COUNT" is a VMM that lets a fake KVM ask
- * for certificates COUNT times; with the shim preloaded they are served. "shim calls
- * FILE COUNT" makes the system calls of a served request and nothing else. "shim exits
- * COUNT" is a VM on the real KVM whose guest does nothing but port writes. "shim snp
- * COUNT" is the same, and says that it is an SNP VM, so that the shim looks at each
- * exit. Prints nanoseconds for one, of processor time: the machine may have other
- * work. The fake KVM is the ioctl of shim_kvm.c.
+ * Measures what the shim costs. Each command below does one thing COUNT times, and prints
+ * the nanoseconds of processor time for one (the machine may do other work meanwhile):
+ *
+ *	shim requests FILE COUNT	the fake KVM asks for certificates; the preloaded shim
+ *					serves them
+ *	shim calls FILE COUNT		only the system calls of a served request
+ *	shim exits COUNT		a guest on the real KVM writes to a port
+ *	shim snp COUNT			the same in a VM that pretends to be an SNP VM, so that
+ *					the shim examines each exit
+ *
+ * The fake KVM is shim_kvm.c, preloaded behind the shim.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,7 +44,7 @@ static long must(long result, const char *what)
 	return result;
 }
 
-/* A VM with one vCPU, its kvm_run and a megabyte. */
+/* Create a VM with a megabyte of memory and one vCPU, and map its kvm_run. Return the vCPU. */
 static int make(int kvm, long type)
 {
 	uint32_t init[6] = { KVM_SEV_INIT2 };
@@ -66,7 +70,7 @@ static void request(int vcpu)
 		must(-1, "a request was not served");
 }
 
-/* What the shim does for a request, call by call. */
+/* Make as many system calls as the shim makes for a request, in the same order. */
 static void calls(const char *path)
 {
 	struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
@@ -93,7 +97,7 @@ static void calls(const char *path)
 	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
-/* Real mode, forever: out %al, %dx; jmp back. */
+/* Write the guest's code, an endless loop in real mode: out %al, %dx; jmp back. */
 static void write_guest(int vcpu)
 {
 	static const uint8_t code[] = { 0xEE, 0xEB, 0xFD };

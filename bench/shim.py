@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shim: a served request against its system calls, and exits per second with and without.
+"""Measures the shim: a served request against its system calls in C, and an exit with and without.
 
-For requests KVM_RUN is a getppid(2) on both sides. Exits are port writes of a guest on
-the real KVM, of a VM that is not SNP, and of one that says it is.
+For requests, getppid(2) stands for KVM_RUN on both sides. The exits are port writes of a guest on
+the real KVM, first in a VM that is not an SNP VM, then in one that the shim takes for an SNP VM.
 """
 
 from __future__ import annotations

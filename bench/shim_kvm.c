@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Preloaded behind the shim for its benchmark. On descriptors of its own it is a KVM
- * that asks for certificates whenever it is run; a real VM it lets be an SNP VM for
- * those who look at the calls. KVM_RUN costs a getppid(2) where it is faked.
+ * A fake KVM for the shim's benchmark, preloaded behind the shim. A VM that is created on
+ * descriptor -1 is fake: it asks for certificates at each KVM_RUN, which costs a
+ * getppid(2). A VM that is created on /dev/kvm is an ordinary one, but the shim takes it
+ * for an SNP VM.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

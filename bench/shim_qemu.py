@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock QEMUs running a VM that is not SNP, with the shim and without: one exit.
+"""Measures one exit of a VM that is not an SNP VM, in stock QEMUs with and without the shim.
 
-The guest does nothing but port writes that QEMU handles. Processor time of QEMU, as the
-machine may have other work.
+The guest does nothing but port writes, which QEMU handles. QEMU's processor time counts, because
+the machine may have other work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GUEST = (
     b"\x66\xb9" + struct.pack("<I", EXITS) + b"\xe6\x80\x66\x49\x75\xfa"
     b"\xba\x01\x05\xb0\x10\xee\xf4\xeb\xfd"
 )
-RESET = b"\xe9\x0d\x00"  # at 0xFFF0: jump to the segment's begin
+RESET = b"\xe9\x0d\x00"  # at 0xFFF0: jump to the segment's beginning
 
 
 def _seconds(qemu: Qemu, rom: Path, variables: dict[str, str]) -> float:

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifying reports: ours against the library's raw P-384 verify rate, and against peers.
+"""Measures our verifier against the library's raw P-384 verify rate, and against peers.
 
-The evidence is of an emulated host. The chain is known after the first report, as
-it is to anyone who verifies more than one. Two more figures are for a VCEK never
-seen before under an ASK and ARK that were (a new chip, or a new TCB), and for three
-certificates none of which was ever seen; the anchor was made of the root before, as every relying
-party's is, so the root's signature on itself is not checked again.
+The evidence comes from an emulated host. The chain is known after the first report, as it is to
+anyone who verifies more than one. Two more figures are for a VCEK never seen before below a known
+ASK and ARK (a new chip, or a new TCB), and for a chain of three certificates never seen before.
+Even for that chain, the ARK's signature on itself is not checked again, because the anchor was made
+from that ARK earlier, as every relying party's anchor is.
 
-Figures of one core are of the processor's time: others who use the machine hardly
-change them. Those of all cores are of the clock's, and want a quiet machine.
+Figures for one core are processor time, which other work on the machine hardly changes. Figures
+for all cores are elapsed time, and need a quiet machine.
 
-Peers verify the same evidence in loops of their own languages, one thread each.
-"whole" is what they offer to verify a report with its certificates; neither
-remembers anything between calls, but go-sev-guest is given ASK and ARK already
-read. "known VCEK" is their report signature check with a VCEK read before and
-not checked. go-sev-guest compares names, so this emulated chain has AMD's. A
-peer is left out where its toolchain is not there.
+Peers verify the same evidence in loops in their own languages, in one thread each. "whole" is the
+function that verifies a report with its certificates. Neither peer remembers anything between
+calls, but go-sev-guest gets an ASK and ARK that are parsed already. "known VCEK" is the function
+that checks a report's signature, with a VCEK that is parsed already and is not verified.
+go-sev-guest compares certificates' names, so this emulated chain has AMD's names. A peer is left
+out if its toolchain is not installed.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ def _measure(folder: Path, firmware: Firmware, report: Report, table: bytes) -> 
     subjects = {
         "raw P-384 verify": _timed(raw),
         KNOWN: _timed(ours(None)),
-        "verify(), four demands more": _timed(ours(policy)),
+        "verify(), four more demands": _timed(ours(policy)),
         NEW_VCEK: _timed(_forgetting(ours(None), authorities=False)),
         "verify(), nothing seen before": _timed(_forgetting(ours(None), authorities=True)),
     } | _peers(folder)
     medians = compare("verifying one report", subjects, unit="us", scale=1e6)
     for name, median in medians.items():
         print(f"  {name:<34} {1 / median:>10.0f} per second")
-    print("ours is how many times as fast, per core")
+    print("how many times as fast ours is, per core")
     for name, median in medians.items():
         for mode, mine in (("known VCEK", KNOWN), ("whole", NEW_VCEK)):
             if name.endswith(mode):
@@ -147,7 +147,7 @@ def _forgetting(subject: Callable[[], None], *, authorities: bool) -> Callable[[
 
 
 def _bulk(evidence: Evidence, anchors: tuple[Anchor, ...], now: datetime) -> None:
-    """All cores: what it takes to start the processes is in it."""
+    """Measure with one process and with one for each core, including the start of processes."""
     cores = len(os.sched_getaffinity(0))
 
     def many(count: int, jobs: int) -> Callable[[], float]:
@@ -166,7 +166,7 @@ def _bulk(evidence: Evidence, anchors: tuple[Anchor, ...], now: datetime) -> Non
 
 
 def _report(firmware: Firmware) -> Report:
-    """One report, asked for without any guest in between."""
+    """Return a report that is requested from the firmware directly, without a guest."""
     context = firmware.launch_start(0x30000)
     page = firmware.launch_update(context, 0x1000, PageType.SECRETS, bytes(4096))
     assert page is not None

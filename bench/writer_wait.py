@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a writer waits while 64 readers keep coming, and what the guests feel.
+"""Measures how long a writer waits while 64 readers keep coming, and what guests notice.
 
-Eight processes of eight threads serve requests in a loop, each holding the lock
-for 5 ms as the firmware would, without a pause between. In turn: a writer that
-blocks in F_OFD_SETLKW on the file itself (what the kernel's text suggests to a
-naive reader), and each strategy. The target is a p99 of less than ten holds.
+Eight processes of eight threads serve requests in a loop without a pause. For each request, a
+thread holds the lock for 5 ms, as long as the firmware would take. The first writer blocks in
+F_OFD_SETLKW on the file itself, as a naive reading of the kernel's documentation suggests. The
+others use one strategy each. The target is a p99 of less than 50 ms, the time of ten requests.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _print(name: str, waits: list[float], given_up: int, counts: list[dict[str, 
 
 
 def read_until_told(path: str) -> None:
-    """One process of readers; prints its counts when its input ends."""
+    """Run one process of readers until it gets a line on standard input; print its counts."""
     stop = threading.Event()
     counts = {"requests": 0, "busy": 0, "empty": 0}
     slowest: list[float] = []

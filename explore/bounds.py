@@ -15,7 +15,8 @@ _LOST_WRITES = Budget(power=1, faults=1)
 _FIRMWARE = Settings(firmware_fails=True)
 _UNREDUCED = Settings(reduce=False)
 _STRANGER = Settings(reduce=False, reports=False)
-# An update empties a wrong table despite its readers' locks, so nothing may rely on these locks.
+# An update empties a wrong table despite its readers' locks. So these explorations do not rely on
+# locks to leave out interleavings, and do not check that they are respected.
 _AGAINST = Settings(reduce=False, discipline=False)
 
 

@@ -192,7 +192,8 @@ def _check_end_of_several(world: World, process: Process, end: Position) -> None
                 raise ViolationError(NO_HARM, f"the update reports success, but {where}")
             if path not in problems and lasting - {data}:
                 raise ViolationError(
-                    LASTING, f"the update reports success, but the disk may not: {where}"
+                    LASTING,
+                    f"the update reports success and {where}, but the disk may hold another table",
                 )
         elif isinstance(end.error, LockHeldError) and path in before:
             found, found_lasting = before[path][1], before[path][3]

@@ -224,8 +224,8 @@ def _load(host: Host, memory: Memory) -> None:
 
 
 def _prove(host: Host, memory: Memory) -> None:
-    """For each file, let a guest that gets this file prove which key signs. An unsigned report
-    proves nothing.
+    """For each key selection that the files use, let a guest prove which key signs. An unsigned
+    report proves nothing.
     """
     for select in (KeySel.DEFAULT, KeySel.VCEK):
         key = host.psp.signs(select)
@@ -356,7 +356,7 @@ def _no_doubt_of_masks(state: FirmwareState, file: FileConfig) -> ExpectedConten
     return expected_content(state, replace(file, masked_vlek_signs=True))
 
 
-class _ForgetsNothingFirst(Memory):
+class _RecordsBeforeLoading(Memory):
     """A memory that records a VLEK as loaded before it loads the VLEK, so that an interrupted load
     is not noticed.
     """
@@ -424,7 +424,7 @@ MUTANTS: Final = (
     Agent("blind-to-reloads", "assumes that SNP is initialised only once", memory=_BlindToReloads),
     Agent("proofs-last", "keeps a proof when the conditions of the proof change", _KeepsProofs),
     Agent(
-        "written-before", "records a VLEK as loaded before it loads the VLEK", _ForgetsNothingFirst
+        "written-before", "records a VLEK as loaded before it loads the VLEK", _RecordsBeforeLoading
     ),
     Agent(
         "trusts-strangers",

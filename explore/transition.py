@@ -319,7 +319,8 @@ def _private(world: World, process: Process, action: Any) -> bool:
 def writer_waits(world: World, process: Process) -> bool:
     """Whether the process is a writer that has its turn and waits for a lock."""
     position = process.position
-    # The steps between a failed try and the next one count as waiting too.
+    # No other process can observe the steps between two tries, so a writer that waits is about to
+    # try again.
     action = position.action
     return (
         process.writer

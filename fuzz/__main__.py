@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m fuzz``: mutate the corpus, and stop at the first finding of each process.
+"""``python -m fuzz``: run the fuzz targets on mutated inputs from the corpus.
 
-A finding is any exception that is not of the package's own tree, a broken
-promise, or an input that takes longer than a second. It is written to a file and
-its seed is printed; ``--replay FILE --target NAME`` runs it again.
+Each process stops a target at its first finding: an exception other than a SnpCertsError, a broken
+promise, or an input that takes more than a second of processor time. The input is written to a
+file, and the file's name and the reason are printed; ``--replay FILE --target NAME`` runs it again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _KEPT_SIZE = 2048
 
 
 def main() -> int:
-    """Run all targets, or those named; 1 when there is a finding."""
+    """Run all targets, or those named. Return 1 if there is a finding."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--executions", type=int, default=100_000, help="in all")
+    parser.add_argument("--executions", type=int, default=100_000, help="number of executions")
     parser.add_argument("--target", action="append", choices=[each.name for each in TARGETS])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="add new kinds of input to the corpus")
     parser.add_argument("--findings", type=Path, default=Path("findings"))
-    parser.add_argument("--replay", type=Path, help="run one file, for the one target named")
+    parser.add_argument("--replay", type=Path, help="run the named target on this file")
     options = parser.parse_args()
     chosen = [each for each in TARGETS if not options.target or each.name in options.target]
     if options.replay is not None:
@@ -75,7 +75,7 @@ def _save_finding(folder: Path, done: Outcome) -> None:
 
 
 def _keep(done: Outcome) -> None:
-    """The smallest inputs of new kinds join the corpus, up to a bound."""
+    """Add the smallest inputs that had a new outcome to the corpus, up to a bound."""
     folder = CORPUS / done.target
     room = _KEPT - sum(1 for _ in folder.glob("kept-*"))
     small = sorted((data for data in done.new.values() if len(data) <= _KEPT_SIZE), key=len)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fuzz.mutation import mutated
 from fuzz.target import TARGETS, Target
 
-# A pool that only grows would make old seeds rare.
+# The limit of the pool. In a larger pool, the original seeds would be chosen too rarely.
 _POOL = 400
 SLOW = 1.0  # seconds of processor time
 

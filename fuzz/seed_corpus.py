@@ -99,13 +99,13 @@ def main() -> None:
     chain = blob(1, milan.leaf.make()) + extra(str(CRL_GUID), crl) + blob(6, vlek.leaf.make())
     product = number(1, 1) + blob(3, number(1, 2))
     _all("message", [attestation(reports[1], chain, product), report_message(reports[2])])
-    # As AT of the target wants it: all of one Milan authority.
+    # The target trusts this Milan root, and its policy demands this report data.
     whole = [milan.report(report_data=b"\1".ljust(64, b"\0")) + table for table in tables[:3]]
     listed = [whole[0][:REPORT_SIZE] + table for table in with_lists]
     _all("verdict", [whole[0], whole[2], vlek.report() + tables[1], *listed])
     parts = (milan.leaf.make(), milan.ask.make(), milan.ark.make(), crl)
     seeds = [bytes([index]) + part for index, part in enumerate(parts)]
-    # Names that would write to a terminal.
+    # Names with escape sequences and line breaks, which must not reach a terminal.
     hostile = "SEV-Milan \x1b[2J\r\nverified"
     seeds += [b"\0" + milan.leaf.but(subject=hostile, issuer=hostile).make()]
     seeds += [b"\1" + milan.ask.but(subject=hostile).make(), b"\3" + foreign]
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _bundles(ca: SmallCa, crl: bytes) -> Iterator[bytes]:
-    """A leaf in several encodings, and a list behind another certificate."""
+    """Yield a leaf in several encodings; a revocation list follows the first."""
     leaf = ca.leaf.make()
     body = base64.b64encode(leaf)
     pem = b"-----BEGIN CERTIFICATE-----\n" + body + b"\n-----END CERTIFICATE-----\n"

@@ -46,7 +46,7 @@ _DIGITS = re.compile(
 
 
 class BrokenPromiseError(AssertionError):
-    """A target did what it says it never does."""
+    """A promise, which must hold for every input, did not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,16 @@ class Target:
     share: int
 
     def outcome(self, data: bytes) -> str:
-        """The outcome. Any exception raised here is a finding."""
+        """Return the outcome. Any exception that leaves this method is a finding."""
         try:
             return self.read(data)
         except SnpCertsError as error:
             said = _DIGITS.sub("#", f"{type(error).__name__} {error.message}")
-            # What follows is the input's own words.
+            # The rest of the message quotes the input.
             return re.split(r"['\"]|: unknown key", said, maxsplit=1)[0][:80]
 
     def seeds(self) -> list[bytes]:
-        """The kept corpus."""
+        """Return the inputs in the target's corpus."""
         return [path.read_bytes() for path in sorted((CORPUS / self.name).glob("*"))]
 
 
@@ -93,7 +93,10 @@ def _table(data: bytes) -> str:
     _promise(size <= len(data), "no byte is copied twice")
     if problems:
         return " ".join(sorted({_DIGITS.sub("#", each.message) for each in problems}))
-    _promise(CertTable.decode(table.encode()).entries == table.entries, "tables go round")
+    _promise(
+        CertTable.decode(table.encode()).entries == table.entries,
+        "an encoded table decodes to the same entries",
+    )
     return f"{min(len(table), 4)} entries, {len(table.warnings)} warnings"
 
 
@@ -104,13 +107,15 @@ def _certificate(data: bytes) -> str:
     signed = whole.tbs_certificate_bytes
     parts = (signed, whole.inner_algorithm, whole.outer_algorithm, whole.signature)
     _promise(all(part in whole.der for part in parts), "every part is in the certificate")
-    _promise(sum(map(len, (signed, *parts[2:]))) < len(whole.der), "no part is there twice")
+    _promise(sum(map(len, (signed, *parts[2:]))) < len(whole.der), "the parts do not overlap")
     _promise(
         len({each.oid for each in whole.extensions}) == len(whole.extensions),
-        "an extension is there once",
+        "no extension occurs twice",
     )
     read = EndorsementCert.from_certificate(load_certificate(data, "leaf"))
-    _promise((read.hwid is None) != (read.csp_id is None), "a leaf is of a chip or of a provider")
+    _promise(
+        (read.hwid is None) != (read.csp_id is None), "a leaf names either a chip or a provider"
+    )
     _promise(read.tcb.layout is read.product.tcb_layout, "a TCB has its product's layout")
     return f"{read.kind.name} {read.product.name}"
 
@@ -121,10 +126,10 @@ _root = load_certificate((CORPUS / "root.der").read_bytes(), "ARK")
 def _crl(data: bytes) -> str:
     revocation = load_crl(data)
     _promise(load_crl(revocation.pem()) == revocation, "PEM holds the same list")
-    _promise(revocation.signed in revocation.der, "what is signed is in the list")
+    _promise(revocation.signed in revocation.der, "the signed part is in the list")
     problems = check_crl(revocation, _root, _root, "ASK")
     believed = {each.code for each in problems} <= REVOKED
-    _promise(not believed or bears_signature(data, _root), "what is believed was signed")
+    _promise(not believed or bears_signature(data, _root), "only a signed list is believed")
     describe(data, crl=True)
     stale = crl_problem_at(revocation, AT)
     return " ".join((*(each.code.value for each in problems), "" if stale is None else "stale"))
@@ -152,13 +157,16 @@ def _evidence(data: bytes) -> str:
 
 
 def _bundle(data: bytes) -> str:
-    """A file of certificates; for other files, the name of their kind."""
+    """Read a file of certificates, and name its kind."""
     found = read_bundle(data)
-    _promise(len(found.certificates) + len(found.lists) <= MAX_CERTIFICATES, "few are read")
+    _promise(
+        len(found.certificates) + len(found.lists) <= MAX_CERTIFICATES,
+        "no more than MAX_CERTIFICATES are read",
+    )
     for each in found.certificates:
         load_certificate(each, "certificate")
     kind = kind_of(data).name
-    _promise("\n" not in kind, "a name is one line")
+    _promise("\n" not in kind, "the kind's name is one line")
     counts = f"{min(len(found.certificates), 4)} certificates, {min(len(found.lists), 2)} lists"
     return f"{counts}, {len(found.others) > 0}"
 
@@ -176,7 +184,10 @@ def _message(data: bytes) -> str:
     size = sum(len(entry.data) for entry in table.entries)
     _promise(size <= len(data), "no byte is copied twice")
     _promise(len(report) == REPORT_SIZE, "a report is whole")
-    _promise(not any(report[0x4C:0x50]) and not any(report[0x208:0x2A0]), "the rest is zero")
+    _promise(
+        not any(report[0x4C:0x50]) and not any(report[0x208:0x2A0]),
+        "bytes outside all fields are zero",
+    )
     fields = ReportLayout.unpack(report)
     zero = [name for name in ReportLayout.__slots__ if not _any(getattr(fields, name))]
     return f"{min(len(table), 4)} entries, {len(zero)} fields zero"
@@ -191,24 +202,30 @@ _signed = {
 
 
 def _verdict(data: bytes) -> str:
-    """Report and table through the whole verifier, against the corpus's root."""
+    """Verify a report with its table, and with the corpus's root as the anchor."""
     evidence = Evidence.from_bytes(data)
     verdict = verify(evidence, policy=_POLICY, anchors=_anchors, at=AT)
-    # The table's padding may change, and so may entries that the verifier ignores.
+    # Compare only the report: in the table, padding and entries that the verifier ignores may
+    # change.
     if verdict.status is Status.VERIFIED:
         _promise(evidence.report.signed_bytes in _signed, "only what was signed verifies")
-        _promise(verdict.root in _anchors and not verdict.root_is_amds, "the root is named")
-    # The same with a list required: nothing in a table is one.
+        _promise(
+            verdict.root in _anchors and not verdict.root_is_amds, "the verdict names the root"
+        )
+    # If a revocation list is required, a list in the table does not count.
     required = verify(evidence, policy=_REQUIRED, anchors=_anchors, at=AT)
-    _promise(required.status is not Status.VERIFIED, "a table's list satisfies no demand")
-    # A relying party's list names the ASK: nothing that a table holds hides that.
+    _promise(required.status is not Status.VERIFIED, "a list in the table does not count")
+    # The relying party's own list revokes the ASK; nothing in the table may hide that.
     own = replace(evidence.collateral, lists=(_REVOKED,))
     knowing = verify(evidence, own, policy=_REQUIRED, anchors=_anchors, at=AT)
     _promise(knowing.status is not Status.VERIFIED, "a revocation stays known")
     _promise(len(knowing.revocation_lists) <= 2, "each list is judged once")
     knowing.to_json()
     for_people(knowing, verbose=True)
-    _promise(len({check.name for check in verdict.checks}) == len(verdict.checks), "checks differ")
+    _promise(
+        len({check.name for check in verdict.checks}) == len(verdict.checks),
+        "no check is listed twice",
+    )
     verdict.to_json()
     return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
 
@@ -221,7 +238,7 @@ _POLICY = Policy(vmpls=(0,), minimum_guest_svn=0, report_data=b"\1")
 
 
 def _collateral(data: bytes) -> str:
-    """One certificate of a chain replaced: which one, the first byte says."""
+    """Verify with one part of the chain replaced; the input's first byte says which part."""
     slots = ("vcek", "ask", "ark", "crl")
     slot = slots[data[0] % len(slots)] if data else "vcek"
     collateral = Collateral(**(_CHAIN | {slot: data[1:]}))
@@ -229,7 +246,10 @@ def _collateral(data: bytes) -> str:
     line = for_people(verdict, verbose=True)
     _promise(all(part.isprintable() for part in line.split("\n")), "foreign names are escaped")
     if verdict.status is Status.VERIFIED:
-        _promise(slot == "crl" or _signed_part(data[1:]) in _PARTS[slot], f"a {slot} was signed")
+        _promise(
+            slot == "crl" or _signed_part(data[1:]) in _PARTS[slot],
+            f"only a signed {slot} verifies",
+        )
     return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
 
 
@@ -246,7 +266,7 @@ def _signed_part(data: bytes) -> bytes:
 
 
 _REPORT, _CHAIN = _chain()
-# A certificate made twice has two signatures: what is under them is the same.
+# Signatures are randomised, so compare only what is signed.
 _PARTS = {slot: {_signed_part(data)} for slot, data in _CHAIN.items()}
 
 TARGETS: tuple[Target, ...] = (

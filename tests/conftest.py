@@ -59,13 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
     If a signal ends the run, the next run removes it.
     """
     if FOLDER not in os.environ:
-        # With all sizes full, the files are where a user's are: on a disk.
+        # A full run keeps the files where a user's are: on a disk.
         if not FULL and _memory_will_do():
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
         config.stash[_keys] = TemporaryDirectory.make("test-keys")
         os.environ[FOLDER] = str(config.stash[_keys].path)
-        # Here, so that the workers do not all compile at the same time, and a command makes the
-        # same system calls in its first run as in its second.
+        # Compile now, so that the workers do not all do so at the same time, and a command makes
+        # the same system calls in its first run as in its second.
         compileall.compile_dir(_SOURCE, quiet=2)
 
 

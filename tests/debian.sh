@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by the scripts that fetch Debian packages for tests: apt with lists and
-# configuration of its own, so that the machine's are left alone. Nothing is
-# installed. Expects $into, a directory of the user's; after `debian SUITE...` apt
-# knows the packages of these suites.
+# For the scripts that fetch Debian packages for tests: they source this file. apt runs with
+# separate lists and configuration, so this machine's stay as they are, and nothing is installed.
+# $into must name a directory that the user may write to. After `debian SUITE...`, apt knows the
+# packages of these suites.
 
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 

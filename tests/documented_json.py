@@ -21,7 +21,7 @@ def validator(command: str) -> jsonschema.Draft202012Validator:
 
 
 def documented(command: str, text: str) -> Any:
-    """The JSON in ``text``, which is as the schema of ``command`` says."""
+    """Return the JSON in ``text``, which must satisfy the schema of ``command``."""
     value = json.loads(text)
     validator(command).validate(value)
     return value

@@ -27,7 +27,7 @@ class Emulated:
     certs: Path
     commands: Commands | None = None  # what is run is forked here; without it, each starts Python
 
-    def executed(self) -> Emulated:
+    def started_anew(self) -> Emulated:
         """Return this platform with programs that start as a user's do."""
         return replace(self, commands=None)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hosts that the emulator plays: each Linux release with each firmware.
 
-The clients' tests and the checks for VMMs run on the default host, and by
-``SNPCERTS_EVERY_HOST=1`` on each of them, which takes six times as long.
+The clients' tests and the checks for VMMs run on the default host. With
+``SNPCERTS_EVERY_HOST=1`` they run on every host, which takes six times as long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from snpcerts.emulator.kvm.release import NEWEST, SERIES
 from snpcerts.emulator.psp.choices import DEFAULT, NAMES
 
-# Kernel and firmware, the defaults first.
+# Pairs of kernel and firmware; the default pair comes first.
 EVERY_HOST: Final = tuple(
     sorted(
         ((kernel, firmware) for firmware in NAMES for kernel in SERIES),

@@ -5,7 +5,7 @@ A run is one of :data:`SUITES` on one emulated host: the tests of snphost, snpgu
 and of each QEMU that take a host, and the checks for VMMs. LOG has a JSON line for each. Started
 again with the same LOG, the command goes on with the runs that the LOG lacks or that failed in it.
 ``--shard K/N`` runs a part: start N of them, each with its own LOG. ``--say`` prints what the LOGs
-have and runs nothing. A run without a test that passed has failed.
+have and runs nothing. A run in which no test passed counts as failed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .run_log import append, interruptible, lines, shard
 ROOT: Final = Path(__file__).parents[1]
 LIMIT: Final = 3600  # seconds for a run on a busy machine
 
-# Of each suite: its tests, and what the id of a test has before the host.
+# For each suite: the file with its tests, and the part of a test id that precedes the host's name.
 SUITES: Final = {
     "snphost": ("tests/clients/test_snphost.py", ""),
     "snpguest": ("tests/clients/test_snpguest.py", ""),
@@ -42,7 +42,7 @@ SUITES: Final = {
 
 @dataclass(frozen=True)
 class Run:
-    """A suite on a host."""
+    """One suite on one host."""
 
     suite: str
     host: str
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def command(self) -> list[str]:
-        """The tests of the suite that are for this host alone."""
+        """The command that runs the suite's tests on this host."""
         file, before = SUITES[self.suite]
         return [sys.executable, "-m", "pytest", "-q", file, "-k", f"{before}{self.host}"]
 
@@ -87,9 +87,10 @@ def go_through(run: Run) -> dict[str, Any]:
 
 
 def tally(results: Path) -> tuple[Counter[str], dict[str, str]]:
-    """Return how many tests passed, and what the others said: from JUnit's XML, pytest's own.
+    """Return how many tests passed, were refused or skipped, and the messages of the others.
 
-    "refused" are those in which the program must refuse this firmware's reports.
+    ``results`` is pytest's JUnit file. A test counts as refused if it expects the program to refuse
+    this firmware's reports.
     """
     counts: Counter[str] = Counter()
     failed: dict[str, str] = {}
@@ -108,7 +109,7 @@ def tally(results: Path) -> tuple[Counter[str], dict[str, str]]:
 
 
 def go_on(log: Path, runs: Sequence[Run]) -> None:
-    """Run what the log lacks."""
+    """Run what the log lacks, or has as failed."""
     done = {line["run"] for line in lines(log) if not line["failed"]}
     with log.open("a") as file:
         for run in runs:
@@ -136,7 +137,7 @@ def say(logs: Sequence[Path], runs: Sequence[Run]) -> int:
 
 
 def main() -> int:
-    """Run what is asked for; 1 if anything failed."""
+    """Run what is asked for; return 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.every_host", description=__doc__)
     parser.add_argument("log", type=Path, nargs="+", metavar="LOG")
     parser.add_argument("--suite", choices=SUITES, action="append", help="only this one")

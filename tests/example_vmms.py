@@ -43,7 +43,7 @@ def run(argv: list[str], variables: dict[str, str]) -> str:
 
 
 def assert_passes(program: Path, variables: dict[str, str], checks: tuple[str, ...] = ()) -> None:
-    """Judge a VMM with two vCPUs: every check passes, or those of ``checks``."""
+    """Assert that a VMM with two vCPUs passes every check, or, if ``checks`` is given, these."""
     only = [word for check in checks for word in ("--only", check)]
     argv = [sys.executable, "-m", "snpcerts", "conformance", "--json", "--timeout", "40", *only]
     made = subprocess.run(

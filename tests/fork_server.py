@@ -7,12 +7,12 @@ standard input is a JSON object with the command's ``arguments`` and the files f
 ``err``; the answers are ``started PID`` and, in any order, ``ended PID STATUS``.
 
 A command that becomes another program in Python (``emulate host -- python -m MODULE``, or ``-c``)
-runs what that program runs, with its arguments, where it would call execve(2). With ``in``, a
-FIFO, the command may be this program again: commands are then forked from a program behind a front
-door.
+runs what that program runs, with its arguments, where it would call execve(2). An order can name a
+FIFO as ``in``, the command's standard input; the command may then be this program again, so that
+further commands are forked behind a front door.
 
-This process then imports what the first command of a kind imported, so that later commands need
-not.
+When a command has ended, this process imports the modules that it imported, so that later commands
+need not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from snpcerts.cli.main import main
 
 execve: Final = os.execve
 # For each running child, by process id: a memory file with the names of modules to import.
-telling: dict[int, int] = {}
+modules_of: dict[int, int] = {}
 
 
 def command(order: dict[str, Any]) -> int:
@@ -65,7 +65,7 @@ def become(path: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_IGN)  # as Python does when it starts
     if arguments[0] == __file__:
-        telling.clear()
+        modules_of.clear()
         serve(arguments[1:])
         sys.exit(0)
     if arguments[0] == "-c":
@@ -97,7 +97,7 @@ def started(line: bytes) -> None:
             traceback.print_exc()
         finally:
             os._exit(code)
-    telling[pid] = names
+    modules_of[pid] = names
     answer(f"started {pid}")
 
 
@@ -123,7 +123,7 @@ def reap() -> None:
             return
         if pid == 0:
             return
-        learn(telling.pop(pid))
+        learn(modules_of.pop(pid))
         answer(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
 
 
@@ -142,7 +142,7 @@ def serve(modules: list[str]) -> None:
             continue
         data = os.read(0, 65536)
         if not data:
-            for pid in telling:
+            for pid in modules_of:
                 os.kill(pid, signal.SIGKILL)
             return
         *lines, waiting = (waiting + data).split(b"\n")

@@ -66,7 +66,7 @@ class Running:
     def wait(self, limit: float = LIMIT) -> int:
         """Wait for its end; return its exit code."""
         if self.code is None:
-            assert self.over(limit), "a command does not end"
+            assert self.over(limit), "a command has not ended in time"
             self.code = self.server.ended(self.pid)
             os.close(self.handle)
         return self.code
@@ -78,8 +78,8 @@ class Running:
 class Commands:
     """A process that commands are forked from. Threads may share it.
 
-    It is started with the command line ``prefix``, or is a command of ``start`` itself, with
-    ``prefix`` as its arguments.
+    It is started with the command line ``prefix``. If ``start`` is given, it is itself forked
+    there, as the command with the arguments ``prefix``.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Commands:
     def _answer(self) -> list[str]:
         while b"\n" not in self._unread:
             assert select.select([self._answers], [], [], LIMIT)[0], (
-                "no command has started or ended"
+                "no command has started or ended in time"
             )
             data = os.read(self._answers, 65536)
             assert data, "the process that commands are forked from has ended"
@@ -141,7 +141,7 @@ class Commands:
         while (answer := self._answer())[0] != "started":
             pass
         pid = int(answer[1])
-        # The server reaps it when it announces the end; until then the number is still its own.
+        # The server reaps it when it announces the end; until then its PID cannot be reused.
         try:
             handle = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -163,7 +163,7 @@ class Commands:
         return code, running.said()
 
     def completed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as :func:`subprocess.run` does that captures text."""
+        """Run a command as :func:`subprocess.run` does when it captures text."""
         running = self.start(*arguments)
         code = running.wait()
         out, err = running.out.read_text(), running.err.read_text()

@@ -48,7 +48,7 @@ def _once(name: str, make: Callable[[Path], None]) -> Path:
 
 @functools.cache
 def rsa_key(label: str, bits: int = 4096) -> rsa.RSAPrivateKey:
-    """The key of that label."""
+    """The key with that label: the same one for a whole run."""
 
     def generated() -> rsa.RSAPrivateKey:
         return rsa.generate_private_key(65537, bits)
@@ -74,14 +74,14 @@ def _authority_folder(product: Product, name: str) -> Path:
 
 @functools.cache
 def authority_of(product: Product, name: str = "first") -> EmulatedAuthority:
-    """The emulated authority of a product; by another name, another one, with one key for all."""
+    """The emulated authority of a product. Another ``name`` gives another, with only one key."""
     return EmulatedAuthority.load(_authority_folder(product, name))
 
 
 def prepare_platform(
     directory: Path, product: Product = Product.MILAN, choices: FirmwareChoices | None = None
 ) -> None:
-    """Make a platform there as ``snpcerts emulate`` does: a new chip, the authority's keys."""
+    """Make a platform as ``snpcerts emulate`` does, with a new chip and the first authority."""
     home = PlatformHome(directory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.copytree(_authority_folder(product, "first"), directory / "authority")

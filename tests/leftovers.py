@@ -31,9 +31,9 @@ class Marked:
         return self.run(*SNPCERTS, *arguments)
 
     def run(self, *argv: str, ignored: bool = False) -> subprocess.Popen[bytes]:
-        """Start any program, with SIGHUP as a shell leaves it, should nohup run these tests.
+        """Start any program. SIGHUP has its default action, even if nohup runs these tests.
 
-        With ``ignored``, SIGINT is ignored, as in the background of a script.
+        With ``ignored``, SIGINT is ignored, as in a background process of a script.
         """
         self.place.mkdir(exist_ok=True)
         shell = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"] if ignored else []

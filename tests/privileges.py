@@ -22,7 +22,7 @@ def make_unreadable(path: Path) -> None:
 
 
 def give_up_file_privileges() -> None:
-    """Make file modes apply to root. For a child, before exec."""
+    """Make file modes apply to root. Call it in a child, before exec."""
     if os.getuid() == 0:
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE)

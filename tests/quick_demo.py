@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python quick_demo.py ...``: ``snpcerts demo ...`` with the run's emulated authority.
+"""``python quick_demo.py ...`` is ``snpcerts demo ...`` with the test run's emulated authority.
 
-Making a new one takes seconds of processor time.
+Creating a new authority takes seconds of processor time.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a long run: a JSON line for each part, so that a run that was ended can go on."""
+"""The log of a long run: a JSON line for each part, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; one that was cut off counts for nothing."""
+    """Return the lines of a log, without those that were cut off."""
     found = []
     for line in log.read_text().splitlines() if log.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
@@ -34,7 +34,7 @@ def interruptible() -> Iterator[None]:
 
 
 def append(file: TextIO, result: dict[str, Any]) -> None:
-    """Write a line. It begins a new one, in case the last was cut off."""
+    """Write a result, after a line break in case the last line was cut off."""
     file.write("\n" + json.dumps(result))
     file.flush()
 

@@ -30,7 +30,7 @@ NONCE_LINE = 'nonce = bytes.fromhex("0123456789abcdef")'
 
 
 def examples() -> list[tuple[str, str]]:
-    """Page and line, and the code."""
+    """The place (page and line) and the code of every example."""
     found = []
     for page in sorted(PAGES):
         text = page.read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def test_an_example_runs_on_its_own(code: str) -> None:
 def test_the_readmes_commands_on_files_run(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tables and reports; the guides' tests have the commands that need a host or a guest."""
+    """Those are ``table`` and ``verify``; packages/test_guides.py runs those for host and guest."""
     ask, ark = (load_certificate(CHAIN[name], name) for name in ("ask", "ark"))
     (directory / "ask.pem").write_bytes(ask.public_bytes(Encoding.PEM))
     (directory / "ark.pem").write_bytes(ark.public_bytes(Encoding.PEM))

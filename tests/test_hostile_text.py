@@ -36,12 +36,12 @@ from snpcerts.kds.client import KdsClient
 from snpcerts.kds.retry import RetryPolicy
 from snpcerts.printable import printable, printable_lines
 
-# Clears the screen, starts a line that looks like ours, sets the title, turns the direction.
+# Clears the screen, starts a line that looks like ours, sets the title, reverses the text.
 HOSTILE = "x\x1b[2J\nsnpcerts: in step\r\x1b]0;t\x07\u202e\x9b31m"
 
 
 def harmless(text: str, lines: int | None = None) -> None:
-    """No control character but the line breaks that are ours."""
+    """Check that there is no control character except our own line breaks."""
     for line in text.split("\n"):
         assert line.isprintable(), line
         assert not line.startswith("snpcerts: in step")
@@ -53,7 +53,7 @@ def harmless(text: str, lines: int | None = None) -> None:
 def test_any_text_becomes_one_printable_line(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
-    assert printable(shown) == shown, "what is printable stays as it is"
+    assert printable(shown) == shown, "printable text must stay as it is"
     if text.isprintable():
         assert shown == text
     assert all(line.isprintable() for line in printable_lines(text).split("\n"))
@@ -146,7 +146,7 @@ def test_names_in_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_names_of_files(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Evidence in a directory that an attacker has filled."""
+    """The evidence is in a directory that an attacker has filled."""
     name = HOSTILE.replace("/", "")
     folder = tmp_path / name
     folder.mkdir()
@@ -170,14 +170,15 @@ def test_names_of_files(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFix
         harmless(str(line), 1)
 
 
-def test_what_a_key_server_says(tmp_path: Path) -> None:
-    """In the status line, in a header, in the body: in the error and in each notice."""
+@pytest.mark.parametrize("status", [302, 503])
+def test_what_a_key_server_says(tmp_path: Path, status: int) -> None:
+    """Its status line, a header and its body are hostile; the error and the notices must not be."""
     import http.server
     import threading
 
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(302, "found\x1b[2J")
+            self.send_response(status, "found\x1b[2J")
             self.send_header("Location", "http://other.example/\x1b[2J\x9b31m")
             self.end_headers()
             self.wfile.write(HOSTILE.encode())
@@ -190,7 +191,7 @@ def test_what_a_key_server_says(tmp_path: Path) -> None:
     thread.start()
     notices: list[str] = []
     try:
-        policy = RetryPolicy(attempts=1, budget=5)
+        policy = RetryPolicy(attempts=2, budget=30, first_wait=0.01)
         client = KdsClient(
             f"http://127.0.0.1:{server.server_address[1]}", policy=policy, notice=notices.append
         )
@@ -200,6 +201,9 @@ def test_what_a_key_server_says(tmp_path: Path) -> None:
         with pytest.raises(SnpCertsError) as raised:
             client.get(ChainResource(Product.MILAN, VekKind.VCEK), lambda body: body)
         harmless(str(raised.value), 1)
+        assert notices, "the wait for the second attempt must be announced"
+        for notice in notices:
+            harmless(notice, 1)
         client.close()
     finally:
         server.shutdown()
@@ -224,16 +228,16 @@ def test_a_vmms_last_words(tmp_path: Path) -> None:
     )
     harmless(made.stdout)
     harmless(made.stderr)
-    assert ": x\\x1b[2J\\nsnpcerts: in step" in made.stdout, "its words are there, in one line"
+    assert ": x\\x1b[2J\\nsnpcerts: in step" in made.stdout, "its words must be there, in one line"
 
 
 def test_what_was_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Arguments that are quoted in a usage error, and names of files that were written."""
+    """Usage errors quote arguments, and commands print the names of files that they write."""
     import click._compat
 
-    # As to a terminal, where click leaves escape sequences in.
+    # Print as to a terminal, where click does not remove escape sequences.
     monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *_: False)
     folder = tmp_path / HOSTILE.replace("/", "")
     folder.mkdir()

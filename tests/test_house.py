@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The map of the house holds: imports point down and never in a circle, and the product
-does not know the emulator."""
+"""The structure of the code: imports point down and never in a circle, and the product does
+not import the emulator."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from snpcerts.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "snpcerts"
-# From the ground up; each may import what stands before it.
-FLOORS = [
+# Modules and packages from the ground up; each may import those listed before it.
+LAYERS = [
     "exports",
     "schemas",
     "printable",
@@ -48,7 +48,7 @@ FLOORS = [
     "demo",
     "cli",
 ]
-# The emulator's rooms, and those of its rooms that each may import.
+# The rooms are the emulator's packages; each may import the rooms that are listed for it.
 ROOMS: dict[str, set[str]] = {
     "syscall": set(),
     "psp": {"syscall"},
@@ -71,7 +71,7 @@ SHARED_MODULE_NAMES = {"__init__", "__main__", "errors"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 
 
-def floor_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     first = path.relative_to(SOURCE).parts[0]
     return first.removesuffix(".py")
 
@@ -156,9 +156,9 @@ def reached(module: str) -> set[str]:
 
 def test_nothing_of_the_product_leads_to_the_emulator() -> None:
     for module, path in FILES.items():
-        if SOURCE not in path.parents or floor_of(path) in RUN_THE_EMULATOR:
+        if SOURCE not in path.parents or layer_of(path) in RUN_THE_EMULATOR:
             continue
-        if floor_of(path) == "cli" and path.name in COMMANDS_THAT_DO:
+        if layer_of(path) == "cli" and path.name in COMMANDS_THAT_DO:
             continue
         found = {name for name in reached(module) if name.startswith("snpcerts.emulator")}
         assert not found, f"{module} leads to {sorted(found)}"
@@ -201,7 +201,7 @@ def _names(described: str, name: str) -> bool:
 def test_a_package_says_which_packages_it_imports(package: Path) -> None:
     described = " ".join((ast.get_docstring(tree_of(package / "__init__.py")) or "").split())
     sentence = re.search(r"\bImports (.*?)\.(?: |$)", described)
-    assert sentence is not None, "no sentence 'Imports ...'"
+    assert sentence is not None, "the docstring must have a sentence 'Imports ...'"
     found = {
         _package_as_named(name, package)
         for path in package.glob("*.py")
@@ -212,7 +212,7 @@ def test_a_package_says_which_packages_it_imports(package: Path) -> None:
 
 
 def _package_as_named(module: str, package: Path) -> str | None:
-    """The package of a module, as files of another package name it; None for their own."""
+    """The name that ``package`` uses for the package of ``module``; None if it need not name it."""
     path = FILES[module]
     folder = path.parent.relative_to(SOURCE)
     if path.name != "__init__.py" and not folder.parts:
@@ -237,10 +237,10 @@ def test_the_package_imports_by_full_names() -> None:
 def test_imports_point_down() -> None:
     wrong = []
     for path in MODULES:
-        mine = floor_of(path)
+        mine = layer_of(path)
         if mine in ("__init__", "__main__"):
             continue
-        allowed = {*FLOORS[: FLOORS.index(mine) + 1], "__version__"}
+        allowed = {*LAYERS[: LAYERS.index(mine) + 1], "__version__"}
         for name in imported(path):
             parts = name.split(".")
             if parts[0] == "snpcerts" and len(parts) > 1 and parts[1] not in allowed:
@@ -248,8 +248,8 @@ def test_imports_point_down() -> None:
     assert wrong == []
 
 
-def test_the_ground_floor_needs_only_the_standard_library() -> None:
-    ground = [path for path in MODULES if floor_of(path) == "abi"]
+def test_abi_needs_only_the_standard_library() -> None:
+    ground = [path for path in MODULES if layer_of(path) == "abi"]
     tops = {name.split(".")[0] for path in ground for name in imported(path)}
     assert tops - {"snpcerts"} <= sys.stdlib_module_names
 
@@ -317,8 +317,8 @@ def _is_a_command(path: Path) -> bool:
 
 
 def test_devices_are_called_by_the_kernels_ioctl() -> None:
-    """Python's repeats a call after EINTR and drops what a failed call wrote, since 3.14. The
-    supervisor's listener needs neither.
+    """Since 3.14, Python's ioctl repeats a call after EINTR and drops what a failed call wrote.
+    For the supervisor's listener, neither matters.
     """
     users = {
         path.relative_to(SOURCE).as_posix()
@@ -341,7 +341,7 @@ def _template(node: ast.expr) -> str:
 
 
 def test_a_message_shows_values_and_not_their_names() -> None:
-    """Two braces in an f-string print an expression instead of its value."""
+    """Doubled braces in an f-string print an expression instead of its value."""
     found = [
         f"{path}:{each.lineno}: {each.value!r}"
         for path in MODULES
@@ -354,7 +354,7 @@ def test_a_message_shows_values_and_not_their_names() -> None:
 
 
 def test_what_follows_the_name_in_a_message_has_its_own_subject() -> None:
-    """As in "FILE: not a regular file" or "FILE: expected 8 bytes, found 5"."""
+    """As in "FILE: not a regular file" or "FILE: the file has 5 bytes"; not "FILE: has 5 bytes"."""
     wrong = []
     for path in MODULES:
         for node in nodes_of(path):

@@ -112,10 +112,10 @@ def test_a_command_ended_while_it_makes_its_machine(tmp_path: Path, number: sign
     _judge(marked, number, said)
 
 
-def test_the_file_that_tries_the_temporary_directory_is_not_left(
+def test_the_file_that_probes_the_temporary_directory_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library writes it at the first call; a signal then would leave it."""
+    """Python's tempfile writes it at its first call; a signal at that moment would leave it."""
     masks = []
 
     def place() -> str:
@@ -173,7 +173,7 @@ def test_a_program_has_no_children_that_it_did_not_start(tmp_path: Path, certs: 
 
 
 def test_a_launcher_that_fails_behind_its_filter_ends(tmp_path: Path) -> None:
-    """It holds its own listener then: any open would wait for itself forever."""
+    """By then it holds the listener of its own filter, so an open would wait for itself forever."""
     script = (
         "import socket\n"
         "from snpcerts.emulator.frontdoor import launch\n"
@@ -186,7 +186,7 @@ def test_a_launcher_that_fails_behind_its_filter_ends(tmp_path: Path) -> None:
 
 
 def test_with_sigint_ignored_a_command_still_ends(tmp_path: Path) -> None:
-    """Started in the background of a script, or by nohup."""
+    """A shell script starts commands in the background with SIGINT ignored."""
     marked = Marked(tmp_path / "tmp")
     started = marked.run(*DEMO, "--guests", "1", "--seconds", "600", ignored=True)
     marked.wait_until(has(["snpcerts.demo.vmm"], 1))

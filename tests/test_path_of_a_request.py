@@ -44,7 +44,7 @@ def host() -> EmulatedHost:
 
 
 def report_as(host: EmulatedHost, tcb: TcbVersion) -> CertTable:
-    """Make the firmware report ``tcb``; the table for what it reports then."""
+    """Make the firmware report ``tcb``; return the table for that."""
     host.firmware.snp_set_config(SnpConfig(reported_tcb=tcb.pack()))
     return host.table()
 
@@ -118,7 +118,7 @@ def test_the_key_changes_underneath_and_the_next_report_still_matches(
 
 
 def test_a_stale_table_is_noticed(host: EmulatedHost, tmp_path: Path) -> None:
-    """The firmware's key changes without a word to the file: the check must fail."""
+    """The signing key changes but the file does not, so the verifier must refuse the report."""
     path = tmp_path / "certs.bin"
     CertFile(str(path)).publish(host.table())
     vm = Vm(host, path, reports=1)
@@ -145,7 +145,7 @@ def test_a_guest_with_too_small_a_buffer_comes_back_with_a_larger_one(
 def test_without_a_file_the_guest_gets_a_report_and_an_empty_table(
     host: EmulatedHost, tmp_path: Path
 ) -> None:
-    """And it keeps its VMPCK: the second report works as well."""
+    """It also keeps its VMPCK, so its second request succeeds too."""
     vm = Vm(host, tmp_path / "missing", reports=2)
     vm.play()
     assert [CertTable.decode(outcome.table) for outcome in vm.outcomes] == [CertTable()] * 2
@@ -153,7 +153,7 @@ def test_without_a_file_the_guest_gets_a_report_and_an_empty_table(
 
 
 def test_eio_costs_a_linux_guest_its_key(host: EmulatedHost, tmp_path: Path) -> None:
-    """Why an empty table is the default."""
+    """This is why an empty table is the default."""
     vm = Vm(host, tmp_path / "missing", reports=2)
     vm.service = ExitService(CertFile(str(tmp_path / "missing")), on_error="eio")
     vm.play()

@@ -26,8 +26,8 @@ SCHEMAS = sorted(Path(schemas.__file__).parent.glob("*.json"))
 NAMES = [product.value for product in Product]
 PINNED = [product for product in Product if product.is_pinned]
 KEYWORDS = [product.keyword for product in Product]
-# A member's name in Python code: the two tables, the policy's public fields, which are
-# spelled out, and the default of the emulator.
+# Only these files may name a member of Product or TcbLayout: those with a table by product or by
+# layout, and those that choose the emulator's default product.
 MAY_NAME_A_PRODUCT = {
     "abi/product.py",
     "abi/tcb.py",
@@ -61,7 +61,7 @@ def test_the_emulator_models_a_processor_of_each_product(product: Product) -> No
 
 
 def test_chip_ids_of_one_length_have_tcbs_of_one_layout() -> None:
-    """Reports of version 2 are read by it: they say nothing else of their product."""
+    """Only the chip ID in a version 2 report tells which layout its TCBs have."""
     layouts: dict[int, set[object]] = {}
     for product in PINNED:
         layouts.setdefault(product.hwid_size, set()).add(product.tcb_layout)
@@ -73,7 +73,7 @@ def test_a_policy_has_a_floor_for_each_product() -> None:
 
 
 def enumerations(value: Any) -> Iterator[list[Any]]:
-    """Every list of allowed values in a schema that names products."""
+    """Every list of allowed values in a schema that contains the products' names."""
     if isinstance(value, dict):
         if NAMES[0] in value.get("enum", ()):
             yield value["enum"]

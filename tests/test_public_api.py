@@ -85,7 +85,7 @@ def _signature(function: object) -> str:
         text = name
         if parameter.annotation is not inspect.Parameter.empty:
             text += f": {parameter.annotation}"
-        # Whether there is a default is a promise; its value is the documentation's.
+        # That there is a default is a promise; its value is left to the documentation.
         parts.append(text if parameter.default is inspect.Parameter.empty else f"{text} = ...")
     back = signature.return_annotation
     arrow = "" if back is inspect.Signature.empty else f" -> {back}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service of docs/service.md, as it stands there: requests in, outcomes out."""
+"""Runs the service of docs/service.md as written, and checks its answers to requests."""
 
 from __future__ import annotations
 

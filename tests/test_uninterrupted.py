@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-# The second thread gets what the main thread blocks.
+# The second thread receives the signals that the main thread blocks.
 _START = """
     import os, signal, threading
     from snpcerts.cli.signals import EndedBySignalError, ends_cleanly

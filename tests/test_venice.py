@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Venice: its TCB is read and written everywhere, and its evidence is refused by name.
 
-No genuine evidence is public. The layout is that of virtee/sev: pull request 396 has no bootloader
-and no microcode, and release 8.0.0 has the other three in the bytes of Turin. Chip IDs of 8 bytes
-are from virtee/snpguest, pull request 159.
+No genuine evidence is public. The layout of the TCB is that of virtee/sev: in pull request 396 it
+has no bootloader and no microcode, and in release 8.0.0 the other three components are in the same
+bytes as on Turin. Chip IDs have 8 bytes, as in virtee/snpguest, pull request 159.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def test_a_report_is_refused_by_name_for_that_one_reason() -> None:
 def judged(read: bytes, certificates: Collateral, policy: Policy | None = None) -> Verdict:
     class Source:
         def collateral(self, request: CollateralRequest) -> Collateral:
-            raise AssertionError(f"nothing can help, but {request.kind} is asked for")
+            raise AssertionError(f"no source can help: {request.kind} must not be asked for")
 
     evidence = Evidence(read, certificates)
     found = verify_with(evidence, [Source()], policy, at=NOON)

@@ -21,7 +21,7 @@ def assert_perfetto_draws_all(events: Events) -> None:
     arrows: dict[int, list[tuple[int, tuple[int, int]]]] = defaultdict(list)
     for each in events:
         where = each["pid"], each.get("tid", -1)
-        assert where[0] != where[1], f"{each['name']}: drawn first, as the main thread"
+        assert where[0] != where[1], f"{each['name']}: must not be a main thread's track"
         if each["ph"] == "X":
             start = nanoseconds(each["ts"])
             slices[where].append((start, start + nanoseconds(each["dur"]), each["name"]))

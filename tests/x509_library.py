@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates as ``cryptography.x509`` reads them: a second opinion on our parser.
 
-It warns of the serial number 0 that AMD's leaf certificates have, and is to refuse
-it. So it gets the same bytes with another number there.
+AMD's leaf certificates have the serial number 0. The library warns of it and is going to
+refuse it, so it gets the same bytes with the number 1.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from cryptography import x509
 
 
 def by_the_library(der: bytes) -> x509.Certificate:
-    """The certificate, its serial number 1 where it is 0; raises what the library raises."""
+    """Load a certificate, with serial number 1 in place of 0. Raises what the library raises."""
     return x509.load_der_x509_certificate(with_serial_number(der))
 
 
 def with_serial_number(der: bytes) -> bytes:
-    """The same bytes, with serial number 1 where it is 0; as they are where it cannot be found."""
+    """The same bytes with serial number 1 in place of 0; unchanged if the number is not found."""
     at = serial_at(der)
     if at is None or der[at : at + 3] != b"\x02\x01\0":
         return der
@@ -24,6 +24,6 @@ def with_serial_number(der: bytes) -> bytes:
 
 
 def serial_at(der: bytes) -> int | None:
-    """Where the serial number starts, in a version 3 certificate."""
+    """Where the serial number of a version 3 certificate starts; None if it is not found."""
     at = der.find(b"\xa0\x03\x02\x01\x02", 0, 24)
     return None if at < 0 else at + 5

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command verify has go-sev-guest verify one piece of evidence again and again.
+// Command verify makes go-sev-guest verify the same evidence COUNT times:
 //
-// "whole" reads report and table anew each time and verifies the chain, whose ASK and
-// ARK were read before; "known" keeps the VCEK, and verifies the report with it.
+//	verify whole|known EVIDENCE BUNDLE COUNT
+//
+// "whole" parses report and table each time and verifies the chain, whose ASK and ARK it
+// has parsed once. "known" parses the VCEK once, and verifies only the report's signature.
 package main
 
 import (

@@ -48,7 +48,7 @@ tables = st.dictionaries(guids, st.binary(min_size=1, max_size=300), max_size=8)
 
 
 def test_golden_table_of_four_entries() -> None:
-    """The bytes that virtee/sev's own test fixes for this table."""
+    """A test of virtee/sev expects the same bytes for this table."""
     table = CertTable(
         (
             TableEntry(ARK_GUID, b"\x01" * 25),
@@ -110,7 +110,7 @@ headers = st.lists(
 
 @given(header=headers, tail=st.binary(max_size=400))
 def test_copied_bytes_never_exceed_the_input(header: bytes, tail: bytes) -> None:
-    """Headers that look right and point anywhere."""
+    """The entries are well-formed, but their offsets and lengths are arbitrary."""
     data = header + EMPTY + tail
     table, problems = CertTable.decode_lenient(data)
     assert sum(len(each.data) for each in table) <= len(data) - len(header) - 24
@@ -185,7 +185,7 @@ def test_both_orders_of_one_guid_are_the_same_guid() -> None:
 
 @pytest.mark.parametrize("count", [MAX_ENTRIES, 2730])
 def test_overlapping_entries_cost_no_more_than_the_table(count: int) -> None:
-    """A 64 KiB table whose entries all name its whole body must not be multiplied."""
+    """Each entry of a 64 KiB table names its whole body, which must not be copied every time."""
     body = min(24 * (count + 1), 65000)
     header = distinct(count, body, 65536 - body) + EMPTY
     data = header.ljust(65536, b"x")[:65536]

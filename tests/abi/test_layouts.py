@@ -33,7 +33,7 @@ STRUCTURES = _structures()
 
 
 def test_requests_that_older_headers_lack() -> None:
-    """Figures published with Linux 7.0 and its guest driver."""
+    """Linux 7.0 and its guest driver use these numbers."""
     assert int(kvm.Ioctl.SET_USER_MEMORY_REGION2) == 0x40A0AE49
     assert int(kvm.Ioctl.CREATE_GUEST_MEMFD) == 0xC040AED4
     assert int(kvm.Ioctl.SET_MEMORY_ATTRIBUTES) == 0x4020AED2

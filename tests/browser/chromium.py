@@ -22,10 +22,10 @@ LIMIT = 60_000.0  # milliseconds that anything in the browser may take on a slow
 
 
 def program() -> tuple[Path, dict[str, str]]:
-    """The browser and its environment: the fetched one, or the machine's; or skip."""
+    """Return the fetched browser, or else the machine's, and its environment; skip without one."""
     fetched = _ROOT / "usr" / "lib" / "chromium" / "chromium"
     if (_ROOT / "complete").exists():
-        assert fetched.exists(), f"{_ROOT} was fetched, and has no browser"
+        assert fetched.exists(), f"{_ROOT} was fetched, but contains no browser"
         # Some libraries are in directories of their own, such as PulseAudio's.
         libraries = {str(each.parent) for each in _ROOT.rglob("*.so*") if each.is_file()}
         return fetched, {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
@@ -41,7 +41,7 @@ def browser() -> Iterator[Browser]:
     sync_api: Any = pytest.importorskip("playwright.sync_api", reason="no playwright package")
     path, more = program()
     with sync_api.sync_playwright() as playwright:
-        # Root has no sandbox to put it into, and it visits this machine alone.
+        # Chromium's sandbox does not work for root. The browser visits only this machine.
         found = playwright.chromium.launch(
             executable_path=str(path),
             env={**os.environ, **more},

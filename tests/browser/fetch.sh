@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Put Debian's Chromium, with what it needs and is not installed, where tests/browser finds it:
-# in a directory of the user's; nothing is installed. Exits with 77 where this machine cannot
-# fetch Debian packages at all, and with 1 where a package is gone.
+# Put Debian's Chromium, and the packages that it needs but this machine does not have, where
+# tests/browser finds them: in the user's cache directory. Install nothing. Exit with 77 if this
+# machine cannot fetch Debian packages at all, and with 1 if a package cannot be fetched.
 set -eu
 
 into=${SNPCERTS_BROWSER:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/browser}

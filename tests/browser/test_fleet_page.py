@@ -41,7 +41,9 @@ AGENT, ADMIN = "a" * 32, "b" * 32
 
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
-    """A page that has met no error and asked no other machine."""
+    """Yield a page on which the browser must report no error, such as a request that the page's
+    policy blocks.
+    """
     context = chromium.new_context()
     context.set_default_timeout(LIMIT)
     found = context.new_page()
@@ -54,7 +56,7 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 def until(page: Page, text: str) -> None:
-    """Wait until the page shows it without being reloaded."""
+    """Wait until the page shows a text that matches ``text``. Do not reload the page."""
     page.get_by_text(re.compile(text)).first.wait_for(timeout=LIMIT)
 
 
@@ -99,7 +101,7 @@ def test_the_page_follows_a_host_through_an_update(
 
 @pytest.fixture
 def served(page: Page) -> Page:
-    """The fleet of the examples, with the headers that the mirror sends."""
+    """Serve the page of the sample fleet, with the headers that the mirror sends."""
     page.route(
         "http://mirror.example/**",
         lambda route: route.fulfill(
@@ -121,7 +123,7 @@ def test_the_page_fits_a_phone_and_a_desk_in_both_colours(
     paper = served.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, re.findall(r"\d+", paper)[:3])) > 3 * 128
     assert light == (scheme == "light")
-    # The style sheet came through the policy, and so did the colours of the states.
+    # The page's policy has let through the style sheet, with the colours of the states.
     assert contrast(served, ".tile.in-step b, .in-step b") >= 3
 
 

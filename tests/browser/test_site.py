@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 LEAST: Final = 4.5  # WCAG 2.1, level AA: contrast of text that is not large
-# Every text whose contrast with what is behind it is too small, and how often.
+# A script that returns the number of texts, the page's background, and each style of text that has
+# too little contrast with its background, with the number of such texts.
 _TOO_FAINT: Final = r"""(least) => {
   const numbers = (colour) => colour.match(/[\d.]+/g).map(Number);
   const light = (colour) => {

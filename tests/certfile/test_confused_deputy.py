@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM's user who may write to the directory cannot redirect root's updates."""
+"""The user of a VMM, who may write to the directory, cannot redirect root's updates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TABLE = CertTable((TableEntry(VCEK_GUID, b"a certificate"),))
 OTHER = CertTable((TableEntry(VCEK_GUID, b"a certificate of somebody else's"),))
 STRANGER = 12345
 STRATEGIES = pytest.mark.parametrize("strategy", Strategy, ids=lambda each: each.value)
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of other users take root")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 @pytest.fixture
@@ -83,7 +83,9 @@ def test_a_file_with_a_second_name_is_left_alone(
 
 @STRATEGIES
 def test_a_planted_leftover_is_not_emptied(file: Path, victim: Path, strategy: Strategy) -> None:
-    """``.NAME.old`` is what the next update empties: as a link it would be another file."""
+    """The next update empties ``.NAME.old``; if that were a planted link, the update would empty
+    the link's target.
+    """
     old = file.with_name(f".{file.name}.old")
     old.hardlink_to(victim)
     with pytest.raises(RefusedError, match="2 hard links"):
@@ -119,12 +121,12 @@ def test_directories_on_the_path_that_others_may_write_to_are_reported(tmp_path:
     (doubt,) = doubts(path)
     assert (doubt.place, doubt.refused) == (str(loose), False)
     loose.chmod(0o1777)
-    assert not list(doubts(path)), "users cannot rename each other's files there"
+    assert not list(doubts(path)), "in a sticky directory, users cannot rename each other's files"
 
 
 @STRATEGIES
 def test_a_close_that_fails_leaves_no_lock(file: Path, strategy: Strategy) -> None:
-    """The descriptor is closed whatever close(2) returns; the others must be closed too."""
+    """Linux closes a descriptor even if close(2) fails; the update must then close the others."""
 
     def fail(action: object, result: object) -> object:
         if isinstance(action, step.Close):
@@ -143,10 +145,10 @@ def test_a_close_that_fails_leaves_no_lock(file: Path, strategy: Strategy) -> No
 def test_a_descriptor_without_locks_is_not_looked_at(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its file may be on a file system whose server is gone, where a stat never returns."""
+    """Its file may be on a file system whose server is gone, where stat(2) never returns."""
 
     def hang(path: object, **_: object) -> os.stat_result:
-        raise AssertionError(f"{path} is looked at")
+        raise AssertionError(f"must not call stat for {path}")
 
     fd = os.open(file, os.O_RDONLY)
     try:

@@ -27,7 +27,7 @@ from ..keys import authority_of
 from ..sizes import sized
 from .tracing import can_trace, killed_at
 
-EACH = sized(5, 1)  # of so many places one is tried
+EACH = sized(5, 1)  # the writer is killed at every EACH-th place
 
 # SNPCERTS_FILE_SYSTEMS names more, as in "xfs=/mnt/xfs btrfs=/mnt/btrfs".
 FILE_SYSTEMS = {"ext4": tempfile.gettempdir(), "tmpfs": "/dev/shm"}  # noqa: S108 (it is tmpfs)
@@ -86,7 +86,7 @@ class Scene:
         return self.host.tables[TcbVersion.unpack(reported, firmware.product.tcb_layout)]
 
     def move_key(self, firmware: Firmware) -> CertTable:
-        """The firmware command: a save is one rename, so it has happened or it has not."""
+        """Stand in for the firmware command. A save is one rename, so it is never half done."""
         status = firmware.snp_platform_status()
         now = TcbVersion.unpack(status.reported_tcb, firmware.product.tcb_layout)
         other = next(tcb for tcb in self.host.tcbs if tcb != now)
@@ -113,7 +113,7 @@ def test_a_kill_at_any_system_call_leaves_the_empty_or_the_right_table(
         right = scene.right_table()
         found = served(scene.file)
         assert found in (Empty(), Table(right.encode())), (len(places), place)
-        # What is there is whole: the empty table's 24 bytes lead, or it is all there.
+        # The table is whole, or the empty table's 24 bytes stand in place of its first entry.
         content = scene.file.read_bytes()
         assert content.startswith(EMPTY) or content == right.encode(), (len(places), place)
         seen.add(type(found))
@@ -131,7 +131,7 @@ def test_a_kill_at_any_system_call_leaves_the_empty_or_the_right_table(
 
 
 def test_the_scene_itself_can_fail(folder: Path, host: EmulatedHost) -> None:
-    """The firmware moves without the file: what is served is not the right table."""
+    """If the firmware changes without the file, the served table is not the right one."""
     scene = Scene(folder, host)
     scene.move_key(scene.home.firmware())
     assert served(scene.file) != Table(scene.right_table().encode())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The next update finishes what an interrupted one left behind, and discards nothing."""
+"""An update first puts in order what an interrupted update left behind."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def request_on_its_way(file: Path) -> Iterator[int]:
 
 
 def cut_off_after_rename(file: Path) -> None:
-    """An update up to its rename; the descriptors it had are closed, as by the kernel."""
+    """Run an update until its rename, and close its descriptors as the kernel would."""
     fds: set[int] = set()
     dead = False
 
@@ -75,7 +75,7 @@ def cut_off_after_rename(file: Path) -> None:
 def test_requests_on_their_way_from_a_file_set_aside_are_waited_for(
     file: Path, request_on_its_way: int, strategy: Strategy
 ) -> None:
-    """They carry a table of the key that is about to change."""
+    """They may still deliver the old key's table, so the firmware must not change yet."""
     cut_off_after_rename(file)
     changed: list[bool] = []
 
@@ -91,7 +91,7 @@ def test_requests_on_their_way_from_a_file_set_aside_are_waited_for(
 
 @STRATEGIES
 def test_a_file_set_aside_is_never_left_with_its_table(file: Path, strategy: Strategy) -> None:
-    """It returns to the path; a swap replaces it once more."""
+    """The next update puts it back at the path. A swap then sets it aside again, and empties it."""
     kept = os.open(file, os.O_RDONLY)
     try:
         cut_off_after_rename(file)
@@ -108,7 +108,7 @@ def test_a_file_set_aside_is_never_left_with_its_table(file: Path, strategy: Str
 def test_another_table_at_the_path_is_not_replaced_by_a_file_set_aside(
     file: Path, strategy: Strategy
 ) -> None:
-    """An update that gives up then leaves that table where it is."""
+    """Even an update that gives up leaves that table at the path."""
     cut_off_after_rename(file)
     file.write_bytes(NEW.encode())
     reader = os.open(file, os.O_RDONLY)
@@ -123,7 +123,7 @@ def test_another_table_at_the_path_is_not_replaced_by_a_file_set_aside(
 
 
 def test_an_error_while_putting_things_in_order_leaves_no_lock_behind(file: Path) -> None:
-    """The empty file is at the path by then: its lock would keep every reader out."""
+    """By then the empty file is at the path, and a lock on it would keep every reader out."""
     broken = False
 
     def before(action: Any) -> None:

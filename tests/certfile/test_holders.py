@@ -163,7 +163,7 @@ def test_each_way_in_which_locks_do_not_work_has_its_message(
 def test_a_file_system_without_working_locks_is_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch, granted: bool
 ) -> None:
-    """One that grants everything, and one that grants nothing."""
+    """One file system grants every lock, the other grants none."""
     real = fcntl.fcntl
 
     def strange(fd: int, command: int, argument: bytes) -> object:

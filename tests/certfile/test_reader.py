@@ -221,7 +221,7 @@ def test_a_file_that_shrinks_under_the_lock_is_not_served(file: Path) -> None:
 
 
 def test_same_inode_number_on_another_device_is_another_file(file: Path) -> None:
-    """Only the path's device differs: still not the file that is locked."""
+    """If only the device differs, the file at the path is still not the one that is locked."""
     tries: list[bool] = []
 
     def other_device_once(action: object, result: Any) -> Any:

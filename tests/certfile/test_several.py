@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several files around one firmware command: all empty before it, each its own table after."""
+"""Several files are emptied before one firmware command; after it, each gets its own table."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_all_are_locked_during_the_change(tmp_path: Path) -> None:
 def test_an_error_at_any_step_leaves_each_file_empty_or_right(
     strategies: list[Strategy], data: st.DataObject
 ) -> None:
-    """If it comes before the change, the firmware is not changed."""
+    """The right table is the one for the key that the firmware has after the error."""
     with tempfile.TemporaryDirectory() as folder:
         total: list[str] = []
 
@@ -137,14 +137,14 @@ def test_an_error_at_any_step_leaves_each_file_empty_or_right(
             done = None
         right = scene.right()
         for index, content in enumerate(scene.contents()):
-            # As readers see it: a leading terminator is the empty table.
+            # To readers, a file that starts with the empty table is empty.
             assert content == right[index] or content.startswith(EMPTY), total[at]
         if done is not None:
             late = {path for path, _ in done.problems}
             for target, content, table_ in zip(scene.targets, scene.contents(), right, strict=True):
                 assert content == table_ or target.path in late
         scene.update()
-        assert scene.contents() == scene.right(), "the next update completes the job"
+        assert scene.contents() == scene.right(), "the next update must complete the job"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_an_end_before_any_step_leaves_each_file_empty_or_right(
         for index, content in enumerate(scene.contents()):
             assert content == right[index] or content.startswith(EMPTY), at
         scene.update(change=scene.right)
-        assert scene.contents() == scene.right(), "the next update completes the job"
+        assert scene.contents() == scene.right(), "the next update must complete the job"
         at += 1
     assert at > 20 * len(strategies)
 
@@ -208,7 +208,7 @@ def test_if_a_lock_is_not_granted_every_file_gets_its_table_back(tmp_path: Path,
         pytest.raises(LockHeldError, match=f"pid {os.getpid()}") as caught,
     ):
         scene.update(lock_wait=0.1)
-    assert time.monotonic() - start < 2, "the limit is for all locks together"
+    assert time.monotonic() - start < 2, "lock_wait must limit the wait for all locks together"
     assert caught.value.path == scene.targets[held].path
     assert scene.firmware == "old"
     assert scene.contents() == before

@@ -20,7 +20,7 @@ TABLE = CertTable((TableEntry(VCEK_GUID, b"certificate"),))
 
 
 def ignore(_: Found) -> None:
-    """Take no answer."""
+    """Do nothing with what the reader found."""
 
 
 @pytest.fixture

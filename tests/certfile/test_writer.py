@@ -74,7 +74,7 @@ def test_no_reader_is_served_while_the_firmware_changes(file: Path, strategy: St
 def test_the_firmware_does_not_change_while_a_request_is_on_its_way(
     file: Path, strategy: Strategy
 ) -> None:
-    """The update is refused in time and changes nothing."""
+    """The update gives up after its lock wait, and changes nothing."""
     changed: list[bool] = []
 
     def change() -> CertTable:
@@ -104,8 +104,8 @@ def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
             )
         assert raised.value.emptied
         assert served(file) == Empty()
-        assert os.pread(holder, len(EMPTY), 0) == EMPTY, "the holder, too, had its last look"
-        assert os.fstat(holder).st_size == len(wrong), "none reads past the end"
+        assert os.pread(holder, len(EMPTY), 0) == EMPTY, "the holder's file, too, must be emptied"
+        assert os.fstat(holder).st_size == len(wrong), "must not shrink: the holder may be reading"
     assert {path.name for path in file.parent.iterdir()} == {"certs.bin", ".certs.bin.turn"}
     CertFile(str(file)).publish(NEW, strategy=strategy)
     assert file.read_bytes() == NEW.encode()
@@ -113,7 +113,7 @@ def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
 
 @STRATEGIES
 def test_another_table_than_the_one_judged_stays(file: Path, strategy: Strategy) -> None:
-    """Another agent has repaired the file since."""
+    """Since the agent judged the file, another agent has repaired it."""
     judged = CertTable((TableEntry(VCEK_GUID, b"some earlier table"),)).encode()
     with locked(file, SHARED), pytest.raises(LockHeldError) as raised:
         several.perform(
@@ -300,7 +300,7 @@ def test_the_first_entry_is_written_last_and_after_a_sync(file: Path, strategy: 
     assert log[change:] == ["change", "rest", "sync", "first entry", "sync"]
 
 
-def test_swap_gets_through_while_readers_overlap(file: Path) -> None:
+def test_the_default_update_gets_through_while_readers_overlap(file: Path) -> None:
     """At any time one of the readers holds the lock, and none makes room for the writer."""
     stop = threading.Event()
     holding = threading.Barrier(3)

@@ -18,7 +18,7 @@ _EVENT_EXEC = 4
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 _OP_ENTRY, _OP_EXIT = 1, 2
 _RAX, _ORIG_RAX = 10 * 8, 15 * 8  # of struct user_regs_struct
-# Names of the calls an update makes, for people who read a failure.
+# Names of system calls of x86-64. Other calls go by their numbers.
 _NAMES = {
     0: "read", 1: "write", 3: "close", 5: "fstat", 8: "lseek", 16: "ioctl", 17: "pread64",
     18: "pwrite64", 35: "nanosleep", 72: "fcntl", 74: "fsync", 77: "ftruncate", 82: "rename",
@@ -43,9 +43,10 @@ _CHANGING = frozenset(
         "fsetxattr", "utimensat", "exit_group",
     )
 )  # fmt: skip
-# What the C library and Python do to every file they open: is it a terminal, and so on.
+# The C library and Python make these calls for files that they open, for example to find out
+# whether a file is a terminal.
 _HARMLESS_IOCTLS = (0x5401, 0x5421, 0x5451)  # TCGETS, FIONBIO, FIOCLEX
-_LOCKING = (5, 6, 7, 37, 38)  # F_SETLK and its kin, and those of open file descriptions
+_LOCKING = (5, 6, 7, 37, 38)  # fcntl commands for POSIX locks and OFD locks
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
@@ -64,7 +65,7 @@ def killed_at(stop: int, work: Callable[[], None]) -> str | None:
     """Run ``work`` in a child and kill it at its ``stop``-th stop, counted from 0.
 
     There is a stop before and one after each system call. Returns the name of
-    the place, such as ``before fsync``; None when ``work`` was over by then.
+    the place, such as ``before fsync``; None if ``work`` ended before this stop.
     """
     pid = os.fork()
     if pid == 0:
@@ -102,7 +103,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """``pwrite64``, say."""
+        """The call's name, such as ``pwrite64``, or its number if ``_NAMES`` does not have it."""
         return str(_NAMES.get(self.number, self.number))
 
     @property
@@ -110,7 +111,7 @@ class Call:
         """The path of an ``openat`` or a ``newfstatat``; empty for another call."""
         if self.name not in ("openat", "newfstatat"):
             return ""
-        # Not beyond the page: the next one may not be mapped.
+        # Read only to the end of the page: the next page may not be mapped.
         data = self.memory(1, 4096 - self.arguments[1] % 4096)
         return os.fsdecode(data.partition(b"\0")[0])
 
@@ -135,9 +136,9 @@ class Call:
 def killed_before(argv: Sequence[str], here: Callable[[Call], bool], *, execs: int) -> Call | None:
     """Run a program, and kill it before the first call for which ``here`` is true.
 
-    ``here`` is asked from the ``execs``-th execve(2) on: a program may have become
-    another by then. Only the first thread's calls count. None when the program
-    was over by then, which must be with exit code 0.
+    ``here`` is called only after the ``execs``-th execve(2), by which the program has become the
+    one to kill. Only the first thread's calls count. Returns the call; None if the program ended
+    before such a call, and then its exit code must be 0.
     """
     pid = os.fork()
     if pid == 0:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command that reads certificates or what stands around them, given hostile files.
+"""Every command that reads certificates, or files that contain them, given hostile files.
 
-A file that cannot be what was asked for is one line and exit code 2, or, where the evidence can be
-judged without it, a refusal. Nothing of it verifies, and memory stays within a bound.
+If a command cannot use the file, it prints one line and exits with 2; if it can judge the evidence
+without the file, it refuses the evidence. Nothing in a hostile file verifies, and memory stays
+within a bound.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _table(*entries: bytes) -> bytes:
     ).encode()
 
 
-# Files that none of the commands can use.
+# Files that no command can use, except for those in READ.
 BAD: dict[str, bytes] = {
     "empty": b"",
     "one zero byte": b"\0",
@@ -79,7 +80,7 @@ BAD: dict[str, bytes] = {
     "a huge number": b'{"vcekCert": ' + b"9" * 100_000 + b"}",
     "NaN": b'{"vcekCert": NaN, "certificateChain": Infinity}',
     "numbers for certificates": json.dumps({"vcekCert": 7, "certificateChain": [1, -1]}).encode(),
-    "arrays that are no bytes": json.dumps({"vcekCert": [256, -1, "x", None] * 100}).encode(),
+    "arrays that are not bytes": json.dumps({"vcekCert": [256, -1, "x", None] * 100}).encode(),
     "lone surrogates": b'{"vcekCert": "\\ud800' + b"\\udfff" * 300 + b'"}',
     "base64 of noise": base64.b64encode(_NOISE),
     "base64 in base64": base64.b64encode(base64.b64encode(base64.b64encode(_NOISE))),
@@ -154,8 +155,8 @@ READERS: dict[str, list[str]] = {
     "policy rvps": ["policy", "rvps", "BAD", "-o", "OUT"],
     "policy corim": ["policy", "corim", "BAD", "-o", "OUT"],
 }
-# What a command can read after all: a table whose entries are of no use, or none; a directory of
-# certificates, which has none; a policy without a demand.
+# Bad files that a command can read after all: a table without entries or with useless ones, a
+# directory without certificates, and a policy that demands nothing.
 _REFUSED, _DONE = 1, 0
 READ: dict[tuple[str, str], int] = {
     ("verify --certs", "a directory"): _REFUSED,
@@ -166,7 +167,7 @@ READ: dict[tuple[str, str], int] = {
     ("table show", "a table of noise"): _DONE,
     ("table extract", "zeros"): _DONE,
 }
-# Two readers of certificates that differ; the others in the full run.
+# Commands that read certificates in different ways; the full run tries all commands.
 _FIRST = ("verify --certs", "verify --crl", "table build --chain")
 
 Command = Callable[..., tuple[int, str, str]]
@@ -176,9 +177,11 @@ Command = Callable[..., tuple[int, str, str]]
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Run a command in a directory with genuine files; a pipe without a writer soon ends."""
+    """Return a function that runs a command in a directory with sound files. It does not wait long
+    for a pipe's writer.
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "WAIT_FOR_WRITER", 5)
+    monkeypatch.setattr(files, "WAIT_FOR_DATA", 5)
     Path("REPORT").write_bytes(REPORT)
     Path("WHOLE").write_bytes(REPORT + TABLE)
     Path("ARK").write_bytes(ARK)
@@ -226,7 +229,7 @@ def test_a_bad_file_is_one_line_and_exit_code_2(reader: str, run: Command) -> No
 
 @pytest.mark.parametrize("name", sized(tuple(BAD)[::4], tuple(BAD)))
 def test_a_bad_part_in_a_right_envelope_never_verifies(name: str, run: Command) -> None:
-    """In each envelope the leaf, then the ASK is replaced; none may verify."""
+    """In each envelope, first the leaf and then the ASK is replaced; none may verify."""
     bad = BAD[name] or b"\0"
     for at in range(2):  # the root is also what --anchor names
         ders = list(DERS)
@@ -255,7 +258,7 @@ def _text(der: bytes) -> str:
 
 
 def test_json_with_a_key_twice_is_not_read(run: Command) -> None:
-    """Readers differ in which of the two they use."""
+    """JSON readers differ in which of the two values they use."""
     leaf, rest = json.dumps(b64(LEAF)), json.dumps(b64(ASK + ARK))
     for second in (json.dumps("x"), leaf):
         text = f'{{"vcek": {leaf}, "chain": {rest}, "vcek": {second}}}'

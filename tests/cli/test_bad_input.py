@@ -70,7 +70,7 @@ COMMANDS: dict[str, list[str]] = {
     "verify --certs": ["verify", "REPORT", "--certs", "BAD"],
     "run": ["run", "--certs-filename", "TABLE", "--", "BAD"],
 }
-# Any bytes are an entry's content, and a lock does not care about content.
+# These commands accept any content: an entry may hold any bytes, and a lock does not read them.
 ANY_CONTENT: dict[str, list[str]] = {
     "table build --entry": [
         "table",
@@ -95,7 +95,7 @@ def _arguments(command: list[str], folder: Path) -> list[str]:
 @pytest.fixture
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe without a writer counts as empty after 5 s; do not wait that long here."""
-    monkeypatch.setattr(files, "WAIT_FOR_WRITER", 20)
+    monkeypatch.setattr(files, "WAIT_FOR_DATA", 20)
 
 
 def _run(
@@ -123,7 +123,7 @@ def test_bad_files_are_one_line_and_exit_code_2(
     name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if name == "verify --certs" and kind == "directory":
-        pytest.skip("a directory is what --certs wants")
+        pytest.skip("--certs accepts a directory")
     BAD[kind](tmp_path / "BAD")
     code, out, err = _run(COMMANDS[name], tmp_path, capsys)
     if name == "table show --lenient" and kind in ("random", "truncated"):

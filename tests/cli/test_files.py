@@ -15,7 +15,9 @@ import pytest
 from snpcerts.cli.files import write_output
 from snpcerts.errors import RefusedError
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="makes a device, gives a link away")
+needs_root = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can make a device or give away a link"
+)
 
 WRITES = "from snpcerts.cli.files import write_output; write_output('/dev/stdout', b'report')"
 

@@ -50,7 +50,7 @@ def groups(command: click.Command, path: str = "snpcerts") -> Iterator[tuple[str
 
 
 def test_what_a_command_does_fits_into_the_list_of_a_narrow_terminal() -> None:
-    """Where it does not, the list ends it in the middle of a sentence with three dots."""
+    """If a text does not fit, the list cuts it off in the middle of a sentence, with three dots."""
     for path, group in groups(cli):
         if group is cli:
             continue  # it has its own texts, and wraps them

@@ -123,7 +123,7 @@ def test_the_environment_for_others(certs: Path, capsys: pytest.CaptureFixture[s
 def test_an_environment_that_would_be_more_lines_than_variables_is_not_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A service manager that reads the lines would take the second for a variable."""
+    """The path has a line break; a service manager would read its second line as a variable."""
     certs = tmp_path / "certs\nLD_PRELOAD=evil.so"
     certs.write_bytes(b"")
     assert main(["run", "--certs-filename", str(certs), "--print-environment"]) != 0
@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_served_is_a_warning(shows: Path, tmp_path: Path, 
 
 
 def test_a_script_is_run_with_a_warning(shows: Path, certs: Path, tmp_path: Path) -> None:
-    """As Debian's ``kvm`` is one."""
+    """Debian's ``kvm``, for example, is a script."""
     script = tmp_path / "kvm"
     script.write_text(f'#!/bin/sh\nexec {shows} "$@"\n')
     script.chmod(0o755)
@@ -262,7 +262,7 @@ def test_a_program_with_capabilities_is_refused(
         os.setxattr(program, "security.capability", net_admin)
     except OSError as error:
         pytest.skip(f"cannot give a file capabilities: {error}")
-    # To root they add nothing.
+    # For root, file capabilities add nothing, so pretend to be another user.
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     code, said = refusal(capsys, certs, program)
     assert (code, "file capabilities" in said) == (1, True)

@@ -46,7 +46,7 @@ def on_terminal(arguments: list[str], cwd: Path, **environment: str) -> str:
 
 
 def in_pipe_and_terminal(arguments: list[str], cwd: Path) -> tuple[str, str]:
-    """What ``snpcerts`` writes to a pipe, while its standard error is a terminal, and to that."""
+    """What ``snpcerts`` writes to standard output, a pipe, and to standard error, a terminal."""
     ours, theirs = pty.openpty()
     made = subprocess.run(
         [sys.executable, "-m", "snpcerts", *arguments],
@@ -108,7 +108,7 @@ def test_no_color_and_a_pipe_get_no_colour(folder: Path) -> None:
 
 
 def test_a_progress_bar_needs_two_terminals(folder: Path) -> None:
-    """``snpcerts verify DIR | head`` shows one stream of text, not two over one another."""
+    """With ``snpcerts verify DIR | head``, a bar would be mixed with the lines that head prints."""
     many = ["verify", "report.bin", "report.bin"]
     assert "2/2" in _COLOUR.sub("", on_terminal(many, folder))
     verdicts, shown = in_pipe_and_terminal(many, folder)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``verify`` gives each advice for its cause, and for no other."""
+"""``verify`` gives each piece of advice for its own cause, and for no other."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def claims(data: bytes) -> Evidence:
 
 
 NONCE = Policy(report_data=bytes(63) + b"\1")
-# The cause, and the names of its advice.
+# For each cause: how to get a verdict with it, and the names of the advice for it.
 ROWS: dict[str, tuple[Callable[[], Verdict], list[str]]] = {
     "nothing is wrong": (judged, []),
     "no VCEK": (lambda: judged(None, replace(collateral(CA), vcek=None)), ["_SUPPLY"]),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated chain under AMD's names, for verifiers that compare names.
 
-The emulator's certificates say in their names that they are not AMD's. This
-signs the same contents again, with the same emulated keys, under the names that
-AMD's certificates have. A verifier that trusts AMD's keys still refuses them.
+The emulator's certificates say in their names that they are not AMD's. This module signs the same
+contents again, with the same emulated keys, under the names that AMD's certificates have. A
+verifier that trusts only AMD's keys still refuses them.
 """
 
 from __future__ import annotations

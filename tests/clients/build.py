@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building strangers' programs, as their authors publish them, into the user's cache.
+"""Builds other projects' programs, as their authors publish them, into the user's cache.
 
-``python tests/clients/build.py [NAME...]`` builds what is missing and prints
-where it is; a second run takes no time. Sources come from the public registries
-through cargo and go, at the versions pinned here, and are not changed.
+``python tests/clients/build.py [NAME...]`` builds the programs that are missing, and prints where
+they are; a second run takes no time. cargo and go fetch the sources from the public registries, at
+the versions pinned here, and the sources are not changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNREACHABLE: Final = (
 
 
 class ToolMissingError(Exception):
-    """This machine has not what the build takes."""
+    """This machine lacks a tool that the build needs."""
 
 
 class BuildFailedError(Exception):
@@ -46,7 +46,7 @@ class BuildFailedError(Exception):
 
 @dataclass(frozen=True)
 class Client:
-    """A published program: where its binaries go, what builds it."""
+    """A program to build: its binaries, and the tools and the source for the build."""
 
     name: str
     version: str
@@ -67,12 +67,12 @@ class Client:
 
     @property
     def is_built(self) -> bool:
-        """Whether all of them are there."""
+        """Whether all its binaries exist."""
         return all(self.program(name).is_file() for name in self.programs)
 
 
 def _crate(name: str, version: str) -> Client:
-    # make and perl: both build the OpenSSL that they carry with them.
+    # Both crates build their own OpenSSL, which needs make and perl.
     return Client(name, version, (name,), ("cargo", "cc", "make", "perl"), "the crate registry")
 
 
@@ -81,7 +81,7 @@ _SEVGUEST: Final = Path(__file__).with_name("sevguest")
 
 
 def _content(module: Path) -> str:
-    """What stands for a module of ours in a version: a digest of its files."""
+    """Return the version of a Go module of ours: a digest of its files."""
     digest = hashlib.sha256()
     for file in sorted(module.iterdir()):
         digest.update(file.read_bytes())
@@ -133,7 +133,7 @@ def ensure(client: Client) -> Client:
         needed = ", ".join(client.tools)
         raise ToolMissingError(
             f"{client.name} {client.version} cannot be built: no {', '.join(missing)} on this "
-            f"machine (it takes {needed})"
+            f"machine (the build needs {needed})"
         )
     with _alone(client.home):
         if not client.is_built:  # another process may have done it meanwhile
@@ -190,7 +190,7 @@ def _run(client: Client, command: list[str], environment: Mapping[str, str], cwd
     said = built.stdout.lower()
     why = "failed"
     if any(words in said for words in _UNREACHABLE):
-        why = f"failed, for {client.source} cannot be reached from this machine"
+        why = f"failed, because this machine cannot reach {client.source}"
     tail = "\n".join(built.stdout.splitlines()[-_TAIL:])
     raise BuildFailedError(f"{' '.join(command)} {why}. It said:\n{tail}")
 
@@ -204,7 +204,7 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> int:
-    """Build those named, or all."""
+    """Build the clients named, or all."""
     for name in arguments or CLIENTS:
         if name not in CLIENTS:
             print(f"no client {name!r}; there are: {', '.join(CLIENTS)}", file=sys.stderr)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strangers' programs, built, and an emulated platform to run them on.
+"""Fixtures: other projects' programs, and an emulated platform to run them on.
 
-Building them takes cargo, go, the network and, the first time, ten minutes: so
+Building the programs needs cargo, go and the network, and takes ten minutes the first time, so
 these tests run only when asked for.
 """
 
@@ -38,12 +38,12 @@ Ran = subprocess.CompletedProcess[str]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
-    config.addinivalue_line("markers", f"clients: builds and runs strangers' programs ({ASKED}=1)")
+    """Register the marker of these tests."""
+    config.addinivalue_line("markers", f"clients: builds and runs others' programs ({ASKED}=1)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here is marked, so that ``-m`` can choose it."""
+    """Mark each test here, so that ``-m`` selects it. Expect failures where a tool must refuse."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.clients)
@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xfail(reason=VERSION_2, strict=True))
 
 
-# What this firmware's reports lack: the CPU's family and model came with version 3. Other
-# people's verifiers then do not know which product's certificates to take, and refuse.
+# Reports of Genoa's published firmware lack the CPU's family and model, which came with version 3.
+# Without them, other projects' verifiers do not know the product, and refuse.
 VERSION_2: Final = "its reports have version 2, from which these tools cannot tell the product"
 _REFUSED: Final = frozenset(
     (
@@ -60,7 +60,7 @@ _REFUSED: Final = frozenset(
         "test_a_new_reported_tcb_needs_new_certificates",
         "test_it_attests_and_every_verifier_agrees",
         "test_a_vlek_signs_and_its_certificates_are_named_after_it",
-        "test_its_verifier_refuses_another_chips_certificate_and_a_changed_report",
+        "test_its_verifier_refuses_another_certificate_and_a_changed_report",
         "test_check_accepts_the_same_chain_under_amds_names",
     )
 )
@@ -77,16 +77,16 @@ def _is_refused(item: pytest.Item) -> bool:
 
 
 class _NotAskedFor(pytest.Module):
-    """A test module that is not even read."""
+    """A test module that is skipped without being imported."""
 
     def collect(self) -> NoReturn:
-        pytest.skip(f"strangers' programs are built and run only with {ASKED}=1")
+        pytest.skip(f"other projects' programs are built and run only with {ASKED}=1")
 
 
 def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
-    """Without being asked, one skip for each module."""
+    """If these tests were not asked for, skip each module as a whole."""
     if os.environ.get(ASKED) == "1":
         return None
     module: pytest.Module = _NotAskedFor.from_parent(parent, path=module_path)
@@ -191,7 +191,7 @@ class Bench:
 
     @contextmanager
     def running(self, *program: object) -> Iterator[subprocess.Popen[str]]:
-        """A program on the host that is ended here; its output is for reading."""
+        """Run a program on the host, with its output in a pipe, and kill it when the block ends."""
         argv = ["emulate", "--platform", self.platform, "host", "--kernel", self.kernel, "--"]
         argv += program
         process = subprocess.Popen(
@@ -233,12 +233,12 @@ class Bench:
             process.stdin.close()
 
     def certificates(self, name: str = "issued", *options: object) -> Path:
-        """What the emulated AMD issues for the key in use, in a directory of that name."""
+        """Write the signing key's certificates into the directory ``name``; return its path."""
         self.emulate("certificates", self.place / name, *options)
         return self.place / name
 
     def status(self) -> dict[str, Any]:
-        """The machine's own account."""
+        """Return what ``snpcerts emulate status`` prints."""
         answer = json.loads(self.emulate("status", "--json").stdout)
         assert isinstance(answer, dict)
         return answer
@@ -277,7 +277,9 @@ def run(arguments: Sequence[object], cwd: Path, *, check: bool = True) -> Ran:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Product, str], Path]:
-    """A platform per product and firmware as it was made: three RSA keys take a second or two."""
+    """Return a function that makes the platform of a product and firmware only once: its three RSA
+    keys take a second or two. Copy the platform before you use it.
+    """
     made: dict[tuple[Product, str], Path] = {}
 
     def platform(product: Product, firmware: str) -> Path:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changed evidence in every shape, before snpcerts and google/go-sev-guest.
+"""snpcerts and google/go-sev-guest judge changed evidence in every shape.
 
-``python -m tests.clients.differential --inputs 20000 [--seed N]`` prints how many each accepts, by
-shape with ``--shapes``, and what snpcerts alone accepts; the exit code is then 1.
-docs/relying-parties.md lists where the two differ: in kinds of evidence that are not here (Turin,
-VLEKs).
+``python -m tests.clients.differential --inputs 20000 [--seed N]`` prints how many inputs snpcerts
+accepts (with ``--shapes`` also for each shape), and how many of these go-sev-guest accepts. If only
+snpcerts accepts some of them, it prints these and exits with 1. docs/relying-parties.md lists where
+the two differ: in kinds of evidence that are not here (Turin, VLEKs).
 
-Evidence is genuine, and is changed in one of three ways: in its report, in its certificates, or in
-the bytes or characters of the shape around them. For a shape of certificate files the report stands
-alone, and the certificates come from the changed file. What snpcerts verifies is given to
-go-sev-guest as what was read: the report, and the certificates in DER behind it.
+The evidence is genuine, with or without a change in one of three places: its report, its
+certificates, or the bytes or characters of the shape around them. If the shape is a file of
+certificates, only that file is changed, and the report is a file of its own. go-sev-guest gets what
+snpcerts read: the report, followed by the certificates in DER.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PATIENCE: Final = 3600  # seconds for go-sev-guest
 
 @dataclass(frozen=True)
 class Changed:
-    """One input: its shape, what was changed, and the bytes. ``file`` has the certificates, where
+    """One input: its shape, what was changed, and the bytes. ``file`` holds the certificates, if
     they are in a file of their own.
     """
 
@@ -58,7 +58,7 @@ class Changed:
 
 @dataclass
 class Result:
-    """What came of it."""
+    """What the two verifiers said of the inputs."""
 
     inputs: int = 0
     unread: int = 0
@@ -84,7 +84,7 @@ class Result:
     def __str__(self) -> str:
         counts = (
             f"{self.inputs} inputs: {self.unread} not read, {self.refused} refused, "
-            f"{self.accepted} accepted ({self.altered} of them in changed bytes)\n"
+            f"{self.accepted} accepted ({self.altered} of them with changed bytes)\n"
             f"go-sev-guest accepts {self.both} of the {self.accepted}"
         )
         return counts + "".join(f"\nonly snpcerts: {each}" for each in self.alone)
@@ -148,7 +148,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
 
 
 def inputs(pieces: Sequence[Published], count: int, seed: int) -> Iterator[Changed]:
-    """Yield that many, the same for each seed; the genuine shapes first."""
+    """Yield ``count`` inputs, the unchanged ones first; with the same seed, the same inputs."""
     chance = random.Random(seed)
     reports = [Evidence.from_bytes(each.report).report.raw for each in pieces]
     for index in range(count):
@@ -205,7 +205,7 @@ def _mutated(chance: random.Random, data: bytes) -> tuple[bytes, str]:
 def _other_certificates(
     chance: random.Random, ders: Ders, pieces: Sequence[Published]
 ) -> tuple[Ders, str]:
-    """Change one of them, or put another in its place."""
+    """Change one of the certificates, or put another one in its place."""
     changed, at = list(ders), chance.randrange(3)
     how = chance.choice(("change", "exchange", "of another"))
     if how == "change":
@@ -221,7 +221,7 @@ def _other_certificates(
 
 
 def compare(sevguest: Path, pieces: Sequence[Published], count: int, seed: int) -> Result:
-    """Judge them all; go-sev-guest judges what snpcerts accepts."""
+    """Let snpcerts judge all inputs, and go-sev-guest those that snpcerts accepts."""
     result = Result()
     accepted: list[Changed] = []
     read: list[bytes] = []
@@ -257,9 +257,10 @@ def compare(sevguest: Path, pieces: Sequence[Published], count: int, seed: int) 
 
 
 def _used(verdict: Verdict, collateral: Collateral, piece: Published) -> Ders:
-    """Return in DER the leaf that was judged with, and the evidence's ASK and ARK.
+    """Return, in DER, the leaf that snpcerts used, and the evidence's ASK and ARK.
 
-    Where one of these is absent or unreadable, another was judged with: then the genuine one.
+    If the evidence's ASK or ARK is absent or unreadable, snpcerts used another certificate; return
+    the genuine one instead.
     """
     assert verdict.leaf is not None
     ask, ark = (
@@ -279,7 +280,7 @@ def _der(data: bytes | None) -> bytes | None:
 
 
 def judge(sevguest: Path, read: Sequence[bytes], at: datetime) -> list[str]:
-    """Return go-sev-guest's line for each report with its table behind it."""
+    """Return what go-sev-guest says of each report, which is followed by its table."""
     frames = b"".join(struct.pack(">I", len(each)) + each for each in read)
     ran = subprocess.run(
         [sevguest, at.strftime("%Y-%m-%dT%H:%M:%SZ")],
@@ -292,7 +293,7 @@ def judge(sevguest: Path, read: Sequence[bytes], at: datetime) -> list[str]:
 
 
 def main() -> int:
-    """Compare as many as asked for."""
+    """Compare as many inputs as were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mirror in the place of AMD's server, for programs that know only AMD's host name.
 
-As docs/fleet.md describes it: a private CA, its certificate for ``kdsintf.amd.com``, and a forward
-proxy that sends this one name to the mirror and refuses all others.
+It is set up as docs/fleet.md describes: with a private CA, a certificate from it for
+``kdsintf.amd.com``, and a forward proxy that sends this one name to the mirror and refuses all
+others.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ class MirrorFront:
 
     @property
     def program(self) -> tuple[str, ...]:
-        """What stands before a program that is to find the mirror."""
+        """The words to put before a program's command, so that it finds the mirror."""
         return ("env", *(f"{name}={value}" for name, value in self.environment.items()))
 
 
 @contextlib.contextmanager
 def mirror_front(place: Path, upstream: str, anchor: Path) -> Iterator[MirrorFront]:
-    """A mirror of ``upstream`` that stands at AMD's name for those who use ``environment``."""
+    """Run a mirror of ``upstream``. Programs with its ``environment`` find it under AMD's name."""
     place.mkdir()
     ca = PrivateCa(place)
     tls = str(ca.issue(AMD_NAME, "127.0.0.1"))

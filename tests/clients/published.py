@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Genuine evidence of AMD processors that libraries ship for their own tests.
 
-It comes from the registries by go and cargo, as the libraries' authors published it, and is never
-part of this project.
+go and cargo fetch it from the registries, as the libraries' authors published it. It is not part of
+this project.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def crate() -> Path:
 
 
 def published_evidence() -> tuple[Published, ...]:
-    """All that has a report and its certificates.
+    """Return each report that is published with its certificates.
 
     Raises :class:`ToolMissingError` and :class:`BuildFailedError`.
     """

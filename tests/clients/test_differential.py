@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing that go-sev-guest refuses is accepted here, in any shape, whatever was changed."""
+"""snpcerts accepts nothing that go-sev-guest refuses, in any shape, whatever was changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_go_sev_guest_accepts_what_is_accepted_here(
     assert not found.alone, str(found)
     assert found.inputs == INPUTS
     assert found.both == found.accepted
-    # Those that nothing was done to, and many whose change does no harm.
+    # snpcerts accepts all unchanged inputs, and many in which the change does not matter.
     assert found.accepted > len(published) * len({*WHOLE, *ALONE, *BUNDLES})
     assert found.altered > 0
     assert found.refused > INPUTS // 5
@@ -33,7 +33,7 @@ def test_go_sev_guest_accepts_what_is_accepted_here(
 def test_go_sev_guest_refuses_a_changed_bit(
     sevguest: Path, published: tuple[Published, ...]
 ) -> None:
-    """So that its agreement says something."""
+    """Otherwise its agreement with snpcerts would prove nothing."""
     piece = published[0]
     report = Evidence.from_bytes(piece.report).report.raw
     table = table_of(piece.certificates)

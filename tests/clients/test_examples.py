@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMMs of ``examples/`` whose languages and libraries come from others: Rust and Go."""
+"""The VMMs of ``examples/`` in Rust and in Go, which cargo and go build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = EXAMPLES.parent
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of an installed library."""
+    """Install the library; return the environment variables to build and run a VMM with it."""
     for tool in ("make", "cc", "pkg-config", "cargo", "go"):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool} on this machine")
@@ -37,8 +37,8 @@ def test_the_vmm_in_go_passes(variables: dict[str, str], tmp_path: Path) -> None
     place = EXAMPLES / "go"
     assert_short(place / "main.go")
     program = tmp_path / "vmm"
-    # Go keeps compiled packages by their directory and source, without what pkg-config says:
-    # one compiled earlier would name the prefix of that time. So the directory is new each time.
+    # Go caches a compiled package by its directory and source, whatever pkg-config says. A cached
+    # one would name the prefix of an earlier run, so the directory is new each time.
     copy = Path(tempfile.mkdtemp(dir=tmp_path))
     shutil.copytree(place, copy, dirs_exist_ok=True)
     run(["nice", "go", "vet", "-C", str(copy), "."], variables)
@@ -47,7 +47,7 @@ def test_the_vmm_in_go_passes(variables: dict[str, str], tmp_path: Path) -> None
 
 
 def test_what_rust_declares_is_what_the_header_says() -> None:
-    """Fields in the same order; the compiler cannot compare them."""
+    """The fields must have the same order; no compiler compares the two declarations."""
     header = (ROOT / "native" / "include" / "snpcerts.h").read_text(encoding="utf-8")
     declared = (EXAMPLES / "rust" / "src" / "snpcerts.rs").read_text(encoding="utf-8")
     for c_name, name in (("snpcerts_slot", "Slot"), ("snpcerts_vm", "Certs")):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """google/go-sev-guest's attest, check and show, unmodified, in an emulated guest.
 
-They prefer configfs-tsm. Where the front door is a trap, or the machine has no /dev/fuse,
-they use /dev/sev-guest.
+They prefer configfs-tsm. With ``--door trap``, or if the machine has no /dev/fuse, they use
+/dev/sev-guest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .conftest import Bench, Benches, Ran, run
 
 Tools = Callable[[str], Path]
 
-# Its own throttle waits two seconds between calls.
+# By default, attest waits two seconds between calls; switch that off.
 ATTEST = ("-infile", "request.bin", "-inform", "bin", "-self_throttle_duration", "0s")
 EXTENDED = (*ATTEST, "-extended", "-out", "evidence.bin")
 POLICY = ("-guest_policy", "0x30000")  # SMT allowed, as the reference VMM launches its guests
@@ -41,7 +41,7 @@ def genoa(bench_of: Benches) -> Bench:
 
 
 def check(bench: Bench, tools: Tools, *options: object) -> Ran:
-    """``check`` without the network; its exit code is the caller's to look at."""
+    """Run ``check`` without the network. It may fail: the caller looks at the exit code."""
     argv = [tools("check"), "-network=false", "-product", bench.product.value, *options]
     return run(argv, bench.place, check=False)
 
@@ -66,12 +66,12 @@ def test_attest_extended_is_a_report_and_the_table_of_the_vmm(
 
 def test_attest_extended_by_configfs_tsm(genoa: Bench, go_sev_guest: Tools) -> None:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("this user may not open /dev/fuse, which configfs-tsm is served by")
+        pytest.skip("this user may not open /dev/fuse, which the emulated configfs-tsm needs")
     issued, asked = genoa.certificates(), genoa.request()
     reports = "/sys/kernel/config/tsm/report"
     argv = " ".join((str(go_sev_guest("attest")), *EXTENDED))
     ran = genoa.guest(issued / "table.bin", "sh", "-c", f"{argv} && ls {reports}")
-    # The tool removes its request, but not the one by which it tries the interface.
+    # The tool removes the entry of its request, but not the one with which it tries the interface.
     assert ran.stdout.startswith("entry")
     assert len(ran.stdout.split()) == 1
     genoa.verify("evidence.bin", issued, "--report-data", asked.hex())
@@ -112,7 +112,7 @@ def test_attest_by_the_path_of_the_device(genoa: Bench, go_sev_guest: Tools) -> 
 
 
 def test_attest_where_the_host_has_no_certificates(genoa: Bench, go_sev_guest: Tools) -> None:
-    """An empty table is not an error: the output has only what the tool adds."""
+    """An empty table is not an error: the output has only the entry that the tool adds."""
     issued = genoa.certificates()
     genoa.request()
     (genoa.place / "table").write_bytes(bytes(24))
@@ -136,8 +136,8 @@ def test_show(genoa: Bench, go_sev_guest: Tools) -> None:
     assert f"current_tcb={current:#x}" in shown
 
 
-def test_formats_go_round(genoa: Bench, go_sev_guest: Tools) -> None:
-    """A report in its textproto is the same report when it comes back."""
+def test_a_report_survives_textproto_and_back(genoa: Bench, go_sev_guest: Tools) -> None:
+    """``show`` writes the evidence as textproto, and makes the same report from that."""
     issued = genoa.certificates()
     genoa.request()
     genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
@@ -157,7 +157,7 @@ def test_formats_go_round(genoa: Bench, go_sev_guest: Tools) -> None:
 def test_attest_as_protocol_buffers(
     bench_of: Benches, go_sev_guest: Tools, product: Product, extended: bool
 ) -> None:
-    """Attestation and Report messages: the report comes back as the firmware made it."""
+    """From Attestation and Report messages, snpcerts gets the report as the firmware made it."""
     bench = bench_of(product)
     issued, asked = bench.certificates(), bench.request()
     argv: tuple[str, ...] = (*ATTEST, "-outform", "proto", "-out", "evidence.pb")
@@ -202,10 +202,10 @@ def test_check_refuses_the_emulated_names(genoa: Bench, go_sev_guest: Tools) -> 
 def test_check_accepts_the_same_chain_under_amds_names(
     bench_of: Benches, go_sev_guest: Tools, product: Product
 ) -> None:
-    """So the names are all that it minds: extensions, chain and signature are right.
+    """So ``check`` objects only to the names: extensions, chain and signature are right.
 
-    And it refuses what it should: a changed report, another policy or
-    REPORT_DATA, AMD's own root.
+    It still refuses a changed report, another policy, other report data, and a chain to a root
+    that it does not trust.
     """
     bench = bench_of(product)
     chain, asked = renamed_chain(bench.platform), bench.request()
@@ -220,9 +220,9 @@ def test_check_accepts_the_same_chain_under_amds_names(
     ran = check(bench, go_sev_guest, *options, "-report_data", bytes(64).hex())
     assert ran.returncode == POLICY_REFUSED
     ran = check(bench, go_sev_guest, "-in", "evidence.bin", *trusting)
-    assert ran.returncode == POLICY_REFUSED, "its default policy has no SMT"
+    assert ran.returncode == POLICY_REFUSED, "must refuse: its default policy allows no SMT"
     ran = check(bench, go_sev_guest, "-in", "evidence.bin", *POLICY)
-    assert ran.returncode == SIGNATURE_REFUSED, "it was not given that root to trust"
+    assert ran.returncode == SIGNATURE_REFUSED, "must refuse a root that it does not trust"
 
     changed = bytearray((bench.place / "evidence.bin").read_bytes())
     changed[0x50] ^= 1
@@ -232,7 +232,7 @@ def test_check_accepts_the_same_chain_under_amds_names(
 
 
 def test_check_does_not_know_a_turin_vcek(bench_of: Benches, go_sev_guest: Tools) -> None:
-    """This release has no name for fmcSPL, which every Turin VCEK carries, AMD's too."""
+    """This release does not know the extension fmcSPL, which AMD's Turin VCEKs have as well."""
     bench = bench_of(Product.TURIN)
     chain = renamed_chain(bench.platform)
     bench.request()

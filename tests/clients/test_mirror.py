@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """snpguest, snphost and go-sev-guest, unmodified, get their certificates from the mirror.
 
-snphost takes a URL for one of its commands. Else the programs ask ``kdsintf.amd.com``, and the
-mirror stands in its place as docs/fleet.md describes. Each certificate is asked of upstream once.
+One command of snphost takes a URL. Otherwise the programs ask ``kdsintf.amd.com``, and the mirror
+stands in its place, as docs/fleet.md describes. The mirror asks upstream for each certificate only
+once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Fleet:
 
     @property
     def vcek(self) -> VcekResource:
-        """The certificate of the key that signs now."""
+        """The signing key's certificate, as a resource of the key server."""
         firmware = PlatformHome(self.bench.platform).firmware()
         reported = firmware.snp_platform_status().reported_tcb
         tcb = TcbVersion.unpack(reported, firmware.product.tcb_layout)
@@ -56,11 +57,11 @@ class Fleet:
         return run([*self.front.program, *program], self.bench.place, check=check).returncode
 
     def host(self, *program: object) -> None:
-        """The same on the emulated host."""
+        """Run a program that finds the mirror at AMD's name, on the emulated host."""
         self.bench.host(*self.front.program, *program)
 
     def asked(self) -> dict[str, int]:
-        """How often upstream was asked, by kind: ``vcek/crl`` and alike, else ``vcek``."""
+        """Return how often upstream was asked for each kind, such as ``vcek`` and ``vcek/crl``."""
         found: dict[str, int] = {}
         for path, count in self.amd.requests.items():
             kind, _, _, name = path.split("/")
@@ -101,7 +102,7 @@ def native_fleet(native: Bench) -> Iterator[Fleet]:
 def test_snpguest_fetches_all_that_a_report_needs(
     start: Fleets, snpguest: Path, product: Product
 ) -> None:
-    """And a second guest on the chip costs no request upstream."""
+    """A second guest on the same chip costs no request upstream."""
     fleet = start(product)
     bench = fleet.bench
     (bench.place / "none").write_bytes(bytes(24))
@@ -129,14 +130,14 @@ def test_snpguest_fetches_the_vleks_authorities_and_list(start: Fleets, snpguest
     authority = PlatformHome(fleet.bench.platform).authority()
     asvk = (fleet.bench.place / "given" / "asvk.pem").read_bytes()
     assert to_der(asvk, crl=False, what="ASVK") == authority.asvk.der
-    # The list is verified by the chain's root, which the mirror has already.
+    # The mirror verifies the list with the chain's root, which it already has.
     assert fleet.asked() == {"vlek/cert_chain": 1, "vlek/crl": 1}
 
 
 def test_snpguest_says_that_a_chip_which_amd_does_not_know_has_no_certificate(
     start: Fleets, snpguest: Path
 ) -> None:
-    """So that it gets what it would get from AMD."""
+    """Through the mirror, snpguest fails as it would with AMD's server, which answers 404."""
     fleet = start(Product.GENOA)
     bench = fleet.bench
     (bench.place / "none").write_bytes(bytes(24))
@@ -154,7 +155,7 @@ def test_snpguest_says_that_a_chip_which_amd_does_not_know_has_no_certificate(
 
 
 def test_snphost_fetches_all_that_a_table_needs(native_fleet: Fleet, snphost: Path) -> None:
-    """By the URL that it makes from what the firmware says."""
+    """snphost makes the URLs itself, from what the firmware says."""
     fleet, place = native_fleet, native_fleet.bench.place
     for name in ("first", "second"):
         fleet.host(snphost, "fetch", "vek", "der", name)
@@ -170,7 +171,7 @@ def test_snphost_fetches_all_that_a_table_needs(native_fleet: Fleet, snphost: Pa
 
 
 def test_snphost_fetches_a_vcek_by_the_mirrors_url(native_fleet: Fleet, snphost: Path) -> None:
-    """It takes a URL, so it needs no proxy: only the mirror's CA."""
+    """This command takes a URL, so it needs no proxy, only the mirror's CA."""
     fleet, place = native_fleet, native_fleet.bench.place
     environment = fleet.front.environment
     plain = ("env", f"SSL_CERT_FILE={environment['SSL_CERT_FILE']}", "HTTPS_PROXY=")
@@ -188,9 +189,9 @@ def test_snphost_fetches_a_vcek_by_the_mirrors_url(native_fleet: Fleet, snphost:
 def test_go_sev_guest_checks_a_report_and_the_revocation_list(
     bench_of: Benches, go_sev_guest: Tools, product: Product
 ) -> None:
-    """A report without certificates: it fetches chain, VCEK and list, and accepts.
+    """The report comes without certificates, so ``check`` fetches chain, VCEK and revocation list.
 
-    The emulated AMD signs under AMD's names here, which this tool compares.
+    It compares names, so the emulated certificates have AMD's names here.
     """
     bench = bench_of(product)
     authority = renamed_authority(PlatformHome(bench.platform).authority())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Genuine evidence verifies, on every machine that reaches the registries.
 
-The module go-sev-guest and the crate sev ship it; the root keys are those pinned here.
+The module go-sev-guest and the crate sev ship it. Its chains end at roots that snpcerts pins.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_it_is_genuine_as_its_authors_ship_it(published: tuple[Published, ...]) 
 
 
 def test_by_the_command(published: tuple[Published, ...], tmp_path: Path) -> None:
-    """Without --anchor: AMD's own pinned root."""
+    """Without --anchor, the command trusts the pinned root."""
     for piece, demands in zip(published, (["policy-debug"], []), strict=True):
         (tmp_path / "report").write_bytes(piece.report)
         (tmp_path / "certs").write_bytes(bundles(piece.certificates)["PEM"])
@@ -94,7 +94,7 @@ def test_certificates_of_one_are_not_those_of_the_other(published: tuple[Publish
 def test_their_roots_are_the_pinned_ones(
     published: tuple[Published, ...], product: Product, kind: VekKind
 ) -> None:
-    del published  # that they could be fetched
+    del published  # it skips the test if nothing can be fetched
     vcek = "_vcek" if product is Product.TURIN else ""
     end = vcek if kind is VekKind.VCEK else "_vlek"
     file = go_module() / "verify" / "trust" / f"ask_ark_{product.keyword}{end}.pem"

@@ -42,9 +42,9 @@ def genoa(bench_of: Benches) -> Bench:
 def test_it_attests_and_every_verifier_agrees(
     bench_of: Benches, snpguest: Path, product: Product
 ) -> None:
-    """report, certificates and verify: certificates from the VMM verify the report they come with.
+    """Three commands, report, certificates and verify: the VMM's certificates verify the report.
 
-    For each product, hence for report versions 3 and 5 and for both TCB layouts.
+    The products cover report versions 3 and 5, and both TCB layouts.
     """
     bench = bench_of(product)
     issued, asked = bench.certificates(), bench.request()
@@ -54,7 +54,7 @@ def test_it_attests_and_every_verifier_agrees(
 
     report = Report.unpack((bench.place / "report.bin").read_bytes())
     assert report.fields.report_data == asked
-    assert report.fields.vmpl == 1, "its default"
+    assert report.fields.vmpl == 1, "snpguest must ask for its default VMPL"
     assert written(bench.place / "given") == originals(issued, VCEK_SET)
 
     chain = run([snpguest, "verify", "certs", "given"], bench.place).stdout
@@ -86,10 +86,10 @@ def test_a_report_at_each_vmpl(genoa: Bench, snpguest: Path) -> None:
         assert report.fields.report_data == (genoa.place / "random.bin").read_bytes()
 
 
-def test_its_verifier_refuses_another_chips_certificate_and_a_changed_report(
+def test_its_verifier_refuses_another_certificate_and_a_changed_report(
     genoa: Bench, snpguest: Path
 ) -> None:
-    """So that its agreement above means something."""
+    """Otherwise its agreement in the other tests would prove nothing."""
     issued = genoa.certificates()
     genoa.request()
     genoa.guest(issued / "table.bin", snpguest, "report", "report.bin", "request.bin")
@@ -107,7 +107,7 @@ def test_its_verifier_refuses_another_chips_certificate_and_a_changed_report(
 
 
 def test_derived_keys(genoa: Bench, snpguest: Path) -> None:
-    """The same guest gets the same key for the same request, another for another one."""
+    """A guest gets the same key for the same request, and another key for another request."""
     table = genoa.certificates() / "table.bin"
     script = " && ".join(
         f"{snpguest} key {name} {options}"
@@ -130,7 +130,7 @@ def test_derived_keys(genoa: Bench, snpguest: Path) -> None:
 def test_a_key_with_a_mitigation_vector_is_refused_by_the_firmware(
     genoa: Bench, snpguest: Path
 ) -> None:
-    """It asks with message version 2, and Linux sends 32 bytes of its 40."""
+    """snpguest asks with message version 2, but Linux sends only 32 of the 40 bytes."""
     table = genoa.certificates() / "table.bin"
     argv = (snpguest, "key", "key.bin", "vcek", "--launch_mit_vector", "1")
     ran = genoa.guest(table, *argv, check=False)
@@ -164,7 +164,7 @@ def test_ok_finds_an_snp_guest(genoa: Bench, snpguest: Path) -> None:
 
 
 def test_on_the_machine_itself_there_is_no_guest_device(genoa: Bench, snpguest: Path) -> None:
-    """What the tests above found was the emulated one."""
+    """So the device in the other tests is the emulated one."""
     if Path("/dev/sev-guest").exists():
         pytest.skip("this machine is an SNP guest")
     genoa.request()
@@ -193,7 +193,7 @@ def test_a_vlek_signs_and_its_certificates_are_named_after_it(genoa: Bench, snpg
 def test_without_certificates_it_says_so_and_reports_still_come(
     genoa: Bench, snpguest: Path, served: str
 ) -> None:
-    """An empty table, and a file that is no longer there when the guest asks."""
+    """The table is empty, or its file no longer exists when the guest asks."""
     issued = genoa.certificates()
     genoa.request()
     table = genoa.place / "table"
@@ -207,7 +207,7 @@ def test_without_certificates_it_says_so_and_reports_still_come(
 
 
 def test_a_crl_in_the_table_is_more_than_it_can_read(genoa: Bench, snpguest: Path) -> None:
-    """It takes every entry for a certificate. The report is none the worse for it."""
+    """snpguest takes every entry for a certificate, and fails. The report still verifies."""
     issued = genoa.certificates()
     genoa.request()
     crl = PlatformHome(genoa.platform).authority().crl().der

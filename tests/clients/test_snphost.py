@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """virtee/snphost, unmodified, on an emulated host.
 
-Most of its commands execute CPUID to learn the TCB's layout: the platform is of
-the product that this machine's processor is, and elsewhere these tests skip.
+Most of its commands execute CPUID to learn the TCB's layout. The emulated platform is therefore of
+the same product as this machine's processor; on other processors, these tests are skipped.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ VCEK_SET = ("vcek", "ask", "ark")
 
 
 def tcb(bench: Bench, which: str) -> TcbVersion:
-    """``current_tcb`` or ``reported_tcb`` by the machine's own account."""
+    """Return ``current_tcb`` or ``reported_tcb``, as ``snpcerts emulate status`` shows it."""
     return TcbVersion.unpack(bytes.fromhex(bench.status()[which]), bench.product.tcb_layout)
 
 
 def levels(version: TcbVersion, mask: int = 0, **changed: int) -> tuple[int, ...]:
-    """The arguments of ``config set``: mask chip after the levels; then the FMC, if it has one."""
+    """The arguments of ``config set``: levels, mask bits, and the FMC's level, if there is one."""
     part = {**version.components(), **changed}
     argv = (part["bootloader"], part["tee"], part["snp"], part["microcode"], mask)
     return (*argv, part["fmc"]) if "fmc" in part else argv
 
 
 def shown(version: TcbVersion) -> list[str]:
-    """The lines in which it shows a TCB."""
+    """The lines in which snphost shows a TCB."""
     part = version.components()
     names = {"Microcode": "microcode", "SNP": "snp", "TEE": "tee", "Boot Loader": "bootloader"}
     lines = [f"{label}: {part[name]}" for label, name in names.items()]
@@ -58,7 +58,7 @@ def plain(text: str) -> list[str]:
 
 
 def test_show(native: Bench, snphost: Path) -> None:
-    """identifier, tcb, version and the three URLs say what the machine is."""
+    """What ``show`` prints (identifier, tcb, version and three URLs) describes the platform."""
     status, reported = native.status(), tcb(native, "reported_tcb")
     show = {
         name: native.host(snphost, "show", name).stdout.strip()
@@ -93,7 +93,7 @@ def test_show_guests_counts_the_guests_there_are(native: Bench, snphost: Path) -
 
 
 def test_config_set_and_reset(native: Bench, snphost: Path) -> None:
-    """The reported TCB follows, and what is above the current one is refused."""
+    """The reported TCB follows the commands, and cannot be set above the current one."""
     current = tcb(native, "current_tcb")
     lower = levels(current, microcode=current.components()["microcode"] - 1)
     native.host(snphost, "config", "set", *lower)
@@ -113,7 +113,8 @@ def test_config_set_and_reset(native: Bench, snphost: Path) -> None:
 def test_config_set_of_the_mask_bits(native: Bench, snphost: Path, snpguest: Path) -> None:
     """MASK_CHIP_ID makes the chip ID zero, MASK_CHIP_KEY leaves reports unsigned.
 
-    snpguest accepts a report without a chip ID, ours does not: nothing ties it to the VCEK's chip.
+    snpguest accepts a report without a chip ID. snpcerts does not, because nothing ties such a
+    report to the VCEK's chip.
     """
     issued, current = native.certificates(), tcb(native, "current_tcb")
     native.request()
@@ -132,8 +133,8 @@ def test_config_set_of_the_mask_bits(native: Bench, snphost: Path, snpguest: Pat
 
 
 def test_commit(native: Bench, snphost: Path) -> None:
-    """Of a firmware update that is still provisional: committed and reported become current."""
-    # From the file, for a question would start the machine, which then has its own memory.
+    """Commit a provisional firmware update: committed and reported TCB become the current TCB."""
+    # Use the file: a command would start the machine, which would then keep its own state.
     path = native.platform / "platform.json"
     state = json.loads(path.read_text(encoding="ascii"))
     current = TcbVersion.unpack(bytes.fromhex(state["current_tcb"]), native.product.tcb_layout)
@@ -148,7 +149,7 @@ def test_commit(native: Bench, snphost: Path) -> None:
 
 
 def test_vlek_load(native: Bench, snphost: Path, snpguest: Path) -> None:
-    """After it the firmware signs with the VLEK, and the VLEK's certificates match."""
+    """After the load, the firmware signs with the VLEK, and the VLEK's certificates match."""
     issued = native.certificates("issued", "--vlek", "example-csp")
     stick = issued / "hashstick.bin"
     said = native.host(snphost, "verify", "vlek-hashstick", stick).stdout
@@ -167,7 +168,7 @@ def test_vlek_load(native: Bench, snphost: Path, snpguest: Path) -> None:
 
 
 def test_vlek_load_of_anything_else(native: Bench, snphost: Path, snpguest: Path) -> None:
-    """A changed or short hashstick: refused, and the VCEK still signs."""
+    """A changed or short hashstick is refused, and the VCEK still signs."""
     issued = native.certificates("issued", "--vlek", "example-csp")
     stick = bytearray((issued / "hashstick.bin").read_bytes())
     stick[0x20] ^= 1
@@ -188,10 +189,10 @@ def _nested(tests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def test_ok_as_far_as_cpuid_lets_it(native: Bench, snphost: Path) -> None:
-    """All that is asked by system calls passes.
+    """Tests of ``snphost ok`` that make system calls pass, unless snphost skips them.
 
-    What CPUID leaf 8000001F says is this machine's own, and its failure makes
-    it skip what comes below; so the verdict as a whole is not asserted.
+    CPUID leaf 8000001F shows the real machine. If a test of it fails, snphost skips the tests below
+    it, so the result as a whole is not asserted.
     """
     ran = native.host(snphost, "ok", "--output", "json", check=False)
     answer = json.loads(ran.stdout)
@@ -223,11 +224,11 @@ def test_ok_as_far_as_cpuid_lets_it(native: Bench, snphost: Path) -> None:
 
 @pytest.fixture
 def anywhere(bench_of: Benches) -> Bench:
-    """For commands that only read and write files: a Genoa platform to have certificates from."""
+    """A Genoa platform as a source of certificates, for commands that only read and write files."""
     return bench_of(Product.GENOA)
 
 
-def test_a_table_that_it_imports_is_ours_to_read_and_to_serve(
+def test_a_table_that_it_imports_can_be_read_and_served(
     anywhere: Bench, snphost: Path, snpguest: Path
 ) -> None:
     issued = anywhere.certificates()
@@ -267,7 +268,7 @@ def test_it_exports_the_tables_that_we_build(
         for path in exported.iterdir():
             assert path.read_bytes() == (issued / path.name).read_bytes()
     else:
-        # Built from its PEM files, the table is what it was.
+        # A table that is built from the exported PEM files is the same as before.
         anywhere.snpcerts(
             *("table", "build", "--output", "again.bin", f"--{kind}", exported / f"{kind}.pem"),
             *("--ask", exported / f"{intermediate}.pem", "--ark", exported / "ark.pem"),
@@ -280,7 +281,7 @@ AGENT = (sys.executable, "-m", "snpcerts", "host")
 
 
 def agent_options(bench: Bench, url: str) -> list[str]:
-    """An agent with one file in the bench's place, for the emulated AMD."""
+    """Return the options of an agent with one file, whose key server is the emulated AMD's."""
     place = bench.place
     ark = place / "ark.der"
     ark.write_bytes(PlatformHome(bench.platform).authority().ark.public_bytes(Encoding.DER))
@@ -290,7 +291,7 @@ def agent_options(bench: Bench, url: str) -> list[str]:
 
 @pytest.fixture
 def key_server(anywhere: Bench) -> Iterator[KeyServer]:
-    """The emulated AMD's."""
+    """The emulated AMD's key server."""
     with KeyServer.of_homes([PlatformHome(anywhere.platform)]) as server:
         yield server
 
@@ -298,11 +299,11 @@ def key_server(anywhere: Bench) -> Iterator[KeyServer]:
 def test_it_exports_and_imports_the_file_that_the_agent_made(
     anywhere: Bench, key_server: KeyServer, snphost: Path
 ) -> None:
-    """Export gives the certificates bytewise, import a file of the same entries.
+    """Export writes the same certificates, and import makes a file with the same entries.
 
-    Two things differ. Their order: it writes entries as the directory lists
-    them, the agent VCEK, ASK, ARK. And of PEM files it makes entries in PEM,
-    where the agent has DER. Our readers look up GUIDs and accept both.
+    Two things differ. snphost writes the entries in the order in which the directory lists the
+    files, the agent in the order VCEK, ASK, ARK. And from PEM files, snphost makes entries in PEM,
+    while the agent's are in DER. Our readers look up GUIDs, and accept both encodings.
     """
     anywhere.host(*AGENT, "sync", *agent_options(anywhere, key_server.url))
     table = CertTable.decode((anywhere.place / "certs.bin").read_bytes())
@@ -331,12 +332,13 @@ def test_it_exports_and_imports_the_file_that_the_agent_made(
 
 
 def test_its_commit_behind_the_agents_back_is_noticed(native: Bench, snphost: Path) -> None:
-    """Drift is reported; the file is emptied, then right again."""
+    """The agent reports drift, and then publishes the right table."""
     current = tcb(native, "current_tcb")
     with contextlib.ExitStack() as stack:
         home = PlatformHome(native.platform)
         server = stack.enter_context(KeyServer.of_homes([home]))
-        # An agent without a record of this host does not know which VCEK signs below current.
+        # Without a record of this host, the agent would not know which VCEK signs when the reported
+        # TCB is below the current one.
         native.host(*AGENT, "sync", *agent_options(native, server.url))
         native.host(
             snphost,
@@ -384,7 +386,7 @@ def test_verify_certs(anywhere: Bench, snphost: Path) -> None:
 def test_verify_certs_succeeds_whatever_it_finds(
     anywhere: Bench, snphost: Path, snpguest: Path
 ) -> None:
-    """Its exit code says nothing: only the signs it prints do. Others refuse the same chain."""
+    """Only its output shows that it found a bad signature. Other tools refuse the same chain."""
     issued = anywhere.certificates("issued", "--vlek", "example-csp")
     chain = anywhere.place / "chain"
     chain.mkdir()
@@ -403,7 +405,7 @@ def test_verify_certs_succeeds_whatever_it_finds(
 def test_a_new_reported_tcb_needs_new_certificates(
     native: Bench, snphost: Path, snpguest: Path
 ) -> None:
-    """Host tool and guest tool on one machine: the key changes, the old certificate is noticed."""
+    """snphost changes the key; then snpguest and snpcerts refuse the old certificate."""
     before = native.certificates("before")
     current = tcb(native, "current_tcb")
     native.host(

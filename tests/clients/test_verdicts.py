@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of docs/relying-parties.md: three verifiers on the same evidence, each row run.
+"""Runs each row of the table in docs/relying-parties.md: three verifiers on the same evidence.
 
-The table is the one home of what is expected. Genuine evidence is judged by the
-others at the time of the test, for they cannot be given another.
+The expected verdicts are only in that table. The other verifiers judge as of now, because they
+cannot be given a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECTION = (
     .partition("##")[0]
 )
 
-# Where tools differ, the words that show they do so for the reason the table gives.
+# What a tool must say, to show that its verdict has the reason that the page gives.
 WORDS = {
     ("Milan, genuine, certificates in PEM", "go_sev_guest"): "malformed certificate",
     ("Turin, genuine", "go_sev_guest"): r"not an AMD KDS OID: 1\.3\.6\.1\.4\.1\.3704\.1\.3\.9",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same evidence before three verifiers: ours, snpguest and go-sev-guest's check.
+"""Three verifiers judge the same evidence: snpcerts, snpguest and go-sev-guest's check.
 
-Evidence is genuine, or genuine with a change. Each tool gets it in the form it
-takes: ours and check a report with its table, snpguest a directory of certificates.
+Most evidence is genuine, or genuine with a change. Each tool gets it in the form that it takes:
+snpcerts and check get a report with its table, snpguest a directory of certificates.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WORDS: Final = {True: "accepted", False: "refused"}
 
 @dataclass(frozen=True)
 class Piece:
-    """A report, its certificates by the names snpguest gives their files, a time, a product."""
+    """A report, its certificates by the names of snpguest's files, a valid time, and a product."""
 
     name: str
     report: bytes
@@ -47,15 +47,15 @@ class Piece:
     pem: bool = False
 
     def but(self, **certificates: bytes) -> Piece:
-        """With other certificates in these places."""
+        """Return a copy in which some certificates are replaced."""
         return replace(self, certificates=self.certificates | certificates)
 
     def named(self, name: str) -> Piece:
-        """The same under a name that says what was changed."""
+        """Return a copy with a name that says what was changed."""
         return replace(self, name=f"{self.name}: {name}")
 
     def encoded(self) -> dict[str, bytes]:
-        """The certificates as they lie in files and tables."""
+        """The certificates as files and tables hold them: in DER or in PEM."""
         if not self.pem:
             return self.certificates
         return {
@@ -119,7 +119,7 @@ def cases(vectors: Path) -> dict[str, list[Piece]]:
 
 
 def _signed(piece: Piece) -> Iterator[Piece]:
-    """One bit of each field, the highest of its last byte but where that is reserved."""
+    """Change one bit in each field that a report of version 2 has, and in R and S."""
     layout = Report.unpack(piece.report).fields.layout()
     version_3 = ("cpuid_family", "cpuid_model", "cpuid_stepping")
     version_5 = ("launch_mit_vector", "current_mit_vector")
@@ -141,7 +141,7 @@ Judge = Callable[[Piece], tuple[str, str]]
 
 @dataclass(frozen=True)
 class Verifiers:
-    """The tools, each as what it says of a piece of evidence: a word, and its own words."""
+    """Runs each tool on a piece of evidence. Returns a verdict, and what the tool says of it."""
 
     place: Path
     snpguest: Path
@@ -171,7 +171,7 @@ class Verifiers:
         """``snpguest verify attestation``."""
         directory = self._directory(piece)
         (self.place / "report.bin").write_bytes(piece.report)
-        # A report of version 2 names no processor.
+        # A report of version 2 does not name the processor, so tell snpguest the product.
         model = ("-p", piece.product.lower())
         return self._snpguest("attestation", *model, directory, "report.bin")
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM in Python on the exit service: ``python_vmm.py FILE``. Ends at SIGTERM by way of kicks."""
+"""A VMM in Python that uses the exit service: ``python_vmm.py FILE VCPUS``.
+
+On SIGTERM, it kicks its vCPUs and ends.
+"""
 
 from __future__ import annotations
 

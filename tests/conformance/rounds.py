@@ -2,8 +2,8 @@
 """``python -m tests.conformance.rounds LOG``: judge the VMMs of vmm.c again and again.
 
 A round judges each VMM by its own checks: a wrong one by those that it fails, a right one by those
-that tell the styles apart. In each round another right one is judged by every check. A busy machine
-must not change a verdict, so run it on one.
+that tell the styles apart. In each round, a different one of the right VMMs is judged by every
+check. A busy machine must not change a verdict, so run this on one.
 
 LOG has a JSON line for each run. Started again with the same LOG, the command goes on with the
 runs that the LOG lacks. ``--shard K/N`` runs a part: start N of them, each with its own LOG. For a
@@ -31,7 +31,7 @@ from snpcerts.conformance.vmm_check import BY_ID
 
 from ..forked_commands import Commands
 from ..run_log import append, interruptible, lines, shard
-from .table import ADVICE, EXPECTED, PRIVILEGED, RIGHT, TELLING, compile_vmm, only
+from .table import ADVICE, EXPECTED, PRIVILEGED, RIGHT, STYLE_CHECKS, compile_vmm, only
 
 ROUNDS = 50
 MODULES = ("snpcerts.cli.conformance", "snpcerts.conformance.suite")
@@ -54,7 +54,7 @@ class Judging:
             return sorted(EXPECTED[self.vmm])
         if list(RIGHT)[self.round % len(RIGHT)] == self.vmm:
             return list(BY_ID)
-        return list(TELLING)
+        return list(STYLE_CHECKS)
 
     def unexpected(self, report: dict[str, Any]) -> dict[str, str]:
         """What each check said whose verdict is not the one in the table."""
@@ -73,7 +73,7 @@ class Judging:
 
 
 def every_judging(rounds: int) -> Iterator[Judging]:
-    """Each round in another order."""
+    """Yield the VMMs of each round, in an order of its own."""
     for number in range(rounds):
         vmms = [*EXPECTED, *RIGHT]
         random.Random(number).shuffle(vmms)

@@ -31,11 +31,12 @@ NOT_READ_ANEW = {
     "symbolic-link",
 }
 NO_FILE = {"missing-file", "unreadable-file", "empty-file", "permission-denied"}
-# The next request takes the lock for held, too.
+# One vCPU drops the lock of another; the next request assumes that the lock is still held and does
+# not take it.
 UNLOCKED_BY_ANOTHER = {"vcpus-keep-locks", "lock-before-read", "lock-until-signed"}
 ADVICE = {check.id for check in CHECKS if check.level is Level.ADVICE}
 
-# What each wrong VMM of vmm.c fails, or is advised against.
+# For each wrong VMM of vmm.c, the checks that it fails, including those that only advise.
 EXPECTED: dict[str, set[str]] = {
     "ATTRIBUTE_NOT_ASKED": {"attribute-asked", "enabled-where-supported"},
     "ONLY_HAS_ASKED": {"attribute-asked", "attribute-value"},
@@ -206,7 +207,7 @@ EXPECTED: dict[str, set[str]] = {
     "ONE_DESCRIPTION": UNLOCKED_BY_ANOTHER,
     "UNCOUNTED_ON_ENOSPC": UNLOCKED_BY_ANOTHER,
 }
-# Styles of right VMMs, and what cannot be judged of each.
+# Styles of right VMMs, each with the checks that cannot judge it.
 RIGHT: dict[str, set[str]] = {
     "NOTHING": set(),
     "RIGHT_DUPLICATE": set(),
@@ -235,10 +236,11 @@ RIGHT: dict[str, set[str]] = {
     "RIGHT_THREADS": set(),
     "RIGHT_OWN_TABLES": set(),
 }
-# Never judged on this machine without the right to mount.
+# Checks that need the right to mount; without it, they are skipped.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}
-# What tells the styles apart: who holds the lock, by which descriptor, and who is stopped.
-TELLING = ("lock-until-signed", "vcpus-keep-locks", "kick-not-lost", "busy", "same-device")
+# Checks of what differs between the styles: which process holds the lock, by which descriptor, and
+# which one is stopped.
+STYLE_CHECKS = ("lock-until-signed", "vcpus-keep-locks", "kick-not-lost", "busy", "same-device")
 
 
 def compile_vmm(wrong: str, directory: Path) -> Path:

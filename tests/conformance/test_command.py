@@ -224,7 +224,7 @@ def patched(patch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True)
 
 
-# Records what each VMM's /dev/kvm consists of.
+# Records the kernel and the firmware behind each VMM's /dev/kvm.
 NOTING = """
 import sys
 from snpcerts.__main__ import run
@@ -266,17 +266,16 @@ trial.delay_time = noted
 """
 
 
-def test_looking_whether_a_vmm_hangs_does_not_prolong_its_time(
-    build: Build, tmp_path: Path
-) -> None:
-    """A measurement takes milliseconds, in which the VMM waits, so it must be rare."""
+def test_the_delay_of_a_hanging_vmm_is_measured_rarely(build: Build, tmp_path: Path) -> None:
+    """A measurement takes milliseconds and makes the VMM wait meanwhile, so it must be rare."""
     seen = tmp_path / "seen"
     options = ("--timeout", "1", "--jobs", "2", "--only", "kick-not-lost")
     vmm = ("--", str(build("KICK_ERASED")), "{certs}", "1")
     began = time.monotonic()
     made = patched(MEASURING.format(seen=str(seen)), *options, *vmm)
     assert made.returncode == 1, made.stdout + made.stderr
-    # Of nine VMMs, two at a time: when each starts and makes a request, and four times a second.
+    # Nine VMMs run, two at a time. Each is measured when it starts, when it makes a request, and
+    # four times a second.
     limit = 9 * 3 + 2 * 4 * (time.monotonic() - began)
     assert len(seen.read_text().splitlines()) < limit
 

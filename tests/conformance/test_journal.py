@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal of a run leaves its worker process whole, however long the run."""
+"""The journal of a run, however long, can be sent from its worker process to the parent."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ..emulated import SNPCERTS
 from ..emulated_hosts import EVERY_HOST, name, options
 from ..sizes import FULL, sized
 from .conftest import Build, failed, judged
-from .table import ADVICE, EXPECTED, NO_LOCK, PRIVILEGED, RIGHT, SOURCE, TELLING, only
+from .table import ADVICE, EXPECTED, NO_LOCK, PRIVILEGED, RIGHT, SOURCE, STYLE_CHECKS, only
 
 
 def test_every_wrong_vmm_has_a_row_in_the_table() -> None:
@@ -32,7 +32,7 @@ def test_every_wrong_vmm_has_a_row_in_the_table() -> None:
 def test_every_check_is_failed_by_some_vmm() -> None:
     """A check that nothing can fail checks nothing."""
     caught = set().union(*EXPECTED.values())
-    # In another test, programs that are not VMMs fail these.
+    # In another test, programs that are not VMMs fail this check.
     assert BY_ID.keys() - caught == {"vm-starts"}
 
 
@@ -41,7 +41,7 @@ LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE", "KICK_ERASED"}
 
 
 def one_for_each_check() -> list[str]:
-    """Return few wrong VMMs that fail every check between them."""
+    """Return a few wrong VMMs that between them fail every check."""
     chosen, left = [], set().union(*EXPECTED.values())
     while left:
         best = max(EXPECTED, key=lambda wrong: (len(EXPECTED[wrong] & left), wrong not in LONG))
@@ -61,7 +61,7 @@ def test_a_wrong_vmm_fails_only_the_checks_it_violates(
     assert found.keys() == EXPECTED[wrong] - PRIVILEGED, found
 
 
-# One of each kind.
+# One check of each kind.
 SOME = (
     "table-delivered",
     "page-state",
@@ -84,7 +84,7 @@ def assert_all_passed(
     checks: tuple[str, ...] = (),
     host: tuple[str, ...] = (),
 ) -> None:
-    # Nothing waits for the limit to pass; a busy machine starts slowly.
+    # The limit is long because VMMs start slowly on a busy machine; no check waits until it ends.
     found = judged(*arguments, options=("--timeout", "40", *host, *only(*checks)))
     assert failed(found).keys() <= ADVICE, failed(found)
     skipped = {name for name, check in found.items() if check["state"] == "skipped"}
@@ -107,7 +107,7 @@ def assert_all_passed(
 def test_the_detail_says_which_page_states_a_vmm_ignores(
     build: Build, wrong: str, said: str
 ) -> None:
-    """The checks of certificates still run."""
+    """The checks that involve certificates still run, and pass."""
     checks = only("page-state", "table-delivered", "vcpus-served")
     found = judged(build(wrong), "{certs}", "2", options=checks)
     assert failed(found).keys() == {"page-state"}
@@ -136,7 +136,7 @@ def test_verdicts_do_not_depend_on_the_kernel_and_the_firmware(
 def test_a_right_vmm_passes_whatever_its_style(
     build: Build, style: str, host: tuple[str, ...]
 ) -> None:
-    checks = () if FULL else TELLING
+    checks = () if FULL else STYLE_CHECKS
     assert_all_passed(build(style), "{certs}", "2", skips=RIGHT[style], checks=checks, host=host)
 
 
@@ -155,12 +155,12 @@ def test_a_vmm_behind_a_wrapper_that_forks_is_judged(
 ) -> None:
     if wrapper[0] == "unshare" and os.geteuid() != 0:
         pytest.skip("only root may create a pid namespace")
-    checks = () if FULL else (*TELLING, "lock-ends-with-vmm")
+    checks = () if FULL else (*STYLE_CHECKS, "lock-ends-with-vmm")
     assert_all_passed(*wrapper, build("NOTHING"), "{certs}", "2", checks=checks)
 
 
 def test_single_checks_provoke_what_they_judge(build: Build) -> None:
-    """A check that is judged in passing has scenarios that show it."""
+    """Checks that other scenarios judge in passing also run, and can fail, when asked for alone."""
     for wrong, check in (
         ("NEGATIVE_RET", "ret-supported"),
         ("WRITES_WHOLE_PAGES", "nothing-outside"),
@@ -176,7 +176,7 @@ def test_the_exit_service_passes_everything(host: tuple[str, ...]) -> None:
 def test_the_shim_passes_everything_for_an_unmodified_vmm(
     build: Build, host: tuple[str, ...]
 ) -> None:
-    """The VMM serves no file and enables nothing: what is judged is the library before it."""
+    """The VMM serves no file and enables nothing: only the preloaded shim is judged."""
     try:
         shim_library()
     except RefusedError as error:

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A VMM that serves certificates as it should: vmm FILE VCPUS. Compiled with
- * -DWRONG=NAME it is wrong in one way, which stands where the name does; with
- * -DWRONG=RIGHT_NAME it is right in another way. It ends at SIGTERM, by way of
- * a kick of each vCPU.
+ * A VMM that serves certificates correctly: vmm FILE VCPUS. SIGTERM ends it, by a kick of
+ * each vCPU. Compiled with -DWRONG=NAME, it makes one mistake; is_wrong(NAME) marks the
+ * code that makes it. With -DWRONG=RIGHT_NAME, it is correct too, but works in another way.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -82,8 +81,8 @@ enum wrong {
 #define is_wrong(what) (WRONG == (what))
 
 #define PAGE 4096ul
-#define LOW (PAGE * 128) /* two slots that touch, the second the larger */
-#define MEMORY (PAGE * (128 + 2048)) /* with room for 2 MiB that are aligned */
+#define LOW (PAGE * 128) /* the size of the first of two adjacent slots, the smaller one */
+#define MEMORY (PAGE * (128 + 2048)) /* with room for an aligned page of 2 MiB */
 #define RUN_SIZE 12288
 #define LOCK_WAIT (is_wrong(WAIT_GROWS) ? 100 << refused : is_wrong(WAITS_TOO_LONG) ? 5000 : is_wrong(SPINS) ? 1000 : 100) /* ms, then BUSY */
 #define LOCK_TRIES (is_wrong(RIGHT_TRIES_ONCE) ? 1 : LOCK_WAIT)
@@ -104,27 +103,27 @@ static pthread_t threads[64];
 static pid_t clones[64]; /* processes that run the vCPUs */
 static volatile bool stopping;
 
-/* For those that are wrong. */
+/* State of the variants. */
 static int shared_fd = -1;
-static __thread bool exited; /* the hand-shake came to an exit of its own */
+static __thread bool exited; /* the hand-shake returned with another exit */
 static uint8_t copy[SIZE_MAX_SERVED];
 static ssize_t copied = -1;
 static struct stat copied_from;
-static int users; /* of the one description */
+static int users; /* requests that use the one open file description */
 static bool first_try;
-static int checked; /* inodes in this request */
+static int checked; /* inode comparisons in this request */
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 static int helper = -1;
 static uint64_t needed;
-static __thread uint64_t wanted; /* the guest's pages */
-static __thread uint64_t wanted_at; /* their address */
-static int buffers = 16; /* for requests */
-static __thread uint64_t blocks; /* of the file, in pages */
-static int refused; /* requests in a row */
+static __thread uint64_t wanted; /* pages in the guest's buffer */
+static __thread uint64_t wanted_at; /* the buffer's address */
+static int buffers = 16; /* left for requests */
+static __thread uint64_t blocks; /* the file's blocks, in pages */
+static int refused; /* consecutive requests without a table */
 static void *volatile lost;
 static __thread int last_opened = -1;
-static __thread int kept_fd = -1; /* with its lock, until the next request */
-static __thread long asked; /* ms, when the request came that this thread serves */
+static __thread int kept_fd = -1; /* stays open until a later request */
+static __thread long asked; /* ms: when the request arrived that this thread serves */
 
 static long must(long result, const char *what)
 {
@@ -135,7 +134,7 @@ static long must(long result, const char *what)
 	return result;
 }
 
-/* Where a range of guest memory is, up to the end of its slot. */
+/* Return the address of a range of guest memory, and in `room` how much of it is in one slot. */
 static uint8_t *guest(uint64_t gpa, uint64_t size, uint64_t *room)
 {
 	if (is_wrong(GPA_UNCHECKED) || is_wrong(GPA_WRAPS)) {
@@ -276,12 +275,12 @@ static int open_file(void)
 	return fd;
 }
 
-/* The whole file; its size, or -1 with errno. */
+/* Read the whole file. Return its size, or -1 with errno set. */
 static ssize_t contents(int fd, uint8_t *data)
 {
 	ssize_t size = 0, got;
 
-	if (is_wrong(POINTER_STAYS)) { /* what is wanted is known, and how much of it came */
+	if (is_wrong(POINTER_STAYS)) { /* counts what is left, but does not advance `data` */
 		ssize_t left = lseek(fd, 0, SEEK_END);
 
 		lseek(fd, 0, SEEK_SET);
@@ -296,7 +295,7 @@ static ssize_t contents(int fd, uint8_t *data)
 		if (fstat(fd, &found) || !S_ISREG(found.st_mode))
 			return -1;
 		while ((size = pread(fd, data, found.st_size, 0)) < found.st_size && size >= 0)
-			fcntl(fd, F_DUPFD_CLOEXEC, 0); /* and read again */
+			fcntl(fd, F_DUPFD_CLOEXEC, 0); /* leak a descriptor, then read again */
 		return size;
 	}
 	if (is_wrong(READS_TWICE)) {
@@ -356,7 +355,7 @@ static ssize_t contents(int fd, uint8_t *data)
 		close(to);
 		return size;
 	}
-	if (is_wrong(CACHED_BY_CTIME)) { /* with a mapping, whose reads nothing sees */
+	if (is_wrong(CACHED_BY_CTIME)) { /* through a mapping: nothing sees these reads */
 		static uint8_t *map;
 		struct stat found;
 
@@ -376,7 +375,7 @@ static ssize_t contents(int fd, uint8_t *data)
 		pthread_mutex_unlock(&one_at_a_time);
 		return size;
 	}
-	if (is_wrong(RIGHT_KEPT_MAPPING)) { /* unlocked before the close: the mapping keeps the file */
+	if (is_wrong(RIGHT_KEPT_MAPPING)) { /* let_go unlocks: the mapping keeps the file open after close(2) */
 		static uint8_t *map;
 		static struct stat mapped;
 		struct stat found;
@@ -505,7 +504,7 @@ static long now_ms(void)
 	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* A process that opens and locks for the others, and keeps nothing. */
+/* The helper process: it opens and locks the file for the VMM, and then keeps no descriptor. */
 static void run_helper(int line)
 {
 	for (;;) {
@@ -543,7 +542,8 @@ struct reading {
 	ssize_t size;
 };
 
-/* One description for all vCPUs, opened anew when the path leads elsewhere. */
+/* Read through one open file description for all vCPUs, which is opened again if the path leads to
+ * another file. */
 static ssize_t shared_contents(int *fd, uint8_t *data)
 {
 	ssize_t size = -1;
@@ -566,7 +566,7 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 			*fd = shared_fd;
 			if (!is_wrong(RIGHT_JOINS))
 				size = contents(shared_fd, data);
-			else { /* what was read lasts as long as the lock */
+			else { /* one read serves all requests while the lock is held */
 				if (users == 1)
 					copied = contents(shared_fd, copy);
 				memcpy(data, copy, copied < 0 ? 0 : copied);
@@ -591,7 +591,7 @@ static ssize_t shared_contents(int *fd, uint8_t *data)
 	return -1;
 }
 
-/* Reads the open file, without a look at its lock. */
+/* Read the open file, whether or not it is locked. */
 static void *read_beside(void *argument)
 {
 	struct reading *reading = argument;
@@ -601,7 +601,7 @@ static void *read_beside(void *argument)
 	return NULL;
 }
 
-/* Waits for a lock that no request needs any more. */
+/* Wait for a lock that no request needs any more. */
 static void *wait_on(void *argument)
 {
 	struct flock whole = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
@@ -612,7 +612,7 @@ static void *wait_on(void *argument)
 
 static ssize_t locked_contents(int *fd, uint8_t *data);
 
-/* As locked_contents, but one that comes while another reads takes what that one gets. */
+/* As locked_contents, but a request that arrives while another one reads gets the same bytes. */
 static ssize_t joined_contents(int *fd, uint8_t *data)
 {
 	static pthread_cond_t landed = PTHREAD_COND_INITIALIZER;
@@ -643,7 +643,7 @@ static ssize_t joined_contents(int *fd, uint8_t *data)
 	return size;
 }
 
-/* The file, locked and read: its size, or -1 with errno, EAGAIN if the lock was not free. */
+/* Lock and read the file. Return its size, or -1 with errno set: EAGAIN if the lock was not free. */
 static ssize_t locked_contents(int *fd, uint8_t *data)
 {
 	struct timespec pause = { .tv_nsec = is_wrong(SPINS) ? 0 : 1000000 };
@@ -674,7 +674,7 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		if (tries && now_ms() - start > LOCK_WAIT) {
 			if (!is_wrong(LATE_LOCK_STAYS))
 				break;
-			tries = LOCK_WAIT - 1; /* the last */
+			tries = LOCK_WAIT - 1; /* the last try */
 		}
 		if (is_wrong(DESCRIPTOR_KEPT_WHEN_BUSY) && kept_fd >= 0) {
 			*fd = kept_fd;
@@ -826,7 +826,7 @@ static ssize_t locked_contents(int *fd, uint8_t *data)
 		} else if (errno != EAGAIN) {
 			int failure = errno;
 
-			if (is_wrong(RIGHT_READS_AGAIN)) { /* never without the lock */
+			if (is_wrong(RIGHT_READS_AGAIN)) { /* serve() must not read again without the lock */
 				close(*fd);
 				*fd = -1;
 			}
@@ -918,7 +918,7 @@ static uint64_t deliver(struct kvm_run *run, const uint8_t *data, uint64_t size)
 		return put(run->snp_req_certs.gpa & ~(1ul << 51), data, size) ? 0 : EIO;
 	if (!put(is_wrong(GPA_TRUNCATED) ? (uint32_t)run->snp_req_certs.gpa : run->snp_req_certs.gpa, data, size))
 		return EIO;
-	if (is_wrong(WRITES_WHOLE_PAGES)) /* and the page behind them */
+	if (is_wrong(WRITES_WHOLE_PAGES)) /* and the page after them */
 		put(run->snp_req_certs.gpa + size, zeros, (pages + 1) * PAGE - size);
 	return 0;
 }
@@ -942,7 +942,7 @@ static uint64_t deliver_nothing(struct kvm_run *run)
 	return run->snp_req_certs.npages == 0 || put(run->snp_req_certs.gpa, empty, sizeof(empty)) ? 0 : EIO;
 }
 
-/* Goes on with a request that has got its answer. */
+/* Continue with a request that has already been answered. */
 static void *write_late(void *gpa)
 {
 	struct flock whole = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
@@ -998,7 +998,7 @@ static uint64_t answer(struct kvm_run *run, int *fd, uint8_t *data)
 		blocks = (found.st_blocks * 512 + PAGE - 1) / PAGE;
 	}
 	if (is_wrong(READS_INTO_GUEST) && *fd >= 0 && size < 0 && errno != EISDIR) {
-		put(run->snp_req_certs.gpa, data, 100); /* what was read before */
+		put(run->snp_req_certs.gpa, data, 100); /* bytes that were read before the error */
 		return EAGAIN;
 	}
 	if (is_wrong(GIVES_UP_WITHOUT_FILE)) {
@@ -1099,7 +1099,7 @@ static void *answer_in_thread(void *argument)
 	return NULL;
 }
 
-/* As answer, in a thread that lives as long as the request. */
+/* As answer, but in a thread that exists only for this request. */
 static uint64_t thread_answer(struct kvm_run *run, int *fd, uint8_t *data)
 {
 	struct asked_answer mine = { .run = run, .fd = -1, .data = data, .asked = asked };
@@ -1111,7 +1111,7 @@ static uint64_t thread_answer(struct kvm_run *run, int *fd, uint8_t *data)
 	return mine.ret;
 }
 
-/* Closes the descriptors that it gets through a pipe. */
+/* Close the descriptors whose numbers arrive through a pipe, each a little later. */
 static void *closer(void *argument)
 {
 	int fd;
@@ -1156,7 +1156,7 @@ static void *stay(void *argument)
 	return argument;
 }
 
-/* Drops the lock of a request whose firmware command takes too long. */
+/* Drop a request's lock after a second, even if the firmware has not signed yet. */
 static void *give_up(void *argument)
 {
 	sleep(1);
@@ -1165,7 +1165,7 @@ static void *give_up(void *argument)
 	return NULL;
 }
 
-/* Whether a kick is lost that comes during a request with this answer. */
+/* Whether this VMM loses a kick that arrives during a request with this answer. */
 static bool erases_kick(uint64_t ret, int fd)
 {
 	return is_wrong(KICK_ERASED) || (is_wrong(KICK_ERASED_WHEN_BUSY) && ret == EAGAIN) ||
@@ -1175,7 +1175,7 @@ static bool erases_kick(uint64_t ret, int fd)
 	       (is_wrong(KICK_ERASED_WITHOUT_FILE) && fd < 0 && ret == 0);
 }
 
-/* Whether the vCPU shall stop. */
+/* Serve a request. Return whether the vCPU must stop. */
 static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 {
 	int fd = -1;
@@ -1260,15 +1260,15 @@ static bool serve(int vcpu, struct kvm_run *run, uint8_t *data)
 	}
 	if (is_wrong(KICK_ERASED_AT_UNLOCK))
 		return stop;
-	/* A kick that came meanwhile set it too, and has just been undone. */
+	/* A kick may have set immediate_exit too, which was just cleared. So look at `stopping`. */
 	return !erases_kick(run->snp_req_certs.ret, fd) && stopping;
 }
 
-/* One thread that serves all vCPUs, and enters KVM_RUN for them. */
+/* ---- a main loop: one thread serves all vCPUs, and enters KVM_RUN for them ---- */
 static pthread_mutex_t loop = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t turned = PTHREAD_COND_INITIALIZER;
 static int asking = -1;
-static long asked_by; /* ms, the asking vCPU */
+static long asked_by; /* ms: when the asking vCPU's request arrived */
 static bool stops;
 
 static void *main_loop(void *data)
@@ -1279,7 +1279,7 @@ static void *main_loop(void *data)
 			pthread_cond_wait(&turned, &loop);
 		asked = asked_by;
 		stops = serve(fds[asking], runs[asking], data);
-		asking = -2; /* the vCPU shall see the result before another asks */
+		asking = -2; /* the vCPU must see the result before another one asks */
 		pthread_cond_broadcast(&turned);
 	}
 	return NULL;
@@ -1304,7 +1304,7 @@ static bool serve_in_loop(int number)
 	return stop;
 }
 
-/* KVM_HC_MAP_GPA_RANGE: GPA, pages, attributes; bit 4 says private, bit 0 says 2 MiB. */
+/* Serve KVM_HC_MAP_GPA_RANGE. Attribute bit 4 means private, bit 0 means pages of 2 MiB. */
 static uint64_t change_page_state(uint64_t gpa, uint64_t pages, uint64_t attributes)
 {
 	uint64_t room = 0;
@@ -1328,7 +1328,7 @@ static bool asks_for_certs(const struct kvm_run *run)
 	if (is_wrong(ONLY_THE_POSTED_EXIT))
 		must(run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ? -1 : 0, "unknown exit reason");
 	return run->exit_reason == KVM_EXIT_SNP_REQ_CERTS ||
-	       run->exit_reason == KVM_EXIT_ARM_LDST64B; /* its number in the series as posted */
+	       run->exit_reason == KVM_EXIT_ARM_LDST64B; /* the exit's number in the posted series */
 }
 
 static void *vcpu_thread(void *argument)
@@ -1340,9 +1340,9 @@ static void *vcpu_thread(void *argument)
 
 	sigemptyset(&kick);
 	sigaddset(&kick, SIGUSR1);
-	if (is_wrong(RIGHT_OWN_TABLES)) /* from now on the threads have descriptors of their own */
+	if (is_wrong(RIGHT_OWN_TABLES)) /* from now on, this thread has its own descriptor table */
 		must(unshare(CLONE_FILES), "unshare");
-	if (MASKS_KICK) { /* a kick waits until KVM_RUN, which it ends */
+	if (MASKS_KICK) { /* a kick stays pending until KVM_RUN, and then ends it */
 		uint32_t none[3] = { 8 };
 
 		must(ioctl(vcpu, KVM_SET_SIGNAL_MASK, none), "KVM_SET_SIGNAL_MASK");
@@ -1367,7 +1367,7 @@ static void *vcpu_thread(void *argument)
 		if (run->exit_reason == KVM_EXIT_SHUTDOWN)
 			break;
 		if (asks_for_certs(run)) {
-			asked = now_ms(); /* waits for another vCPU count, too */
+			asked = now_ms(); /* before waiting for another vCPU: that counts, too */
 			if (is_wrong(RIGHT_ONE_AT_A_TIME))
 				pthread_mutex_lock(&one_at_a_time);
 			bool stop = is_wrong(RIGHT_MAIN_LOOP) ? serve_in_loop(number) : serve(vcpu, run, data);
@@ -1496,7 +1496,7 @@ int main(int argc, char **argv)
 			return WEXITSTATUS(status);
 		}
 	}
-	if (is_wrong(RIGHT_CONTROL)) { /* the first process takes the signal, and tells the second */
+	if (is_wrong(RIGHT_CONTROL)) { /* the first process gets the signal, and notifies the second */
 		int ends[2], status, number;
 
 		must(pipe2(ends, O_CLOEXEC), "pipe");
@@ -1514,7 +1514,7 @@ int main(int argc, char **argv)
 		}
 		close(ends[1]);
 	}
-	if (is_wrong(RIGHT_OWN_LINK)) { /* a name of its own for the file */
+	if (is_wrong(RIGHT_OWN_LINK)) { /* the VMM's own name for the file */
 		char *link = NULL, *directory = strdup(path);
 
 		*strrchr(directory, '/') = 0;
@@ -1547,7 +1547,7 @@ int main(int argc, char **argv)
 	command(KVM_SEV_INIT2, init);
 	if (!is_wrong(PAGE_STATE_NOT_ENABLED))
 		must(ioctl(vm, KVM_ENABLE_CAP, hypercalls), "KVM_CAP_EXIT_HYPERCALL");
-	/* A page on either side that must stay untouched. */
+	/* With an inaccessible page on either side. */
 	memory[0] = mmap(NULL, MEMORY + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	memory[0] += PAGE;
 	must(mprotect(memory[0], MEMORY, PROT_READ | PROT_WRITE), "memory");

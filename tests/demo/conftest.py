@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo with the run's emulated authority, in place of a new one for each machine."""
+"""Demos in this process use the test run's emulated authority, so none makes its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..keys import authority_of
 
 @pytest.fixture(scope="module", autouse=True)
 def _authority() -> Iterator[None]:
-    """Commands that tests run in processes of their own still make one."""
+    """Replace the function that makes an authority; commands in other processes still make one."""
     made = {Product.MILAN: authority_of(Product.MILAN)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EmulatedAuthority, "create", lambda product: made[product])

@@ -23,7 +23,10 @@ UPDATES = 20
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Events, str]:
-    """Timeline and picture. A busy machine may need a longer run for the lock to be missed."""
+    """The timeline and the picture of a demo.
+
+    On a busy machine, only a longer run may show a VMM that uses certificates during an update.
+    """
     folder = tmp_path_factory.mktemp("demo")
     trace, picture = folder / "trace.json", folder / "picture.svg"
     for seconds in (1.5, 5, 15):
@@ -44,7 +47,7 @@ def names_of(events: Events, what: str, key: str) -> dict[int, str]:
 
 
 def slices(events: Events, run: str, tracks: str, name: str) -> list[tuple[float, float]]:
-    """Begin and end of the slices of this name, on the tracks whose name begins so."""
+    """Begin and end of the slices ``name``, on the tracks whose names begin with ``tracks``."""
     groups = names_of(events, "process_name", "pid")
     rows = names_of(events, "thread_name", "tid")
     return [

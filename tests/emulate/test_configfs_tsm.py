@@ -18,7 +18,7 @@ from snpcerts.emulator.frontdoor import namespace
 
 from ..emulated import SNPCERTS, Emulated
 
-# Prints the errno of each line that fails, by name, and what each expression is.
+# Evaluates each argument; prints its value, or the name of the errno if it fails.
 STEPS = """
 import errno, os, sys
 os.chdir("/sys/kernel/config/tsm/report")
@@ -38,8 +38,8 @@ for step in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def emulated(emulated: Emulated) -> Emulated:
-    """The platform, with programs that start, and so end, as a user's do."""
-    return emulated.executed()
+    """The platform; its programs are started, and so also end, as a user's do."""
+    return emulated.started_anew()
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def _served() -> None:
     if reason := namespace.missing():
         pytest.skip(reason)
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("this user may not open /dev/fuse, which configfs-tsm is served by")
+        pytest.skip("this user may not open /dev/fuse, through which configfs-tsm is served")
 
 
 def in_guest(emulated: Emulated, *argv: str) -> str:
@@ -142,7 +142,7 @@ def test_what_a_program_wrote_counts_when_it_ends_without_closing(emulated: Emul
 
 
 def test_a_killed_program_ends_though_another_signal_came_first(emulated: Emulated) -> None:
-    """A read that waits for a busy host is not interrupted by a signal, but ends by SIGKILL."""
+    """A read that waits for a busy host is not interrupted by a signal, but SIGKILL ends it."""
     emulated.issue_certificates()
     table = emulated.certs / "table.bin"
     program = (
@@ -184,7 +184,7 @@ def wait_for_state(pid: int, state: str, *, call: int) -> None:
 
 
 def test_a_machine_without_fuse_says_so_in_its_log(emulated: Emulated) -> None:
-    """The device is there all the same."""
+    """/dev/sev-guest is there all the same."""
     emulated.issue_certificates()
     program = (
         "import sys\n"

@@ -38,8 +38,8 @@ LOWER = (
 
 @pytest.fixture(scope="module")
 def emulated(emulated: Emulated) -> Emulated:
-    """The platform, with programs that start as a user's do."""
-    return emulated.executed()
+    """The platform; its programs are started as a user's are."""
+    return emulated.started_anew()
 
 
 def test_the_machine_outlives_the_command(emulated: Emulated) -> None:
@@ -54,7 +54,7 @@ def test_the_machine_outlives_the_command(emulated: Emulated) -> None:
 
 
 def test_a_command_is_on_disk_before_its_caller_continues(emulated: Emulated) -> None:
-    """Who runs something after it, and reads the directory, finds it done."""
+    """A program that reads the platform's directory after a command finds the command's effect."""
     look = (
         "import json; from pathlib import Path\n"
         f"print(json.loads(Path({str(emulated.directory)!r}, 'platform.json').read_text()))\n"
@@ -127,7 +127,7 @@ def test_a_guest_gets_a_report_with_the_certificates_its_vmm_serves(
     assert table.read_bytes() == (emulated.certs / "table.bin").read_bytes()
     anchor = str(emulated.certs / "ark.der")
     assert main(["verify", str(report), "--table", str(table), "--anchor", anchor]) == 0
-    # A verifier without --anchor does not trust it.
+    # A verifier without --anchor does not trust the emulated ARK.
     assert main(["verify", str(report), "--table", str(table)]) == 1
 
 
@@ -258,7 +258,7 @@ def test_a_damaged_platform_is_reported_in_one_line(tmp_path: Path, content: str
 
 
 def test_the_files_of_the_host_agree_with_its_firmware(emulated: Emulated) -> None:
-    """A guest's policy asks for SMT as the report says it is, and a guest_memfd has its size."""
+    """The file on SMT says that it is on, as reports do, and a guest_memfd has its size."""
     script = (
         "import fcntl, os\n"
         "from snpcerts.abi.kvm import CreateGuestMemfd, Ioctl\n"
@@ -271,7 +271,7 @@ def test_the_files_of_the_host_agree_with_its_firmware(emulated: Emulated) -> No
 
 
 def test_a_vmm_may_have_more_interrupts_than_the_shell_allows_files() -> None:
-    """The limit of the shell counts for the program, and KVM keeps no descriptors."""
+    """The shell's limit on files applies to the program; the emulated KVM keeps no descriptors."""
     script = (
         "import fcntl, os, resource\n"
         "from snpcerts.abi.kvm import Ioctl, Irqfd\n"
@@ -289,7 +289,7 @@ def test_a_vmm_may_have_more_interrupts_than_the_shell_allows_files() -> None:
     assert made.stdout == "tied\n", made.stderr
 
 
-def test_an_eventfd_is_one_interrupts_alone(emulated: Emulated) -> None:
+def test_an_eventfd_can_be_tied_to_one_interrupt_only(emulated: Emulated) -> None:
     script = (
         "import errno, fcntl, os\n"
         "from snpcerts.abi.kvm import Ioctl, Irqfd\n"

@@ -69,7 +69,7 @@ def status(emulated: Emulated) -> dict[str, object]:
 def test_a_platform_keeps_the_firmware_it_was_made_with(
     tmp_path: Path, forked: Commands, played: str, keeps: bool
 ) -> None:
-    """After a reload the VCEK is of the reported TCB, or not; no ioctl shows it."""
+    """The firmware decides whether a reload keeps the reported TCB's VCEK; no ioctl shows it."""
     if played == "documented":
         emulated = made(tmp_path, "--product", "genoa", "--firmware", played)
     else:
@@ -173,7 +173,7 @@ def test_the_agent_shows_the_mitigations_in_status_and_metrics(
     found = documented("host status", shown.stdout)["mitigations"]
     assert found == {"supported": "0x7f", "verified": "0x3f"}
     assert (
-        "verified 0x3f of supported 0x7f, unverified 0x40"
+        "supported 0x7f, verified 0x3f, unverified 0x40"
         in emulated.run(*host, "status", *files).stdout
     )
     figures = tmp_path / "metrics.prom"

@@ -81,7 +81,7 @@ def test_no_message_ends_the_machine(home: PlatformHome) -> None:
 
 
 def test_a_descriptor_that_is_not_a_listener_is_refused(home: PlatformHome, tmp_path: Path) -> None:
-    """Not registered either: each of these would be ready, or would block."""
+    """Nor must the server wait for its events: it might be ready forever, or block."""
     (tmp_path / "file").touch()
     reader, writer = os.pipe()
     os.write(writer, b"x")
@@ -140,7 +140,7 @@ def test_outcomes_to_a_pipe_without_a_reader(home: PlatformHome, tmp_path: Path)
     assert "cannot write the outcome" in home.log.read_text()
 
 
-# A page that userfaultfd(2) holds back, and a path in that page: its reader waits.
+# Opens a path in a page that userfaultfd(2) never provides, so whoever reads the path waits.
 UNANSWERED = """
 import ctypes, fcntl, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

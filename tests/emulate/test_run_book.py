@@ -21,7 +21,7 @@ UPDATED = "snp=25,ucode=220"
 
 @dataclass
 class Laptop:
-    """The machine, its key server and where the agent keeps its files."""
+    """The machine, its key server and the directory for the agent's files."""
 
     emulated: Emulated
     server: str
@@ -48,7 +48,7 @@ class Laptop:
         return made.stdout + made.stderr
 
     def verified_guest(self) -> None:
-        """A guest's report verifies with the certificates that came with it."""
+        """Check that a guest's report verifies with the certificates that came with it."""
         report, table = str(self.place / "report.bin"), str(self.place / "table.bin")
         argv = [*SNPCERTS, "guest", "report", "-o", report, "--table-out", table]
         served = str(self.place / "certs.bin")
@@ -86,7 +86,7 @@ def test_an_update_from_load_to_commit_and_the_rollback_that_is_refused(laptop: 
     assert "below the committed firmware" in refused
     assert "below the committed firmware" in laptop.machine("reboot", "--bios", "ucode=219", code=1)
 
-    # After a BIOS that raises the TCB, some firmware signs with the VCEK of the running TCB: the
+    # After a BIOS that raises the TCB, some firmware signs with the VCEK of the current TCB: the
     # file stays empty until a commit, a proof or set-config --again.
     laptop.machine("reboot", "--bios", "bl=5,snp=26")
     booted = laptop.status(code=1)
@@ -131,7 +131,7 @@ def test_a_commit_drops_the_vlek(laptop: Laptop) -> None:
 
 
 def firmware_of(emulated: Emulated) -> list[str]:
-    """What ``emulate status`` says, without the VMs: one of another test may still be ending."""
+    """What ``emulate status`` says, without VMs, as one of another test may still be ending."""
     lines = emulated.run("status").stdout.splitlines()
     return [line for line in lines if not line.lstrip().startswith("VM ")]
 

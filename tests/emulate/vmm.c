@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A VMM of about 150 lines that serves certificates as the kernel's documentation
- * recommends: vmm FILE VCPUS. Compiled with -DNO_LOCK it does everything but
- * lock. Numbers by hand: the C library's headers may be older than the calls.
+ * A small VMM that serves certificates as the kernel's documentation recommends:
+ * vmm FILE VCPUS. Compiled with -DNO_LOCK, it neither locks the file nor checks that the
+ * path still leads to it. KVM's numbers come from kvm_abi.h, because the C library's
+ * headers may be too old.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -44,7 +45,7 @@ static void command(uint32_t id, void *data)
 	must(ioctl(vm, KVM_MEMORY_ENCRYPT_OP, issued), "KVM_MEMORY_ENCRYPT_OP");
 }
 
-/* Open and lock the file that the path names now; -1 with errno. */
+/* Open and lock the file that the path leads to. Return its descriptor, or -1 with errno set. */
 static int locked_file(struct stat *mine)
 {
 	struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
@@ -88,7 +89,7 @@ static void serve(int vcpu, struct kvm_run *run, unsigned *seed)
 		must(pread(fd, memory + run->snp_req_certs.gpa, file.st_size, 0), path);
 		run->snp_req_certs.ret = 0;
 	}
-	/* A thread may be kept from running at any point; here it would matter. */
+	/* The kernel may suspend a thread at any point. Here, without the lock, that would matter. */
 	usleep(rand_r(seed) % 4 ? rand_r(seed) % 1000 : rand_r(seed) % 20000);
 	run->immediate_exit = 1;
 	if (ioctl(vcpu, KVM_RUN, 0) == 0 || errno != EINTR)
@@ -105,7 +106,7 @@ static void set_private(uint64_t gpa, uint64_t size, uint64_t private)
 	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, range), "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
-/* KVM_HC_MAP_GPA_RANGE: GPA, pages, attributes, of which bit 4 says private. */
+/* Serve KVM_HC_MAP_GPA_RANGE (GPA, pages, attributes); bit 4 of the attributes means private. */
 static void change_page_state(uint64_t *exit)
 {
 	set_private(exit[1], exit[2] * PAGE, exit[3] >> 4 & 1);

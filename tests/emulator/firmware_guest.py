@@ -64,7 +64,7 @@ class FirmwareGuest:
         return header_for(msg_type, self.counters[vmpck] + 1, vmpck, msg_version=version)
 
     def ask(self, msg_type: int, payload: bytes, vmpck: int = 0) -> bytes:
-        """The opened answer to one message."""
+        """Return the decrypted answer to one message."""
         page = seal(self.vmpcks[vmpck], self.header(msg_type, vmpck), payload)
         header, answer = open_sealed(
             self.vmpcks[vmpck], self.firmware.guest_request(self.context, page)
@@ -78,7 +78,7 @@ class FirmwareGuest:
     def ask_report(
         self, *, vmpl: int = 0, key_sel: int = 0, data: bytes = bytes(64), vmpck: int = 0
     ) -> tuple[int, Report | None]:
-        """(STATUS, report if any)."""
+        """Return the STATUS of the answer, and the report if there is one."""
         request = ReportRequest(report_data=data, vmpl=vmpl, key_sel=key_sel)
         answer = self.ask(MessageType.REPORT_REQ, request.pack(), vmpck)
         response = ReportResponse.unpack(answer)

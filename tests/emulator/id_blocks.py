@@ -18,7 +18,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def key_bytes(key: ec.EllipticCurvePrivateKey, *, curve: int = 2) -> bytes:
-    """SNP ABI, format of a public key: curve, then X and Y of 72 bytes, little-endian."""
+    """Return the public key in the format of the SNP ABI: curve, then X and Y in 72 bytes each."""
     numbers = key.public_key().public_numbers()
     both = numbers.x.to_bytes(72, "little") + numbers.y.to_bytes(72, "little")
     return (struct.pack("<I", curve) + both).ljust(0x404, b"\0")
@@ -46,7 +46,7 @@ def signed(
     algorithms: tuple[int, int] = (1, 1),
     curve: int = 2,
 ) -> Signed:
-    """The ID block (96 bytes) and its authentication page (4096)."""
+    """Return an ID block (96 bytes) and its authentication page (4096 bytes)."""
     block = struct.pack(
         "<48s16s16sIIQ", measurement, family_id, image_id, version, guest_svn, policy
     )

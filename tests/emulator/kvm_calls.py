@@ -96,7 +96,7 @@ class Process:
         self.sev(vm, 22, SevInit(**fields))
 
     def give_memory(self, vm: Vm) -> None:
-        """One private slot from GPA 0, wholly private."""
+        """Give the VM one slot at GPA 0, and make all of its pages private."""
         made = self.ioctl(vm, Ioctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size=MEMORY_SIZE))
         assert isinstance(made, NewDescriptor)
         self.devices[MEMFD] = made.device
@@ -118,7 +118,7 @@ class Process:
         self.sev(vm, 102, SnpLaunchFinish(**how), sev_fd=sev_fd)
 
     def launch(self, *, certs: bool = True, vcpus: int = 1) -> tuple[Vm, list[Vcpu]]:
-        """A VM up to its first KVM_RUN."""
+        """Create a VM and launch it, so that its first KVM_RUN can follow."""
         vm = self.create_vm()
         self.init2(vm)
         self.give_memory(vm)

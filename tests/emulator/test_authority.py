@@ -33,7 +33,7 @@ ORDER_1 = ["1", "2", "3.9", "3.1", "3.2", "3.3", "3.5", "3.6", "3.7", "3.8"]
 
 
 def amd_extensions(certificate: Certificate) -> dict[str, bytes]:
-    """Arc suffix to the bytes inside extnValue, in the order encoded, as the library reads them."""
+    """The bytes in each extnValue by the suffix of its OID, in order, as the library reads them."""
     found = {}
     for extension in by_the_library(certificate.der).extensions:
         assert isinstance(extension.value, x509.UnrecognizedExtension)
@@ -43,7 +43,7 @@ def amd_extensions(certificate: Certificate) -> dict[str, bytes]:
 
 
 def issued(certificate: Certificate, issuer: Certificate) -> None:
-    """That ``issuer`` issued ``certificate``, by the library alone."""
+    """Check, by the library alone, that ``issuer`` issued ``certificate``."""
     read, above = by_the_library(certificate.der), by_the_library(issuer.der)
     assert read.issuer == above.subject
     key = above.public_key()
@@ -185,10 +185,10 @@ def test_a_vlek_carries_its_provider_and_the_bare_product_name(
         ("vlek-milan-v3", "vlek", Product.MILAN),
     ],
 )
-def test_leafs_have_the_extensions_of_a_genuine_one(
+def test_leaves_have_the_extensions_of_genuine_ones(
     vector: str, leaf: str, product: Product, authority_of: Authorities, vectors: Path
 ) -> None:
-    """Same identifiers in the same order, same productName, same kind of integers."""
+    """The identifiers, their order, productName and the types of the values are the same."""
     path = vectors / vector / f"{leaf}.der"
     read = load_certificate(path.read_bytes(), leaf)
     genuine = amd_extensions(read)
@@ -256,7 +256,7 @@ def test_the_chain_is_the_intermediate_then_the_root(authority: EmulatedAuthorit
 
 
 def test_an_authority_survives_on_disk(authority: EmulatedAuthority, tmp_path: Path) -> None:
-    """Saved twice over, it is the same authority, marked, and its keys are the owner's alone."""
+    """Saved twice, it loads as the same authority; its files are marked, its keys are private."""
     place = tmp_path / "deep" / "authority"
     authority.save(place)
     authority.save(place)

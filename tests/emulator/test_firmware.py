@@ -326,8 +326,8 @@ def test_random_pages_are_refused_by_status_only(start: bytes, size: int) -> Non
 _EDITS = st.dictionaries(st.integers(0, 0xBF), st.integers(1, 255), min_size=1, max_size=4)
 
 
-# The upper half of the tag's field and the reserved bytes after the sequence number: neither
-# judged nor under the tag.
+# The firmware does not check the upper half of the tag's field and the reserved bytes after the
+# sequence number, and the tag does not cover them.
 _UNJUDGED = {*range(0x10, 0x20), *range(0x28, 0x30)}
 
 
@@ -355,7 +355,7 @@ def test_a_sound_message_changed_anywhere_is_refused_by_status_only(edits: dict[
 def test_random_payloads_are_always_answered(
     kind: tuple[MessageType, int], data: st.DataObject, vmpck: int
 ) -> None:
-    """What is well sealed is answered, with a STATUS where its contents are bad."""
+    """A correctly sealed message gets an answer; bad contents get a STATUS in it."""
     msg_type, size = kind
     payload = data.draw(st.binary(min_size=size, max_size=size))
     answer = _FUZZED.ask(msg_type, payload, vmpck)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where sources disagree about the firmware: what each one that can be played does.
+"""Where sources disagree about the firmware: what each firmware does that the emulator can imitate.
 
-The values of the published firmware are entered from its source (amd/AMD-ASPFW,
-``sev_uapp/src``) at the function named; those of the document from where it is
-restated. None is from our code.
+The values of the published firmware were taken from its source (amd/AMD-ASPFW, ``sev_uapp/src``) at
+the function named, those of AMD's document from texts that restate it. None is from our code.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def config(tcb: TcbVersion | None = None, flags: int = 0) -> SnpConfig:
 
 
 def signs(on: Firmware, key_sel: KeySelect = KeySelect.DEFAULT) -> tuple[SigningKey, object]:
-    """Which key a report says it is signed with, and the TCB whose key does verify it."""
+    """Which key a report names as its signing key, and the TCB whose key verifies it."""
     report = FirmwareGuest(on).report(key_sel=key_sel)
     kind = report.signing_key
     assert kind is not None
@@ -133,7 +132,7 @@ def test_what_signs_after_set_config(played: str, signer: tuple[SigningKey, TcbV
         (PUBLISHED, KeySelect.DEFAULT, (SigningKey.VLEK, OLD)),
         (PUBLISHED, KeySelect.VLEK, (SigningKey.VLEK, OLD)),
         (PUBLISHED, KeySelect.VCEK, (SigningKey.NONE, None)),
-        # psp-sev.h: mask_chip_key, whether attestation reports are signed or not
+        # psp-sev.h: mask_chip_key says whether attestation reports are signed
         (DOCUMENTED, KeySelect.DEFAULT, (SigningKey.NONE, None)),
         (DOCUMENTED, KeySelect.VLEK, (SigningKey.NONE, None)),
         (DOCUMENTED, KeySelect.VCEK, (SigningKey.NONE, None)),
@@ -161,7 +160,7 @@ def test_without_a_vlek_a_masked_chip_key_signs_nothing_under_any_firmware() -> 
 @pytest.mark.parametrize(
     ("played", "signer"),
     [
-        # sev_mcmd.c: snp_mcmd_init_common 4408 derives with no TCB: that of what runs
+        # sev_mcmd.c: snp_mcmd_init_common 4408 derives without naming a TCB: for the current one
         (PUBLISHED, (SigningKey.VCEK, OLD)),
         (DOCUMENTED, (SigningKey.VCEK, LOWER)),
         (OBSERVED, (SigningKey.VCEK, LOWER)),
@@ -179,7 +178,7 @@ def test_what_signs_after_a_reload_with_a_lowered_reported_tcb(
     assert after.reported_tcb == LOWER.pack(), "gPersistent.config_tcb is not cleared"
     assert (before.flags & 7, after.flags & 7) == (7, 0), "masks zero, VLEK wiped (4683)"
     assert signs(on) == signer
-    # Issuing SET_CONFIG with the same value again ends it.
+    # SET_CONFIG with the same value again makes the reported TCB's VCEK sign.
     on.snp_set_config(config(LOWER))
     assert signs(on) == (SigningKey.VCEK, LOWER)
     load_vlek(on)
@@ -249,8 +248,8 @@ def test_set_config_accepts_valid_values_only(
         verify(report, on.vcek_public_key(asked))
 
 
-def test_a_reset_by_set_config_is_a_value_of_its_own() -> None:
-    """config_tcb becomes what was committed then (8958); only a commit lets it follow again."""
+def test_a_reset_by_set_config_stores_the_committed_tcb() -> None:
+    """config_tcb becomes the TCB committed then (8958); only a commit makes it follow again."""
     on = firmware(PUBLISHED)
     on.snp_set_config(config())
     on.update(NEW)

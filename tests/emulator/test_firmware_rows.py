@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The emulated firmware against AMD's published one, row by row.
 
-Each expected value is entered from amd/AMD-ASPFW, directory ``sev_uapp/src``,
-at the function named; none is from our code.
+Each expected value was taken from amd/AMD-ASPFW, directory ``sev_uapp/src``, at the
+function named; none is from our code.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def guest(published: Firmware) -> FirmwareGuest:
 
 
 def status_of(guest: FirmwareGuest, page: bytes) -> int:
-    """The mailbox status; the response page is not written and no number is used up."""
+    """Return the mailbox status; after a refusal, check that no sequence number is used up."""
     before = list(guest.context.counters)
     try:
         guest.firmware.guest_request(guest.context, page)
@@ -61,7 +61,7 @@ def status_of(guest: FirmwareGuest, page: bytes) -> int:
     return 0
 
 
-# sev_mcmd.c: snp_mcmd_guest_request, 5184 on: two faults at once, the first in order counts.
+# sev_mcmd.c: snp_mcmd_guest_request, 5184 on. Of two faults, the one checked first counts.
 INVALID_PARAM, BAD_MEASUREMENT, AEAD_OFLOW = 0x16, 0x0B, 0x1D
 
 
@@ -134,7 +134,7 @@ def test_answers_to_report_requests(
     payload: bytes, vmpck: int, status: int, guest: FirmwareGuest
 ) -> None:
     answer = guest.ask(MessageType.REPORT_REQ, payload, vmpck)
-    assert len(answer) == 0x4C0, "sizeof(snp_msg_report_rsp_t), refused or not"
+    assert len(answer) == 0x4C0, "must be sizeof(snp_msg_report_rsp_t), even if refused"
     assert struct.unpack_from("<II", answer) == (status, 0x4A0)
     assert not any(answer[8:0x20])
     assert any(answer[0x20:]) == (status == 0)
@@ -200,7 +200,7 @@ SOUND = (
     CpuidFunction(eax_in=3),
     CpuidFunction(eax_in=0x8000_0000, eax=0x8000_0028),
 )
-# Each wrong one with what it should have been. cpuid_lookup.c: sanitize_cpuid_entry.
+# Pairs of a wrong entry and its correction. cpuid_lookup.c: sanitize_cpuid_entry.
 WRONG = (
     (CpuidFunction(eax_in=0, eax=0x11), CpuidFunction(eax_in=0, eax=0x10)),
     (
@@ -217,7 +217,7 @@ WRONG = (
 
 
 def test_a_cpuid_request_is_checked_and_corrected() -> None:
-    """The answer is as long as its request, and counts what was judged."""
+    """The answer is as long as its request, and has the number of entries that were judged."""
     guest = FirmwareGuest(Firmware(Chip.create(Product.MILAN)))
     payload = cpuid_list(*SOUND)
     answer = guest.ask(MessageType.CPUID_REQ, payload)
@@ -388,8 +388,8 @@ def test_an_id_block_is_kept_if_only_its_author_key_is_refused(
 ) -> None:
     """sev_mcmd.c: snp_mcmd_launch_finish: the block goes into the context before that check.
 
-    Its family, image, SVN and ID key are then in the reports of a guest without an ID block; that
-    it has one is not (gctx->id_block_en), so derived keys do not depend on the ID key.
+    So reports of a guest whose ID block was refused have the block's family, image, SVN and ID key.
+    But gctx->id_block_en stays clear, so derived keys do not depend on the ID key.
     """
     id_key, author_key, other = new_key(), new_key(), new_key()
 
@@ -452,7 +452,7 @@ def test_a_derived_key_always_depends_on_host_data_and_on_who_vouches(published:
         keys = [key(guest, request) for guest in guests]
         assert all(status == 0 for status, _ in keys)
         assert len(set(keys)) == len(guests)
-    # With an author key, the ID key does not count: only who vouches for it does.
+    # With an author key, the ID key does not count, only the author key that vouches for it.
     twin = FirmwareGuest(published, id_block={"id_key": other, "author_key": author_key})
     assert key(twin, KeyRequest()) == key(guests[3], KeyRequest())
 
@@ -489,10 +489,10 @@ def test_answers_to_key_requests(
 
 @pytest.mark.parametrize("played", ["genoa-1.55.25", "documented", "observed-2022"])
 def test_what_is_sealed_without_the_tcb_bit_is_lost_with_a_commit(played: str) -> None:
-    """The story of a tool that seals a disk with a derived key, on a host that is updated.
+    """A tool seals a disk with a derived key; then its host is updated.
 
-    Without the bit the key hangs on the reported TCB; with it, on the TCB that the tool
-    names, which a newer host still derives for.
+    Without the bit, the key depends on the reported TCB. With the bit, it depends on the TCB that
+    the tool names, and a newer host can still derive that key.
     """
     host = Firmware(Chip.create(Product.GENOA), tcb=TCB, choices=choices_of(played))
     guest = FirmwareGuest(host)
@@ -503,12 +503,12 @@ def test_what_is_sealed_without_the_tcb_bit_is_lost_with_a_commit(played: str) -
     assert (key(guest, bare), key(guest, named)) == (sealed_bare, sealed_named), "not yet reported"
     host.snp_commit()
     assert key(guest, bare)[0] == 0
-    assert key(guest, bare) != sealed_bare, "the disk does not open any more"
-    assert key(guest, named) == sealed_named, "this one does"
+    assert key(guest, bare) != sealed_bare, "without the bit, the disk no longer opens"
+    assert key(guest, named) == sealed_named, "with the bit, it still opens"
     host.snp_set_config(SnpConfig(reported_tcb=TCB.pack()))
-    assert key(guest, bare) == sealed_bare, "the operator can help by reporting the old TCB"
+    assert key(guest, bare) == sealed_bare, "reporting the old TCB must give the old key again"
     again = FirmwareGuest(host)
-    assert key(again, named) == sealed_named, "the same guest, started anew"
+    assert key(again, named) == sealed_named, "the same guest, started again, must get the same key"
 
 
 def test_a_key_rooted_in_a_vlek_is_not_derived_anew_for_a_tcb(published: Firmware) -> None:

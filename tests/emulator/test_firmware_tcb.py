@@ -41,7 +41,7 @@ def config(tcb: TcbVersion, flags: int = 0) -> SnpConfig:
 
 
 def refused(firmware: Firmware, status: SevStatus, *what: Any) -> None:
-    """The command ends with ``status`` and the platform is as it was."""
+    """Check that the command fails with ``status`` and changes nothing of the platform."""
     before = firmware.save_state()
     with pytest.raises(FirmwareError) as caught:
         what[0](*what[1:])
@@ -112,7 +112,7 @@ def test_set_config_of_zero_resets_to_committed_not_to_current(firmware: Firmwar
 def test_set_config_above_committed_in_any_component_is_refused(
     component: str, firmware: Firmware
 ) -> None:
-    """Even with the others far below, and even up to what is running already."""
+    """Even if the other components are far below, and even if the current TCB is that high."""
     above = {component: getattr(OLD, component) + 1}
     firmware.update(replace(OLD, **above))
     asked = replace(TcbVersion(0, 0, 0, 0), **above)
@@ -189,7 +189,7 @@ def test_shutdown_forgets_the_vlek_and_waits_for_guests(firmware: Firmware) -> N
 
 
 def test_before_snp_init_only_guests_are_refused(firmware: Firmware) -> None:
-    """The firmware judges no state for the rest; Linux does, where its driver says so."""
+    """The firmware accepts the other commands then; Linux's driver refuses some of them."""
     firmware.snp_shutdown()
     firmware.snp_shutdown()  # nothing to do
     refused(firmware, SevStatus.INVALID_PLATFORM_STATE, firmware.launch_start, 0x30000)
@@ -354,7 +354,7 @@ def test_a_platform_survives_being_saved(product: Product, played: str) -> None:
 
 
 def test_a_platform_saved_by_the_first_release_is_read() -> None:
-    """Its keys were always those of the reported TCB, as documented firmware has them."""
+    """In the first release, keys were always those of the reported TCB, as in ``documented``."""
     firmware = Firmware(Chip(Product.MILAN, bytes(32)), choices=choices_of(DOCUMENTED))
     firmware.snp_set_config(config(LOWER))
     load_vlek(firmware)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exits that KVM serves itself, each as one example.
+"""Exits that KVM serves itself, one example of each.
 
 ``tests/kernel/test_oracle.py`` compares all of them with the kernel's own code; these tests need no
 kernel source.

@@ -111,7 +111,7 @@ def test_the_split_irqchip_brings_another_x2apic_flag(process: Process) -> None:
 
 
 def test_the_limit_of_vcpu_ids_is_set_once_and_holds(process: Process) -> None:
-    """As Linux's selftest max_vcpuid_cap_test."""
+    """As in Linux's selftest max_vcpuid_cap_test."""
     vm = process.create_vm()
     assert enable(process, vm, Cap.MAX_VCPU_ID, 100) == 0
     assert enable(process, vm, Cap.MAX_VCPU_ID, 100) == 0
@@ -154,7 +154,7 @@ def test_the_boot_vcpu_is_chosen_before_vcpus(process: Process) -> None:
 
 
 def test_the_tsc_that_a_vmm_sets_is_the_vcpus_and_the_guests(process: Process) -> None:
-    """``default_tsc_khz`` of the VM; SNP_LAUNCH_START has it as desired_tsc_freq."""
+    """KVM keeps it as ``default_tsc_khz`` and passes it to SNP_LAUNCH_START as desired_tsc_freq."""
     vm = process.create_vm()
     process.init2(vm, vmsa_features=1 << 9)
     assert called(process, vm, Ioctl.SET_TSC_KHZ, 512_000_000) == errno.EINVAL  # 256 times

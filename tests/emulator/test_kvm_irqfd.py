@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_IRQFD: an eventfd is one interrupt's alone.
+"""KVM_IRQFD: an eventfd can be tied to one interrupt only.
 
 Expected values are from Linux 7.3, ``virt/kvm/eventfd.c``, and its selftest
 ``irqfd_test``.

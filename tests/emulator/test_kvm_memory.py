@@ -197,8 +197,8 @@ def test_private_ranges_are_a_set(changes: list[tuple[int, int, bool]]) -> None:
             )
 
 
-def test_as_many_private_ranges_as_a_vm_may_have_take_no_longer_each() -> None:
-    """Every other page, in no order; their number squared would take minutes."""
+def test_the_time_for_a_private_range_does_not_grow_with_their_number() -> None:
+    """Every other page is added, in scattered order; quadratic time would be minutes."""
     ranges = PrivateRanges()
     for number in range(PRIVATE_RANGES_MAX):
         page = number * 4999 % PRIVATE_RANGES_MAX * 2
@@ -222,7 +222,7 @@ def test_as_many_private_ranges_as_a_vm_may_have_take_no_longer_each() -> None:
 def test_guest_memory_is_what_the_slots_say(
     regions: list[tuple[int, int, int, int]], gpa: int, data: bytes
 ) -> None:
-    """Reading back what was written, and EFAULT exactly where a page has no slot."""
+    """A read returns what was written; a write fails exactly if one of its pages has no slot."""
     slots, arena = MemorySlots(protected=True), Arena()
     for number, page, pages, at in regions:
         try:
@@ -271,10 +271,10 @@ _CHANGES = st.lists(
 
 
 @given(changes=_CHANGES)
-def test_any_course_of_changes_is_as_every_slot_compared_with_every_other(
+def test_slots_behave_as_if_each_were_compared_with_every_other(
     changes: list[tuple[int, int, int, int]],
 ) -> None:
-    """Numbers of pages: slot, guest address, size (0 deletes), offset in the guest_memfd."""
+    """Each change: a slot; in pages, address, size (0 deletes), offset in the guest_memfd."""
     slots, memfd = MemorySlots(protected=True), GuestMemfd(None, 20 * PAGE)
     model: dict[int, tuple[int, int, int]] = {}
 
@@ -321,7 +321,7 @@ def test_any_course_of_changes_is_as_every_slot_compared_with_every_other(
 
 
 def test_a_vm_may_have_all_slots_that_kvm_has() -> None:
-    """In no order, all of one guest_memfd; their number squared would not end."""
+    """All are parts of one guest_memfd, in scattered order; quadratic time would be too long."""
     slots, memfd = MemorySlots(protected=True), GuestMemfd(None, USER_SLOTS * PAGE)
     for number in range(USER_SLOTS):
         place = number * 4999 % USER_SLOTS

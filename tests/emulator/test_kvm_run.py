@@ -53,7 +53,7 @@ class Clock:
 
 @dataclass
 class Written:
-    """A guest made of what one test wants its vCPUs to do."""
+    """A guest whose vCPUs execute a test's ``script``."""
 
     script: Callable[[GuestCpu], Program]
     started: list[int] = field(default_factory=list)
@@ -71,7 +71,7 @@ def register(cpu: GuestCpu) -> Program:
 
 
 def ask(cpu: GuestCpu, *, npages: int = 4) -> Program:
-    """One extended request with a report request's type, not encrypted with any key."""
+    """One extended request whose message type is that of a report request; it is not sealed."""
     at = cpu.index * 0x4000
     yield from cpu.write(REQUEST + at, b"\0" * 0x34 + b"\5" + b"\0" * (4096 - 0x35))
     page = bytearray(4096)
@@ -188,7 +188,7 @@ def test_sync_registers_of_an_ordinary_guest(bits: int, allowed: bool) -> None:
 
 @pytest.mark.parametrize("ret", [0, 28, 11, 5])
 def test_immediate_exit_runs_the_completion_and_not_the_guest(ret: int) -> None:
-    """The recipe that lets a VMM hold its lock until the firmware has signed."""
+    """This is the hand-shake: with it, a VMM can hold its lock until the firmware has signed."""
     process, (vcpu,), _ = launch(asking(times=2))
     process.run(vcpu)
     vcpu.run.answer_req_certs(ret, 9)
@@ -266,7 +266,7 @@ def test_a_psp_that_does_not_answer_fails_kvm_run(code: int) -> None:
 
 
 def test_firmware_status_does_not_stop_the_vcpu() -> None:
-    """The request of this test is not a sealed message."""
+    """The request of this test is not a sealed message, so the firmware refuses it."""
     process, (vcpu,), _ = launch(asking())
     process.run(vcpu)
     assert process.run(vcpu) == 0
@@ -461,7 +461,7 @@ def test_guest_memory_that_went_away_is_a_memory_fault() -> None:
 
 @pytest.mark.parametrize("private", [False, True])
 def test_an_access_that_disagrees_with_the_pages_attribute_is_a_memory_fault(private: bool) -> None:
-    """It is made again after the fault, so a VMM may make the change then."""
+    """The guest repeats the access after the fault, so a VMM can change the attribute first."""
 
     def script(cpu: GuestCpu) -> Program:
         if private:
@@ -561,7 +561,7 @@ def test_hostile_run_structures_raise_only_oserror(data: bytes) -> None:
 
 
 def test_a_signal_mask_replaces_that_of_the_thread_while_the_guest_runs() -> None:
-    """SIGKILL and SIGSTOP cannot be blocked; NULL takes the mask away."""
+    """SIGKILL and SIGSTOP cannot be blocked; NULL removes the mask."""
 
     def script(_: GuestCpu) -> Program:
         while True:

@@ -231,7 +231,7 @@ def test_start_with_unreadable_data_is_efault() -> None:
 
 @pytest.mark.parametrize("descriptor", [99, 6, 2**32 - 1])
 def test_start_without_the_sev_device_is_enotty(descriptor: int) -> None:
-    """The missing context hides the EBADF."""
+    """KVM then reports that there is no context, instead of the wrong descriptor (EBADF)."""
     process = Process()
     vm = initialised(process)
     process.devices[6] = process.kvm
@@ -298,7 +298,7 @@ def test_update_parameters_that_kvm_refuses(fields: dict[str, int]) -> None:
 def test_update_without_a_source_ends_as_in_each_release(
     series: str, code: int, error: int
 ) -> None:
-    """``snp_launch_update`` of 7.3 looks at uaddr; 7.2 meets it in ``sev_gmem_post_populate``."""
+    """7.3 checks uaddr in ``snp_launch_update``, 7.2 only in ``sev_gmem_post_populate``."""
     process = Process(kernel=KernelRelease(series))
     vm = started(process)
     update = SnpLaunchUpdate(uaddr=0, len=0x1000, type=1)

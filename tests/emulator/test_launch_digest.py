@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated launch measures what sev-snp-measure, by other people, says that it must.
+"""The digest of an emulated launch is the one that sev-snp-measure, an independent tool, computes.
 
-The VMM does what QEMU does: it sets the registers that QEMU's reset leaves, by
-KVM's structures, and launches pages of every type.
+The VMM does what QEMU does: through KVM's structures, it sets the registers as QEMU's
+reset leaves them, and it launches pages of every type.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def test_the_launch_digest_is_what_others_compute(vcpus: int, features: int) -> 
     assert vm.context.measurement == expected.ld()
 
 
-def test_a_register_more_is_another_launch() -> None:
-    """What VMMs set is measured, down to a byte of an XMM register."""
+def test_each_register_that_a_vmm_sets_changes_the_digest() -> None:
+    """The digest covers what VMMs set, down to a byte of an XMM register."""
     digests = set()
     for spoilt in (None, 0, 40, 170):
         process = Process()

@@ -110,7 +110,7 @@ class Vm:
     slots: MemorySlots
     secrets_page: bytes | None
     name: str = "vm"
-    owner: int = 1
+    creator: int = 1
     processors: int = 1
     guest: Guest | None = None
     alive: bool = True
@@ -154,7 +154,7 @@ class Rig:
         self.waits = event
 
     def booting(self, msr: int) -> int:
-        """The host's part in boot: every page becomes what the guest asks for."""
+        """Answer as the host does during boot: every page becomes what the guest asks for."""
         if msr & 0xFFF == MsrCode.PSC_REQ:
             return MsrCode.PSC_RSP
         if msr & 0xFFF:

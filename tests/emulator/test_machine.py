@@ -57,7 +57,7 @@ def saying(ret: int, npages: int | None = None) -> Reply:
 
 
 def serve(vm: ReferenceVm, vcpu: int = 0, reply: Reply = with_table) -> int:
-    """Run a vCPU until it shuts down; how many certificate exits there were."""
+    """Run a vCPU until it shuts down; return how many certificate exits there were."""
     exits = 0
     while True:
         vm.run(vcpu)
@@ -191,8 +191,8 @@ def test_a_vcpu_that_has_its_reports_waits_for_the_others() -> None:
     assert sorted((each.vcpu, each.number) for each in outcomes) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_a_guest_after_the_last_report_ends_its_vmm_instead() -> None:
-    """A VMM may reset its machine: the reports are counted across resets."""
+def test_a_guest_with_no_reports_left_calls_when_done() -> None:
+    """Reports are counted across resets of the machine, and such a guest does not shut it down."""
     outcomes: list[ReportOutcome] = []
     made: dict[int, int] = {}
     done = threading.Event()
@@ -218,7 +218,7 @@ def test_plain_reports_never_reach_the_vmm() -> None:
 
 
 def next_page_states(vm: ReferenceVm) -> list[tuple[str, int, int]]:
-    """Serve page state changes until another exit: what they are, from which GPA, how many."""
+    """Serve page state changes until another exit; return state, GPA and pages of each."""
     found = []
     vm.run_once()
     while vm.runs[0].exit_reason == ExitReason.HYPERCALL:
@@ -264,7 +264,7 @@ def test_a_guest_with_room_for_it_shares_2_mib_at_once() -> None:
 
 @pytest.mark.parametrize("until", [0, 1, 4])
 def test_a_vmm_that_refuses_a_page_state_change_ends_the_guest(until: int) -> None:
-    """By MSR or by list, Linux asks for its end with the reason PSC."""
+    """Whether it asked by MSR or by list, Linux then terminates itself with the reason PSC."""
     machine, _ = scripted([])
     vm = build_vm(machine)
     for _ in range(until):
@@ -291,7 +291,7 @@ def test_without_the_exit_for_hypercalls_a_page_state_change_fails() -> None:
 
 
 def test_a_vmm_that_says_yes_and_changes_nothing_has_a_memory_fault() -> None:
-    """It may still make the change then."""
+    """The VMM may still make the change after the fault."""
     outcomes: list[ReportOutcome] = []
     machine, _ = scripted(outcomes)
     vm = build_vm(machine)

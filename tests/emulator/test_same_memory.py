@@ -9,7 +9,7 @@ from snpcerts.emulator.syscall.same_memory import share_memory
 
 
 def test_only_processes_with_one_address_space_share_memory() -> None:
-    """A VMM in tests/conformance has vCPUs in processes that share its memory."""
+    """One VMM of tests/conformance runs its vCPUs in processes that share its memory."""
     mine, ready = os.getpid(), os.pipe()
     child = os.fork()
     if child == 0:

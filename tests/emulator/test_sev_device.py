@@ -51,7 +51,7 @@ KEY_COMMANDS = (
 
 
 class FlatMemory:
-    """Some bytes at 0x1000; every other address is EFAULT, as is a read-only one for writing."""
+    """Bytes from 0x1000 on; other addresses are EFAULT, as are writes to read-only ones."""
 
     BASE, SIZE = 0x1000, 0x4000
 
@@ -90,7 +90,7 @@ class Host:
     def issue(
         self, cmd: int, data: CStruct | None = None, *, at: int = DATA_AT, writable: bool = True
     ) -> tuple[int, int]:
-        """(errno or 0, ``error`` afterwards)."""
+        """Return the errno or 0, and the field ``error`` afterwards."""
         if data is not None:
             self.memory.write(DATA_AT, data.pack())
         self.memory.write(COMMAND_AT, IssueCmd(cmd=cmd, data=at, error=OWN).pack())
@@ -148,7 +148,7 @@ def test_the_command_structure_must_be_readable(host: Host) -> None:
 
 
 def test_a_fault_in_the_copy_back_takes_the_place_of_any_result(host: Host) -> None:
-    """Both of a success and of a refusal; what the firmware did is done."""
+    """This holds for success and refusal; what the firmware has done is not undone."""
     low = replace(CHIP_MODELS[Product.MILAN].tcb, snp=1)
     caller = Caller(host.memory, find=lambda _fd: None)
     host.memory.write(DATA_AT, SnpConfig(reported_tcb=low.pack()).pack())
@@ -406,7 +406,7 @@ _CHIP = Chip(Product.MILAN, bytes(32))
 
 
 def test_a_live_process_is_served_at_its_own_addresses(host: Host) -> None:
-    """The layout a program has on its stack, through the real memory model."""
+    """The structures lie in this process, and the device reads and writes its real memory."""
     status = ctypes.create_string_buffer(32)
     command = ctypes.create_string_buffer(
         IssueCmd(cmd=Command.SNP_PLATFORM_STATUS, data=ctypes.addressof(status)).pack(), 16

@@ -58,7 +58,7 @@ class Driver(LinuxGuest):
 
 @dataclass
 class Vm:
-    """A VM that runs it."""
+    """A VM that runs the guest."""
 
     guest: LinuxGuest | None
     alive: bool = True
@@ -238,7 +238,7 @@ def test_auxblob_ends_where_the_last_certificate_ends(table: bytes, size: int) -
 
 
 def test_certificates_that_a_later_report_lacks_are_an_error_and_not_the_old_ones() -> None:
-    """Linux 7.3 keeps their length, and reads from address 0."""
+    """Linux 7.3 frees the old ones but keeps their length, and then reads from address 0."""
     tsm = Tsm(answer(), answer(table=b""))
     entry = tsm.entry()
     tsm.write(entry, "inblob", DATA)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What VMMs set up before a guest runs: kept, given back, bounded."""
+"""What VMMs set up before a guest runs is kept, can be read back, and is bounded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_state_of_a_vcpu_is_given_back_as_it_was_set(name: str) -> None:
 
 
 def test_a_new_vcpu_has_the_registers_of_a_processor_after_reset() -> None:
-    """As KVM's vCPUs: many VMMs read the registers, change some, and set them."""
+    """KVM's vCPUs have them, and many VMMs read the registers, change some, and set them."""
     process = Process()
     vm = process.create_vm()
     boot, other = process.create_vcpu(vm), process.create_vcpu(vm, 1)
@@ -91,7 +91,7 @@ LONG_MODE = (1 << 31 | 1, 0, 0x1000, 1 << 5, 0, 1 << 10 | 1 << 8, 0xFEE0_0900)
 def test_registers_that_no_processor_could_have_are_refused(
     request_: Ioctl, place: int, value: int
 ) -> None:
-    """kvm_is_valid_sregs and kvm_apic_set_base; tests/kernel runs the kernel's code on these."""
+    """By kvm_is_valid_sregs and kvm_apic_set_base; tests/kernel runs these kernel functions."""
     process = Process()
     vcpu = process.create_vcpu(process.create_vm())
     long_mode = struct.pack("<7I12x", 0x8000_0001, 0, 0, 0, 0, 0, 1 << 29)
@@ -237,7 +237,7 @@ def test_interrupt_controllers_and_timers_are_given_back() -> None:
 
 
 def test_controllers_and_timers_that_are_not_there_are_refused() -> None:
-    """As Linux 7.3, arch/x86/kvm/x86.c: KVM_CREATE_PIT2, KVM_GET_IRQCHIP and their kin."""
+    """As in Linux 7.3, arch/x86/kvm/x86.c: KVM_CREATE_PIT2, KVM_GET_IRQCHIP and their kin."""
     process = Process()
     vm = process.create_vm()
 

@@ -136,7 +136,7 @@ class Recipe:
         return replace(self, **changes)  # type: ignore[arg-type]  # names are checked at run time
 
     def with_extension(self, dotted: str, value: bytes, critical: bool = False) -> Recipe:
-        """The same, that extension added or replaced."""
+        """Return this recipe with that extension added or replaced."""
         kept = [each for each in self.extensions if each[0] != dotted]
         return self.but(extensions=(*kept, (dotted, critical, value)))
 
@@ -271,7 +271,7 @@ class SmallCa:
 
 
 def sign_report(data: bytes, key: ec.EllipticCurvePrivateKey | None = None) -> bytes:
-    """Return the report, signed with ``key`` instead."""
+    """Return the report with a new signature by ``key``, or by the key of the leaf."""
     signature = (key or ec_key("vek")).sign(data[:0x2A0], ec.ECDSA(hashes.SHA384()))
     return with_signature(data, *decode_dss_signature(signature))
 

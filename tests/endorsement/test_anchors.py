@@ -34,7 +34,7 @@ def test_amd_roots_are_the_pinned_ones(vectors: Path, folder: str, product: Prod
     anchor = anchor_from_certificate(root)
     assert anchor in AMD_ANCHORS
     assert anchor.product is product
-    # Set only for a certificate that bears its own signature.
+    # The digest is set only for a certificate that bears its own signature.
     assert anchor.certificate_sha384 == product.ark_certificate_sha384
 
 
@@ -55,8 +55,8 @@ def test_a_root_trusted_by_path_says_its_product() -> None:
 CA = SmallCa()
 ROOT = CA.ark.make()
 UNSIGNED = ROOT[:-1] + bytes([ROOT[-1] ^ 1])
-# The same key, and other words that it never signed.
-FORGED = {
+# Certificates of the same key, with contents that differ from those of ROOT.
+REISSUED = {
     "later end": CA.ark.but(not_after=CA.ark.not_after + timedelta(days=3650)),
     "earlier start": CA.ark.but(not_before=CA.ark.not_before - timedelta(days=3650)),
     "other flags": CA.ark.but(extensions=authority_extensions(7)),
@@ -71,14 +71,14 @@ def found(root: bytes, anchors: tuple[Anchor, ...]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("name", REISSUED)
 def test_a_root_of_the_anchors_key_must_still_bear_its_signature(name: str) -> None:
     """Only the certificate that was checked when the anchor was made is not checked again."""
     anchors = (anchor_from_certificate(load_certificate(ROOT, "ARK")),)
     assert found(ROOT, anchors) == []
-    stranger = FORGED[name].but(signer=rsa_key("ask")).make()
+    stranger = REISSUED[name].but(signer=rsa_key("ask")).make()
     assert found(stranger, anchors) == ["ark-signature"]
-    assert found(FORGED[name].make(), anchors) == []  # AMD has issued it again
+    assert found(REISSUED[name].make(), anchors) == []  # AMD has issued it again
 
 
 def test_a_root_that_does_not_bear_its_signature_gains_nothing_as_an_anchor() -> None:
@@ -89,7 +89,7 @@ def test_a_root_that_does_not_bear_its_signature_gains_nothing_as_an_anchor() ->
 
 
 def test_the_digest_of_a_certificate_makes_no_key_trusted() -> None:
-    """Trust depends on the key, for the product of its name."""
+    """Trust depends on the key, and holds only for the anchor's product."""
     digest = sha384(ROOT).digest()
     other_key = Anchor(Product.MILAN, bytes(48), "x", digest)
     assert found(ROOT, (other_key,)) == ["ark-untrusted"]

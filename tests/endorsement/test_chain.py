@@ -234,8 +234,8 @@ def test_the_default_trailer_may_be_left_out_of_the_algorithm() -> None:
     assert faults(chain(leaf=CA.leaf.but(inner=short, outer=short))) == []
 
 
-def test_unused_bits_of_the_signature_are_none() -> None:
-    """Else a certificate could be changed and its signature still hold."""
+def test_a_signature_with_unused_bits_is_refused() -> None:
+    """Otherwise a certificate could be changed without invalidating its signature."""
     leaf = CA.leaf.make()
     while leaf[-1] & 1:  # the padding has random salt: a few tries find an even end
         leaf = CA.leaf.make()

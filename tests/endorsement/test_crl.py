@@ -57,7 +57,7 @@ def test_the_message_says_which_certificate_and_when() -> None:
 
 
 def test_a_certificate_of_another_issuer_has_no_entry_in_the_list() -> None:
-    """Serial numbers are unique for one issuer, and leaves all have 0."""
+    """Serial numbers are unique only within one issuer, and all leaves have 0."""
     other = load_certificate(SmallCa(Product.GENOA).ask.but(serial=ASK_SERIAL).make(), "ASK")
     revocation = load_crl(SOUND.but(revoked=(ASK_SERIAL,)).make())
     assert check_crl(revocation, ROOT, other, "ASK") == ()
@@ -74,10 +74,10 @@ def test_a_certificate_of_another_issuer_has_no_entry_in_the_list() -> None:
             {"inner": pss_algorithm(salt=32), "outer": pss_algorithm(salt=32)},
             "crl-signature-algorithm",
         ),
-        # A delta list, and one that is about something else.
+        # A delta list, and a list with an unknown critical extension.
         ({"extensions": (("2.5.29.27", True, b"\x02\x01\x01"),)}, "crl-extensions"),
         ({"extensions": (("1.2.3.4", True, b"\x05\x00"),)}, "crl-extensions"),
-        # An entry of an indirect list is about another issuer's certificate.
+        # In an entry of an indirect list, such an extension names another issuer.
         ({"entry_extensions": (("1.2.3.4", True, b"\x05\x00"),)}, "crl-extensions"),
     ],
 )
@@ -88,8 +88,8 @@ def test_a_list_that_cannot_be_believed_withdraws_nothing_and_says_why(
     assert faults(SOUND.but(revoked=(ASK_SERIAL,), **changes)) == [expected]
 
 
-def test_a_signature_that_leaves_bits_unused_is_none() -> None:
-    """Such a list reads as another with the same signature; that bit must be zero."""
+def test_a_list_whose_signature_has_unused_bits_is_not_believed() -> None:
+    """Otherwise a list could be changed without invalidating its signature."""
     made = (SOUND.but(unused_bits=1).make() for _ in range(100))
     data = next(each for each in made if not each[-1] & 1)
     found = check_crl(load_crl(data), ROOT, ASK, "ASK")

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates and revocation lists, read here and by ``cryptography.x509``: the same, but for 0.
+"""This project and ``cryptography.x509`` read the same in certificates and revocation lists.
 
-The library gets each certificate with another serial number where it is 0
+If a serial number is 0, the library is given the certificate with another one
 (``tests/x509_library.py``). Both accept the same bytes and read the same in them,
-with differences that are listed here:
+with these exceptions:
 
-* only here refused: a negative serial number, or one of more than 20 bytes; an empty
-  list of extensions, or of entries of a revocation list;
-* refused by the library alone: content that this project does not read, that is, the
-  content of extensions other than AMD's, basicConstraints and keyUsage, and the
-  parameters of algorithms, which are compared as bytes afterwards. With sound content in
-  these places the library accepts the certificate as well.
+* Only this project refuses a negative serial number, or one of more than 20 bytes; an
+  empty list of extensions, or of entries of a revocation list; a revocation list of
+  version 1.
+* Only the library refuses bad content that this project does not read: in extensions
+  other than AMD's, basicConstraints and keyUsage, and in the parameters of algorithms,
+  which this project compares as bytes later. With sound content in these places, the
+  library accepts the certificate as well.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ LISTS = [
 
 
 def library(data: bytes) -> x509.Certificate | None:
-    """The certificate, every part read; None where the library refuses one or it is not v3."""
+    """The certificate; None if the library refuses a part of it or the version is not 3."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,7 +131,7 @@ def unlike(read: Certificate, other: x509.Certificate) -> list[str]:
 
 
 def without_unread_parts(data: bytes) -> bytes:
-    """The same certificate with sound content wherever this project does not read."""
+    """The same certificate, with sound content in the places that this project does not read."""
     outer = structure.read(structure.Signed, data)
     tbs = outer.tbs.parse(structure.TbsCertificate)
     tbs.signature = outer.signature_algorithm = structure.read(asn1.TLV, ALGORITHM)
@@ -154,7 +155,7 @@ def odd_serial_number(data: bytes) -> bool:
 
 
 def disagreement(data: bytes) -> str | None:
-    """What the two differ in that is not on the list above, None for nothing."""
+    """How the two differ in a way that is not listed above; None if they do not."""
     read, other = ours(data), library(data)
     if read is None and other is None:
         return None
@@ -171,7 +172,7 @@ def disagreement(data: bytes) -> str | None:
 
 
 def mutations(whole: bytes, random_: random.Random, count: int) -> Iterator[bytes]:
-    """Bytes changed, cut out, put in, doubled; alone and together."""
+    """Yield copies of ``whole`` in which bytes are changed, removed, inserted or copied."""
     for _ in range(count):
         data = bytearray(whole)
         for _ in range(random_.choice((1, 1, 1, 2, 3))):
@@ -239,8 +240,8 @@ TABLE: dict[str, bytes] = {
     "constraints of a negative length": ARK.with_extension(
         BASIC_CONSTRAINTS, der(0x30, b"\x01\x01\xff", integer(-1))
     ).make(),
-    "a key identifier that is none": ARK.with_extension("2.5.29.14", b"\xff").make(),
-    "names of hosts that are none": ARK.with_extension("2.5.29.17", b"\xff").make(),
+    "a malformed key identifier": ARK.with_extension("2.5.29.14", b"\xff").make(),
+    "malformed names of hosts": ARK.with_extension("2.5.29.17", b"\xff").make(),
     "two algorithms": ARK.but(inner=der(0x30, oid("1.2.840.113549.1.1.11"), b"\x05\0")).make(),
     "an algorithm of no known parameters": ARK.but(
         inner=der(0x30, oid("1.2.840.113549.1.1.10"))
@@ -264,8 +265,8 @@ def test_the_table_has_certificates_of_both_kinds() -> None:
         "unknown critical extension",
         "keyUsage empty",
         "keyUsage of an agreement",
-        "a key identifier that is none",
-        "names of hosts that are none",
+        "a malformed key identifier",
+        "malformed names of hosts",
         "two algorithms",
         "an algorithm of no known parameters",
     }
@@ -339,13 +340,13 @@ def list_disagreement(data: bytes) -> str | None:
 
 
 def _v1(data: bytes) -> bool:
-    """Whether the library read a list of version 1, which AMD's are not."""
+    """Whether this is a list of version 1 or has an empty list of entries, unlike AMD's lists."""
     tbs = structure.read(structure.Signed, data).tbs.parse(structure.TbsCertList)
     return tbs.version is None or tbs.revoked_certificates == []
 
 
 def _sound_list(data: bytes) -> bytes:
-    """The same list, sound where this project does not read."""
+    """The same list, with sound content in the places that this project does not read."""
     outer = structure.read(structure.Signed, data)
     tbs = outer.tbs.parse(structure.TbsCertList)
     tbs.signature = outer.signature_algorithm = structure.read(asn1.TLV, ALGORITHM)

@@ -151,7 +151,7 @@ def test_a_vlek_has_no_hwid() -> None:
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("first", [0x02, 0x04, 0x30])
 def test_a_bare_hwid_may_start_like_a_tag(product: Product, first: int) -> None:
-    """Also when its second byte looks like the length of what follows."""
+    """Even if its second byte looks like the length of what follows."""
     hwid = bytes((first, product.hwid_size - 2)) + bytes(product.hwid_size - 2)
     assert EndorsementCert.from_bytes(SmallCa(product, chip_id=hwid).leaf.make()).hwid == hwid
 

@@ -119,7 +119,7 @@ def test_a_rename_is_on_disk_wholly_or_not_at_all() -> None:
 
 
 def test_a_program_is_at_the_same_place_after_every_round_of_retries() -> None:
-    """Else a reader that finds the file locked again and again would never be done with."""
+    """Otherwise each retry would be a new state, and the exploration would never end."""
     program = Program("R1", r1)
     position, rounds = program.first, []
     opened, locked, closed = 3, False, None

@@ -24,7 +24,7 @@ from snpcerts.certfile import step
 from ..sizes import sized
 from ..timelines import assert_perfetto_draws_all
 
-# Each of these takes half a second or more, and smaller ones have the same readers and writers.
+# Each of these takes half a second or more; smaller scenarios have the same readers and writers.
 LARGE = {
     "R2 R3 | swap x2 | 1 killed",
     "R1 R4 | there-and-back x1 | 1 killed, 1 power failure",
@@ -35,7 +35,7 @@ LARGE = {
 
 
 def within_reach(scenarios: Sequence[Scenario]) -> list[Scenario]:
-    """Return those for this run."""
+    """Return the scenarios that this run explores."""
     return [each for each in scenarios if each.name not in sized(LARGE, set())]
 
 
@@ -51,8 +51,8 @@ def test_every_interleaving_and_crash_keeps_the_invariants(scenario: Scenario) -
 
 
 @pytest.mark.parametrize("scenario", within_reach(PROGRESS), ids=lambda each: each.name)
-def test_readers_of_a_kind_starve_a_writer_or_cannot(scenario: Scenario) -> None:
-    """Who opens for each request cannot keep a writer out that replaces the file; others can."""
+def test_which_readers_can_starve_a_writer(scenario: Scenario) -> None:
+    """Readers that open the new file cannot keep out a writer that replaces it; others can."""
     result = explore_progress(scenario.world())
     if (scenario.writers[0][0], scenario.readers[0]) in LIVELY:
         assert result.violation is None, "\n".join(result.schedule)
@@ -86,7 +86,8 @@ def test_what_readers_of_a_kind_get_after_an_update(
     assert graph.answers[kind] == gets
 
 
-# Whole explorations of these take seconds. Without all sizes full, wrong ones are explored reduced.
+# Exploring one of these whole takes seconds. Unless the run is full, the wrong variants among them
+# are explored reduced.
 LONG = (
     "vcpus-one-description",
     "writer-throws-leftover-away-there-and-back",
@@ -126,13 +127,13 @@ def test_a_variant_that_another_rule_makes_up_for_is_safe(mutant: Mutant) -> Non
     ids=lambda each: each.name,
 )
 def test_the_reduced_exploration_detects_the_same_variants(mutant: Mutant) -> None:
-    """The reduction relies on locks being respected, and says so where they are not."""
+    """The reduction relies on locks; it reports a violation if a process does not respect them."""
     reduced = Settings(others=mutant.scenario.settings.others)
     assert explore(mutant.world(), reduced).violation is not None
 
 
 def test_a_writer_that_does_not_wait_for_its_turn_is_safe_only_with_in_place() -> None:
-    """``SMALL`` has it with in-place."""
+    """``SMALL`` contains this writer with in-place, and keeps the invariants."""
     for scenario in UNSAFE:
         assert explore(scenario.world(), scenario.settings).violation is not None
 
@@ -189,7 +190,7 @@ def test_the_command_prints_figures_and_schedules(capsys: pytest.CaptureFixture[
 
 
 def test_a_counterexample_is_drawn(tmp_path: Path) -> None:
-    """The writer holds its lock, and a reader without one has read: nothing keeps them apart."""
+    """A reader without a lock reads the old table and is signed for under the writer's lock."""
     drawn = tmp_path / "trace.json"
     assert main(["--mutants", "reader-no-lock", "--trace", str(drawn)]) == 0
     events = json.loads(drawn.read_text("utf-8"))["traceEvents"]

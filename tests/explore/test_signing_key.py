@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent concludes holds under every firmware; an agent with one rule less is found out."""
+"""The agent's conclusions hold under every firmware; without one of its rules, they do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_in_every_course_of_events_a_file_holds_what_the_signing_key_needs(
     result = explore(choices, depth=4)
     assert result.wrong == "", result.schedule
     assert result.states > 100
-    assert result.filled > result.states, "an agent that leaves every file empty is none"
+    assert result.filled > result.states, "leaving every file empty is not enough"
     assert all(result.reasons)
 
 

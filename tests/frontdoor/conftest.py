@@ -103,7 +103,7 @@ class Stage:
         """Serve until the condition holds."""
         end = time.monotonic() + LIMIT
         while not until():
-            assert time.monotonic() < end, "it did not come to pass"
+            assert time.monotonic() < end, "the condition did not hold in time"
             self.supervisor.step(1.0)
 
     def finish(self, running: Program) -> list[str]:

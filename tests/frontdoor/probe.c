@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A program that does what its arguments say, one step after the other, and
- * prints a line for each: the result, or "-errno". "N" below is the descriptor
- * of the last successful open.
+ * A program whose arguments are steps. It takes one step after the other, most on the
+ * descriptor of the last successful open, and prints the result of each: usually a line
+ * with the call's result, or with -errno.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -63,7 +63,7 @@ static void on_signal(int number)
 	(void)number;
 }
 
-/* Threads that call without pause while signals rain on them. */
+/* ---- storm: threads make calls without a pause while signals arrive ---- */
 
 static unsigned long calls, threads, wrong, repeats;
 static volatile int stop;
@@ -96,7 +96,7 @@ static void storm(void)
 	for (unsigned long i = 0; i < threads; i++)
 		pthread_create(&ids[i], NULL, caller, (void *)i);
 	for (unsigned long i = 0; i < threads;) {
-		/* The joined thread is the oldest one left; the others get the rain. */
+		/* Send a signal to each thread that is not joined yet. */
 		for (unsigned long j = i; j < threads; j++, sent++)
 			pthread_kill(ids[j], sent & 1 ? SIGUSR1 : SIGUSR2);
 		usleep(200);
@@ -104,14 +104,14 @@ static void storm(void)
 			i++;
 	}
 	printf("%lu\n", wrong);
-	fprintf(stderr, "%lu signals, %lu calls begun anew\n", sent, repeats);
+	fprintf(stderr, "%lu signals, %lu calls repeated\n", sent, repeats);
 }
 
 static void *kicker(void *thread)
 {
 	char byte;
 
-	/* Written to when the call waits. */
+	/* The test writes a byte when the call is waiting. */
 	if (read(0, &byte, 1) == 1)
 		pthread_kill(*(pthread_t *)thread, SIGUSR1);
 	return NULL;
@@ -124,7 +124,7 @@ static void kicked(void)
 	sigset_t mask;
 
 	sigaction(SIGUSR1, &again, NULL);
-	/* The other thread shall not take a signal that is sent to the process. */
+	/* The other thread must not take a signal that is sent to the process. */
 	sigemptyset(&mask);
 	sigaddset(&mask, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &mask, NULL);
@@ -223,16 +223,16 @@ static void shared_page(void)
 		return;
 	}
 	page[0] = 41;
-	/* The device adds one, in place. */
+	/* The device adds one to the number in the page. */
 	said(ioctl(fd, API_VERSION, 0));
 	said(page[0]);
 	close(fd);
-	/* A mapping keeps the open alive as a descriptor does. */
+	/* A mapping keeps the device open, as a descriptor does. */
 	said(ioctl(last, 0xAE24, 0));
 	munmap(page, 4096);
 }
 
-/* Trapped calls with arguments that make little sense, the same for the same seed. */
+/* Make trapped calls with random, mostly senseless arguments; the seed determines the calls. */
 static void fuzz(unsigned seed, long count)
 {
 	static const long numbers[] = { SYS_open, SYS_openat, SYS_openat2, SYS_ioctl, SYS_ioctl,
@@ -242,7 +242,7 @@ static void fuzz(unsigned seed, long count)
 	static const char *const paths[] = { "/dev/sev", "/dev/kvm", "", "/", "sev", "../../dev/sev",
 					     "/proc/self/fd/3", "/dev/fd/0/../3", "\xff\xfe/sev",
 					     "/sys/module/kvm_amd/parameters/sev", "/proc/self/fd" };
-	/* More than one page, for what is written from the end of the first. */
+	/* More than one page, for calls that write from the end of the first page into the next. */
 	char *page = mmap(NULL, 12288, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	unsigned long requests[] = { API_VERSION, CREATE_PLAIN, CREATE_SHARED, ECHO, 0xAE30, 0xC0105300 };
 
@@ -399,7 +399,7 @@ int main(int argc, char **argv)
 		} else if (!strcmp(word, "bad-path")) {
 			said(syscall(SYS_open, (void *)8, O_RDWR));
 		} else if (!strcmp(word, "path-at-edge")) {
-			/* The string ends with its page, and the next one is not there. */
+			/* The string ends where its page ends, and the next page is not mapped. */
 			const char *path = NEXT;
 			char *page = mmap(NULL, 8192, PROT_READ | PROT_WRITE,
 					  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A static program without a C library: as many goroutines as its first
-// argument says, each on a thread of its own, make as many calls as the second
-// says, while signals rain on the process. Prints how many answers were wrong.
+// A static program without a C library: storm THREADS CALLS. THREADS goroutines, each
+// on its own thread, make CALLS calls each, while the process sends signals to itself.
+// Prints how many answers were wrong.
 package main
 
 import (

@@ -77,7 +77,7 @@ def test_a_real_device_answers_nothing(stage: Stage) -> None:
     vm = fcntl.ioctl(real, 0xAE01, 0)
     try:
         for descriptor in (real, plain, vm):
-            # As one that was there before the filter: the program's standard input.
+            # The program's standard input stands for a descriptor that is older than the filter.
             running = stage.start("use", 0, "api", "ioctl", 0xAE03, 4, stdin=descriptor)
             assert stage.finish(running) == [str(-errno.ENODEV)] * 2
     finally:
@@ -137,7 +137,7 @@ def test_devices_are_closed_when_the_last_descriptor_goes(stage: Stage) -> None:
     stage.tell(running)
     stage.serve(lambda: not stage.toys.open)
     assert stage.toys.closed == 1
-    assert running.exit_code is None, "by close, not by exit"
+    assert running.exit_code is None, "must be closed by close(2), before the program ends"
     stage.tell(running)
     assert stage.finish(running) == ["0", str(MARKER), "0", "0"]
 
@@ -151,7 +151,7 @@ def test_a_stranger_that_opens_and_closes_ends_nothing(stage: Stage) -> None:
     stage.serve(lambda: time.monotonic() > end)
     stage.tell(running)
     assert stage.finish(running) == ["0", str(MARKER), str(MARKER)]
-    assert len(stage.toys.opened) == 1, "still the same open"
+    assert len(stage.toys.opened) == 1, "must still be the first open"
 
 
 def test_a_full_descriptor_table_is_emfile(stage: Stage, probe: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_waiting_call_is_asked_at_its_deadline(stage: Stage) -> None:
 
 
 def test_a_signal_breaks_a_waiting_call(stage: Stage) -> None:
-    """Even with SA_RESTART, as KVM_RUN does not begin anew."""
+    """Even with SA_RESTART, because the kernel never restarts KVM_RUN."""
     running = stage.start("open", "/dev/kvm", "kicked", "api")
     stage.serve(lambda: len(stage.toys.waiting) == 1)
     stage.tell(running)
@@ -195,7 +195,7 @@ def test_a_signal_breaks_a_waiting_call(stage: Stage) -> None:
 
 
 def test_a_signal_to_the_process_breaks_a_waiting_call(stage: Stage) -> None:
-    """Where no other thread takes it."""
+    """The program's other thread blocks the signal, so the waiting thread must take it."""
     running = stage.start("open", "/dev/kvm", "kicked", "api")
     stage.serve(lambda: len(stage.toys.waiting) == 1)
     os.kill(running.pid, signal.SIGUSR1)
@@ -213,7 +213,7 @@ def test_a_call_that_cannot_be_interrupted_is_not(stage: Stage) -> None:
     looks = []
     stage.serve(lambda: looks.append(task(running.pid)) or len(looks) > 5)  # type: ignore[func-returns-value]
     assert stage.toys.cancelled == 0
-    assert any(each is not None and each.shared for each in looks), "there was a signal"
+    assert any(each is not None and each.shared for each in looks), "no signal was pending"
     stage.toys.waiting[0].released = True
     stage.tell(running)
     assert stage.finish(running) == ["0", "7", str(MARKER)]
@@ -235,7 +235,8 @@ def test_a_killed_program_leaves_nothing(stage: Stage) -> None:
     stage.serve(lambda: not stage.toys.waiting)
     assert (stage.toys.cancelled, stage.toys.closed) == (1, 3)
     running.process.communicate()
-    assert stage.printed("open", "/dev/kvm", "api") == ["0", str(MARKER)], "and the others continue"
+    said = stage.printed("open", "/dev/kvm", "api")
+    assert said == ["0", str(MARKER)], "other programs must still be served"
 
 
 def test_what_an_ended_program_had_open_can_be_closed_before_other_events(stage: Stage) -> None:
@@ -243,7 +244,7 @@ def test_what_an_ended_program_had_open_can_be_closed_before_other_events(stage:
     stage.serve(lambda: len(stage.toys.open) == 1)
     running.process.kill()
     running.process.communicate()
-    assert stage.supervisor.devices, "nothing has been served since"
+    assert stage.supervisor.devices, "no event may have been served yet"
     stage.supervisor.reap()
     assert not stage.supervisor.devices
     assert stage.toys.closed == 1
@@ -277,7 +278,7 @@ STORM = sized(250, 3125)  # calls of each thread
 
 def _storm(stage: Stage, threads: int, calls: int) -> None:
     printed = stage.printed("open", "/dev/kvm", "storm", threads, calls)
-    assert printed == ["0", "0"], "every answer came to the thread that asked"
+    assert printed == ["0", "0"], "every answer must reach the thread that asked"
     assert len(stage.toys.echoed) == threads * calls, "none lost"
     assert set(stage.toys.echoed.values()) == {1}, "none twice"
 
@@ -295,7 +296,7 @@ def test_a_storm_of_calls_of_32_threads_under_signals(stage: Stage) -> None:
 def test_a_storm_of_calls_of_a_static_go_program_under_signals(
     stage: Stage, tmp_path: Path
 ) -> None:
-    """Its runtime also sends signals to its own threads, for scheduling."""
+    """Go's runtime also sends signals to the program's threads, for scheduling."""
     if shutil.which("go") is None:
         pytest.skip("no go on this machine to build the program with")
     program = tmp_path / "storm"
@@ -342,7 +343,7 @@ def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
 
 
 def test_a_program_ends_with_its_supervisor(probe: Path) -> None:
-    """SIGKILL leaves it no time to end anything; the pipes close when the last process is gone."""
+    """A supervisor killed by SIGKILL cannot end anything; the pipe must close all the same."""
     server = _server(*(probe, "open", "/dev/kvm", "waiting-child", "until-input"))
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"

@@ -35,7 +35,7 @@ TABLE = bytes(24) + b"certificates would be here"
 
 @pytest.fixture(scope="module")
 def vmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The VMM, built."""
+    """The compiled VMM."""
     return build(tmp_path_factory.mktemp("vmm"), "vmm.c")
 
 
@@ -67,11 +67,11 @@ def test_a_vmm_serves_certificates_to_its_guest(
         assert outcome.table.startswith(TABLE)
         assert outcome.report_data in outcome.report
     stage.serve(lambda: not stage.supervisor.devices)
-    assert platform.vms == {}, "the VM ended with its last descriptor"
+    assert platform.vms == {}, "the VM must end with its last descriptor"
 
 
 def test_a_program_in_the_guest_attests(stage: Stage, vmm: Path, tmp_path: Path) -> None:
-    """Both ends are ordinary programs behind doors of their own; the platform is one."""
+    """VMM and program in the guest are ordinary programs, each behind its own door."""
     (tmp_path / "table").write_bytes(TABLE)
     platform = Platform(Firmware(Chip.create(Product.MILAN)))
     host = Door(

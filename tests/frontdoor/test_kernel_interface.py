@@ -141,7 +141,7 @@ def test_paths_lead_where_the_kernel_says(tree: Path, parts: list[str], follow: 
         return
     assert place is not None
     assert place.status is not None
-    # With a trailing slash even calls that do not follow links follow this one.
+    # Before a trailing slash, even calls that do not follow links follow the last one.
     if not path.endswith((b"/", b"/.", b"/..")):
         assert os.path.samestat(place.status, status)
         assert not follow or place.path == os.path.realpath(path)

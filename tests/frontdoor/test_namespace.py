@@ -107,7 +107,7 @@ def test_no_privilege_is_gained(stage: Stage) -> None:
 
 
 def test_files_and_directories_follow_what_they_show(stage: Stage) -> None:
-    """The first call counts as a change; then a module is loaded again."""
+    """Each open device, once called, counts as a reload: contents and the inode must change."""
 
     class Changing(Toys):
         loaded = 2000

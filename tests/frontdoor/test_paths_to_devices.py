@@ -22,7 +22,7 @@ from .toys import MARKER
 HERE = ["0", str(MARKER)]
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 
-# With and without a real one: most machines that run this have no /dev/sev.
+# With and without a real device: most machines that run these tests have no /dev/sev.
 DEVICES = pytest.mark.parametrize("device", ["/dev/kvm", "/dev/sev"])
 
 
@@ -59,7 +59,7 @@ def test_roundabout_paths(stage: Stage, device: str, form: str) -> None:
 
 @DEVICES
 def test_by_the_root_of_another_process(stage: Stage, device: str) -> None:
-    """The real one, in a namespace, which is none: not there, or it answers nothing."""
+    """In a namespace, this path names the machine's own device: there is none, or it is useless."""
     said = stage.printed("open", f"/proc/{os.getpid()}/root{device}", "api")
     real = ["0", str(-errno.ENODEV)] if os.path.exists(device) else ["-2", str(-errno.EBADF)]
     assert said == stage.by_way(HERE, real)
@@ -103,7 +103,7 @@ def test_links_without_end(stage: Stage, tmp_path: Path) -> None:
 def test_another_node_of_the_same_device(stage: Stage, tmp_path: Path) -> None:
     node = tmp_path / "unsuspicious"
     said = stage.printed("mknod", node, os.makedev(10, 232), "open", node, "api")
-    # In a namespace it is the kernel's, which has it or not, and no call reaches it.
+    # In a namespace, the kernel opens its own device, if it has one, but no call reaches it.
     opened = ["0", str(-errno.ENODEV)]
     absent = [str(-errno.ENODEV), str(-errno.EBADF)]
     kernels = opened if os.path.exists("/dev/kvm") else absent
@@ -120,9 +120,9 @@ def test_a_program_with_its_own_root_directory(
         script = f"mount --rbind /dev {tmp_path}/dev; exec chroot {tmp_path} /probe open /dev/sev"
         shutil.copy(static_probe, tmp_path / "probe")
         said = stage.printed("-c", f"{script} api", program=Path("/bin/sh"))
-        assert said == HERE, "with the /dev that it was given"
+        assert said == HERE, "must find the device in the /dev that it was given"
         bare = stage.printed("chroot", tmp_path / "bare", "open", "/dev/sev", program=static_probe)
-        assert bare == ["0", str(-errno.ENOENT)], "as on any machine"
+        assert bare == ["0", str(-errno.ENOENT)], "must find no device without a /dev"
         return
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/link").symlink_to("/dev/sev")
@@ -137,7 +137,7 @@ def test_creating_an_existing_device(stage: Stage, device: str) -> None:
     exclusive = os.O_RDWR | os.O_CREAT | os.O_EXCL
     assert stage.printed("flags", exclusive, device) == [str(-errno.EEXIST)]
     assert os.path.exists("/dev/kvm") or device != "/dev/kvm"
-    assert not Path(device).is_file(), "nothing was made on this machine"
+    assert not Path(device).is_file(), "must make no file on this machine"
 
 
 @DEVICES
@@ -148,14 +148,14 @@ def test_a_device_is_not_a_directory(stage: Stage, device: str) -> None:
 
 
 def test_an_open_device_can_be_opened_again(stage: Stage) -> None:
-    """By its link in /proc, as with a real node: a second open, not a second descriptor."""
+    """Through its link in /proc, as with a real node; that is a second open of the device."""
     assert stage.printed("open", "/dev/sev", "api", "again", "api", "devfd", "api") == HERE * 3
     assert [info.path for info in stage.toys.opened] == ["/dev/sev"] * 3
 
 
 def test_a_descriptor_made_by_an_ioctl_opens_no_second_device(stage: Stage) -> None:
     printed = stage.printed("open", "/dev/kvm", "plain", "again", "api")
-    # In a namespace the kernel opens the memfd again: the same VM's, while that is open.
+    # In a namespace, the kernel opens the memfd again: it is the same VM, while the first is open.
     assert printed[2:] == stage.by_way([str(-errno.ENXIO), str(MARKER)], ["0", str(MARKER)])
     assert len(stage.toys.opened) == 1
 
@@ -179,7 +179,7 @@ def test_a_device_that_the_door_does_not_have(stage: Stage) -> None:
 
 
 def test_a_descriptor_from_behind_another_door(stage: Stage) -> None:
-    """It works as it is, but does not open anew what this door does not have."""
+    """It works, but this door lacks its device, so it cannot be opened again."""
     other = Door({"/dev/kvm": stage.toys.device})
     holder = stage.start("open", "/dev/sev", "api", "until-input", "api")
     stage.serve(lambda: len(stage.toys.open) == 1)
@@ -218,7 +218,7 @@ def test_a_device_that_refuses_to_open(stage: Stage) -> None:
     door = Door({"/dev/sev": busy})  # type: ignore[dict-item]  # it returns in no way at all
     refused = str(-errno.EBUSY)
     said = stage.printed("open", "/dev/sev", "api", door=door)
-    # An open in a namespace is not seen: its error is that of the first call.
+    # In a namespace, the open itself is not seen; the first call fails instead.
     assert said == stage.by_way([refused, str(-errno.EBADF)], ["0", refused])
 
 
@@ -241,11 +241,11 @@ def test_virtual_files(stage: Stage) -> None:
 
 
 def test_registers_open_for_writing_and_stay_as_they_are(stage: Stage) -> None:
-    """Tools open msr(4) for reading and writing, only to read."""
+    """Tools open msr(4) read-write although they only read it."""
     printed = stage.printed(
         *("flags", os.O_RDWR, "/dev/cpu/0/msr", "write", "pread", 0xC0010131),
     )
-    # In a namespace the program writes to its own file.
+    # In a namespace, the program writes to a file of its own.
     assert printed == ["0", stage.by_way(str(-errno.EPERM), "1"), "register"]
 
 
@@ -283,7 +283,7 @@ def test_asking_for_access(stage: Stage) -> None:
 
 
 def test_ls_and_test_and_cat(stage: Stage) -> None:
-    """The calls of a shell script."""
+    """These are the calls that shell scripts make."""
     script = "ls -l /dev/sev && test -c /dev/sev && cat /sys/module/kvm_amd/parameters/sev"
     running = spawn(
         ["/bin/sh", "-c", script],

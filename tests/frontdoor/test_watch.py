@@ -70,7 +70,7 @@ def diary(tmp_path: Path) -> Diary:
 
 
 def run(stage: Stage, diary: Diary, statements: str) -> str:
-    """Run Python statements with ``fd`` open on the file; what they print."""
+    """Run Python statements with ``fd`` open on the file; return what they print."""
     python = Path(sys.executable)
     argv = ("-S", "-c", PROGRAM, diary.path, statements)
     door = Door({}, look=False, watch=diary)
@@ -137,7 +137,7 @@ def test_calls_on_a_watched_file_are_seen_and_performed(
     stage: Stage, diary: Diary, statements: str, expected: list[Syscall]
 ) -> None:
     assert run(stage, diary, f"{statements}; print('done')") == "done"
-    # Python may also close it at its end.
+    # Python may also close ``fd`` when it ends.
     assert diary.calls[: len(expected)] == expected
     assert set(diary.calls[len(expected) :]) <= {Syscall.CLOSE}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that show what reached them; and a supervisor of them as a program."""
+"""Devices that show what reached them. As a program, this module supervises them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Waiting:
 
 
 class Toy:
-    """One open toy. ``shared`` is a page that API_VERSION adds one to."""
+    """One open toy. ``shared`` is a page with a number that API_VERSION increments."""
 
     def __init__(self, toys: Toys, shared: int | None = None) -> None:
         self.toys, self.shared = toys, shared

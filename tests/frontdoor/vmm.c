@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A VMM of the smallest kind: launches an SNP VM with as many vCPUs as its
- * second argument says, and answers each certificate request with the file its
- * first argument names. Numbers by hand: the C library's headers may be old.
+ * A minimal VMM: vmm FILE [VCPUS]. It launches an SNP VM with VCPUS vCPUs (default 1),
+ * and answers each certificate request with the content that FILE had at the start. It
+ * takes no lock. KVM's numbers come from kvm_abi.h, because the C library's headers may
+ * be too old.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -86,7 +87,7 @@ static void *vcpu(void *argument)
 			return NULL;
 		case KVM_EXIT_SNP_REQ_CERTS:
 			certificates(exit);
-			/* The report is signed before this returns, with EINTR. */
+			/* The firmware signs the report; then this returns with EINTR. */
 			run->immediate_exit = 1;
 			must(ioctl(fd, KVM_RUN, 0) < 0 && errno == EINTR ? 0 : -1, "completing KVM_RUN");
 			run->immediate_exit = 0;

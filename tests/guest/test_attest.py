@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report by the interface that there is: the emulated device, a model of configfs-tsm, none."""
+"""A report by the interface that exists: the emulated device, a model of configfs-tsm, none."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_an_interface_named_by_the_user_is_the_only_one_tried(
 def test_a_failing_device_does_not_fall_back_to_configfs(
     kernel: Mounted, paths: Paths, tmp_path: Path
 ) -> None:
-    """That it cannot be used is what its operator must learn."""
+    """The operator must learn that the device cannot be used."""
     (tmp_path / "sev-guest").write_bytes(b"")
     with pytest.raises(RefusedError, match="sev-guest"):
         attest(DATA, certificates=False, paths=paths)
@@ -142,7 +142,7 @@ def test_the_guest_report_command(
     assert "Traceback" not in error
     kernel.fails.clear()
     kernel.meddle_after = "auxblob"
-    assert main(argv) == 3, "another process used the entry: the same again"
+    assert main(argv) == 3, "must also exit with 3 if another process has used the entry"
 
 
 @pytest.mark.parametrize("form", ["tsm-json", "tsm-cbor"])

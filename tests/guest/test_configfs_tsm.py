@@ -40,7 +40,7 @@ class Entry:
 class Kernel:
     """What Linux does with the files of a report directory, provider sev_guest.
 
-    A report is made when a blob is read and none of that generation is there.
+    Reading a blob makes a report, unless there is one of the current generation.
     """
 
     provider: str = "sev_guest"
@@ -132,7 +132,7 @@ def test_the_vmpl_is_written_when_it_is_asked_for() -> None:
 
 
 def test_without_a_vmpl_the_guests_own_is_asked_for() -> None:
-    """The kernel would ask for VMPL 0, and lose the VMPCK by the firmware's refusal."""
+    """The kernel would ask for VMPL 0; the firmware would refuse, and the VMPCK would be lost."""
     assert client(Kernel(floor=2)).report(DATA).outblob[0] == 2
     older = Kernel(fails={"privlevel_floor": errno.ENOENT})
     assert client(older).report(DATA).outblob[0] == 0
@@ -151,7 +151,7 @@ def test_a_hostile_table_is_an_error_only_when_it_is_read() -> None:
 
 @pytest.mark.parametrize("meddled", ["auxblob", "outblob"])
 def test_an_entry_that_another_process_writes_to_is_not_believed(meddled: str) -> None:
-    """Else the report could be over data that another process chose."""
+    """Otherwise the report could contain data that another process chose."""
     kernel = Kernel(meddle_after=meddled)
     with pytest.raises(TsmChangedError, match="another process"):
         client(kernel).report(DATA)

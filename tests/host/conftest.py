@@ -39,7 +39,7 @@ def url(emulated: Emulated) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def commands(emulated: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """A process of the platform's host that has imported the host commands."""
+    """A process on the platform's host that has imported the host commands."""
     folder = tmp_path_factory.mktemp("commands")
     with contextlib.closing(Commands(folder, HOST, *emulated.command("host", "--"))) as commands:
         commands.ready()

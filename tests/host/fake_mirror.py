@@ -26,7 +26,7 @@ def all_stored(announced: Announcement) -> list[dict[str, Any]]:
 
 
 class FakeMirror:
-    """``status`` and ``answer`` may change while it runs."""
+    """A test may change ``status`` and ``answer`` while the mirror runs."""
 
     def __init__(self) -> None:
         self.announced: list[Announcement] = []

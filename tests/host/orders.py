@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m tests.host.orders LOG``: every order of the operations, under every firmware.
 
-Each of the 720 orders comes about somewhere in one walk of 873 operations, which is far shorter
+Each of the 720 orders occurs somewhere in one walk of 873 operations, which is far shorter
 than the 720 orders one after another. A host goes through the walk in stretches, which overlap so
 that no order is cut; a stretch begins with a settled host and ends with a proof of each key. Each
 stretch runs twice, without SIGKILL and with it. Which stretches have been run, and what they found,
 is in LOG, a JSON line each; started again with the same LOG, it goes on with the others.
 ``--shard K/N`` runs a part: start N of them, each with its own LOG. The stretches come shuffled,
-the same way each time, so that a part that was run is a sample of the whole. ``--say`` prints the
+the same way each time, so that those already run are a sample of the whole. ``--say`` prints the
 figures of the LOGs and runs nothing.
 """
 
@@ -56,7 +56,7 @@ class Stretch:
         return f"{self.firmware}: {' '.join(self.operations)}{', SIGKILL' * self.kills}"
 
     def victims(self) -> list[str]:
-        """At least one of them is killed, if any are."""
+        """Return what is killed at each operation; with ``kills``, something is at least once."""
         if not self.kills:
             return [""] * len(self.operations)
         chance = random.Random(self.name)
@@ -65,7 +65,7 @@ class Stretch:
         return victims
 
     def orders(self) -> set[tuple[str, ...]]:
-        """Every order of all operations that comes about in it."""
+        """Return every order of all operations that occurs in the stretch."""
         return set(orders_in(self.operations, len(OPERATIONS)))
 
     def run(self, course: Course) -> None:
@@ -76,10 +76,10 @@ class Stretch:
 
 
 def walk(operations: tuple[str, ...]) -> tuple[str, ...]:
-    """A short sequence in which every order of the operations comes about.
+    """Return a short sequence in which every order of the operations occurs.
 
-    The walk of one operation less, each of whose orders comes twice, with the last operation
-    between; what the next one begins with is not repeated.
+    Take the walk without the last operation. Each order in it becomes that order, the last
+    operation, and the order again. Where a piece begins as the one before ends, they overlap.
     """
     *others, last = operations
     if not others:
@@ -93,7 +93,7 @@ def walk(operations: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def orders_in(operations: tuple[str, ...], size: int) -> list[tuple[str, ...]]:
-    """The windows of that size in which each operation comes once."""
+    """Return the windows of that size in which no operation occurs twice."""
     windows = (operations[at : at + size] for at in range(len(operations) - size + 1))
     return [each for each in windows if len(set(each)) == size]
 
@@ -175,7 +175,7 @@ def run_one(hosts: Hosts, stretch: Stretch) -> dict[str, Any]:
 
 
 def run(log: Path, stretches: list[Stretch]) -> None:
-    """Run those that the log does not have."""
+    """Run the stretches that the log does not have."""
     done = {line["stretch"] for line in lines(log)}
     with tempfile.TemporaryDirectory(prefix="orders-") as folder, log.open("a") as file:
         os.environ.setdefault(keys.FOLDER, folder)

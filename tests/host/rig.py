@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An agent on emulated firmware in one process: does what the commands do, without them."""
+"""An agent on emulated firmware in one process, which does what the commands do."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class FirmwareDevice:
         except FirmwareError as no:
             raise SevError(command, errno.EIO, int(no.status)) from None
         if self._saved_in is not None:
-            # One rename: the command is done entirely or not at all.
+            # Saving is one rename, so the command has its whole effect or none.
             self._saved_in.save(self.firmware)
 
 
@@ -128,14 +128,14 @@ class KeyServer:
         budget: float | None = None,
     ) -> bytes:
         assert product is self.chip.product
-        assert budget is not None, "the wait is short"
+        assert budget is not None, "the agent must limit its wait for a list"
         self.lists_asked += 1
         self._answer()
         self.known[kind] = self.issue_list()
         return self.known[kind]
 
     def issue_list(self) -> bytes:
-        """Return the revocation list, made once."""
+        """Return the revocation list; it is signed only once."""
         if self.revoked not in self._lists:
             crl = self.authority.crl(self.revoked)
             self._lists[self.revoked] = crl.der

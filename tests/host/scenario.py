@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host in use: the agent, the operator's commands and guests, in an order that is given.
 
-Real are the commands (``snpcerts host``, ``guest report``, ``verify``, ``emulate``), each a
-process, the devices behind the front door, the VMMs that serve the files, and the guests.
+These are real: the commands (``snpcerts host``, ``guest report``, ``verify``, ``emulate``), each a
+process; the devices behind the front door; the VMMs that serve the files; and the guests.
 Commands are forked from a process that has imported them (:mod:`tests.forked_commands`) instead of
 starting Python for each; a guest boots once and makes a report whenever it is asked, until
 kvm_amd is unloaded.
@@ -33,7 +33,7 @@ VMM = (sys.executable, "-m", "snpcerts.emulator.machine.vmm_program")
 
 @dataclass
 class Guest:
-    """A VM whose VMM serves one file; asks for reports with one KEY_SEL."""
+    """A VM whose VMM serves one file, and whose guest asks for reports with one KEY_SEL."""
 
     name: str
     vmm: Running
@@ -92,7 +92,7 @@ class Course:
         self.plain.close()
 
     def rest(self) -> None:
-        """End what takes time of the processor while another host is in use."""
+        """End what uses processor time, because another host is in use now."""
         self.end_agent(signal.SIGTERM)
         self.shut_down_guests()
 
@@ -126,7 +126,7 @@ class Course:
             self.agent = None
 
     def until(self, message: str) -> None:
-        """Read the agent's log until it says that."""
+        """Read the agent's log until a message starts with ``message``."""
         while True:
             line, newline, rest = self._unread.partition(b"\n")
             if newline:
@@ -149,7 +149,7 @@ class Course:
     # Guests.
 
     def boot_guests(self) -> None:
-        """Each guest is forked too, and its VMM: the built-in one, as an operator starts it."""
+        """Start a built-in VMM for each file, and in its guest a process that forks commands."""
         vmms = {
             name: self.plain.start(*self.emulate("host", "--serve", "--", *VMM, self.folder / name))
             for name in FILES
@@ -181,7 +181,7 @@ class Course:
         return self.emulated.command(*map(str, arguments))[3:]
 
     def attest(self, guest: Guest) -> bool:
-        """A report, and the certificates that came along: they match. Whether there are any."""
+        """Check that a report matches its certificates; return whether it came with any."""
         report, table = guest.folder / "report", guest.folder / "table"
         code, said = guest.commands.run(
             "guest", "report", "-o", str(report), "--table-out", str(table),
@@ -214,7 +214,7 @@ class Course:
         return json.loads(said)
 
     def check(self) -> None:
-        """No report with certificates that do not match; no file empty without a stated reason."""
+        """Check that reports match their certificates, and that empty files have stated reasons."""
         served = {guest.name for guest in self.guests if self.attest(guest)}
         if len(served) == len(FILES):
             return
@@ -226,7 +226,7 @@ class Course:
     # The operations.
 
     def perform(self, name: str, kill: str = "") -> None:
-        """``kill``: what gets SIGKILL meanwhile, the "command", the "agent", or nothing."""
+        """Perform one operation; meanwhile the "command", the "agent" or nothing gets SIGKILL."""
         self.history.append(f"{name} (SIGKILL: {kill})" if kill else name)
         if name == "restart":
             self.end_agent(signal.SIGKILL if kill else signal.SIGTERM)
@@ -244,7 +244,7 @@ class Course:
         self.check()
 
     def reload(self) -> None:
-        """kvm_amd is unloaded and loaded, for which VMs must end; they boot when the agent saw."""
+        """Load kvm_amd again. VMs must end for that; they boot when the agent has noticed it."""
         self.shut_down_guests()
         code, said = self.plain.run(*self.emulate("firmware", "reload"))
         assert code == 0, said
@@ -307,7 +307,7 @@ class Course:
     def prove(
         self, guest: Guest, on_the_way: Callable[[bytes], bytes] = lambda report: report
     ) -> tuple[int, str]:
-        """``host prove-key``, whose COMMAND hands the question to a guest through FIFOs."""
+        """Run ``host prove-key``; its COMMAND passes the question to a guest through FIFOs."""
         ask, answer = self.folder / "ask", self.folder / "answer"
         for fifo in (ask, answer):
             if not fifo.exists():
@@ -326,7 +326,7 @@ class Course:
         return code, running.said()
 
     def prove_all(self) -> None:
-        """A guest of each file shows which key signs; then what is proven is served."""
+        """Let a guest of each file prove which key signs; the agent then serves by that proof."""
         for guest in self.guests:
             self.history.append(f"prove-key for {guest.name}")
             code, said = self.prove(guest)

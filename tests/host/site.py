@@ -74,7 +74,7 @@ class Site:
 
     @contextlib.contextmanager
     def with_new_commands(self) -> Iterator[Site]:
-        """This site with commands that see what has been mounted by now."""
+        """Yield this site with commands that see what has been mounted by now."""
         argv = self.emulated.command("host", "--")
         with contextlib.closing(Commands(self.folder / "commands", HOST, *argv)) as commands:
             commands.ready()
@@ -98,12 +98,12 @@ class Site:
         assert made.returncode == 0, made.stderr
 
     def lowered(self, by: int = 1) -> str:
-        """Return a --reported-tcb that differs from the current one."""
+        """Return a value for --reported-tcb that is below the reported TCB."""
         status = self.status()
         return f"ucode={status['reported_tcb']['microcode'] - by}"
 
     def attest(self) -> int:
-        """A guest asks for a report, and a verifier judges it with the table that came along."""
+        """A guest asks for a report, and a verifier judges it with the table that came with it."""
         report, table = self.folder / "report.bin", self.folder / "table.bin"
         argv = [*SNPCERTS, "guest", "report", "-o", str(report), "--table-out", str(table)]
         made = self.emulated.run("guest", "--certs", str(self.file), "--", *argv)
@@ -112,7 +112,7 @@ class Site:
 
 
 def reset_reported_tcb(emulated: Emulated) -> None:
-    """Set the reported TCB back to the running one, should an earlier test have lowered it.
+    """Set the reported TCB back to the current one, should an earlier test have lowered it.
 
     The agent of a new test remembers no key of this host, and cannot know which VCEK
     signs while the two differ.
@@ -134,7 +134,7 @@ def seen_by_guest(path: Path, home: PlatformHome) -> str:
 
 @contextlib.contextmanager
 def key_server(emulated: Emulated, *faults: str) -> Iterator[str]:
-    """The platform's key server; its URL."""
+    """Run the platform's key server; yield its URL."""
     options = [word for fault in faults for word in ("--fault", fault)]
     argv = emulated.command("key-server", *options)
     if emulated.commands is not None:

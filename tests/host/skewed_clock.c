@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A library to preload: the wall clock of the process is SKEW seconds off.
- * Clocks that only measure how long something takes are left alone.
+ * A library to preload. It sets the process's wall clock forward by $SKEW seconds, which may
+ * be negative. Clocks that only measure durations stay as they are.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -70,7 +70,7 @@ def test_drift_is_emptied_first_and_repaired(rig: Rig) -> None:
     agent = rig.agent()
     agent.sync()
     change_firmware_without_lock(rig)
-    assert rig.seen_by_guest() == "wrong", "the check can fail"
+    assert rig.seen_by_guest() == "wrong", "must be wrong until the agent repairs it"
     found: list[str] = []
 
     def lie(tcb: object) -> Any:
@@ -79,7 +79,7 @@ def test_drift_is_emptied_first_and_repaired(rig: Rig) -> None:
 
     rig.server.lie = lie
     assert agent.sync().problem is None
-    assert found == ["empty"], "before anyone was asked"
+    assert found == ["empty"], "must be empty before the key server is asked"
     assert rig.seen_by_guest() == "right"
     assert EventKind.DRIFT in rig.kinds()
 
@@ -121,7 +121,7 @@ def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
     done = rig.agent().sync(on_safe=lambda: safe.append(True))
     assert isinstance(done.problem, ForeignFileError)
     assert done.before[0].match is FileMatch.FOREIGN
-    assert not safe, "its guests would get data that is not a table"
+    assert not safe, "must not be called safe: guests would get data that is not a table"
     assert rig.kinds() == [EventKind.FAILED]
     assert rig.file.read_bytes() == text
     assert rig.server.asked == []
@@ -243,7 +243,7 @@ def test_an_ask_that_is_revoked_later_is_removed_and_that_is_not_drift(rig: Rig)
     assert done.problem is not None
     assert EventKind.LAPSED in rig.kinds()
     assert EventKind.DRIFT not in rig.kinds()
-    # What the agent knows it keeps when the key server is gone.
+    # The agent remembers the revocation when the key server is down.
     rig.server.down = True
     assert rig.agent().sync().problem is not None
     assert rig.file.read_bytes() == EMPTY
@@ -316,7 +316,7 @@ def test_each_file_follows_its_own_rule_while_a_vlek_is_loaded(rig: Rig) -> None
     assert rig.agent().sync().problem is None
     loaded = [rig.seen_by_guest(path) for path in (rig.file, vlek, either)]
     assert loaded == ["empty", "right", "right"]
-    # Guests of this one ask for the VCEK by name.
+    # Guests of ``named.bin`` ask for the VCEK by name.
     assert [entry.name for entry in rig.table(named)] == ["vcek", "ask", "ark"]
 
 
@@ -344,7 +344,7 @@ def test_a_fifo_in_a_vlek_certificates_place_does_not_hold_the_agent_up(rig: Rig
 
 @pytest.mark.parametrize("known_before", [False, True])
 def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig, known_before: bool) -> None:
-    """Both if the agent knew this host without a VLEK and if it sees it for the first time."""
+    """So it is whether or not the agent has seen this host before, without a VLEK."""
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
     stick, leaf = rig.vlek()
     if known_before:
@@ -364,7 +364,7 @@ def test_other_entries_are_carried_and_kept_up(rig: Rig, tmp_path: Path) -> None
     rig.config = replace(
         rig.config, files=(replace(file, entries=(ExtraEntry(guid, str(extra)),)),)
     )
-    assert rig.agent().sync().problem is None, "a missing extra does not stop the certificates"
+    assert rig.agent().sync().problem is None, "must publish without the extra"
     assert EventKind.FAILED in rig.kinds()
     for content in (b"something", b"something newer"):
         extra.write_bytes(content)
@@ -403,7 +403,7 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
     assert rig.table().get(CRL_GUID) == good
     before = rig.file.stat().st_ino
     assert rig.agent().sync().problem is None
-    assert rig.file.stat().st_ino == before, "in step, nothing is written"
+    assert rig.file.stat().st_ino == before, "must write nothing while in step"
     # An expired list is removed again. Certificates last longer.
     rig.now = datetime.now(UTC) + timedelta(days=365 * 2)
     assert rig.agent().sync().problem is None
@@ -439,7 +439,7 @@ def failing(*kinds: type, number: int = errno.ENOSPC) -> Any:
 
 
 def test_on_a_full_disk_a_wrong_file_is_still_emptied(rig: Rig) -> None:
-    """No room for a new file, so the old one is emptied where it is."""
+    """There is no room for a new file, so the old one is emptied in place."""
     rig.agent().sync()
     change_firmware_without_lock(rig)
     rig.performer = failing(step.Create)
@@ -482,7 +482,7 @@ def test_firmware_that_changes_while_we_fetch_is_noticed_under_the_lock(rig: Rig
     done = rig.agent().sync()
     missing = [result.files[0].missing for result in done.updates]
     assert [each is not None for each in missing] == [True, True, False], (
-        "the file is made; what was fetched is for the old key; the new one's is there"
+        "the file is created empty; the table fetched is for the old key; then for the new key"
     )
     assert done.problem is None
     assert rig.seen_by_guest() == "right"
@@ -523,7 +523,7 @@ def test_the_key_server_is_left_alone_between_tries(rig: Rig) -> None:
     agent.sync()
     rig.server.down = False
     done = agent.sync()
-    assert isinstance(done.problem, UnavailableError), "reported again, not asked again"
+    assert isinstance(done.problem, UnavailableError), "must not ask again so soon"
     assert rig.server.asked == []
     assert rig.agent().sync().problem is None
 

@@ -60,7 +60,7 @@ def test_an_update_that_the_agent_repairs_is_in_the_timeline(host: Site) -> None
     held = [each for each in slices(events, "agent") if each[0] == "lock held"]
     assert held
     for _, start, end in asked:
-        assert not any(a < end and start < b for _, a, b in held), "nothing is fetched under a lock"
+        assert not any(a < end and start < b for _, a, b in held), "must fetch nothing under a lock"
     statuses = [each for each in slices(events, "firmware") if each[0] == "SNP_PLATFORM_STATUS"]
     changes = [each for each in slices(events, "agent") if each[0] == "change"]
     for _, start, end in changes:
@@ -84,7 +84,7 @@ def test_a_timeline_that_was_cut_off_lacks_only_its_end() -> None:
 
 
 def test_two_threads_write_one_timeline() -> None:
-    """The announcer's thread has events too; some after the end."""
+    """The announcer's thread adds events too, some after the end of the timeline."""
     parts: list[str] = []
 
     def write(text: str) -> None:

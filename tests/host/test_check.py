@@ -165,7 +165,7 @@ def test_the_product_is_the_processors(tmp_path: Path) -> None:
 def test_known_faults_of_a_kernel_are_named_with_the_version_that_fixes_them(
     release: str, names: list[str]
 ) -> None:
-    """Versions as the sources in the table have them; a warning prevents nothing."""
+    """The versions are those in the table's sources; a warning does not fail the check."""
     lines = list(host_check.faults(release))
     assert [line.what.removeprefix("kernel fault ") for line in lines] == names
     assert all("fixed in 7.2" in line.to_do and "source: " in line.found for line in lines)
@@ -180,6 +180,6 @@ def test_mitigations_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
     found = mitigations(str(tmp_path))
     assert found is not None
     assert (found.supported, found.verified, found.unverified) == (0x3F, 0x1F, 0x20)
-    assert str(found) == "verified 0x1f of supported 0x3f, unverified 0x20"
+    assert str(found) == "supported 0x3f, verified 0x1f, unverified 0x20"
     (tmp_path / "verified_mitigations").write_text("all of them\n")
     assert mitigations(str(tmp_path)) is None

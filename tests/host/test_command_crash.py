@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host commands themselves, killed at their system calls, and the same command run again.
 
-Each is the program an operator starts, behind the front door, stopped with
-ptrace(2) and killed with SIGKILL before a system call is made. Counting begins
-when it opens ``/dev/sev``: until then it starts Python and reads its
-configuration, and touches nothing.
+Each is the program that an operator starts. It runs behind the front door, is
+stopped with ptrace(2), and is killed with SIGKILL before it makes a system call.
+Calls are counted from the moment when it opens ``/dev/sev``: until then it starts
+Python and reads its configuration, and changes nothing.
 
 The state outside the program is the same before each of two calls if the first
 of them changed nothing. So there is one place to be killed at for each call
-that may change something: writes, locks, ioctls, names, sockets. Which of those
-places are tried says ``SNPCERTS_CRASHES``: without it some of them, evenly
-spread and the same each time; with ``changing`` all; with ``every`` the places
-before every single system call.
+that may change something: writes, locks, ioctls, names, sockets.
+``SNPCERTS_CRASHES`` says which of those places are tried: without it, some of them,
+evenly spread and the same each time; with ``changing``, all; with ``every``, the
+places before every single system call.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ pytestmark = [
     pytest.mark.skipif(not can_trace(), reason="ptrace is not allowed on this machine"),
 ]
 
-# Sets the firmware as another program would, many times in one process.
+# Sets the reported TCB as another program would, many times in one process.
 HELPER = """
 import sys
 from snpcerts.abi.psp import SnpConfig
@@ -106,7 +106,7 @@ class Scene:
     tables: dict[TcbVersion, CertTable] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Restore the firmware, and make the file right, or wrong."""
+        """Restore the firmware, and publish a table that is right, or wrong if ``wrong`` is set."""
         self.firmware.report(self.start)
         tcb = (
             replace(self.start, microcode=self.start.components()["microcode"] - 1)
@@ -125,7 +125,7 @@ class Scene:
         return seen_by_guest(self.site.file, self.firmware.home)
 
     def killed_at(self, place: int | None, *, every: bool) -> tuple[Call | None, int]:
-        """Run it until that place, counted from 0. Return the call there, and how many places."""
+        """Run the command up to ``place``; return the call there and the number of places."""
         count, open_yet = 0, False
 
         def here(call: Call) -> bool:
@@ -144,17 +144,17 @@ class Scene:
         every = HOW_MANY == "every"
         self.prepare()
         _, count = self.killed_at(None, every=every)
-        assert self.seen_by_guest() == "right", "not killed, it does its work"
+        assert self.seen_by_guest() == "right", "the command must work if it is not killed"
         assert count > 20
         if HOW_MANY:
             return list(range(count))
         return [round(each * (count - 1) / (SAMPLE - 1)) for each in range(SAMPLE)]
 
     def sweep(self) -> list[str]:
-        """What the file was after each kill; each time the next run made it right.
+        """Return what the file was after each kill; check that the next run makes it right.
 
         How many calls a run makes depends a little on its waits: a run that ends
-        before it gets to the last places has done its work.
+        before it reaches the last places has done its work.
         """
         truths: list[str] = []
         missed = 0
@@ -166,7 +166,7 @@ class Scene:
             call, _ = self.killed_at(place, every=every)
             if call is None:
                 missed += 1
-                assert self.seen_by_guest() == "right", f"not killed at {place}, it does its work"
+                assert self.seen_by_guest() == "right", f"ended before {place}, so must work"
                 continue
             truths.append(self.seen_by_guest())
             if not self.wrong:
@@ -175,11 +175,11 @@ class Scene:
             assert made.returncode == 0, f"after {place}, {call.name}: {made.stderr}"
             assert self.seen_by_guest() == "right", f"after {place}, {call.name}"
             self.tidy(place)
-        assert missed <= 1 + len(places) // 20, f"{missed} of {len(places)} places were not there"
+        assert missed <= 1 + len(places) // 20, f"{missed} of {len(places)} places not reached"
         return truths
 
     def tidy(self, place: int) -> None:
-        """No temporary file is left by the run after the killed one."""
+        """Check that the run after the killed one has left no temporary file."""
         left = {each.name for each in self.site.folder.iterdir()}
         allowed = {"certs.bin", ".certs.bin.turn", "cache", "vlek", "issued"}
         memory = {"signing-key.json", ".signing-key.json.lock"}
@@ -196,7 +196,7 @@ def low(firmware: Firmware) -> TcbVersion:
 
 
 def filled(site: Site, firmware: Firmware, *tcbs: TcbVersion) -> Site:
-    """The cache has the certificates of these; then there is no key server."""
+    """Fill the cache with the certificates of ``tcbs``: the command runs without a key server."""
     firmware.report(firmware.tcb("current_tcb"))
     site.done("sync")  # from here on the agent notices a lowered TCB
     for tcb in tcbs:
@@ -223,7 +223,7 @@ def test_set_config_killed_anywhere(site: Site, firmware: Firmware, low: TcbVers
 
 
 def test_load_vlek_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
-    """The file follows the signing key."""
+    """The file must follow the signing key, which becomes the VLEK."""
     config = site.folder.parent / "snpcerts.toml"
     config.write_text(f'[[file]]\npath = "{site.file}"\nkind = "vlek"\nwithout_vlek = "vcek"\n')
     options = {"file": "", "config": str(config)}

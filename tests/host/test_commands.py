@@ -79,10 +79,10 @@ class Guests:
         self._read = 0
 
     def reports(self, each: int) -> None:
-        """Wait until every guest has received so many reports that it requested after this call."""
+        """Wait until every guest has received ``each`` reports that it requested from now on."""
         self._read = self.outcomes.stat().st_size
         lines = Counter[str]()
-        # The first may have been under way.
+        # The first report may have been requested before this call.
         while len(lines) < len(self.vmms) or min(lines.values()) < 1 + each:
             with self.outcomes.open() as file:
                 file.seek(self._read)
@@ -199,7 +199,7 @@ def test_what_is_cached_works_offline(site: Site) -> None:
 
 
 def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path: Path) -> None:
-    """Another program lowers the TCB, then commits; the watch logs both as errors."""
+    """Another program lowers the TCB, then commits; the watch warns of drift each time."""
     metrics = tmp_path / "snpcerts.prom"
     with watching(site, f"--metrics-file={metrics}") as process:
         lines = Lines(process)
@@ -260,7 +260,7 @@ def test_a_signal_does_not_wait_for_a_slow_key_server(
         with watching(site, kds=slow) as process:
             assert manager.recv(1000) == b"READY=1"
             process.terminate()
-            assert manager.recv(1000) == b"STOPPING=1", "the round was not waited for"
+            assert manager.recv(1000) == b"STOPPING=1", "must not wait for the round to end"
             assert process.wait(PATIENCE) == 0
 
 

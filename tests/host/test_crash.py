@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not can_trace(), reason="ptrace is not allowed o
 
 
 class Scene:
-    """Files, and firmware whose state outlives the process that changes it."""
+    """A host with files, and firmware whose state outlives the process that changes it."""
 
     def __init__(
         self, folder: Path, authority: EmulatedAuthority, strategy: Strategy, files: int = 2
@@ -73,7 +73,7 @@ class Scene:
         assert all(file_state.in_step for file_state in rig.agent().read_files())
 
     def report(self, tcb: TcbVersion) -> None:
-        """Another program changes the firmware, without the lock."""
+        """Change the firmware without the lock, as another program."""
         self.wake().device.snp_set_config(SnpConfig(reported_tcb=tcb.pack()))
 
     def other(self) -> TcbVersion:

@@ -2,7 +2,7 @@
 """The agent's record of the signing keys, damaged or of another host, and what the commands do.
 
 Files are empty rather than wrong, the reason is stated, and the operator's ordinary commands
-lead back.
+fill the files again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def course(emulated: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Course]:
     folder = tmp_path_factory.mktemp("record")
-    # The fixture skips for us.
+    # The fixture ``emulated`` has skipped the test where the emulator cannot run.
     emulated = Emulated(folder / "platform", folder / "certs", emulated.commands)
     prepare_platform(emulated.directory, Product.GENOA, choices_of(PUBLISHED))
     emulated.issue_certificates()
@@ -54,7 +54,7 @@ def done(course: Course, *arguments: str) -> str:
 
 
 def filled(course: Course) -> Path:
-    """A VLEK loaded below the running TCB, and all files as they should be; the record."""
+    """Load a VLEK below the current TCB; return the path of the record that knows its key."""
     status = course.status()
     below = status["current_tcb"]["microcode"] - 1
     done(course, *course.arguments("set-config", f"--reported-tcb=ucode={below}"))
@@ -66,7 +66,7 @@ def filled(course: Course) -> Path:
 
 
 def empty_with(course: Course, reason: str) -> None:
-    """Files whose key only the record knew are empty, status says why, guests get no table."""
+    """Check that files whose key only the record knew are empty, and that status says why."""
     course.check()
     wanted = {Path(each["path"]).name: each["wanted"] for each in course.status()["files"]}
     for name in ("vlek.bin", "named.bin"):
@@ -113,7 +113,7 @@ def of_another_chip(course: Course, tmp_path_factory: pytest.TempPathFactory) ->
         [
             (remove, "there is no record"),
             (tear, "damaged or was changed by hand"),
-            (take_anothers, "the record is of another chip"),
+            (take_anothers, "the record of the keys is from another chip"),
             (write_a_later_version, "written by another version of snpcerts"),
         ],
     ),
@@ -132,7 +132,7 @@ def test_without_its_record_the_agent_leaves_files_empty_and_says_why(
 
 
 def test_firmware_that_changed_while_the_agent_was_down(course: Course) -> None:
-    """It was killed and could write nothing; another program sets another TCB."""
+    """The agent was killed and could write nothing; then another program set another TCB."""
     filled(course)
     course.start_agent()
     course.end_agent(signal.SIGKILL)

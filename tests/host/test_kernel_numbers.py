@@ -34,7 +34,7 @@ enum sev_cmd_id command;
 
 
 def btf(folder: Path, before: int) -> Path:
-    """A directory as /sys/kernel/btf, with types that a compiler has described."""
+    """Make a directory like /sys/kernel/btf, with types that a compiler has described."""
     compiler, objcopy = shutil.which("gcc"), shutil.which("objcopy")
     if compiler is None or objcopy is None:
         pytest.skip("no gcc on this machine")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``host sync --watch`` while the key server throttles, is down, lies, or answers in pieces.
 
-One watch for each fault, all at the same time: most of what they do is to wait.
+There is one watch for each fault, and all run at the same time, because they mostly wait.
 The key servers are in this process, so that their faults can be changed.
 """
 
@@ -27,7 +27,7 @@ from ..emulated import Emulated
 from ..sizes import sized
 from .site import LOWER, PATIENCE, Lines, Site, reset_reported_tcb, seen_by_guest, watching
 
-# Not an answer: the client itself repeats the request.
+# With these there is no usable answer, and the client itself repeats the request.
 NO_ANSWER = (
     Fault.TOO_MANY,
     Fault.TOO_MANY_SILENT,
@@ -58,7 +58,7 @@ class Watched:
         found = [line for line in self.metrics.read_text().splitlines() if line.startswith(start)]
         return sum(float(line.split()[-1]) for line in found)
 
-    def has_met_it(self) -> None:
+    def has_met_its_fault(self) -> None:
         """Wait until the fault has had its effect."""
         if self.fault in LIES:
             self.lines.until("unavailable")
@@ -116,11 +116,11 @@ def all_watching(
 def test_no_fault_gets_anything_wrong_published_and_all_recover(
     emulated: Emulated, tmp_path: Path
 ) -> None:
-    # After a lie the agent waits for ten seconds.
+    # Only a full run has lies: after a lie, the agent waits for ten seconds.
     faults = sized((Fault.REFUSE, Fault.CUT), (*NO_ANSWER, *LIES))
     with all_watching(emulated, tmp_path, faults) as watches:
         for each in watches.values():
-            each.has_met_it()
+            each.has_met_its_fault()
             assert each.site.file.read_bytes() == EMPTY, each.fault
         for each in watches.values():
             each.server.faults.clear()
@@ -128,7 +128,7 @@ def test_no_fault_gets_anything_wrong_published_and_all_recover(
             each.lines.until("published")
             assert each.right(), each.fault
 
-        # The faults again. What is right stays, without a request to the key server.
+        # The faults come back. Files that are right stay, without a request to the key server.
         for each in watches.values():
             each.server.faults.set(each.fault)
         for each in watches.values():
@@ -179,7 +179,7 @@ def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
         _until(lambda: "vcek" in (site.done("sync") and site.status()["revocation_lists"]))
         assert site.status()["revocation_lists"]["vcek"]["next_update"]
 
-        # The agent learns of it a day later, and the key server still has nothing better.
+        # The agent learns of the revocation a day later; the key server has no new ASK yet.
         server.lines[Product.MILAN] = ProductLine(authority, chips, revoked)
         os.utime(site.folder / "cache" / "crl" / "Milan" / "vcek.crl", (0, 0))
         made = site.host("sync")
@@ -187,7 +187,7 @@ def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
         assert "was revoked" in made.stderr
         assert "DRIFT" not in made.stderr
         assert site.file.read_bytes() == EMPTY
-        # Without a network, the agent does not restore the old ones either.
+        # Without a network, the agent does not restore the old certificates either.
         assert site.host("sync", "--offline", kds="").returncode == 3
         assert site.file.read_bytes() == EMPTY
 

@@ -58,7 +58,7 @@ def test_idle_connections_do_not_pile_up_nor_keep_others_out(metrics: Metrics) -
         for each in idle[:MOST_CONNECTIONS]:
             each.settimeout(20)
             assert each.recv(1) == b""
-        # Their threads are about to end then.
+        # After that, their threads end soon.
         deadline = time.monotonic() + 20
         added = [each for each in threading.enumerate() if each not in before]
         while len(added) > MOST_CONNECTIONS + 2 and time.monotonic() < deadline:

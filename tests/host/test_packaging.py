@@ -23,10 +23,10 @@ UNITS = sorted(SYSTEM_FILES.glob("*.service"))
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_the_unit_is_one(unit: Path, tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not on this machine")
-    # With a program that exists here; otherwise it is reported as missing.
+    # The unit must name a program that exists on this machine, or the verification fails.
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace("/usr/bin/snpcerts", sys.executable))
     made = subprocess.run(

@@ -215,7 +215,7 @@ def test_a_vlek_moves_every_file_at_once(rig: Rig) -> None:
     assert do(agent, plan) is None
     assert [rig.seen_by_guest(path) for path in (rig.file, vlek)] == ["empty", "right"]
     assert rig.table(vlek).entries[0].name == "vlek"
-    # A new agent, as after a restart, has the certificate from what was kept.
+    # A new agent, as after a restart, finds the VLEK's certificate where the first one kept it.
     vlek.write_bytes(EMPTY)
     assert rig.agent().sync().problem is None
     assert rig.seen_by_guest(vlek) == "right"
@@ -284,7 +284,7 @@ def test_a_mask_alone_leaves_the_tcb_where_it_is(rig: Rig, agent: Agent) -> None
 
 
 def test_a_reset_to_an_unpredictable_tcb_is_repaired_at_once(rig: Rig, agent: Agent) -> None:
-    """Committed is below current: the guess was wrong, the file is empty, then right."""
+    """The plan assumes the current TCB; the lower committed one leaves the file empty at first."""
     assert do(agent, lower(rig, agent)) is None
     current = rig.firmware.state.current
     rig.firmware.update(replace(current, microcode=current.components()["microcode"] + 1))
@@ -305,7 +305,7 @@ def test_the_plan_can_be_read_by_people_and_programs(rig: Rig, agent: Agent) -> 
     assert str(rig.file) in text
     assert str(rig.lower()) in text
     assert plan.to_json()["fetch"] == [{"kind": "vcek", "tcb": rig.lower().components()}]
-    assert rig.seen_by_guest() == "right", "a plan changes nothing"
+    assert rig.seen_by_guest() == "right", "a plan must change nothing"
 
 
 def test_two_agents_at_once_take_turns(rig: Rig, agent: Agent) -> None:

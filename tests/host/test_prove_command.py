@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key signs, with the commands an operator runs and a guest, under each firmware."""
+"""Which key signs, under each firmware: an operator's commands find out with a guest's help."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def host(played: Emulated, tmp_path: Path) -> Iterator[Site]:
 
 
 def reload(site: Site) -> None:
-    """kvm_amd is unloaded and loaded again."""
+    """Unload kvm_amd and load it again."""
     made = site.emulated.run("firmware", "reload")
     assert made.returncode == 0, made.stderr
 
@@ -55,7 +55,7 @@ def reload(site: Site) -> None:
 def prove(
     site: Site, *options: str, report_data: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """``host prove-key``, whose hand-over is a pair of FIFOs to a guest outside the host's door."""
+    """Run ``host prove-key``; a pair of FIFOs is the hand-over to a guest behind another door."""
     ask, answer = site.folder / "ask", site.folder / "answer"
     report = site.folder / "report.bin"
     report.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def prove(
 
 
 def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
-    """A guest that is never asked again would hold an ssh session forever."""
+    """Otherwise an ssh session to a guest, for example, would stay open forever."""
     host.done("sync")
     pids = host.folder / "pids"
     os.mkfifo(pids)
@@ -99,17 +99,17 @@ def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
         try:
             os.kill(prover, signal.SIGTERM)
             assert process.wait(60) == 128 + signal.SIGTERM
-            assert select.select([ended], [], [], 60)[0], "it is still there"
+            assert select.select([ended], [], [], 60)[0], "the hand-over is still running"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(ended, signal.SIGKILL)
             os.close(ended)
 
 
-def test_a_reload_below_the_running_tcb_is_noticed_and_a_guest_proves_which_key_signs(
+def test_a_reload_below_the_current_tcb_is_noticed_and_a_guest_proves_which_key_signs(
     host: Site,
 ) -> None:
-    """The agent is killed first, so that a new one notices."""
+    """The agent is killed before the reload, so another one must notice it."""
     with watching(host) as agent:
         Lines(agent).until("published")
         agent.kill()

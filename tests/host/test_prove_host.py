@@ -34,7 +34,7 @@ only_in_full = pytest.mark.skipif(not FULL, reason="SNPCERTS_FULL_TESTS=1 tries 
 
 VMM_MODULE = "snpcerts.emulator.machine.vmm_program"
 BUILT_IN = f"{sys.executable} -m {VMM_MODULE} {{certs}}"
-# A guest's console comes before its first request, longer than what is kept of it.
+# Prints more console output than is kept, before the guest's first request.
 NOISY = f"sh -c 'head -c 100000 /dev/zero; exec {sys.executable} -m {VMM_MODULE} $0' {{certs}}"
 WITHOUT_LOCK = """
 import sys
@@ -68,7 +68,7 @@ def prove(
 
 
 def report_of(made: subprocess.CompletedProcess[str]) -> Any:
-    """The report, which says by itself that it is not about hardware."""
+    """Return the report, which must say that it is not about hardware."""
     report = documented("host prove", made.stdout)
     assert [claim["id"] for claim in report["claims"]] == [claim.id for claim in CLAIMS]
     assert report["hardware"] is False
@@ -115,7 +115,7 @@ def test_the_emulated_host_shows_what_is_claimed(host: Site) -> None:
         "Its reports verify with the root ARK-Genoa EMULATED, which is not AMD's, so the "
         "observations say nothing about hardware." in words
     )
-    assert host.lowered() == lowered, "the reported TCB is what it was"
+    assert host.lowered() == lowered, "the reported TCB must be what it was"
 
 
 @only_in_full
@@ -152,7 +152,7 @@ def test_a_vmm_without_the_lock_differs(host: Site) -> None:
 
 @only_in_full
 def test_another_signing_key_differs(host: Site) -> None:
-    """The published firmware signs with the running TCB's key once SNP was initialised again."""
+    """After a re-initialisation, the published firmware signs with the current TCB's key."""
     host.done("sync")
     host.done("set-config", "--reported-tcb", host.lowered())
     assert host.emulated.run("firmware", "reload").returncode == 0
@@ -206,7 +206,7 @@ def test_a_signal_ends_the_vmm_and_the_command_as_well(host: Site) -> None:
         os.kill(prover, signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
         for each in ended:
-            assert select.select([each], [], [], 60)[0], "it is still there"
+            assert select.select([each], [], [], 60)[0], "the VMM or the command is still there"
             os.close(each)
 
 
@@ -232,7 +232,7 @@ def test_a_signal_during_the_update_takes_the_update_back(host: Site, tmp_path: 
     prover, answers = tmp_path / "prover", tmp_path / "answers"
     os.mkfifo(prover)
     answers.touch()
-    # The third report is asked for during the update, and does not come.
+    # The command gives no third report, which is requested during the update.
     ask = f"""
         if [ $(wc -l < {answers}) = 2 ]; then echo $PPID > {prover}; exec sleep 600; fi
         {shlex.join(ASK)} && echo answered >> {answers}
@@ -246,4 +246,4 @@ def test_a_signal_during_the_update_takes_the_update_back(host: Site, tmp_path: 
             assert process.poll() is None
         os.kill(pid, signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
-    assert host.lowered() == lowered, "the reported TCB is what it was"
+    assert host.lowered() == lowered, "the reported TCB must be what it was"

@@ -19,7 +19,8 @@ from .scenario import OPERATIONS
 
 pytestmark = pytest.mark.slow
 
-# The courses that matter most: each has a kept VLEK, a lowered TCB, and both through a reload.
+# The courses that matter most: in each, a VLEK stays loaded, the reported TCB is lowered, and a
+# reload happens.
 ALWAYS = (
     (("load_vlek", "set_config", "reload", "restart", "commit", "mask"), True),
     (("set_config", "load_vlek", "commit", "mask", "restart", "reload"), False),

@@ -49,11 +49,11 @@ SECOND = Initialisation(FIRST.boot, "2")
 
 
 class KilledError(BaseException):
-    """The agent ends here, as by SIGKILL; later actions have no effect."""
+    """Ends the agent at this point, as SIGKILL would."""
 
 
 class Host:
-    """A host with three files, played by one firmware, whose agent may end at any command."""
+    """A host with three files and one firmware; its agent may be killed at any command."""
 
     def __init__(self, folder: Path, authority: EmulatedAuthority, played: str) -> None:
         chip = Chip(Product.GENOA, bytes(range(32)))
@@ -71,7 +71,7 @@ class Host:
         return self._vceks[tcb]
 
     def sync(self) -> None:
-        """Restart the agent for one round."""
+        """Start a new agent for one round."""
         assert self.rig.agent().sync().problem is None
 
     def command(self, make: Callable[[object], plans.Plan]) -> None:
@@ -101,7 +101,7 @@ class Host:
         )
 
     def reload(self) -> None:
-        """kvm_amd is unloaded and loaded."""
+        """Unload kvm_amd and load it again; then the agent looks."""
         self.rig.firmware.reload()
         self.rig.initialisation = Initialisation(
             FIRST.boot, str(int(self.rig.initialisation.module) + 1)
@@ -109,7 +109,7 @@ class Host:
         self.sync()
 
     def attest(self, path: Path, key: KeySelect) -> str:
-        """A guest's report with its table: ``empty``, ``right`` or ``wrong``."""
+        """Judge a guest's report by its table: ``empty``, ``right`` or ``wrong``."""
         table = self.rig.table(path)
         if not table.entries:
             return "empty"
@@ -129,9 +129,9 @@ class Host:
         return "right" if sound else "wrong"
 
     def check(self, after: object, *, settled: bool = True) -> None:
-        """No report with certificates that do not match; no file empty without a stated reason.
+        """Check that reports match their certificates and that each empty file has a stated reason.
 
-        Until the next look is over (not ``settled``) the reason may be that none has been.
+        If not ``settled``, the agent has not looked yet: then a problem of the file is enough.
         """
         for file_state in self.rig.agent().read_files():
             path = Path(file_state.file.path)
@@ -174,7 +174,7 @@ def published(tmp_path: Path, genoa: EmulatedAuthority) -> Host:
 
 
 EVENTS = ("load_vlek", "set_config", "commit", "mask", "reload")
-# Every order of three, and of five where every place of a crash is tried too.
+# Orders of three events are tried, and of all five if ``SNPCERTS_CRASHES`` is ``every``.
 LENGTH = 5 if HOW_MANY == "every" else 3
 
 
@@ -200,7 +200,7 @@ def test_in_every_order_no_guest_gets_certificates_that_do_not_match(
 def test_killed_around_the_firmware_command_in_every_order(
     host: Host, monkeypatch: pytest.MonkeyPatch, name: str, place: str
 ) -> None:
-    """The agent ends before or after the firmware has the command; another takes over."""
+    """The agent is killed before or after the firmware has the command; another takes over."""
     for before, after in itertools.permutations(EVENTS, 2):
         host.sync()
         getattr(host, before)()
@@ -210,7 +210,7 @@ def test_killed_around_the_firmware_command_in_every_order(
             device: FirmwareDevice, *arguments: object, give: Callable[..., None] = give
         ) -> None:
             if place == "after":
-                # Refused or not: after a reload no hashstick for a lowered reported TCB opens.
+                # It may be refused: after a reload, no hashstick opens for a lowered reported TCB.
                 with contextlib.suppress(SevError):
                     give(device, *arguments)
             raise KilledError
@@ -232,7 +232,7 @@ def test_a_kept_vlek_leaves_its_file_empty_until_it_is_loaded_again(published: H
     vlek = published.rig.folder / "vlek.bin"
     assert published.attest(vlek, KeySelect.DEFAULT) == "right"
     published.set_config()
-    assert published.rig.firmware.state.vlek is not None, "this firmware keeps it"
+    assert published.rig.firmware.state.vlek is not None, "this firmware keeps the VLEK"
     assert vlek.read_bytes() == EMPTY
     (reason,) = {
         str(e.expected) for e in published.rig.agent().read_files() if e.file.path == str(vlek)
@@ -243,7 +243,7 @@ def test_a_kept_vlek_leaves_its_file_empty_until_it_is_loaded_again(published: H
 
 
 def guest_answer(host: Host, key: KeySelect | None = None) -> Callable[[bytes, KeySelect], bytes]:
-    """The hand-over: a guest of this host makes the report."""
+    """Return a hand-over in which a guest of this host makes the report."""
 
     def ask(nonce: bytes, select: KeySelect) -> bytes:
         guest = FirmwareGuest(host.rig.firmware)
@@ -278,7 +278,7 @@ def test_after_a_reload_with_a_lowered_tcb_the_file_is_empty_until_proven(host: 
     done = proved(host)
     published = host.rig.firmware.state.choices.name == PUBLISHED
     assert done.contradicts is published
-    # Where the running TCB's VCEK signs, no certificate is right for reports of another TCB.
+    # If the current TCB's VCEK signs, no certificate is right for reports that carry another TCB.
     expected = "empty" if published else "right"
     assert host.attest(host.rig.file, KeySelect.DEFAULT) == expected
     assert (EventKind.CONTRADICTED in host.rig.kinds()) is published
@@ -318,11 +318,12 @@ def test_the_operator_may_say_that_a_masked_chips_vlek_signs(published: Host) ->
 
 
 def test_a_contradicting_report_empties_the_file_at_once(published: Host) -> None:
-    """What the agent believes is wrong in a way that it could not see."""
+    """The agent's belief is wrong, and it had no means to see that."""
     published.sync()
     published.set_config()
     published.rig.firmware.reload()  # and sysfs shows nothing of it
-    assert published.attest(published.rig.file, KeySelect.DEFAULT) == "wrong", "the check can fail"
+    seen = published.attest(published.rig.file, KeySelect.DEFAULT)
+    assert seen == "wrong", "must be wrong until the proof"
     done = proved(published)
     assert done.contradicts
     assert published.rig.file.read_bytes() == EMPTY
@@ -475,7 +476,7 @@ def test_a_proof_ends_with_what_it_was_given_under(published: Host) -> None:
     assert published.rig.agent().firmware.state().known.proofs == ()
 
 
-# What the agent writes down, in every bad way.
+# The agent's record, damaged in every way.
 
 
 def spoil_torn(path: Path) -> None:
@@ -498,7 +499,7 @@ def spoil_link(path: Path) -> None:
 def spoil_owner(path: Path) -> None:
     """A VMM's user who may write to the directory puts a file there."""
     if os.geteuid() != 0:
-        pytest.skip("files of other users take root")
+        pytest.skip("only root can give a file to another user")
     os.chown(path, 65534, 65534)
 
 
@@ -516,10 +517,10 @@ SPOILED: tuple[Callable[[Path], object], ...] = (
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_what_is_remembered_is_gone_and_files_are_empty_rather_than_wrong(
+def test_without_a_sound_record_files_are_empty_rather_than_wrong(
     published: Host, spoil: Callable[[Path], None]
 ) -> None:
-    """Every report matches, the reason is stated, and ordinary commands lead back."""
+    """Every report matches, the reason is stated, and ordinary commands fill the files again."""
     published.sync()
     published.load_vlek()
     published.set_config()
@@ -549,7 +550,7 @@ def test_records_of_another_chip_are_ignored(published: Host) -> None:
     assert (published.rig.folder / "vlek.bin").read_bytes() == EMPTY
 
 
-def test_a_link_planted_where_it_is_written_leads_to_no_other_file(published: Host) -> None:
+def test_a_link_planted_where_the_record_is_written_leads_to_no_other_file(published: Host) -> None:
     """Not even one planted after leftovers have been removed."""
     path = published.rig.config.memory_path
     victim = path.with_name("victim")
@@ -595,12 +596,12 @@ def test_a_record_that_cannot_be_written_counts_as_forgotten(
         assert (published.rig.folder / "vlek.bin").read_bytes() == EMPTY
         with pytest.raises(RefusedError, match="cannot save the record"):
             agent.firmware.commit()
-        assert published.rig.reported() == lower, "no command is given then"
+        assert published.rig.reported() == lower, "must give the firmware no command"
     published.sync()
     published.check("room again")
 
 
-def test_two_agents_write_down_one_after_the_other(published: Host) -> None:
+def test_only_one_agent_at_a_time_changes_the_record(published: Host) -> None:
     published.sync()
     first, second = published.rig.agent(), published.rig.agent()
     seen: list[str] = []
@@ -616,8 +617,8 @@ def test_two_agents_write_down_one_after_the_other(published: Host) -> None:
     assert seen == []
 
 
-def test_a_kept_vleks_certificate_is_found_by_a_proof(published: Host) -> None:
-    """The VLEK of the old TCB signs: proven, and no certificate matches such reports."""
+def test_a_proof_finds_that_a_kept_vlek_signs(published: Host) -> None:
+    """It is the VLEK of the old TCB, so no certificate matches the reports that it signs."""
     published.sync()
     published.load_vlek()
     published.set_config()
@@ -632,7 +633,7 @@ def test_a_kept_vleks_certificate_is_found_by_a_proof(published: Host) -> None:
 
 
 def test_the_emulated_reports_are_of_the_firmware_that_is_played(published: Host) -> None:
-    """The checks above rest on it: the kept VLEK signs under another reported TCB."""
+    """The checks above rely on this: the kept VLEK signs reports of another reported TCB."""
     published.load_vlek()
     published.set_config()
     report = Report.unpack(old_report(published))

@@ -17,9 +17,9 @@ def ok(body: bytes) -> bytes:
 
 
 class Answering:
-    """Answers each request with the bytes ``reply`` makes of its target, then hangs up.
+    """Answers each request with the bytes that ``reply`` makes from its target, then hangs up.
 
-    ``feed`` gets the connection instead, where it is given.
+    If ``feed`` is given, it gets the connection instead.
     """
 
     def __init__(

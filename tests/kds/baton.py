@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Baton(Clock):
-    """The thread that has the baton runs, until it waits or ends; then the next in time."""
+    """Only the thread with the baton runs. When it waits or ends, the thread due next gets it."""
 
     boot = "a machine that never was"
 
@@ -38,7 +38,7 @@ class Baton(Clock):
             self._changed.wait_for(lambda: self._runs == mine)
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[tuple[T | Exception, float]]:
-        """Return the outcome of each, and when it ended."""
+        """Run all tasks. Return the outcome of each, and the time at which it ended."""
         ended: list[tuple[T | Exception, float]] = [(RuntimeError("has not run"), 0.0)] * len(tasks)
 
         def work(index: int, mine: int) -> None:

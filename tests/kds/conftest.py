@@ -55,7 +55,7 @@ def server(milan: EmulatedAuthority, turin: EmulatedAuthority) -> Iterator[KeySe
 
 
 class SkippingClock(Clock):
-    """Advances on its own, and skips all waits."""
+    """Follows the real clock, and jumps ahead instead of waiting."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []

@@ -48,7 +48,7 @@ def test_throttling_is_waited_out_for_as_long_as_it_says(host: Host) -> None:
     assert client.get(host.resource(), read_vcek)
     assert len(host.waits) == 2
     assert 9.9 <= host.waits[0] <= 12.0
-    assert 19.9 <= host.waits[1] <= 24.0, "a second refusal counts double"
+    assert 19.9 <= host.waits[1] <= 24.0, "a second refusal in a row must double the wait"
     assert client.results == {"throttled": 2, "ok": 1}
 
 
@@ -69,7 +69,7 @@ def test_a_wait_of_any_length_is_the_servers_to_name(status: int) -> None:
             client.get(CHAIN, anything)
     assert len(clock.waits) == 1
     assert 22.9 <= clock.waits[0] <= 23.0 * 1.2
-    # A second refusal in a row counts double.
+    # A second 429 in a row doubles the wait that the server names; a second 503 does not.
     least = 46 if status == 429 else 23
     assert least <= (caught.value.retry_after or 0) <= math.ceil(least * 1.2)
 
@@ -98,7 +98,7 @@ def test_throttling_that_does_not_end_says_when_to_come_back(host: Host, fault: 
     host.server.faults.set(fault)
     with pytest.raises(KdsUnavailableError) as caught:
         host.client().get(host.resource(), read_vcek)
-    assert 40 <= (caught.value.retry_after or 0) <= 48, "doubled twice"
+    assert 40 <= (caught.value.retry_after or 0) <= 48, "the wait must double with each refusal"
     assert f"try again in {caught.value.retry_after:.0f} s" in (caught.value.hint or "")
     assert host.leaf_requests() == 3
 
@@ -164,7 +164,7 @@ def test_404_is_asked_once_and_not_taken_for_the_truth(host: Host) -> None:
 
 
 def test_a_redirect_is_followed_to_another_server_too(host: Host) -> None:
-    """A mirror keeps its files elsewhere, say. What comes is verified anyway."""
+    """A mirror may keep its files on another server; whatever comes is verified anyway."""
     host.server.faults.next(Fault.REDIRECT_HERE)
     assert host.client().get(host.resource(), read_vcek)
     target = f"{host.server.url}/{host.resource().path}"
@@ -201,7 +201,7 @@ def test_compressed_bombs_are_not_unpacked() -> None:
 
 @pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_bytes_that_drip_in_for_ever_end_with_the_budget(first: bytes) -> None:
-    """In the headers as well as in the body, where each byte restarts the library's limits."""
+    """Each byte restarts the time limits of the HTTP library, in the headers and in the body."""
 
     def drip(connection: socket.socket) -> None:
         connection.sendall(first)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fruitless requests are counted once for all users of a cache, and forgotten in an hour."""
+"""Fruitless requests are counted once for all users of a cache, and forgotten after an hour."""
 
 from __future__ import annotations
 

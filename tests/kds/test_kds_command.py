@@ -118,7 +118,7 @@ def test_a_report_of_version_2_is_tried_as_every_product_it_may_be_of(
     monkeypatch: pytest.MonkeyPatch,
     product: Product,
 ) -> None:
-    """As ``verify --fetch`` does. It names no product; Milan and Genoa chips look alike."""
+    """As ``verify --fetch`` does. The report names no product; Milan and Genoa chips look alike."""
     host.server.lines[Product.GENOA] = ProductLine(genoa, (Chip.create(Product.GENOA),))
     monkeypatch.setattr(kds_command, "anchors_of", lambda _paths: host.anchors)
     chip = host.server.lines[product].chips[0]
@@ -197,7 +197,7 @@ def test_revocations_in_the_cached_list_are_shown(
     entries = documented("kds show", out)["entries"]
     problems = {each["file"].partition("/")[0]: each["problem"] for each in entries}
     assert code == 1
-    assert problems["crl"] is None, "the list itself is sound"
+    assert problems["crl"] is None, "must show no problem of the list itself"
     assert "ask-revoked" in problems["chain"]
     assert "ask-revoked" in problems["vcek"]
 
@@ -366,7 +366,7 @@ def test_processes_that_share_a_cache_make_one_request(served: Served) -> None:
     assert [process.wait(120) for process in running] == [0] * 4
     leaves = {(served.folder / f"out{index}" / "vcek.der").read_bytes() for index in range(4)}
     assert len(leaves) == 1
-    assert served.stats()["total"] == 2, "the chain, and the certificate"
+    assert served.stats()["total"] == 2, "must request the chain once, and the certificate once"
 
 
 def test_help_imports_no_http_library() -> None:

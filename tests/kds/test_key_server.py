@@ -64,7 +64,7 @@ def test_other_spellings_get_the_same_key(host: Host, web: httpx2.Client) -> Non
     hwid = host.resource().hwid.hex().upper()
     query = "ucodeSPL=219&snpSPL=24&teeSPL=0&blSPL=4"
     second = web.get(f"{host.server.url}/vcek/v1/Milan/{hwid}?{query}").content
-    assert first != second, "a new certificate each time, as AMD's"
+    assert first != second, "must make a new certificate each time, as AMD's does"
     assert same_key(first, second)
     assert host.server.requests == {host.resource().path: 2}
 
@@ -124,7 +124,7 @@ HARMLESS = {Fault.SLOW, Fault.DRIP, Fault.CONTENT_TYPE}
 
 @pytest.mark.parametrize("fault", Fault)
 def test_every_fault_spoils_an_answer(host: Host, web: httpx2.Client, fault: Fault) -> None:
-    """Judged as a client would: by status, length, and what the certificate says."""
+    """Answers are judged as by a client: by status, signature and content of the certificate."""
 
     def sound() -> bool:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxies and roots of the environment: understood as curl does, never the end of the work."""
+"""Proxies and roots that the environment names: read as curl reads them, and never fatal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHAIN = ChainResource(Product.MILAN, VekKind.VCEK)
 PROXY = "http://127.0.0.1:9"
 FOUR, SIX, NAME = "http://127.0.0.1:1/", "http://[::1]:1/", "http://a.localhost:1/"
 
-# What NO_PROXY says, for which URL, and whether that goes past the proxy.
+# A value of NO_PROXY, a URL, and whether a request for this URL bypasses the proxy.
 EXCEPTIONS = [
     ("", FOUR, False),
     ("localhost,fd00::/8", FOUR, False),
@@ -69,7 +69,7 @@ def test_no_proxy_is_read_as_curl_reads_it(said: str, url: str, past: bool, vari
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl to compare with")
 def test_curl_itself_reads_it_so() -> None:
-    """Nothing listens there, and the error says where it tried."""
+    """Nothing listens at these addresses, but curl says whether it uses the proxy."""
     running = [
         subprocess.Popen(
             ["curl", "-sS", "-v", "--max-time", "5", url],

@@ -201,9 +201,9 @@ def test_near_its_end_a_certificate_is_renewed(host: Host) -> None:
     source = host.source()
     assert host.fetch_from(source, at=soon) == found
     asked = host.leaf_requests()
-    assert asked == 2, "one try, not a whole series of them"
+    assert asked == 2, "must try the renewal only once"
     assert host.fetch_from(source, at=soon) == found
-    assert host.leaf_requests() == asked, "a renewal that failed is left alone for a while"
+    assert host.leaf_requests() == asked, "must not repeat a failed renewal at once"
     host.server.faults.clear()
     assert host.vcek(at=soon).leaf != found.leaf
 
@@ -284,7 +284,7 @@ def test_a_new_ask_is_fetched_when_a_leaf_needs_it(
 
 
 def _with_new_ask(authority: EmulatedAuthority) -> EmulatedAuthority:
-    """The same root over an ASK with another key, made from the ASVK's."""
+    """The same authority with a new ASK below the same ARK. The ASK's key is the ASVK's."""
     key = authority.asvk_signer.key
     tbs = structure.read(structure.TbsCertificate, authority.ask.tbs_certificate_bytes)
     tbs.serial_number += 0x10000
@@ -361,14 +361,14 @@ def test_a_revocation_list_of_some_age_is_asked_for_anew_once_and_briefly(host: 
     os.utime(kept, (0, 0))
     source.crl(Product.MILAN, max_age=day)
     assert host.server.requests[path] == 2
-    # Written with a clock that was ahead, it would count as new for too long.
+    # A file that was written while the clock was ahead would count as new for too long.
     os.utime(kept, (time.time() + 86400,) * 2)
     source.crl(Product.MILAN, max_age=day)
     assert host.server.requests[path] == 3
     os.utime(kept, (0, 0))
     host.server.faults.set(Fault.UNAVAILABLE)
     assert host.source().crl(Product.MILAN, max_age=day, budget=3.0)
-    assert host.waits == [], "one question"
+    assert host.waits == [], "must ask only once"
     kept.unlink()
     with pytest.raises(KdsUnavailableError):
         host.source().crl(Product.MILAN, max_age=day, budget=3.0)
@@ -421,7 +421,7 @@ def test_without_a_usable_cache_certificates_still_come(
     found = host.fetch_from(source)
     assert any("could not be cached" in warning for warning in host.warnings)
     assert host.fetch_from(source) == found
-    assert sum(host.server.requests.values()) == 2, "kept in memory instead"
+    assert sum(host.server.requests.values()) == 2, "must keep the certificates in memory instead"
 
 
 class Gated(Faults):
@@ -441,7 +441,7 @@ class Gated(Faults):
 def _together(
     host: Host, sources: list[CertificateSource], everybody_waits: Callable[[int], bool]
 ) -> list[object]:
-    """What each source gets for the same VCEK, all of them at once; errors as they are."""
+    """Fetch the same VCEK from all sources at once. Return what each gives: a VCEK or an error."""
     host.source().chain(Product.MILAN)
     gated = host.server.faults = Gated(*host.server.faults.take())
     results: list[object] = [None] * len(sources)
@@ -475,7 +475,7 @@ def test_ten_threads_make_one_request(host: Host) -> None:
     def joined(count: int) -> bool:
         asked = dict(source._fetch._asking).items()
         future = next((each for what, each in asked if what[0] == host.resource()), None)
-        # Those who wait for a future hold its condition's waiters.
+        # Each thread that waits for a future adds a waiter to its condition.
         return future is not None and len(future._condition._waiters) >= count  # type: ignore[attr-defined]
 
     results = _together(host, [source] * 10, joined)
@@ -485,7 +485,7 @@ def test_ten_threads_make_one_request(host: Host) -> None:
 
 
 class WaitingClock(SkippingClock):
-    """Waits, and knows the threads that wait."""
+    """Really waits, and remembers which threads have waited."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ def files(cache: Path) -> int:
 
 
 def test_bogus_reports_cost_a_bounded_number_of_requests_and_no_file_each(host: Host) -> None:
-    """Earlier versions made a request and left a file for each, without limit."""
+    """Earlier versions made a request and left a cache file for every such report."""
     chip = host.resource().hwid
 
     def judged(report: bytes) -> Status:
@@ -28,7 +28,7 @@ def test_bogus_reports_cost_a_bounded_number_of_requests_and_no_file_each(host: 
         return verify_with(Evidence(report), [source], at=datetime.now(UTC)).status
 
     levels = SmallCa(chip_id=chip, tcb=MILAN_TCB)
-    # A level of a chip that exists, for which the key server has a VCEK; the report is unsigned.
+    # The key server has a VCEK for this chip and TCB, but another key signed the report.
     assert judged(levels.report()) is Status.REFUSED
     assert not host.kept().exists()
     before = files(host.cache)

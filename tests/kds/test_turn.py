@@ -50,7 +50,7 @@ def throttling(
 
 
 def vcek(host: Host, snp: int) -> Callable[[], Endorsement]:
-    """Fetch as a separate process would that shares only the cache."""
+    """Return a function that fetches a VCEK as another process with the same cache would."""
     wanted = host.resource()
     return lambda: host.source().vcek(
         wanted.product, wanted.hwid, replace(wanted.tcb, snp=snp), refresh=False
@@ -70,9 +70,9 @@ def vcek_requests(server: KeyServer) -> int:
 def test_everybody_gets_theirs_with_no_more_requests_than_necessary(
     milan: EmulatedAuthority, tmp_path: Path, gap: float | None, lengthens: bool
 ) -> None:
-    """20 who share a cache want 10 certificates of a server that gives one in 10 s.
+    """20 clients that share a cache want 10 certificates. The server gives one every 10 s.
 
-    Without knowing of its gap they are refused once, and know it.
+    If the clients are not told this gap, they learn it from a single refusal.
     """
     clock = Baton()
     with throttling(milan, clock, 10, lengthens=lengthens) as server:
@@ -88,7 +88,7 @@ def test_everybody_gets_theirs_with_no_more_requests_than_necessary(
     assert ideal <= max(when for _, when in ended) - started <= ideal + 5
 
 
-def test_two_hosts_behind_one_address_make_way_for_each_other(
+def test_hosts_behind_one_address_make_way_for_each_other(
     milan: EmulatedAuthority, tmp_path: Path
 ) -> None:
     """If refusals lengthen the throttle, clients that do not back off never get an answer."""
@@ -130,7 +130,7 @@ def test_a_failed_try_counts_for_every_process_that_wants_the_same(
         server.faults.set(Fault.SERVER_ERROR)
         ended = clock.run([vcek(host, 1)] * 5)
     assert [type(found) for found, _ in ended] == [KdsUnavailableError] * 5
-    assert vcek_requests(server) == host.policy.attempts, "those of one, not five times as many"
+    assert vcek_requests(server) == host.policy.attempts, "all five must share the attempts of one"
 
 
 class Gated(Faults):
@@ -188,12 +188,12 @@ def test_processes_share_the_turn_and_one_that_is_killed_in_it_leaves_it_to_the_
         for other in others:
             _until(lambda other=other: _waits(other.pid))  # type: ignore[misc]
         state = next((cache / "lock").glob("*.json"))
-        assert json.loads(state.read_bytes())["asking"] is not None, "written before asking"
+        assert json.loads(state.read_bytes())["asking"] is not None, "must be saved before asking"
         first.send_signal(signal.SIGKILL)
         first.wait(60)
         gated.gate.set()
         assert [other.wait(120) for other in others] == [0] * 5
-    assert vcek_requests(server) == 1 + 3, "the one that was cut off, and one for each certificate"
+    assert vcek_requests(server) == 1 + 3, "must be the one cut off, and one for each certificate"
     assert set(server.statuses) == {200}
     assert [path.name for path in (cache / "lock").iterdir() if path.suffix == ".new"] == []
 
@@ -209,7 +209,7 @@ def test_an_interrupted_request_still_counts(host: Host) -> None:
 
 
 def _waits(pid: int) -> bool:
-    """Whether a process has the lock file open."""
+    """Whether a process waits for its turn: it has the lock file open."""
     folder = Path(f"/proc/{pid}/fd")
     try:
         return any(os.readlink(each).endswith(".lock") for each in folder.iterdir())
@@ -405,8 +405,8 @@ def test_a_hostile_cache_changes_no_other_file_and_costs_no_certificate(
         line.turn(host.clock.now() + 9),
         open(elsewhere / "precious", "rb") as precious,
     ):
-        fcntl.flock(precious, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours is not the one we lock
-    assert sum(host.waits) > 9, "what this process remembers still counts"
+        fcntl.flock(precious, fcntl.LOCK_EX | fcntl.LOCK_NB)  # our lock must not be on this file
+    assert sum(host.waits) > 9, "the process must obey the gap that it remembers"
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
     assert (elsewhere / "precious").read_bytes() == b"precious"
     assert host.warnings == []

@@ -3,7 +3,7 @@
 
 Gathered from ``snpcerts.abi`` and from ``native/kvm_abi.h``, so that a new number
 cannot be left out: :func:`unclaimed` names every constant, enum member and
-structure that has neither an expression here nor a source other than Linux.
+structure that has neither an expression nor another source here.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ SPELLED: Final[Mapping[enum.IntEnum, str]] = {
     guest_message.MessageType.INVALID: "SNP_MSG_TYPE_INVALID",
 }
 
-# Constants of a module, as C.
+# Constants of the modules, as C expressions.
 CONSTANTS: Final[Mapping[str, str]] = {
     "ioctl.KVMIO": "KVMIO",
     "kvm.KVMIO": "KVMIO",  # imported from ioctl
@@ -217,7 +217,7 @@ CONSTANTS: Final[Mapping[str, str]] = {
     "guest_message.MSG_TYPE_OFFSET": "offsetof(struct snp_guest_msg_hdr, msg_type)",
 }
 
-# The front door's and conformance's: numbers of system calls, by module.
+# Numbers of the front door and of conformance, by module: system calls and their arguments.
 OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
     "snpcerts.emulator.frontdoor.seccomp": {
         "SYS_SECCOMP": "__NR_seccomp",
@@ -316,9 +316,9 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 
-# Not Linux's: who says so.
+# Where the values come from that are not compared with headers of Linux.
 ELSEWHERE: Final[Mapping[str, str]] = {
-    "kvm.VCPU_MMAP_SIZE": "KVM_GET_VCPU_MMAP_SIZE tells; not in a header",
+    "kvm.VCPU_MMAP_SIZE": "KVM_GET_VCPU_MMAP_SIZE returns it; no header has it",
     "vcpu_registers.PAT_RESET": "arch/x86/kvm/msrs.h, MSR_IA32_CR_PAT_DEFAULT",
     "lock.PID_OF_OFD_OWNER": "fcntl_locking(2)",
     "psp.STATUS_ALIAS_CHECK_COMPLETE": "SNP ABI (56860), SNP_PLATFORM_STATUS",
@@ -348,9 +348,9 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "cert_table.MAX_ENTRIES": "our own bound",
     "cert_table.MAX_SIZE": "our own bound",
 }
-# Names that older releases lack: the series that has them first.
+# Names that older releases lack, and the first series that has them.
 SINCE: Final[Mapping[str, str]] = {"SNP_VERIFY_MITIGATION_SUPPORTED": "7.3"}
-# Fields that Linux has as bit fields, which have no offset, or under another name.
+# Fields that Linux has under another name, or as bit fields, which have no offset (None).
 FIELDS: Final[Mapping[tuple[str, str], str | None]] = {
     ("struct kvm_segment", "long"): "l",
     ("struct sev_user_data_snp_status", "rmp"): None,
@@ -433,7 +433,7 @@ def _of_native() -> Iterator[tuple[str, int]]:
         yield name, int(value, 0)
 
 
-# What a compiler must say of the structures in native/kvm_abi.h, of ours and of Linux's.
+# Expressions that must have the same value with native/kvm_abi.h as with Linux's headers.
 NATIVE_LAYOUT: Final = (
     "offsetof(struct kvm_run, request_interrupt_window)",
     "offsetof(struct kvm_run, immediate_exit)",

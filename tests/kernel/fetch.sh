@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Put the headers of released kernels where tests/kernel finds them, in a directory
-# of the user's: for each series the newest linux-libc-dev (what programs see) and
-# linux-headers-*-common (the kernel's own, for GHCB and guest messages), and of
-# linux-source the parts that are compiled or read here. The kernel is under the GPL:
-# nothing of it leaves that directory. Exits with 77 where this machine cannot fetch
-# Debian packages at all, and with 1 where a package is gone.
+# Put headers and source of released kernels where tests/kernel finds them: in the user's cache
+# directory. For each series, these are the newest linux-libc-dev (the headers for programs), its
+# linux-headers-*-common (the kernel's own headers, for GHCB and guest messages), and the parts of
+# linux-source that the tests compile or read. The kernel is under the GPL, so do not copy it out of
+# that directory. Exit with 77 if this machine cannot fetch Debian packages at all, and with 1 if a
+# package cannot be fetched.
 set -eu
 
 into=${SNPCERTS_KERNEL:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/kernel}
@@ -17,13 +17,13 @@ fresh=$into/fetched
 if [ -e "$fresh" ] && [ "$fresh" -nt "$0" ] && [ -z "$(find "$fresh" -mtime +0)" ]; then exit 0; fi
 debian trixie-backports sid
 
-# What of the source is kept; paths in the archive begin with a directory of its own.
+# The parts of the source to keep. In the archive, their paths begin with a top directory.
 members="arch/x86/kvm arch/x86/coco arch/x86/include drivers/virt/coco drivers/crypto/ccp
 	include/linux include/crypto include/uapi include/kvm virt/kvm
 	tools/testing/selftests/kvm tools/testing/selftests/kselftest.h tools/include
 	tools/arch/x86/include tools/lib/rbtree.c lib/kstrtox.c lib/kstrtox.h"
 
-newest_member=lib/kstrtox.c # what a directory of an earlier version of this lacks
+newest_member=lib/kstrtox.c # missing in what earlier versions of this script fetched
 
 # source_of VERSION DIRECTORY
 source_of() {
@@ -35,7 +35,8 @@ source_of() {
 	patterns=
 	set -f
 	for member in $members; do patterns="$patterns */$member"; done
-	# tar says of a member that is not there, and goes on; what is missed is seen below.
+	# A release may lack a member: tar then fails, but unpacks the others. The last line detects an
+	# archive that was not unpacked at all.
 	dpkg-deb --fsys-tarfile "$deb" |
 		tar -xO --wildcards '*/linux-source-*.tar.xz' | xz -dcT0 |
 		tar -x -C "$2" --strip-components=1 --wildcards --no-wildcards-match-slash \

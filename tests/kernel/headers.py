@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the headers of released kernels say, by a compiler.
+"""What the headers of released kernels say, according to a compiler.
 
 ``python -m tests.kernel.headers`` writes ``facts.json`` anew from the headers that
-``fetch.sh`` has fetched. Programs see one part of the headers; structures that only
-the kernel has (GHCB, guest messages) are cut out of its own, by name.
+``fetch.sh`` has fetched. The headers for programs are included as they are. Structures that
+only the kernel has (GHCB, guest messages) are cut out of its own headers, by name.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _MASK: Final = """
 	unsigned word = 0; memset(&u, 0, sizeof u); u.s.field = ~0; \\
 	memcpy(&word, u.b + (at), 4 < sizeof(type) - (at) ? 4 : 1); word; })
 """
-# What the kernel's headers take from elsewhere in it.
+# What those parts of the kernel's own headers need from its other headers.
 _KERNEL: Final = """
 typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
 #define __packed __attribute__((packed))
@@ -134,17 +134,17 @@ def user_headers(headers: Path) -> list[str]:
 
 
 def values(headers: Path, expressions: Iterable[str]) -> dict[str, int]:
-    """What a compiler makes of each expression with these headers.
+    """The value of each expression, according to a compiler with these headers.
 
-    Raises :class:`HeadersError` that names each one that does not compile.
+    Raises :class:`HeadersError`, which names the expressions that do not compile.
     """
     flags = user_headers(headers)
-    # Released kernels have both of an ioctl's spellings in one header; the C library none.
+    # One program sees both the headers for programs and what is cut out of the kernel's own.
     return compiled(_PRELUDE + _USER + _KERNEL + _cut(headers) + _MASK, expressions, flags)
 
 
 def compiled(source: str, expressions: Iterable[str], flags: Sequence[str]) -> dict[str, int]:
-    """The same with any source in front."""
+    """The value of each expression after ``source``, according to a compiler."""
     wanted = list(expressions)
     lines = source.count("\n")
     body = "".join(f"P({each});\n" for each in wanted)
@@ -187,12 +187,12 @@ def _definition(text: str, what: str, where: str) -> str:
 
 
 def native_layout() -> dict[str, int]:
-    """What a compiler makes of the structures in native/kvm_abi.h."""
+    """The layout of the structures in native/kvm_abi.h, according to a compiler."""
     return compiled(f'{_PRELUDE}#include "{claims.NATIVE}"\n', claims.NATIVE_LAYOUT, [])
 
 
 def expressions(release: str) -> list[str]:
-    """Everything that is compared with a release."""
+    """The expressions that are compared with a release."""
     return sorted({*claims.claims_of(release), *claims.NATIVE_LAYOUT})
 
 

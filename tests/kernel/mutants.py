@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the oracle: it must notice changed kernels and changed emulators.
 
-``python -m tests.kernel.mutants LOG`` changes one thing at a time (an operator, a constant,
-the order of two checks, a write that is left out) in the functions that are cut out of
-a release, and in the emulator's code for the same, and runs some sequences. What
-nothing noticed is listed: each such survivor is a sequence that is missing, or a change
-that has no effect. If the compiler makes the same code of it, that is seen here; else
-:data:`EXPLAINED` says why.
+``python -m tests.kernel.mutants LOG`` makes one change at a time (to an operator or a constant,
+to the order of two checks, or by leaving out a write) in the functions that are cut out of a
+release, or in the emulator's code for the same, and runs some sequences. It lists the mutants
+that no sequence noticed. Such a survivor shows that a sequence is missing, or that the change
+has no effect. The command finds out by itself if the compiler makes the same code of it;
+otherwise :data:`EXPLAINED` says why it has none.
 
 LOG has a JSON line for each mutant. Started again with the same LOG, the command goes on with
-those that it lacks; with ``--again``, with those that survived unexplained, too. ``--shard K/N``
-runs a part: start N of them, each with its own LOG. ``--say`` prints the figures of the LOGs and
-runs nothing; it also lists the explanations that no survivor needs.
+the mutants that are not in it. With ``--again``, it also repeats those that survived without an
+explanation. ``--shard K/N`` runs one of N parts: start N commands, each with its own LOG.
+``--say`` runs nothing: it prints the figures of the LOGs, and the explanations that no survivor
+needs.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ EMULATOR: Final = {
     ),
     "sev": ("emulator/psp/sev_device.py",),
 }
-# Survivors that are meant: how a mutant's description begins (a pattern), and why it survives.
+# Mutants that may survive: a pattern for the beginning of their description, and the reason.
 EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (r"kernel dump_ghcb", "writes to the log alone"),
     (r"kernel sev_irq_handler", "no interrupt reaches the cut: the PSP's stub answers at once"),
@@ -81,7 +82,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel (snp_do_psc|kvm_set_memslot): without BUG\(\)",
-        "behind a switch of which every case leaves",
+        "is never reached: every possible case is handled before it",
     ),
     (r"kernel \w+: .*(print_hex_dump|pr_warn|dev_err|dev_dbg)", "writes to the log alone"),
     (r"kernel \w+: (without|.* in) (kv?free|__free_pages)\(", "frees memory, which no caller sees"),
@@ -160,8 +161,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"|HYPERV_ENLIGHTENED_VMCS|HYPERV_DIRECT_TLBFLUSH|SMALLER_MAXPHYADDR|X86_NOTIFY_VMEXIT"
         r"|PMU_CAPABILITY|X86_BUS_LOCK_EXIT)\)"
         r"|kernel kvm_(get_allowed_disable_exits|arch_supports_gmem_init_shared): ",
-        "what the emulator does not report is compared only as reported or not; the cut's host "
-        "does not have the rest",
+        "for what the emulator does not report, the sequences only look whether KVM reports it; "
+        "the cut's host does not have the rest",
     ),
     (
         r"kernel kvm_prepare_memory_region: (! becomes nothing in if \(!\(new->flags & KVM_MEM_LOG"
@@ -171,7 +172,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel \w+: -E\w+ becomes -E\w+ in return -E\w+; after (else )?if \(WARN_ON_ONCE\(",
-        "what the code before it has excluded",
+        "the code before it has excluded this case",
     ),
     (
         r"kernel kvm_set_memory_region: without (slots = __kvm_memslots|new->as_id = )",
@@ -192,8 +193,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"emulator emulator/guest/memory_slots\.py:\d+: (without os\.close|0 becomes 1 in (flags: "
         r"|if index < 0)|LtE in (index < 0|gpa < slot\.end)|1 becomes 2 in index = .* gpa\) - 1)",
-        "a descriptor that stays open, a default that is always given, or of reads and writes, "
-        "which the part kvm makes",
+        "leaves a descriptor open, changes the default of what is always given, or is in code for "
+        "reads and writes, which only the part kvm makes",
     ),
     (
         r"emulator emulator/guest/memory_slots\.py:\d+: ([12] becomes \d in for start in self\."
@@ -201,8 +202,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"|emulator emulator/kvm/private_ranges\.py:\d+: (LtE in low < high|Lt in end <= self"
         r"|1 becomes 2 in return self\.covers)"
         r"|emulator emulator/kvm/vm\.py:\d+: 0 becomes 1 in if wanted\.flags",
-        "equal: one neighbour more is looked at, an empty range is kept, addresses and sizes are "
-        "those of pages, or the next check has the same result",
+        "equal: one more neighbour is looked at, an empty range is kept, addresses and sizes are "
+        "multiples of a page, or the next check has the same result",
     ),
     (
         r"emulator emulator/kvm/vm\.py:\d+: Gt in len\(self\.private\)",
@@ -217,7 +218,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"|X86_BUS_LOCK_EXIT|SGX_ATTRIBUTE|VM_COPY_ENC_CONTEXT_FROM|VM_MOVE_ENC_CONTEXT_FROM"
         r"|PMU_CAPABILITY|X86_NOTIFY_VMEXIT|VM_DISABLE_NX_HUGE_PAGES|MANUAL_DIRTY_LOG_PROTECT2"
         r"|DIRTY_LOG_RING\w*)\)",
-        "of a capability that the emulator does not have",
+        "concerns a capability that the emulator does not have",
     ),
     (
         r"kernel kvm_vm_ioctl_enable_cap: 0 becomes 1 in (WRITE_ONCE|kvm->arch\.disabled_quirks)"
@@ -229,8 +230,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"|kernel kvm_vm_ioctl_enable_cap: 0 becomes 1 in if \(cap->args\[0\] & KVM_X2APIC_"
         r"(API_USE_32BIT_IDS|API_DISABLE_BROADCAST_QUIRK|ENABLE_SUPPRESS_EOI_BROADCAST"
         r"|DISABLE_SUPPRESS_EOI_BROADCAST)\) ",
-        "is stored for code in a guest, exits on MSRs, or an interrupt controller at work: the "
-        "emulator has none of these",
+        "the value is stored for code in a guest, exits on MSRs, or an interrupt controller at "
+        "work: the emulator has none of these",
     ),
     (
         r"kernel kvm_vm_ioctl_enable_cap: checks swapped: if \(kvm->created_vcpus\) \(case "
@@ -260,18 +261,18 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"kernel kvm_arch_vcpu_ioctl_[gs]et_sregs: (&& becomes|-EINVAL becomes)"
         r"|kernel __set_sregs_common: (0 becomes 1 in return 0;|checks swapped: if \(vcpu->arch)",
-        "of a vCPU that the firmware has taken over, for which the emulator's calls end before",
+        "concerns a vCPU that the firmware has taken over; the emulator's calls end earlier for it",
     ),
     (
         r"kernel kvm_vcpu_ioctl_x86_set_sregs2: without vcpu->arch\.pdptrs_from_userspace"
         r"|kernel init_(sys_)?seg: without seg->(selector|base) = 0"
         r"|kernel svm_get_segment: without var->dpl = to_svm\(vcpu\)->vmcb->save\.cpl",
-        "set again to what it is already, as long as no code runs in the guest",
+        "sets what is set already, as long as no code runs in the guest",
     ),
     (
         r"kernel kvm_apic_set_base: (.*(old_mode == |1 becomes [02] in return 1;)"
         r"|0 becomes 1 in \(guest_cpu)",
-        "of a guest that sets it; any result but 0 is an error; bit 0 is reserved anyway",
+        "concerns a guest that sets it; any result but 0 is an error; bit 0 is reserved anyway",
     ),
     (
         r"kernel kvm_vcpu_reserved_gpa_bits_raw: 63 becomes 64"
@@ -282,7 +283,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"emulator emulator/kvm/system_registers\.py:\d+: without self\._put\("
         r"('efer', |'apic_base', |segment)",
-        "of MSRs, which tests/emulator sets and reads",
+        "concerns MSRs, which the tests in tests/emulator set and read",
     ),
     (
         r"emulator emulator/kvm/system_registers\.py:\d+: "
@@ -295,14 +296,14 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel kvm_gmem_bind: without (WRITE_ONCE\(slot->gmem\.file|slot->gmem\.pgoff)",
-        "where the memory of a slot is, is for the guest's accesses",
+        "only accesses by the guest need to know where the memory of a slot is",
     ),
     # The guest's driver.
     (
         r"kernel get_\w+: without req.vmpck_id|kernel get_vmpck: .*\(case [123]\)"
         r"|kernel snp_msg_init: (.* in if \(vmpck_id == -1|-EINVAL|0 becomes 1 in if \(!memchr_inv"
         r"|without mdesc->vmpck_id)|kernel enc_payload: without hdr->msg_vmpck",
-        "the driver is given VMPCK 0, which is there, as the emulated guest's is",
+        "the driver is given VMPCK 0, which exists, as in the emulated guest",
     ),
     (
         r"kernel (get_report|get_ext_report): checks swapped: if \(copy_from_",
@@ -320,7 +321,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel set_pages_state: without (return early_set_pages_state|vaddr = vaddr & PAGE_MASK)",
-        "there is a GHCB, and addresses are those of pages",
+        "the guest has a GHCB, and addresses are multiples of a page",
     ),
     (
         r"kernel vmgexit_psc: (1 becomes 2 in ret = 1|0 becomes 1 in int cur_entry"
@@ -342,7 +343,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel __handle_guest_request: without override_npages = req->input.data_npages",
-        "the second exit is a plain one, which leaves the number as the first has set it",
+        "the second exit is for a plain request, which keeps the number that the first one set",
     ),
     (
         r"kernel sev_report_new: (< becomes <= in for|0xff becomes|0 becomes 1 in return 0"
@@ -361,7 +362,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel try_advance_write_generation: (-EBUSY|1 becomes 2 in if \(state->write_gen)",
-        "2^64 writes are too many",
+        "no sequence makes 2^64 writes",
     ),
     (
         r"kernel tsm_report_\w+: -ENXIO"
@@ -375,7 +376,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel tsm_report_read: \|\| becomes && in if \(rc >= 0 \|\| rc != -EWOULDBLOCK",
         "what comes next refuses an empty inblob, too",
     ),
-    (r"kernel tsm_report_read: without report->manifestblob = NULL", "an SVSM's, if there is one"),
+    (r"kernel tsm_report_read: without report->manifestblob = NULL", "only an SVSM has a manifest"),
     (
         r"kernel _parse_integer_fixup_radix: && becomes \|\| in if \(\*base == 16"
         r"|kernel _parse_integer_limit: (< becomes <= in for|without res = init)"
@@ -428,15 +429,15 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"emulator emulator/guest/linux\.py:\d+: (without vmpck\.busy|without sending\.exits"
         r"|without self\._calls\.remove|NotIn in call in self\._calls"
         r"|.* in (busy: |exits: |sending\.exits))",
-        "the oracle makes one call at a time; how often the guest left is for the demo alone",
+        "the oracle makes one call at a time; only the demo needs the number of the guest's exits",
     ),
     (
         r"emulator emulator/guest/linux\.py:\d+: (And in (slot is None or slot\.size < \("
         r"|pages is None)|NotEq in cpu\.index|IsNot in slot|LtE in slot\.size < LARGE"
         r"|\d+ becomes \d+ in (LARGE_MEMORY|_VCPU_PAGES|_TERMINATE_REGISTRATION"
         r"|if cpu\.index == 0|.*page_state_refused))",
-        "memory too small for shared pages, the bounce buffer and registering the GHCB are of the "
-        "boot, which the cut begins after; how many pages were refused is for the log",
+        "memory too small for shared pages, the bounce buffer and registering the GHCB are part of "
+        "the boot, after which the cut begins; how many pages were refused is only logged",
     ),
     (
         r"emulator emulator/guest/linux\.py:\d+: 0 becomes 1 in (counter|pages|exitinfo2): int"
@@ -456,20 +457,20 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"emulator emulator/guest/page_state_calls\.py:\d+: 52 becomes 53 in answer = ",
-        "a page state change before there is a GHCB, where the cut begins",
+        "concerns page state changes before there is a GHCB; the cut begins after that",
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change: of the kernel (``old`` is a whole function) or of a file of the emulator."""
+    """One change. ``old`` is the text of a kernel function, or the name of an emulator file."""
 
     side: str
     where: str
     change: str
     old: str
-    new: Callable[[], str]  # the same with the change
+    new: Callable[[], str]  # makes the changed text of the function or file
 
     def __str__(self) -> str:
         return f"{self.side} {self.where}: {self.change}"
@@ -500,7 +501,7 @@ _CHECK: Final = re.compile(r"^(\t+)if \([^\n{}]*\)\n\1\t(?:return|goto)[^\n]*;\n
 
 
 def kernel_mutants(part: build.Part, release: Path) -> Iterator[Mutant]:
-    """Of every function of the files that the roots are in."""
+    """The mutants of every function that is cut out of a .c file."""
     for each in build.cut_definitions(part, release):
         if each.kind == "function" and each.file.endswith(".c"):
             for change, new in _changed_c(each.text):
@@ -522,7 +523,7 @@ def _changes_c(text: str) -> Iterator[tuple[int, str, str]]:
     body = text.index("{")
 
     def line_of(at: int, sign: str = "") -> str:
-        """The line. "#2" is its second ``sign``, and a result is named with what leads to it."""
+        """The line at ``at``; "#2" means its second ``sign``, "after" the line before an error."""
         start = text.rindex("\n", 0, at) + 1 if "\n" in text[:at] else 0
         line = text[start : text.find("\n", at)].strip()
         if sign and text.count(sign, start, at):
@@ -572,7 +573,7 @@ _COMPARE: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
 
 
 def emulator_mutants(where: str) -> Iterator[Mutant]:
-    """Of every statement of a file of the emulator, or of what of it is named."""
+    """The mutants of an emulator file, or only of the functions and classes named after it."""
     file, *functions = where.split()
     text = (SOURCE / "snpcerts" / file).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -656,7 +657,7 @@ def cast_body(node: ast.AST) -> list[ast.stmt]:
     return node.body
 
 
-# A mutant may loop forever: so much of the processor's time for each, several times what all
+# A mutant may loop forever. Each gets so many seconds of processor time: several times what all
 # sequences need.
 SECONDS: Final = 10
 _EARLY: Final = 30
@@ -664,7 +665,7 @@ _EARLY: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A mutant of a part of a release; ``number`` tells those of one description apart."""
+    """A mutant of a part of a release. ``number`` tells mutants of the same description apart."""
 
     release: str
     part: str
@@ -700,22 +701,22 @@ def every_trial(
 
 
 class Course:
-    """Tries mutants in a directory that has a copy of the product, for mutants of the emulator."""
+    """Tries mutants. ``folder`` has a copy of the product, for the mutants of the emulator."""
 
     def __init__(self, folder: Path, sequences: int, known: Iterable[dict[str, Any]]) -> None:
         self._product = folder
         self._built = folder / "built"
         self._sequences = sequences
-        # What has noticed other mutants of a part: most of the next are noticed by it, too.
+        # The sequences that noticed earlier mutants of a part; they notice most of the next ones.
         self._killers: dict[str, Counter[int]] = {each: Counter() for each in build.PARTS}
         for line in known:
             self._killers[line["part"]].update(line["by"])
 
     def outcome(self, trial: Trial) -> dict[str, Any]:
-        """Return what the log says of it.
+        """Try a mutant. Return its line for the log.
 
-        "unbuilt": the compiler refuses it. "equal": its code is the same. "killed": noticed,
-        by the sequences in ``by``. "survived": not noticed.
+        The outcome is "unbuilt" if the compiler refuses the mutant, "equal" if its code is the
+        same, "killed" if the sequences in ``by`` noticed it, and otherwise "survived".
         """
         began = time.monotonic()
         result, by = self._tried(trial)
@@ -821,8 +822,8 @@ def main() -> int:
     parser.add_argument("--part", choices=build.PARTS, action="append")
     parser.add_argument("--side", choices=("kernel", "emulator"), action="append")
     parser.add_argument("--release", default="", help="how its version begins [default: all]")
-    parser.add_argument("--sequences", type=int, default=1500, help="to find each of them")
-    parser.add_argument("--limit", type=int, help="so many of all, at random")
+    parser.add_argument("--sequences", type=int, default=1500, help="how many for each mutant")
+    parser.add_argument("--limit", type=int, help="try only so many, chosen at random")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shard", default="0/1", metavar="K/N")
     parser.add_argument("--again", action="store_true", help="try survivors once more")

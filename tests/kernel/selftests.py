@@ -61,7 +61,8 @@ def _library(version: str) -> list[str]:
     def compiled(source: Path) -> str:
         made = _folder(version) / "lib" / (str(source).replace("/", "_") + ".o")
         if not made.exists():
-            # It replaces functions that the compiler would make calls to themselves of.
+            # It defines memcpy() and the like. In these, the compiler must not make a loop a call
+            # to the same function.
             free = ["-ffreestanding"] if source.stem == "string_override" else []
             _compile(version, [*free, "-c", str(source)], made)
         return str(made)
@@ -80,7 +81,7 @@ def _compile(version: str, arguments: list[str], made: Path) -> None:
     missing = [word for word in arguments if word.endswith(".c") and not (place / word).is_file()]
     if missing:
         raise SelftestError(f"Linux {version} has no {_KVM / missing[0]}")
-    # Another process may build the same.
+    # Another process may be building the same file.
     unfinished = made.with_name(f"{made.name}.{os.getpid()}")
     done = subprocess.run(
         ["gcc", *_FLAGS, *_includes(version), *arguments, "-o", str(unfinished)],

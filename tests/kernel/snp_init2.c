@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The part of a release's sev_init2_tests that is about SNP, on a host whose ASIDs are all SNP's:
- * there the selftest's own main() skips everything.
+ * The SNP part of a release's selftest sev_init2_tests. On a host that reserves all ASIDs for SNP,
+ * the selftest's own main() skips everything.
  */
 #define main whole_test
 #include "x86/sev_init2_tests.c"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulator has the MSRs that released kernels have: the cases of their functions."""
+"""The emulator has the MSRs for which the functions of released kernels have a case."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def numbers(ranges: Iterable[tuple[int, int]]) -> set[int]:
 
 
 def cases(release: Path, functions: Iterable[str], folder: Path) -> set[int]:
-    """The MSRs of the functions' cases, of which the compiler says the numbers."""
+    """The numbers of the MSRs in the functions' cases, according to a compiler."""
     labels = set()
     for file in ("svm/svm.c", "msrs.c", "x86.c", "mtrr.c"):
         path = release / "arch/x86/kvm" / file
@@ -58,7 +58,7 @@ def cases(release: Path, functions: Iterable[str], folder: Path) -> set[int]:
             if set(each.names) & set(functions):
                 labels.update(re.findall(r"case ([^:]+):", each.text))
     labels = {each for each in labels if not each.startswith(ABSENT)}
-    # What the memory types' functions have of it is in find_mtrr.
+    # The cases of find_mtrr say which of these MSRs exist.
     labels = {each for each in labels if not each.endswith("... MSR_MTRRfix4K_F8000")}
     assert len(labels) > 60
     macro = re.compile(r"#\s*define\s+\w*(MSR|MTRR|MCE)\w*[( \t]")

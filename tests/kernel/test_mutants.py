@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of kernel and emulator: what explains survivors is about code that there is."""
+"""Mutants of kernel and emulator: each explanation of survivors matches a mutant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_part_has_code_of_the_emulator_to_change() -> None:
         assert found[0].new() != found[-1].new()
 
 
-def test_every_explanation_of_a_survivor_is_of_a_change_of_the_emulator() -> None:
+def test_every_explanation_about_the_emulator_matches_a_mutant() -> None:
     assert len(of("kernel")) + len(of("emulator")) == len(EXPLAINED)
     files = {each for files in EMULATOR.values() for each in files}
     mutants = [str(each) for where in files for each in emulator_mutants(where)]
@@ -35,7 +35,7 @@ def test_every_explanation_of_a_survivor_is_of_a_change_of_the_emulator() -> Non
 
 
 @pytest.mark.skipif(not RELEASES, reason="make test-kernel fetches the sources")
-def test_every_explanation_of_a_survivor_is_of_a_change_of_a_kernel() -> None:
+def test_every_explanation_about_a_kernel_matches_a_mutant() -> None:
     trials = every_trial(RELEASES, tuple(build.PARTS), ("kernel",))
     mutants = {str(each.mutant) for each in trials}
     for pattern in of("kernel"):

@@ -2,8 +2,8 @@
 """Every number, size and offset is that of released kernels.
 
 ``facts.json`` keeps what the headers of some releases say, so these tests need no
-network. With ``SNPCERTS_KERNEL_TESTS`` set (``make test-kernel``) the headers
-themselves are compiled again, the newest that Debian has.
+network. With ``SNPCERTS_KERNEL_TESTS`` set (``make test-kernel``), they also compile
+the fetched headers: the newest that Debian has of each series.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc 
 
 
 def differences(ours: dict[str, int], theirs: dict[str, int]) -> list[str]:
-    """Both values of every expression that differs or is missing on one side."""
+    """Both values of every expression of ours that differs in ``theirs`` or is missing there."""
     return [
         f"{name}: {value} here, {theirs.get(name, 'nothing')} in the headers"
         for name, value in ours.items()
@@ -53,7 +53,7 @@ def test_the_structures_of_the_c_header_are_laid_out_as_the_kernels(release: str
 
 
 def test_the_exit_is_43_in_every_recorded_release() -> None:
-    """By hand: 42, as posted, is arm64's in every release that has the exit."""
+    """Numbers written by hand: 42, as in the posted patches, is an arm64 exit in each release."""
     assert {each["KVM_EXIT_SNP_REQ_CERTS"] for each in FACTS.values()} == {43}
     assert {each["KVM_EXIT_ARM_LDST64B"] for each in FACTS.values()} == {42}
     assert {42, 43} == kvm.SNP_REQ_CERTS_EXITS
@@ -67,8 +67,8 @@ def test_recorded_releases_are_of_every_series() -> None:
 _BARE = re.compile(
     r"\b0x[0-9A-Fa-f]{0,4}AE[0-9A-Fa-f]{2}u?l?\b|\b0xC0[12]0530[0-9]|exit_reason\s*[!=]?=\s*\d"
 )
-# The front door's own test device, which is not KVM's.
-_NOT_KVM = {"probe.c", "storm.go"}
+# Programs that use the front door's own test device, not KVM.
+_NOT_KVM = {"probe.c"}
 
 
 def test_c_programs_take_kvms_numbers_from_the_header() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The emulator answers as the released kernels' own code does.
 
-``make test-kernel`` fetches the sources; ``python -m tests.kernel.oracle`` does the
-same by hand, with as many sequences as it is given.
+``make test-kernel`` fetches the sources and runs these tests.
+``python -m tests.kernel.oracle`` makes the same comparison with as many sequences as it is told.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .oracle.difference import EXPLAINED
 from .oracle.judge import judge
 
 SEQUENCES = 30_000  # of all parts and releases together
-# Of each part of the kernel, something to change that a few sequences must notice.
+# For each part of the kernel, changes (text, replacement) that a few sequences must notice.
 MUTANTS = [
     (
         "kvm",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM's selftests of released kernels on the emulated host, up to where guest code would run.
 
-The table says of each whether it passes or what stops it. A change in either direction
-fails: one that passes now has to move to :data:`PASSES`.
+The tables say which selftests pass, and what stops the others. A change in either direction
+fails: a selftest that comes to pass must be moved to :data:`PASSES`.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ PASSES: Final = (
     "x86/recalc_apic_map_test",
     "x86/set_sregs_test",
 )
-# What stops the others: the end of their output, and why it cannot be otherwise.
+# What stops the others: exit code, a line of the output, and why they cannot get further.
 STOPPED: Final = {
     "x86/sev_init2_tests": (
         _SKIPPED,
         "Requirement not met: have_sev",
-        "VMs of the type SEV, which it begins with, are not emulated; its part about SNP passes",
+        "it begins with VMs of the type SEV, which are not emulated; its part about SNP passes",
     ),
     "x86/sev_smoke_test": (
         _FAILED,
         "Wanted SYSTEM_EVENT, got SHUTDOWN",
-        "its SNP guest is launched; then it expects the exit of code that runs in the guest",
+        "it launches its SNP guest, but then expects an exit from code that runs in the guest",
     ),
     "set_memory_region_test": (
         _FAILED,
@@ -69,12 +69,12 @@ STOPPED: Final = {
     "x86/feature_msrs_test": (
         _FAILED,
         "KVM_GET_MSRS failed",
-        "the values of feature MSRs, which are those of a processor, are not emulated",
+        "the values of feature MSRs, which depend on the processor, are not emulated",
     ),
     "x86/nested_set_state_test": (
         _SKIPPED,
         "Requirement not met: kvm_cpu_has(X86_FEATURE_VMX) || kvm_cpu_has(X86_FEATURE_SVM)",
-        "guests that run guests are not emulated",
+        "nested guests are not emulated",
     ),
     "x86/xss_msr_test": (
         _SKIPPED,
@@ -92,13 +92,13 @@ STOPPED: Final = {
         "migration is not emulated",
     ),
 }
-# What would say nothing.
+# Selftests that would prove nothing here.
 NOT_RUN: Final = {
     "get-reg-list": "it is for other architectures",
     "x86/sev_dbg_test": "it is about SEV and SEV-ES, and returns at once where there is neither",
     "x86/vmx_msrs_test": "it is for Intel's processors",
 }
-# How a selftest runs code in a guest.
+# What the source of a selftest contains if it runs code in a guest.
 _GUEST_CODE: Final = re.compile(r"\b(guest_code|guest_main|_*vcpu_run)\b")
 RELEASES: Final = headers.releases() if os.environ.get("SNPCERTS_KERNEL_TESTS") else {}
 
@@ -116,14 +116,14 @@ def run_program(version: str, program: Path) -> subprocess.CompletedProcess[str]
 
 
 def has(version: str, name: str) -> bool:
-    """Whether a release has the selftest: some are of newer ones."""
+    """Whether a release has the selftest; some are only in newer releases."""
     return (SOURCES / version / "tools/testing/selftests/kvm" / f"{name}.c").is_file()
 
 
 @pytest.mark.parametrize("name", PASSES)
 @pytest.mark.parametrize("version", RELEASES)
 def test_a_selftest_passes(version: str, name: str) -> None:
-    if not has(version, name) and name in OF_ONE_RELEASE:
+    if not has(version, name) and name in NOT_IN_EVERY_RELEASE:
         pytest.skip(f"Linux {version} has no {name}")
     done = run(version, name)
     assert done.returncode == 0, done.stdout
@@ -159,4 +159,4 @@ def test_the_snp_part_of_sev_init2_tests_passes(version: str) -> None:
 
 
 # Selftests that not every release here has.
-OF_ONE_RELEASE: Final = {"vm_types_test"}
+NOT_IN_EVERY_RELEASE: Final = {"vm_types_test"}

@@ -2,9 +2,9 @@
 """A VMM in C that takes every name from the headers of a released kernel.
 
 It is compiled with the headers that ``fetch.sh`` has fetched (``make test-kernel``)
-and includes nothing of this project's. So where it runs on the emulated host, and
-``snpcerts run`` and ``snpcerts conformance`` take it for right, they speak the
-interface of that release.
+and includes nothing of this project's. So if it works on the emulated host and under
+``snpcerts run``, and passes ``snpcerts conformance``, these implement the interface of
+that release.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_it_passes_every_check(vmm: Path, by: str) -> None:
     )
     checks = json.loads(made.stdout)["checks"]
     found = {each["id"]: each["detail"] for each in checks if each["state"] != "passed"}
-    assert found.keys() <= {"same-device"}, found  # which wants the right to mount
+    assert found.keys() <= {"same-device"}, found  # which needs the right to mount
     assert made.returncode == 0, made.stderr
 
 
@@ -78,7 +78,7 @@ def test_its_guest_attests(
 
 
 def test_its_own_service_knows_no_other_exit(vmm: Path, emulated: Emulated, tmp_path: Path) -> None:
-    """So it is the released number that the tests above are about."""
+    """The VMM itself refuses exit 42, so the tests above use the released number."""
     certs = tmp_path / "certs"
     assert emulated.run("certificates", str(certs)).returncode == 0
     argv = ["--requests", "1", "--exit-number", "42", "--", str(vmm), "1"]

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A VMM for SNP guests, written against the headers of a released kernel and nothing
- * else: vmm VCPUS [FILE]. With FILE it hands out certificates as the kernel's
- * documentation recommends; without, it knows nothing of them. SIGTERM ends it.
+ * A VMM for SNP guests, compiled only with a released kernel's headers: vmm VCPUS [FILE].
+ * With FILE, it serves certificates as the kernel's documentation recommends; without
+ * FILE, it does not enable the exit. SIGTERM ends it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -64,7 +64,7 @@ static void set_private(uint64_t gpa, uint64_t size, bool private)
 	must(ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, &range), "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
-/* The file, open, locked and still the one at the path; or -1 with errno. */
+/* Open and lock the file that the path leads to. Return its descriptor, or -1 with errno set. */
 static int locked_file(void)
 {
 	for (int tries = 0; tries < LOCK_TRIES; tries++, usleep(1000)) {
@@ -215,7 +215,7 @@ static void give_memory(void)
 
 static void launch(void)
 {
-	struct kvm_sev_snp_launch_start start = { .policy = 3 << 16 }; /* SMT, and the bit that is 1 */
+	struct kvm_sev_snp_launch_start start = { .policy = 3 << 16 }; /* SMT, and the bit that must be 1 */
 	struct kvm_sev_snp_launch_update update = {
 		.uaddr = (uintptr_t)memory, .len = PAGE, .type = KVM_SEV_SNP_PAGE_TYPE_NORMAL,
 	};

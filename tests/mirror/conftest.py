@@ -96,7 +96,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, of each kind."""
+    """The URL of an empty database; a test that uses it runs once for each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/shared.db"
     server: PostgresServer = request.getfixturevalue("postgres")

@@ -74,7 +74,7 @@ class PostgresServer:
         )
 
     def stop(self, mode: str = "immediate") -> None:
-        """``immediate`` is as a crash; ``fast`` ends the connections in order."""
+        """Stop the server: "immediate" as in a crash, "fast" after it has ended the connections."""
         self._run("pg_ctl", "-D", str(self._data), "-w", "-t", "60", "-m", mode, "stop")
 
     def kill(self) -> None:

@@ -25,7 +25,7 @@ _KEY = b"-----BEGIN PRIVATE KEY"
 
 
 class PrivateCa:
-    """Writes PEM files into ``folder``; ``root`` is its own certificate's."""
+    """Writes PEM files into ``folder``. ``root`` is the file of the CA's own certificate."""
 
     def __init__(self, folder: Path, name: str = "Private CA") -> None:
         self._folder = folder
@@ -53,7 +53,8 @@ class PrivateCa:
     ) -> Path:
         """A certificate for these names or addresses, with its key in the same file.
 
-        ``by`` is the file of an earlier one, which signs it as if it were a CA's.
+        ``by`` is the file of a certificate issued earlier; its key signs the new one, as if
+        that were a CA certificate.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         signer, issuer, chain = self._key, self._name, b""
@@ -69,7 +70,7 @@ class PrivateCa:
             builder.add_extension(
                 x509.SubjectAlternativeName(map(_alternative, names)), critical=False
             )
-            # Python 3.13 and later require it.
+            # Python 3.13 and later require this extension.
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
                 critical=False,

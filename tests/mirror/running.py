@@ -28,7 +28,7 @@ class Reply:
 
 
 class RunningMirror:
-    """One instance; ``url`` is its address within the block."""
+    """A mirror instance that runs within a ``with`` block. There, ``url`` is its address."""
 
     def __init__(self, options: ServeOptions) -> None:
         self.options = options
@@ -56,7 +56,7 @@ class RunningMirror:
         return self
 
     def pause(self, until: threading.Event) -> None:
-        """Let the mirror do nothing until the event is set."""
+        """Let the mirror do nothing until the event is set, for at most 30 seconds."""
         self._loop.call_soon_threadsafe(until.wait, 30)
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ def ask(
 
 
 def until_stored(url: str, target: str, most: float = 120) -> None:
-    """Ask until the mirror has the certificate; each request waits there."""
+    """Ask until the mirror has the certificate. Each request waits in the mirror for a while."""
     until = time.monotonic() + most
     while (found := ask(url, target)).status == 503:
         assert time.monotonic() < until, found.text

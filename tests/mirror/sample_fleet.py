@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fleets for the page's tests: every state, every panel, always the same."""
+"""Fleets for the tests of the page: they show every state and panel, and never change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TURIN_TCB = TcbVersion(1, 1, 4, 81, 1)
 
 
 def hwid_of(name: str, product: Product) -> bytes:
-    """A chip ID that follows from the name."""
+    """A chip ID that is computed from the name."""
     return hashlib.sha512(name.encode()).digest()[: product.hwid_size]
 
 
@@ -72,7 +72,7 @@ def host(
 
 
 def roll(done: int, hosts: int = 240) -> Roll:
-    """A roll whose certificates come every ten seconds, committed in batches."""
+    """A roll that gets a certificate every ten seconds, and whose hosts commit in batches."""
     start = NOW - timedelta(seconds=10 * done)
     points = [RollPoint(start, 0, 0, 0)]
     for stored in range(4, done + 1, 4):

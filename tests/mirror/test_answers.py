@@ -280,7 +280,7 @@ def test_a_caller_over_its_own_budget_gets_429(
     found = [mirror.ask(path, headers={"Prefer": "wait=0"}) for path in strangers]
     assert [each.status for each in found] == [503, 503, 429]
     assert 290 <= int(found[2].headers["retry-after"]) <= 301
-    # What it waits for already costs nothing more.
+    # To ask again for what it already waits for costs nothing.
     assert mirror.ask(strangers[0], headers={"Prefer": "wait=0"}).status == 503
 
 

@@ -156,7 +156,7 @@ def test_a_file_that_is_no_database_does_not_stay_open(tmp_path: Path) -> None:
     path = tmp_path / "mirror.db"
     path.write_bytes(b"not a database" * 100)
     with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:
-        # The caught errors keep their frames alive, and with them a connection that is not closed.
+        # The caught errors keep their frames alive, and so any connection that was not closed.
         with pytest.raises(sqlite3.DatabaseError, match="not a database") as caught:
             opened.sqlite_connection()
         with pytest.raises(DatabaseUnavailableError, match="not a database") as also_caught:
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_database_does_not_stay_open(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing_and_stops_nothing(amd: KeyServer, mirror: RunningMirror) -> None:
-    """With SQLite's limit of pages, which gives the same error as a full disk."""
+    """SQLite's limit of pages stands in for a full disk: it gives the same error."""
     path = vcek(amd).path
     until_stored(mirror.url, path)
     assert mirror.ask(path).status == 200

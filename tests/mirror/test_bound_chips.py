@@ -77,10 +77,10 @@ def test_a_token_of_one_host_speaks_for_no_other(
 
 
 @pytest.mark.parametrize("token", [TWO, AGENT])
-def test_another_host_cannot_announce_a_chip_that_has_its_host(
+def test_another_host_cannot_announce_a_chip_that_belongs_to_a_host(
     mirror: RunningMirror, first: Announcement, token: str
 ) -> None:
-    """Neither with its own token nor with one that all hosts share, whatever name it says."""
+    """Neither with its own token nor, under any name, with a token that all hosts share."""
     assert put(mirror, first, ONE).status == 200
     for name in ("host-2",) if token == TWO else ("host-2", "host-1"):
         refused(put(mirror, named(first, name), token), 409, "mirror-other-host", "'host-1'")
@@ -102,7 +102,7 @@ def test_a_shared_token_announces_any_chip_that_has_no_host(
 ) -> None:
     assert put(mirror, named(first, "host-2"), AGENT).status == 200
     assert put(mirror, named(first, "host-3"), AGENT).status == 200
-    # The first that has a token of its own keeps it.
+    # The first host to announce it with a token of its own keeps it.
     assert put(mirror, first, ONE).status == 200
     refused(put(mirror, named(first, "host-3"), AGENT), 409, "mirror-other-host")
 

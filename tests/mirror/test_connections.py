@@ -66,7 +66,7 @@ def test_a_request_that_does_not_come_to_its_end_is_ended(
 
 
 def test_a_head_that_drips_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part is in time, all together are not. And the second request has its own time."""
+    """Each part comes in time, but the whole head does not. It is the connection's second one."""
     mirror = start()
     with connect(mirror) as slow:
         slow.sendall(HEAD + b"\r\n")
@@ -87,7 +87,7 @@ def is_ended(connection: socket.socket, part: bytes) -> bool:
         return True
 
 
-def test_the_time_of_a_request_ends_when_it_has_come(
+def test_the_time_limit_ends_when_a_request_is_complete(
     start: Start, amd: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection of a caller that waits for its certificate stays open."""
@@ -119,7 +119,7 @@ def test_the_time_of_a_request_ends_when_it_has_come(
 )
 def test_a_head_that_is_too_long_is_refused(start: Start, head: bytes) -> None:
     mirror = start()
-    # It may close while parts are unread.
+    # The mirror may close the connection before it has read everything.
     with connect(mirror) as long, contextlib.suppress(ConnectionResetError, BrokenPipeError):
         long.sendall(head)
         assert long.recv(4096).startswith(b"HTTP/1.1 400 ")
@@ -145,7 +145,7 @@ def test_a_client_that_does_not_read_its_answers_is_ended(
     monkeypatch.setattr(MirrorConnection, "answer_time", 0.5)
     with connect(mirror) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        # More than the buffers of both sides.
+        # More answers than the buffers of both sides hold.
         deaf.sendall(CHAIN * ((8 << 20) // size) + last)
         assert ended(deaf, 60)
     assert mirror.ask("healthz").status == 200
@@ -239,7 +239,7 @@ def ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrivateCa:
 
 @pytest.fixture
 def strict(start: Start, ca: PrivateCa) -> RunningMirror:
-    """A mirror with TLS that knows the CA, and no tokens."""
+    """A mirror with TLS that accepts client certificates of the CA, and no tokens."""
     own = str(ca.issue("127.0.0.1"))
     return start(certificate=own, key=own, client_ca=str(ca.root))
 

@@ -60,14 +60,14 @@ class Roll:
         return VcekResource(Product.MILAN, chip.hwid, NEXT_TCB).path
 
     def until_asked(self, count: int) -> None:
-        """Wait until the key server has been asked for that many VCEKs."""
+        """Wait until the key server has had ``count`` requests for VCEKs of the roll."""
         paths = [self.path(chip) for chip in self.chips]
         assert self.amd.wait_for_requests(
             lambda requests: sum(requests.get(path, 0) for path in paths) >= count, 120
-        ), "the instances do not go on"
+        ), "the instances must go on asking the key server"
 
     def until_stored(self, url: str) -> None:
-        """Ask an instance for each certificate; it holds the caller until the queue has it."""
+        """Ask an instance for each certificate until it has been fetched."""
         for chip in self.chips:
             until_stored(url, self.path(chip))
 
@@ -139,9 +139,9 @@ def test_instances_that_are_killed_lose_nothing(
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    """The request of a killed instance is repeated once, after its lease."""
+    """The request of a killed instance is repeated once, when its lease has run out."""
     if sized(True, False):
-        pytest.skip(f"waits for leases of {LEASE:.0f} s: SNPCERTS_FULL_TESTS=1")
+        pytest.skip(f"waits for leases of {LEASE:.0f} s: runs only with SNPCERTS_FULL_TESTS=1")
     database = f"sqlite:///{tmp_path}/killed.db"
     if kind == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")

@@ -163,7 +163,7 @@ def test_a_waiting_host_comes_before_a_roll_and_a_roll_before_strangers(
     assert first[0] == (chips[1], 0)
     assert first[1] == first[2] == (chips[0], 1)
     assert first[3][1] == 2
-    # Its place is the first, whatever strangers have in the queue.
+    # The waiting host is first, whatever strangers have in the queue.
     first_wanted = json.loads(put(mirror, announced(amd, 1, files=(file_report("empty"),))).body)
     assert first_wanted["wanted"][0]["position"] == 0
     assert first_wanted["wanted"][0]["wait_seconds"] <= 301
@@ -184,8 +184,8 @@ WRONG_TOKENS: dict[str, tuple[dict[str, str], int]] = {
     "empty": ({"Authorization": "Bearer "}, 401),
     "another scheme": ({"Authorization": f"Basic {AGENT}"}, 401),
     "unknown": ({"Authorization": "Bearer " + "c" * 32}, 403),
-    "a beginning of one": ({"Authorization": f"Bearer {AGENT[:-1]}"}, 403),
-    "longer than one": ({"Authorization": f"Bearer {AGENT}a"}, 403),
+    "one without its last character": ({"Authorization": f"Bearer {AGENT[:-1]}"}, 403),
+    "one with a character more": ({"Authorization": f"Bearer {AGENT}a"}, 403),
     "not ASCII": ({"Authorization": "Bearer \xe9" + "c" * 31}, 403),
 }
 
@@ -273,8 +273,8 @@ BAD_ROLLS: dict[str, dict[str, object]] = {
     "no host": milan_roll(),
     "an unknown host": milan_roll(hosts=["nowhere"]),
     "an empty list": milan_roll(hosts=[]),
-    "hosts that are no list": milan_roll() | {"hosts": "host-0"},
-    "hosts that are no names": milan_roll() | {"hosts": [1]},
+    "hosts that are not a list": milan_roll() | {"hosts": "host-0"},
+    "hosts that are not names": milan_roll() | {"hosts": [1]},
     "an unknown product": milan_roll() | {"product": "Naples"},
     "a Turin TCB": milan_roll() | {"tcb": {"fmc": 1}},
     "no TCB": {"product": "milan"},

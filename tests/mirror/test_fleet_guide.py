@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/fleet.md: its commands run as written, its options exist, its figures follow."""
+"""docs/fleet.md: its commands run as written, its options exist, its figures are the code's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def shell(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A shell that ends with all that it started in the background."""
+    """A shell that is ended together with everything that it started in the background."""
     tools = folder / "bin"
     tools.mkdir()
     (tools / "snpcerts").symlink_to(Path(sys.executable).parent / "snpcerts")
@@ -136,7 +136,7 @@ def test_the_mirrors_times_follow_from_the_gap() -> None:
     rows = re.findall(r"^\| ([\d,]+) \| ([^|]+) \|", PAGE, re.M)
     assert len(rows) == 4
     for hosts, time in rows:
-        # The first is asked for at once.
+        # The first certificate is requested at once.
         length = timedelta(seconds=AMD_GAP * (int(hosts.replace(",", "")) - 1))
         assert time.strip() == span(length)
 

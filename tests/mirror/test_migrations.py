@@ -38,7 +38,7 @@ def test_the_migrations_and_the_tables_agree(database: str) -> None:
 
 
 def test_an_older_database_keeps_its_rows(database: str) -> None:
-    """Each migration after the first, from a database with a row in each table that it rewrites."""
+    """Starts from the first migration, with a row in each table that a later one rewrites."""
     opened = MirrorDatabase(database)
     with opened.write() as connection:
         migrate(connection, to=1)
@@ -122,7 +122,7 @@ def test_instances_that_start_at_once_migrate_once(database: str) -> None:
 
 
 def test_a_database_that_cannot_be_written_is_named() -> None:
-    """In a directory that another user can enter: root may write everywhere."""
+    """Root may write everywhere, so the test becomes another user, who can enter the directory."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = Path(folder) / "mirror.db"
         with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:

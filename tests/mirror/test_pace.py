@@ -87,7 +87,7 @@ def want(mirrors: VirtualMirrors, chips: list[Chip], need: Need = Need.ROLL) -> 
 def test_a_roll_asks_once_for_each_certificate_at_amds_pace(
     start: Start, clock: VirtualClock, instances: int
 ) -> None:
-    """The announced end is right at every moment, too."""
+    """At every moment of the roll, its announced end must also be about right."""
     count = sized(20, 1000 if instances == 3 else 200)
     mirrors, amd, chips = start(count, instances=instances)
     for chip in chips:

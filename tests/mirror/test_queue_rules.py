@@ -57,11 +57,11 @@ class Outcome(enum.Enum):
     UNTRUSTED = "does not verify"
     RAISES = "an unforeseen error"
     HANGS = "no answer in time"
-    STOPPED = "an answer; its instance stands still, and records it after the lease"
+    STOPPED = "an answer, but its instance stalls and records it after the lease"
     KILLED = "the instance dies"
 
 
-# After these the row stays; after the others it has left the queue.
+# After these outcomes the row stays in the queue; after the others it has left it.
 AGAIN = (
     Outcome.FAILS,
     Outcome.LATER,
@@ -75,7 +75,7 @@ FAILURES = (*AGAIN, Outcome.STOPPED, Outcome.KILLED)
 
 @dataclass(frozen=True)
 class Row:
-    """One row: what upstream answers in turn, and then always."""
+    """A row of the queue. Upstream answers with ``first`` in turn, and then always ``then``."""
 
     need: Need
     added: float
@@ -89,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Course:
-    """VCEKs; and of each product, whether its chain and list can be fetched."""
+    """What a simulation plays: ``rows`` for VCEKs, ``others`` for chains and revocation lists."""
 
     rows: tuple[Row, ...]
     others: tuple[Row, ...]
@@ -126,7 +126,7 @@ COURSES = st.builds(
 
 
 class KilledError(BaseException):
-    """The instance is killed here."""
+    """Raised in an instance at the point where it is killed."""
 
 
 @dataclass
@@ -180,7 +180,7 @@ class Upstream:
 
 
 class MortalFetcher(Fetcher):
-    """A fetcher that can be killed, and then writes nothing more, or can stand still."""
+    """A fetcher that can be killed, and then writes nothing more, or that can stall."""
 
     def _ask(self, taken: Taken, known: object) -> object:  # type: ignore[override]  # as it is
         try:
@@ -214,7 +214,7 @@ class TurnsWaiter(Waiter):
 
 
 class Simulation:
-    """One course of events, until all rows that can succeed have, or for too long."""
+    """Plays one course, until every row that can succeed has, or ``most`` seconds have passed."""
 
     def __init__(self, database: MirrorDatabase, course: Course) -> None:
         self.database, self.course = database, course
@@ -248,8 +248,9 @@ class Simulation:
 
     @property
     def most(self) -> float:
-        """Seconds within which all must be stored: each round of the queue serves every row, each
-        row has as many rounds as it fails, and every other request is for the most urgent.
+        """Seconds within which every row that can succeed must be stored: each round of the queue
+        serves every row, a row needs a round for each failure, and every other request is for the
+        most urgent row.
         """
         count = len(self.rows)
         rounds = 1 + max((len(row.first) for row in self.rows.values()), default=0)
@@ -313,7 +314,7 @@ class Simulation:
             self.stored_at[path] = self.turns.now
 
     def _look(self) -> None:
-        """A waiting row's expected time is in the future, and not too far away."""
+        """Check that a waiting row's expected time is not in the past and not too far away."""
         path = min(self.left, default=None)
         if path is None:
             return
@@ -349,17 +350,17 @@ def simulate(database: MirrorDatabase, course: Course) -> Simulation:
 def check(simulation: Simulation) -> None:
     course, upstream = simulation.course, simulation.upstream
     assert not simulation.left, f"not stored within {simulation.most:.0f} s: {simulation.left}"
-    # A jump forward looks to the database like time that has passed.
+    # To the database, a jump forward looks like time that has passed: the gap may be shorter.
     jumps = [START + at for at, _ in course.jumps]
     for one, other in pairwise(upstream.vceks):
         if not any(one <= at <= other for at in jumps):
-            assert other - one >= GAP, f"VCEKs at {one - START:.1f} and {other - START:.1f}"
+            assert other - one >= GAP, f"too close: {one - START:.1f}, {other - START:.1f}"
     if jumps:
         return
     for at, path, outcome in upstream.asked:
         if outcome is Outcome.THROTTLED:
             soon = [each for each, _, _ in upstream.asked if at + 1 + 20 < each < at + 30]
-            assert not soon, f"after the 429 for {path}"
+            assert not soon, f"requests too soon after the 429 for {path}"
     counts = Counter(path for _, path, _ in upstream.asked)
     for path, row in simulation.rows.items():
         if row.then not in AGAIN:
@@ -372,16 +373,17 @@ def row(*first: Outcome, then: Outcome = Outcome.OK, need: Need = Need.HOST) -> 
 
 LATER = row(then=Outcome.LATER)
 FAILING = row(then=Outcome.FAILS)
-COURSES_OF_OLD: dict[str, Sequence[Row]] = {
+# Rows that once starved the others.
+STARVING_ROWS: dict[str, Sequence[Row]] = {
     "rows for which upstream names a time": [LATER] * 8 + [row(need=Need.ROLL)] * 3,
     "a row that is always throttled": [row(then=Outcome.THROTTLED), row(), row(need=Need.ROLL)],
     "rows that always fail": [FAILING] * 8 + [row(Outcome.FAILS, need=Need.REFRESH)] * 3,
 }
 
 
-@pytest.mark.parametrize("name", COURSES_OF_OLD)
+@pytest.mark.parametrize("name", STARVING_ROWS)
 def test_rows_that_never_succeed_do_not_stop_the_others(opened: MirrorDatabase, name: str) -> None:
-    check(simulate(opened, Course(tuple(COURSES_OF_OLD[name]), (), 1, ())))
+    check(simulate(opened, Course(tuple(STARVING_ROWS[name]), (), 1, ())))
 
 
 def test_chains_and_lists_that_fail_do_not_stop_vceks(opened: MirrorDatabase) -> None:

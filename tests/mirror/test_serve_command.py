@@ -87,13 +87,13 @@ def test_tokens_with_names_that_cannot_be_meant_are_refused(
 
 
 BAD_OPTIONS = {
-    "a port that is none": ["--listen", "http"],
+    "a port that is not a number": ["--listen", "http"],
     "a port too large": ["--listen", "70000"],
-    "an upstream that is no URL": ["--upstream", "kdsintf.amd.com"],
+    "an upstream that is not a URL": ["--upstream", "kdsintf.amd.com"],
     "an upstream with a password": ["--upstream", "https://a:b@host"],
     "a certificate without its key": ["--tls-cert", "/etc/hostname"],
-    "TLS files that are none": ["--tls-cert", "/etc/hostname", "--tls-key", "/etc/hostname"],
-    "a root that is none": ["--anchor", "/etc/hostname"],
+    "TLS files that are not PEM": ["--tls-cert", "/etc/hostname", "--tls-key", "/etc/hostname"],
+    "a root that is not a certificate": ["--anchor", "/etc/hostname"],
     "a gap below zero": ["--gap", "-1"],
 }
 
@@ -111,7 +111,7 @@ def test_client_cas_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     options = ("--tls-cert", own, "--tls-key", own, "--client-ca", str(tmp_path / "no.pem"))
     code, text = serve(tmp_path, *options)
     assert code == 2
-    assert f"cannot use the CA certificates of --client-ca {tmp_path}/no.pem: " in text
+    assert f"cannot use the CA certificates from --client-ca {tmp_path}/no.pem: " in text
     assert "TLS certificate" not in text
 
 

@@ -19,7 +19,7 @@ from snpcerts.mirror.fetcher import Fetcher, Waiter
 from snpcerts.mirror.fleet_records import FleetRecords
 from snpcerts.mirror.wanted import WantedQueue
 
-# Certificates are issued at the real time.
+# Certificates are issued at the real time, and are valid when this clock starts.
 START = time.time() + 3600
 
 
@@ -58,7 +58,7 @@ class SkippingWaiter(Waiter):
 
 
 class QueueNotEmptyError(AssertionError):
-    """Rows are left after all steps."""
+    """The queue still has rows after all steps."""
 
 
 class VirtualMirrors:
@@ -106,8 +106,8 @@ class VirtualMirrors:
             return int(connection.exec_driver_sql(query).scalar_one())
 
     def run(self, each_step: Callable[[], None] = lambda: None, most: int | None = None) -> None:
-        """Let the instances work in turn until the queue is empty, for ``most`` steps, or as many
-        as a queue of this length needs with a few failures.
+        """Let the instances work in turn until the queue is empty. Raise if it is not empty after
+        ``most`` steps, by default as many as it needs with a few failures.
         """
         bound = 200 + 10 * self.size() if most is None else most
         for _ in range(bound):

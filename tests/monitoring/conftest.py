@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mirror, for what it exports."""
+"""Fixtures that start a mirror, so that the tests see the metrics that it exports."""
 
 from __future__ import annotations
 

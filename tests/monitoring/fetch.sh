@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Put promtool, from Debian's package of that name, where tests/monitoring finds it: in a directory
-# of the user's; nothing is installed. Exits with 77 where this machine cannot fetch Debian
-# packages at all, and with 1 where the package is gone.
+# Put promtool, from Debian's package of that name, where tests/monitoring finds it: in the user's
+# cache directory. Install nothing. Exit with 77 if this machine cannot fetch Debian packages at
+# all, and with 1 if the package cannot be fetched.
 set -eu
 
 into=${SNPCERTS_MONITORING:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/monitoring}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules and the dashboard name what is exported, all of it, and each alert fires and ends."""
+"""Rules and dashboard name every exported metric and no other; each alert fires and ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AGENT, ADMIN = "a" * 32, "b" * 32
 
 
 def families(exposition: str) -> set[str]:
-    """The names of the metrics, as expressions use them; a histogram's without its parts."""
+    """The names of the exported metrics; a histogram's is without the suffixes of its parts."""
     found = set()
     for line in exposition.splitlines():
         match = re.fullmatch(r"# TYPE (snpcerts_\w+) (\w+)", line)
@@ -45,7 +45,7 @@ def families(exposition: str) -> set[str]:
 
 
 def named(text: str) -> set[str]:
-    """The metrics that a file names, a histogram without its parts."""
+    """The metrics that a file names; a histogram's name is without the suffixes of its parts."""
     found = set()
     for name in NAME.findall(text):
         base = re.sub(r"_(bucket|sum|count)$", "", name)
@@ -163,7 +163,7 @@ def test_each_alert_fires_on_what_it_is_for_and_not_on_what_is_right(promtool: P
 def test_promtool_can_read_every_expression_of_the_dashboard(
     promtool: Path, tmp_path: Path
 ) -> None:
-    """As recording rules: promtool reads those."""
+    """The expressions are put into recording rules, because promtool reads rules only."""
     found = list(expressions(json.loads(DASHBOARD.read_text())))
     rules = [{"record": f"snpcerts:panel{n}", "expr": each} for n, each in enumerate(found)]
     path = tmp_path / "panels.yaml"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * One request, served by the library: one_request FILE GPA NPAGES LOCK_WAIT_NS FLAGS.
- * For a tracer, getuid(2) and getgid(2) come before and after it, and getppid(2) stands for
- * KVM_RUN. Prints outcome, ret, pages needed, size, and the errno of KVM_RUN.
+ * Serves one request with the library: one_request FILE GPA NPAGES LOCK_WAIT_NS FLAGS.
+ * For a tracer, getuid(2) marks the start of the request, getgid(2) its end, and getppid(2)
+ * stands for KVM_RUN. Prints outcome, ret, needed pages, size, and the errno of KVM_RUN.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -55,8 +55,8 @@ Disturb = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A request. ``before`` disturbs the file before the first step of a name, ``fails``
-    makes that step fail with an errno."""
+    """A request. ``before`` has functions that disturb the file before the first step of a
+    name, and ``fails`` the errno with which the first step of a name fails."""
 
     content: bytes | None = TABLE
     gpa: int = BASE
@@ -109,7 +109,7 @@ CASES = {
     "an open that would block": Case(fails={"OpenRead": errno.EAGAIN}, lock_wait=WAIT),
     "no descriptor left": Case(fails={"OpenRead": errno.EMFILE}),
     "a lock that is held": Case(fails={"LockShared": errno.EAGAIN}),
-    "a lock that is held, in other words": Case(fails={"LockShared": errno.EACCES}),
+    "a lock that is held, reported as EACCES": Case(fails={"LockShared": errno.EACCES}),
     "a lock that comes free": Case(held=True, lock_wait=WAIT),
     "a lock that the kernel refuses": Case(fails={"LockShared": errno.ENOLCK}),
     "replaced before the lock": Case(before={"LockShared": _replace}, lock_wait=WAIT),
@@ -132,7 +132,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """one_request.c with the library."""
+    """one_request.c, built with the library."""
     if not can_trace():
         pytest.skip("this machine does not let a process trace its child")
     sources = (Path(__file__).with_name("one_request.c"), ROOT / "native" / "snpcerts.c")
@@ -195,7 +195,7 @@ def in_c(case: Case, program: Path, folder: Path) -> tuple[list[str], Answer]:
 
 
 def name_of(call: Call, file: Path) -> str:
-    """The step that a system call is."""
+    """The step to which a system call belongs."""
     name, arguments = call.name, call.arguments
     if name == "openat":
         assert (arguments[0] % 2**32, call.path) == (AT_FDCWD, str(file))
@@ -225,7 +225,7 @@ def name_of(call: Call, file: Path) -> str:
 
 
 def collapsed(names: list[str]) -> list[str]:
-    """One step may take several calls; dropping the lock belongs to closing."""
+    """The steps: several calls for one step count once, and unlocking is a part of closing."""
     kept = [name for name in names if name not in ("Now", "Signals", "Unlock")]
     return [
         name
@@ -238,7 +238,7 @@ def assert_locks_are_dropped(made: list[Traced], file: Path) -> None:
     """Each descriptor that got the lock is unlocked right before it is closed."""
     locked: set[int] = set()
     opened: set[int] = set()
-    # The shell that has become the program called it, too.
+    # The shell calls getuid too, before it executes the program, so the last call counts.
     begun = max(number for number, each in enumerate(made) if each.call.name == "getuid")
     unlocked = -1
     for each in made[begun:]:
@@ -293,7 +293,7 @@ def in_python(case: Case, folder: Path) -> tuple[list[str], Answer]:
                 raise OSError(code, os.strerror(code))
 
         def after(action: Any, result: Any) -> Any:
-            # What system.py makes of these two errors.
+            # system.py returns False for these two errors.
             return False if isinstance(action, step.LockShared) and refused else result
 
         refused: list[bool] = []
@@ -308,7 +308,7 @@ def in_python(case: Case, folder: Path) -> tuple[list[str], Answer]:
 
 
 def delivers(found: reader.Found, case: Case) -> bool:
-    """Whether delivering takes a call of its own: a table is read into the guest's buffer."""
+    """Whether delivering takes its own call; a table needs none, it is read into the buffer."""
     if isinstance(found, reader.Table | reader.Busy) or case.npages == 0:
         return False
     return BASE <= case.gpa < BASE + SIZE and not (

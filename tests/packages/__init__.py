@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release consists of, installed where nothing of ours has been."""
+"""Tests that install the packages of a release on systems that have never had snpcerts."""

@@ -44,7 +44,7 @@ exec chroot . /usr/bin/env -i "$@"
 
 @dataclass(frozen=True)
 class BareRoot:
-    """One system: ``root`` its pristine directory, ``changes`` what was made of it."""
+    """One system: ``root`` is its pristine directory, and ``changes`` receives all changes."""
 
     root: Path
     changes: Path
@@ -83,9 +83,9 @@ class BareRoot:
         )
 
     def at(self, path: str) -> Path:
-        """Return a path of the system, if anything has changed there."""
+        """Return where a file of the system is that has been changed or created."""
         return self.changes / "upper" / path.lstrip("/")
 
     def remove(self) -> None:
-        """Remove what was made of it."""
+        """Remove all changes."""
         shutil.rmtree(self.changes, ignore_errors=True)

@@ -25,7 +25,7 @@ EPOCH: Final = "1790000000"
 
 
 class _PackagesNotAskedFor(pytest.Module):
-    """A test module that is not even read."""
+    """A test module that is skipped without being imported."""
 
     def collect(self) -> NoReturn:
         pytest.skip(f"packages are built and installed only with {ASKED}=1: make test-packages")
@@ -34,7 +34,7 @@ class _PackagesNotAskedFor(pytest.Module):
 def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
-    """Without being asked, one skip for each module."""
+    """Skip each module as a whole, unless these tests are asked for."""
     if os.environ.get(ASKED) == "1":
         return None
     module: pytest.Module = _PackagesNotAskedFor.from_parent(parent, path=module_path)
@@ -43,7 +43,7 @@ def pytest_pycollect_makemodule(
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with everything that packaging/build.py makes, and packages of 0.1.1."""
+    """The directory with what packaging/build.py makes, and with packages of version 0.1.1."""
     out = tmp_path_factory.mktemp("release")
     build(out, "--also", "0.1.1")
     return out

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Put what tests/packages needs into a directory of the user's: root directories of bare Debian
-# systems, and a virtual environment with what builds the packages. Nothing is
-# installed on this machine. Exits with 77 where this machine cannot do it, says why.
+# Put what tests/packages needs into the user's cache directory: root directories of bare Debian
+# systems, a virtual environment with the programs that build the packages and, if there is go,
+# helm. Install nothing on this machine. If this machine cannot do this, say why and exit with 77.
 set -eu
 
 into=${SNPCERTS_PACKAGES:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/packages}
@@ -15,10 +15,9 @@ unshare --mount --pid --fork true 2>/dev/null ||
 fresh=$into/fetched
 if [ -e "$fresh" ] && [ "$fresh" -nt "$0" ] && [ -z "$(find "$fresh" -mtime +6)" ]; then exit 0; fi
 
-# In a mount namespace: what is mounted in the root directory while it is made ends with this
-# script, however that ends, and nothing here removes files behind a mount.
-#
-# bare SUITE: a root directory with Python, as an installer leaves it, and rpm for the .rpm
+# bare SUITE: make the root directory of a small Debian system with Python, and with rpm for the
+# .rpm. mmdebstrap runs in its own mount namespace, so its mounts in the root directory end with it,
+# however it ends, and no rm here can remove files behind a mount.
 bare() {
 	rm -rf --one-file-system "${into:?}/$1" "$into/$1.log"
 	TMPDIR=$into PATH=$into/tools/usr/bin:$PATH APT_CONFIG= unshare --mount "$into/tools/usr/bin/mmdebstrap" --mode=root --variant=essential \
@@ -30,7 +29,7 @@ bare() {
 }
 
 debian bookworm
-# A mirror that is a snapshot has lists past their date: as this machine's apt takes them.
+# If the mirror is a snapshot, its lists may have expired. Accept them if this machine's apt does.
 valid=$(apt-config dump --format '%v' Acquire::Check-Valid-Until)
 : "${valid:=true}"
 unpack mmdebstrap "$into/tools"
@@ -38,8 +37,8 @@ bare bookworm &
 first=$!
 bare trixie &
 second=$!
-# The suite to come, for the newest Python. It changes by the day, and a day on which it cannot be
-# installed is no fault of ours: its tests are then skipped by name.
+# Debian's next suite, for the newest Python. It changes daily, and on some days it cannot be
+# installed. That is not our fault, so its tests are then skipped, with a message.
 bare forky &
 third=$!
 [ -x "$into/venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$into/venv"
@@ -51,5 +50,5 @@ if command -v go >/dev/null && [ ! -x "$into/helm" ]; then
 fi
 wait "$first"
 wait "$second"
-wait "$third" || echo "no bare system of forky today"
+wait "$third" || echo "cannot make a bare system of forky today"
 touch "$fresh"

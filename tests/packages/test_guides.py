@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of the guides, as they stand there and in order, on a bare Debian system.
+"""Runs the commands of the guides, as written and in order, on a bare Debian system.
 
-Lines that begin with ``#`` run as root of an emulated SNP host, those with ``$`` as a user, and
-``snpcerts guest`` in an emulated guest. Where a page leaves a choice to its reader (URL, the
-program to judge), ``CHOICES`` makes it; the emulated root stands in for AMD's. A command that is
-not run stands in ``NOT_RUN`` with its reason, and a command in neither fails the test.
+``snpcerts`` commands on lines that begin with ``#`` run on an emulated SNP host, ``snpcerts guest``
+in an emulated guest, and all other commands on the bare system. Where a page leaves a choice to its
+reader (a URL, a directory), ``CHOICES`` makes it; the emulated root stands in for AMD's.
+``NOT_RUN`` lists the commands that are not run, with the reason. Every other command must exit with
+0, or end as ``OTHER_ENDINGS`` says.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ NOT_RUN = {
     "snpguest": "tests/clients builds and runs it",
     "./my-vmm": "tests/conformance builds VMMs and judges them",
     "sync --watch": "does not end; tests/host runs it",
-    "--at 2024-01-01": "test_documented_code.py: emulated certificates are of today",
+    "--at 2024-01-01": "emulated certificates are issued today; test_documented_code.py runs it",
     "table build": "test_documented_code.py has the files it names",
-    "table extract": "test_documented_code.py",
+    "table extract": "test_documented_code.py runs it",
     "openssl": "openssl is not on a bare system; tests/verify signs EARs",
     "--ear": "needs the key of the command before it",
-    "--require-crl --fetch": "asks AMD's key server, whose certificates these are not",
+    "--require-crl --fetch": "asks AMD's key server, which did not issue these certificates",
     "--fetch": "asks AMD's key server",
 }
 # The key server that the reader of a page has started, and its URL.
@@ -91,22 +92,24 @@ BEFORE = {
 
 
 @dataclass(frozen=True)
-class Otherwise:
-    """How a command ends that does not end with 0: its code, a part of what it prints, and why."""
+class Ending:
+    """How a command ends: its exit code, a part of what it prints, and why."""
 
     code: int
     part: str
     why: str
 
 
-OTHERWISE = {
-    "# refused: ": Otherwise(1, "is below the committed firmware", "the page says so"),
-    "host status --file ~/snp/certs.bin": Otherwise(
-        1, "NOT in step", "the commit before it was for another file"
+OTHER_ENDINGS = {
+    "# refused: ": Ending(1, "is below the committed firmware", "the page says that it is refused"),
+    "host status --file ~/snp/certs.bin": Ending(
+        1, "NOT in step", "the commit before it updated another file"
     ),
-    "--require-crl  ": Otherwise(1, "failed       revocation", "the page says: not enough"),
-    "--offline --max-crl-age": Otherwise(
-        3, "collateral-unavailable", "this cache has no chain and no list of this root"
+    "--require-crl  ": Ending(
+        1, "failed       revocation", "the page says that the host's list is not enough"
+    ),
+    "--offline --max-crl-age": Ending(
+        3, "collateral-unavailable", "the cache has neither a chain nor a list of this root"
     ),
 }
 
@@ -124,9 +127,9 @@ class Command:
         return next((why for part, why in NOT_RUN.items() if part in self.text), None)
 
     @property
-    def ends(self) -> Otherwise:
-        found = (end for part, end in OTHERWISE.items() if part in self.text)
-        return next(found, Otherwise(0, "", "it succeeds"))
+    def ends(self) -> Ending:
+        found = (end for part, end in OTHER_ENDINGS.items() if part in self.text)
+        return next(found, Ending(0, "", "it succeeds"))
 
 
 def commands(page: str) -> list[Command]:
@@ -147,7 +150,7 @@ def commands(page: str) -> list[Command]:
 
 
 def as_run(command: Command) -> str:
-    """What the shell of this system runs for a command."""
+    """What the bare system runs for a command."""
     text = command.text
     for word, choice in CHOICES.items():
         text = text.replace(word, choice)
@@ -183,8 +186,8 @@ def test_the_commands_of_a_page_are_found(page: str) -> None:
 
 def test_every_exception_is_still_in_a_page() -> None:
     texts = [command.text for page in PAGES for command in commands(page)]
-    for part in (*NOT_RUN, *CHOICES, *BEFORE, *OTHERWISE):
-        assert any(part in text for text in texts), f"no page has {part!r} any more"
+    for part in (*NOT_RUN, *CHOICES, *BEFORE, *OTHER_ENDINGS):
+        assert any(part in text for text in texts), f"no page has {part!r} any more: remove it here"
 
 
 def test_the_guides_run_as_they_stand(bare: BareRoot) -> None:

@@ -34,7 +34,7 @@ export DEBIAN_FRONTEND=noninteractive
   apt-get -qq -y --no-install-recommends install buildah mount netavark; } >apt.log ||
     { tail apt.log; exit 75; }
 set -e
-# Layers in memory: an overlay on the overlay that this system is would not work.
+# Layers are in memory: this system is an overlay, and an overlay on that would not work.
 mkdir -p /var/lib/containers
 mount -t tmpfs tmpfs /var/lib/containers
 printf '[storage]\\ndriver = "overlay"\\nrunroot = "/run/containers"\\n%s\\n' \\
@@ -112,7 +112,7 @@ def test_the_image_is_built_and_its_agent_and_mirror_start(tmp_path: Path) -> No
 
 
 def skip_without_network(made: subprocess.CompletedProcess[str]) -> None:
-    """Skip by name where packages cannot be fetched; such a machine judges nothing."""
+    """Skip, with the reason, if packages cannot be fetched; a failed build then proves nothing."""
     if made.returncode == _CANNOT_INSTALL:
         pytest.skip(f"buildah cannot be installed: {made.stdout[-300:]}")
     if made.returncode and (said := _NO_NETWORK.search(made.stdout)):

@@ -30,7 +30,7 @@ CONTAINERFILE = ROOT / "packaging/image/Containerfile"
 def helm() -> Path:
     path = FETCHED / "helm"
     if not path.exists():
-        pytest.skip("helm is built by fetch.sh where there is go")
+        pytest.skip("no helm: fetch.sh builds it on a machine with Go")
     return path
 
 
@@ -65,7 +65,7 @@ def container_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_arguments(argv: list[str]) -> None:
-    """Each word is one of our commands, or an option that its command has."""
+    """Check that ``argv`` is one of our commands, with options that this command has."""
     found: click.Command | None = cli
     argv = list(argv)
     context = click.Context(cli)

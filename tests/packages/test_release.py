@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What packaging/build.py makes: the same twice, complete, and installable by pip."""
+"""What packaging/build.py makes is reproducible, complete and installable by pip."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ done
     assert "no C compiler" in said[1].split("pass  snpcerts run")[1]
     assert "LD_PRELOAD=" not in said[2]
     assert "warn  snpcerts run: the shim is not installed" in said[2]
-    # A virtual environment in root's home is no place for a unit's program.
+    # The unit cannot see root's home, where these virtual environments are.
     assert made.stderr.count("the unit cannot see") == 2
 
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A boot sector: says on the debug console that it runs, makes 1,000 port writes that
- * its VMM has to handle, and ends by port 0x501.
+ * A boot sector that writes a letter to the debug console, makes 1,000 more port writes
+ * that its VMM must handle, and ends the VM through port 0x501.
  */
 	.code16
 	mov $0x402, %dx

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock QEMUs, where this machine has them and KVM."""
+"""Fixtures for stock QEMUs; they skip a test if this machine lacks the QEMU or KVM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .rig import HERE, Qemu, Tools, assemble, fetched
 
 ASKED: Final = "SNPCERTS_QEMU_TESTS"
 
-# CPUID 0x8000001F, EBX, bits 0 to 5.
+# Prints the position of the C-bit: bits 0 to 5 of EBX of CPUID leaf 0x8000001F.
 C_BIT = """
 #include <cpuid.h>
 #include <stdio.h>
@@ -54,7 +54,7 @@ def _kvm() -> None:
 
 @pytest.fixture(scope="session")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
-    """The fake SNP host and the boot sector, built."""
+    """Build the fake SNP host and the boot sector."""
     for name in ("cc", "as", "objcopy"):
         if shutil.which(name) is None:
             pytest.skip(f"no {name} on this machine")
@@ -83,11 +83,11 @@ def _unpacked(version: str, tools: Tools, folder: Path) -> Qemu:
 
 @pytest.fixture(params=["10", "11"])
 def qemu(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Qemu:
-    """QEMUs that know SNP guests and nothing of their certificates."""
+    """A QEMU that runs SNP guests, but does not serve certificates."""
     return _unpacked(request.param, tools, tmp_path)
 
 
 @pytest.fixture(params=["7.2", "10", "11"])
 def any_qemu(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Qemu:
-    """Those, and QEMU 7.2, which knows neither."""
+    """One of those, or QEMU 7.2, which does not run SNP guests either."""
     return _unpacked(request.param, tools, tmp_path)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * As much of SNP as makes QEMU start an SNP VM on a machine that has KVM and no SNP:
- * preloaded behind the shim, it answers what only an SNP host's kernel does and lets
- * everything else through to the real /dev/kvm. Nothing is encrypted or measured. A
- * guest that writes to REQUEST_PORT has asked for certificates: EBX is the buffer's
- * address, ECX its pages; KVM's answer comes back in EAX (ret) and EBX (pages).
+ * As much of SNP as QEMU needs to start an SNP VM on a machine that has KVM but no SNP.
+ * Preloaded behind the shim, this library answers the calls that only an SNP host's kernel
+ * can answer, and passes all others to the real /dev/kvm. Nothing is encrypted or
+ * measured. A guest asks for certificates by a write to REQUEST_PORT: EBX is the buffer's
+ * address, ECX its number of pages. KVM's answer comes back in EAX (ret) and, if that is
+ * ENOSPC, in EBX (pages).
  *
- * With NO_REQ_CERTS in the environment it is a kernel that does not know the exit.
+ * With NO_REQ_CERTS in the environment, it behaves like a kernel that does not know the exit.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -95,7 +96,7 @@ static int device_attr(int kvm, unsigned request, void *argument)
 	return 0;
 }
 
-/* Complete the port write, hand over what the VMM has answered. */
+/* Complete the port write, and give the guest the VMM's answer. */
 static int complete(int fd, struct kvm_run *run)
 {
 	uint64_t regs[18];
@@ -141,7 +142,7 @@ static int run_vcpu(int fd)
 	run->snp_req_certs.ret = 0;
 	if (fds[fds[fd].vm].certs)
 		return 0;
-	run->snp_req_certs.ret = EIO; /* no table from anyone; the guest sees it at once */
+	run->snp_req_certs.ret = EIO; /* the exit is not enabled: the guest gets EIO at once */
 	return run_vcpu(fd);
 }
 

@@ -1,11 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Put QEMU 11 (Debian's newest, from the backports of Debian 13), QEMU 10 (from those
-# of Debian 12), QEMU 7.2 (Debian 12), libvirt (Debian 13) and the compilers of AppArmor's
-# and SELinux's rules where tests/qemu finds them, in a directory of the user's: nothing
-# is installed. Asks apt, with lists and configuration of its own,
-# so that the machine's are left alone. Exits with 77 where this machine cannot fetch
-# Debian packages at all, and with 1 where a package is gone.
+# Put QEMU 11 (from Debian 13's backports), QEMU 10 (from Debian 12's), QEMU 7.2 (Debian 12),
+# libvirt (Debian 13) and the compilers of AppArmor's and SELinux's rules where tests/qemu finds
+# them: in the user's cache directory. Install nothing. Exit with 77 if this machine cannot fetch
+# Debian packages at all, and with 1 if a package cannot be fetched.
 set -eu
 
 into=${SNPCERTS_QEMU:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/qemu}
@@ -13,8 +11,8 @@ into=${SNPCERTS_QEMU:-${XDG_CACHE_HOME:-$HOME/.cache}/snpcerts/qemu}
 
 missing() { ! [ -e "$into/$1/complete" ]; }
 
-# fetch DIRECTORY SUITE SERIES PACKAGE [MORE...]: unpack the newest PACKAGE of a series
-# and more packages of the suite, with what they need and is not installed.
+# fetch DIRECTORY SUITE SERIES PACKAGE [MORE...]: unpack the newest PACKAGE of a series and MORE
+# packages of the suite, with those dependencies that are not in the status file $installed.
 fetch() {
 	missing "$1" || return 0
 	there=$into/$1 suite=$2 series=$3 package=$4
@@ -40,7 +38,7 @@ if missing 10 || missing 7.2 || missing confinement; then
 fi
 if missing 11 || missing libvirt; then
 	debian trixie trixie-backports
-	# With everything they need, the C library too: this machine's may be too old.
+	# With all dependencies, also the C library, because this machine's may be too old.
 	installed=$apt/nothing-installed
 	: >"$installed"
 	fetch 11 trixie-backports 1:11 qemu-system-x86

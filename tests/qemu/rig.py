@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a stock QEMU on this machine's KVM, made to look like that of an SNP host."""
+"""Starts a stock QEMU on this machine's KVM, which is made to look like that of an SNP host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fetched() -> Path:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the guest got for one request, and the buffer, if it showed it."""
+    """What the guest got for one request, and its buffer, if the guest printed that."""
 
     ret: int
     pages: int
@@ -64,7 +64,7 @@ class Tools:
 
 
 def assemble(source: Path, output: Path, *symbols: str) -> None:
-    """Sixteen-bit code, as bytes in memory."""
+    """Assemble 16-bit code; write only its bytes, as they are in memory."""
     code = output.with_suffix(".o")
     argv = ["as", "--32", *(word for symbol in symbols for word in ("--defsym", symbol))]
     subprocess.run([*argv, "-o", code, source], check=True)
@@ -90,7 +90,7 @@ class Qemu:
         return [*argv, "-device", "isa-debug-exit,iobase=0x501,iosize=2", *machine]
 
     def snp_command(self, rom: Path, *more: str) -> list[str]:
-        """With an SNP guest, in the sandbox that libvirt puts it in."""
+        """The command for an SNP guest, with the sandbox options that libvirt passes."""
         return self.command(
             "-sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -109,21 +109,21 @@ class Qemu:
 
     @property
     def libraries(self) -> str:
-        """Where the loader finds what this machine lacks."""
+        """The directories with the libraries that this machine lacks, for the loader."""
         folders = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
         return ":".join(str(self.root / each) for each in folders)
 
     @property
     def loader(self) -> Path | None:
-        """The dynamic loader, where a C library of its own came with this QEMU."""
+        """The dynamic loader that came with this QEMU, if it has a C library of its own."""
         loader = self.root / "usr" / "lib" / "x86_64-linux-gnu" / LOADER.name
         return loader if loader.exists() else None
 
     def started(self, arguments: Sequence[str]) -> list[str]:
-        """The command that starts a program where this QEMU can run, as it was packaged.
+        """The command that starts a program in an environment where this QEMU can run unchanged.
 
-        A QEMU with a C library of its own finds it where its ELF header says, in a
-        mount namespace; everything that is started there runs with that library.
+        For a QEMU with a C library of its own, that is a mount namespace in which its loader
+        is where its ELF header says; every program that is started there uses that library.
         """
         if self.loader is None:
             return list(arguments)
@@ -147,7 +147,7 @@ class Qemu:
     def run(
         self, arguments: Sequence[str], *, certs: Path | None, fake: bool = True, timeout: int = 100
     ) -> subprocess.CompletedProcess[str]:
-        """To its end; with ``certs`` by 'snpcerts run'."""
+        """Run a command to its end; if ``certs`` is given, by 'snpcerts run'."""
         return subprocess.run(
             self.started([*(run_with(certs, timeout) if certs else []), *arguments]),
             capture_output=True,
@@ -157,13 +157,13 @@ class Qemu:
         )
 
     def answers(self) -> list[tuple[Answer, Answer]]:
-        """What the ROM has written: for each round the first request and the second."""
+        """What the ROM has written: for each round, the answers to its first and second request."""
         data = self.console.read_bytes()
         found: list[tuple[Answer, Answer]] = []
         while data:
             first, second = Answer(data[0], data[1]), Answer(data[2], data[3])
             size = second.pages * PAGE_SIZE
-            assert len(data) >= 4 + size, "the guest wrote less than it should"
+            assert len(data) >= 4 + size, "the guest must write its whole buffer"
             found.append((first, Answer(second.ret, second.pages, data[4 : 4 + size])))
             data = data[4 + size :]
         return found

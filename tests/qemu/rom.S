@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The firmware of a guest that asks for certificates ROUNDS times, each time first
- * with a buffer of PAGES and then with as many as the answer names, and writes
- * what it gets to the debug console: ret (1 byte), pages (1 byte), the pages. It ends
- * by port 0x501. Real mode, 64 KiB up to 4 GiB. Behind the code is what QEMU wants of
- * an SNP guest's firmware: a table of GUIDs with the SEV metadata.
+ * Guest firmware that asks for certificates in ROUNDS rounds. In each, it asks first with
+ * a buffer of PAGES pages, then with as many pages as the answer names. It writes to the
+ * debug console, for each answer, ret and pages (1 byte each), and after the second answer
+ * the pages' content. It ends the VM through port 0x501.
+ *
+ * It runs in real mode, in the last 64 KiB below 4 GiB. The code is followed by what QEMU
+ * expects in an SNP guest's firmware: the SEV metadata, and a table of GUIDs that leads to it.
  */
 	.code16
 	.set CONSOLE, 0x402
@@ -24,7 +26,7 @@ round:
 	call request
 	movzbl %bl, %ecx
 	call request
-	/* The pages, to the console. */
+	/* Write the pages to the console. */
 	mov $CONSOLE, %dx
 	xor %esi, %esi
 	shl $12, %ecx
@@ -38,11 +40,11 @@ round:
 1:	hlt
 	jmp 1b
 
-request:			/* ECX pages; then EAX is ret, BL the pages */
+request:			/* ask with ECX pages; return ret in AL, pages in BL */
 	mov $BUFFER, %ebx
 	test %ecx, %ecx
 	jz 2f
-	push %ecx		/* leave nothing of an earlier table */
+	push %ecx		/* overwrite an earlier table */
 	xor %di, %di
 	mov $0xEE, %al
 	mov $0x8000, %cx
@@ -71,7 +73,7 @@ metadata:
 	.long 0x12000, 0x1000, 3	/* CPUID */
 metadata_end:
 
-	/* Read from its end: each entry is data, length of all, GUID. */
+	/* QEMU reads the table backwards. An entry is: data, the entry's length, GUID. */
 	.org 0x10000 - 32 - table_size
 table:
 	.long 0xFFFFFFF0		/* where other vCPUs start */

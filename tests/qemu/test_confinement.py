@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AppArmor and SELinux rules of docs/stock-vmms.md, by those systems' own compilers.
+"""Compiles the AppArmor and SELinux rules of docs/stock-vmms.md with these systems' compilers.
 
-AppArmor's are compiled into the profile that libvirt gives its QEMUs, at the place
-that the documentation names. Nothing is loaded into a kernel: that the rules are
-enough has been seen nowhere yet.
+AppArmor's rules are compiled as a part of the profile that libvirt gives its QEMUs, in the file
+that the documentation names. Nothing is loaded into a kernel, so these tests do not show that the
+rules are enough; nobody has seen that yet.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def documented(pattern: str) -> str:
 
 
 def compiled_profile(rules: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """libvirt's profile with the rules as documented; what it allows is printed."""
+    """Compile libvirt's profile with these rules; the compiler prints what the profile allows."""
     confinement, base = unpacked("confinement"), folder / "apparmor.d"
     for each in (confinement, unpacked("libvirt")):
         shutil.copytree(each / "etc" / "apparmor.d", base, dirs_exist_ok=True)
@@ -68,7 +68,7 @@ def test_apparmors_rules_reach_the_profile_of_a_domain(tmp_path: Path) -> None:
     }
 
 
-def test_a_rule_that_is_none_is_found_out(tmp_path: Path) -> None:
+def test_a_malformed_rule_is_refused(tmp_path: Path) -> None:
     made = compiled_profile("/var/lib/snpcerts/certs.bin rk\n", tmp_path)
     assert made.returncode != 0
     assert "syntax error" in made.stderr

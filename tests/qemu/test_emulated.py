@@ -65,14 +65,14 @@ def test_its_guest_attests_on_every_kernel_and_firmware(
 def attests(
     qemu: Qemu, tmp_path: Path, machine: Sequence[str], host_options: Sequence[str]
 ) -> None:
-    """Three reports, verified with the table that came with them."""
+    """Let a guest request three reports, and verify the first with the table that came with it."""
     platform, certs = tmp_path / "platform", tmp_path / "certs"
     outcomes = tmp_path / "outcomes.jsonl"
     emulate = ["emulate", "--platform", str(platform), *machine]
     made = snpcerts(qemu, *emulate, "certificates", certs)
     assert made.returncode == 0, made.stderr
     run = [*SNPCERTS, "run", "--certs-filename", str(certs / "table.bin"), "--"]
-    # The emulated guest ends by a shutdown, for which QEMU 11 starts SNP guests anew.
+    # The emulated guest ends with a shutdown, after which QEMU 11 would start it again.
     vmm = qemu.snp_command(qemu.tools.rom(1, 1), "-no-reboot")
     options = ["--requests", "3", "--outcomes", str(outcomes), *host_options]
     made = snpcerts(qemu, *emulate, "host", *options, "--", *run, *vmm)
@@ -81,7 +81,7 @@ def attests(
 
 
 def verified(outcomes: Path, certs: Path, folder: Path) -> None:
-    """Three requests succeeded, and the first report verifies with what came with it."""
+    """Check that three requests succeeded, and that the first report verifies with its table."""
     lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
     assert [line["errno"] for line in lines] == [0, 0, 0]
     for name in ("report", "table"):

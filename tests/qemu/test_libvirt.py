@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's libvirt with its QEMU 11, on the emulated host: a domain of type sev-snp attests.
 
-Both are where their packages put them, by an overlay over ``/usr`` in a mount
-namespace, and libvirt's session daemon is started as its client starts it.
+An overlay over ``/usr`` in a mount namespace puts both where their packages install them. virsh
+starts libvirt's session daemon, as it does for any user.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ mount -t overlay -o lowerdir="$1":"$2":/usr none /usr
 shift 2
 exec unshare --user --map-user={USER} --map-group={USER} "$@"
 """
-# As docs/stock-vmms.md has it; the C-bit is this processor's, since QEMU compares.
+# The domain of docs/stock-vmms.md, with this processor's C-bit, because QEMU compares the two.
 DOMAIN = """
 <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>attests</name>
@@ -53,7 +53,7 @@ DOMAIN = """
   </qemu:commandline>
 </domain>
 """
-# A domain that 'create' makes is gone when its QEMU has ended.
+# 'create' makes a transient domain, which is gone when its QEMU has ended.
 USE = """
 trap 'kill "$(cat "$XDG_RUNTIME_DIR"/libvirt/libvirtd.pid)"' EXIT
 virsh -q -c qemu:///session create "$1"
@@ -63,7 +63,7 @@ cat "$XDG_CACHE_HOME"/libvirt/qemu/log/attests.log
 
 
 def installed(arguments: list[str]) -> list[str]:
-    """Return the command, started where libvirt and QEMU are installed, by an ordinary user."""
+    """The command that an ordinary user starts where libvirt and QEMU are installed."""
     usr = [str(fetched() / each / "usr") for each in ("libvirt", "11")]
     return [*NAMESPACE, "sh", "-ec", INSTALLED, "sh", *usr, *arguments]
 
@@ -80,9 +80,10 @@ def _libvirt() -> None:
 
 @pytest.fixture
 def home() -> Iterator[dict[str, str]]:
-    """The environment, with directories of its own for libvirt's user.
+    """The environment, with new directories for libvirt's user.
 
-    Their paths are short: libvirt puts QEMU's sockets deep into them.
+    Their paths are short, because libvirt creates QEMU's sockets deep inside them, and the path of
+    a socket must not be long.
     """
     names = {"HOME": "home", "XDG_RUNTIME_DIR": "run"}
     names |= {f"XDG_{each.upper()}_HOME": f"home/.{each}" for each in ("cache", "config")}

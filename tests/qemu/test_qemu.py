@@ -23,7 +23,7 @@ UNTOUCHED = 0xEE  # what the guest fills its buffer with
 
 
 def a_table(size: int = 9000) -> CertTable:
-    """One that differs from others in every byte that counts."""
+    """A table whose certificates differ in every byte from those of a table of another size."""
     blob = bytes((size + index) % 251 + 1 for index in range(size))
     return CertTable((TableEntry(VCEK_GUID, blob), TableEntry(ASK_GUID, blob[::-1][:1000])))
 
@@ -49,7 +49,7 @@ def test_the_guest_reads_the_certificate_files_bytes(qemu: Qemu, certs: Path) ->
 
 
 def test_without_the_shim_it_gets_none(qemu: Qemu) -> None:
-    """So it is not the fake that hands them out."""
+    """This shows that the fake SNP host does not hand out certificates itself."""
     made = qemu.run(qemu.snp_command(qemu.tools.rom(1, 1)), certs=None)
     assert made.returncode == ENDED, made.stderr
     ((first, second),) = qemu.answers()
@@ -152,7 +152,7 @@ def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: P
             assert command("cont") == {"return": {}}
             before = qemu.console.stat().st_size
             while qemu.console.stat().st_size == before:
-                assert vmm.poll() is None, "it keeps asking"
+                assert vmm.poll() is None, "the guest must keep requesting reports"
         assert command("quit") == {"return": {}}
         assert vmm.wait(LIMIT) == 0
     finally:
@@ -165,7 +165,7 @@ def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: P
 
 @pytest.mark.slow  # firmware takes its time
 def test_a_vm_that_is_not_snp_is_none_the_worse(any_qemu: Qemu, certs: Path) -> None:
-    """Firmware, which moves memory slots about, and a boot sector that its VMM has work with."""
+    """It runs firmware, which moves memory slots, and a boot sector with many exits to its VMM."""
     drive = f"if=none,id=disk,format=raw,file={any_qemu.tools.boot_sector}"
     machine = ["-machine", "q35", "-smp", "2", "-drive", drive, "-device", "ide-hd,drive=disk"]
     argv = any_qemu.command(*machine)

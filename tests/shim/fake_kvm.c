@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A KVM for tests of the shim, preloaded behind it: it enters no guest, it does what
- * the page after a vCPU's kvm_run says, and writes there what it has seen. VMs and
- * vCPUs are memory files. FAKE_ATTR is the device attribute's value, "none" for a
- * kernel that does not know it; FAKE_CERTS a file whose lock is tried in a hand-shake,
- * and FAKE_NEW what replaces it between the first open and the lock. FAKE_HOLD is a
- * FIFO that tables are held up at until it gives a byte.
+ * A fake KVM for tests of the shim, preloaded behind it. It enters no guest: it does what
+ * the page after a vCPU's kvm_run says, and writes there what it has seen. VMs and vCPUs
+ * are files from memfd_create(2). Environment variables:
+ *
+ *	FAKE_ATTR	the device attribute's value; "none": the kernel does not know the attribute
+ *	FAKE_CERTS	a file that each hand-shake tries to lock
+ *	FAKE_NEW	a file that replaces FAKE_CERTS between the first open and the lock
+ *	FAKE_HOLD	a FIFO; each read of a table waits until it has read a byte from the FIFO
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -32,8 +34,8 @@ struct page { /* keep in step with rig.py */
 	uint8_t rest[4096 - 56];
 	/* What to do. */
 	uint32_t exit, handshake_errno, kick;
-	/* What was seen: calls; in the last hand-shake immediate_exit, the file's lock, and
-	 * whether a signal could have cut it short. */
+	/* What was seen: the numbers of calls and hand-shakes; in the last hand-shake,
+	 * immediate_exit, whether the file was locked, and whether SIGUSR1 could interrupt it. */
 	uint32_t runs, handshakes, immediate_exit_seen, locked, interruptible;
 };
 
@@ -97,7 +99,7 @@ static int run(int fd)
 	return 0;
 }
 
-/* Holds the copy of the table; the shim first reads the 24 bytes of one entry. */
+/* Make the read of the table wait for FAKE_HOLD, but not the shim's first read, of one entry. */
 ssize_t pread(int fd, void *data, size_t size, off_t offset)
 {
 	const char *fifo = size == 24 ? NULL : getenv("FAKE_HOLD");
@@ -122,7 +124,7 @@ int fcntl(int fd, int command, ...)
 	argument = va_arg(list, void *);
 	va_end(list);
 	if (command == F_OFD_SETLK && file && replacement)
-		rename(replacement, file); /* once: then it is gone */
+		rename(replacement, file); /* only once, because then FAKE_NEW is gone */
 	if (!real_fcntl)
 		real_fcntl = (int (*)(int, int, ...))dlsym(RTLD_NEXT, "fcntl64");
 	return real_fcntl(fd, command, argument);

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * An SNP VMM that knows nothing of certificates: plain_vmm VCPUS [SECONDS]. Its guest
- * memory is two slots that touch. It ends when its vCPUs have shut down. With SECONDS,
- * another thread kicks them at random as VMMs do (a note, immediate_exit, a signal)
- * until then and for that long at most, and waits each time until the vCPU has
- * noticed; it ends with 3 where one does not within 30 s. With -DREQUEST_TYPE=int it
- * passes the requests as QEMU did up to 9.1: sign-extended, which the kernel ignores.
- * With -DFEW_CALLS the kernel kills it for a system call of a vCPU that
- * cloud-hypervisor 53 forbids its vCPUs.
+ * An SNP VMM that does not serve certificates: plain_vmm VCPUS [SECONDS]. The guest's memory
+ * is in two adjacent slots. The VMM ends when its vCPUs have shut down. With SECONDS,
+ * another thread kicks random vCPUs, as VMMs do (a note, immediate_exit, a signal), for at
+ * most that long. It waits after each kick until the vCPU has noticed it; if that takes
+ * more than 30 s, the VMM exits with 3.
+ *
+ * Compiled with -DREQUEST_TYPE=int, it passes ioctl requests as QEMU did up to 9.1:
+ * sign-extended, which the kernel ignores. With -DFEW_CALLS, the kernel kills it if a
+ * vCPU's thread makes a system call that cloud-hypervisor 53 forbids such threads.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -75,13 +76,14 @@ static void set_private(uint64_t gpa, uint64_t size, uint64_t private)
 {
 	uint64_t range[4] = { gpa, size, private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0 };
 
-	/* The front door lets a signal interrupt what a kernel would not (docs/fidelity.md). */
+	/* Behind the front door, a signal can interrupt this call; in a kernel, it cannot
+	 * (docs/fidelity.md). */
 	while (call(vm, KVM_SET_MEMORY_ATTRIBUTES, (uintptr_t)range) < 0)
 		must(errno == EINTR ? 0 : -1, "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
 #ifdef FEW_CALLS
-/* vcpu_thread_rules in cloud-hypervisor's vmm/src/seccomp_filters.rs; it looks at some arguments, too */
+/* vcpu_thread_rules in cloud-hypervisor's vmm/src/seccomp_filters.rs, which also check arguments */
 static const int allowed[] = {
 	SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_dup, SYS_epoll_ctl, SYS_exit,
 	SYS_fallocate, SYS_fcntl, SYS_fstat, SYS_fsync, SYS_futex, SYS_getcwd, SYS_getpid, SYS_getrandom,
@@ -135,14 +137,14 @@ static void *vcpu_thread(void *argument)
 		if (failed && errno != EINTR && errno != EAGAIN)
 			must(-1, "KVM_RUN");
 		if (failed) {
-			/* As VMMs do: clear it, then look for what one was kicked for. */
+			/* As VMMs do: clear immediate_exit, then look for the reason of the kick. */
 			vcpu->run->immediate_exit = 0;
 			atomic_thread_fence(memory_order_seq_cst);
 			vcpu->noticed = vcpu->kicked;
 			if (stop)
 				break;
 		} else if (vcpu->run->exit_reason == KVM_EXIT_HYPERCALL) {
-			/* KVM_HC_MAP_GPA_RANGE: GPA, pages, attributes, of which bit 4 says private. */
+			/* KVM_HC_MAP_GPA_RANGE (GPA, pages, attributes); attribute bit 4 means private. */
 			uint64_t *exit = &vcpu->run->snp_req_certs.gpa; /* the union */
 
 			set_private(exit[1], exit[2] * PAGE, exit[3] >> 4 & 1);
@@ -174,7 +176,7 @@ static int all_ended(int count)
 	return 1;
 }
 
-/* Kick it and see it noticed; the seconds that took. */
+/* Kick a vCPU and wait until it has noticed. Return the seconds that this took. */
 static double kick(struct vcpu *vcpu)
 {
 	double start = seconds();
@@ -239,7 +241,7 @@ int main(int argc, char **argv)
 	vm = must(call(kvm, KVM_CREATE_VM, KVM_X86_SNP_VM), "KVM_CREATE_VM");
 	command(KVM_SEV_INIT2, init);
 	must(call(vm, KVM_ENABLE_CAP, (uintptr_t)hypercalls), "KVM_CAP_EXIT_HYPERCALL");
-	/* Side by side in the guest, the other way round here. */
+	/* The slots are adjacent in the guest, and in the opposite order here. */
 	upper = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	lower = upper + MEMORY / 2;
 	guest = must(call(vm, KVM_CREATE_GUEST_MEMFD, (uintptr_t)memfd), "KVM_CREATE_GUEST_MEMFD");

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM in Python that knows nothing of the exit, for a process with shim and fake preloaded."""
+"""A VMM in Python that does not know the exit; its process preloads the shim and a fake KVM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SEEN = struct.Struct("<IIIII")
 
 @dataclass(frozen=True)
 class Seen:
-    """What the fake has seen of a vCPU."""
+    """What the fake KVM has seen of a vCPU."""
 
     runs: int
     handshakes: int
@@ -58,7 +58,7 @@ class Vcpu:
         return Seen(*_SEEN.unpack_from(self.run, PAGE + _TOLD.size))
 
     def kvm_run(self) -> int:
-        """KVM_RUN: 0 or the errno."""
+        """Call KVM_RUN; return 0 or the errno."""
         try:
             run_vcpu(self.fd)
         except OSError as error:
@@ -74,7 +74,7 @@ class Vcpu:
         kick: int = 0,
         exit_number: int = 43,
     ) -> Answer:
-        """The guest asks for certificates."""
+        """Let the guest ask for certificates."""
         self.tell(exit_number, handshake_errno, kick)
         struct.pack_into("<QQ", self.run, 32, gpa, npages)
         result = self.kvm_run()
@@ -86,10 +86,10 @@ class Vcpu:
 
 
 class Vm:
-    """A VM; of type SNP and initialised by default."""
+    """A VM, by default of type SNP and initialised."""
 
     def __init__(self, kind: int = SNP_VM, *, enables: bool = False) -> None:
-        # The fake does not care which file it is asked about.
+        # The fake KVM takes any open file for /dev/kvm.
         kvm_fd = os.open(os.devnull, os.O_RDWR)
         self.fd = fcntl.ioctl(kvm_fd, kvm.Ioctl.CREATE_VM, kind)
         os.close(kvm_fd)
@@ -131,7 +131,7 @@ def address_of(memory: mmap.mmap) -> int:
 
 
 def open_files(path: Path) -> int:
-    """How many of this process's descriptors are of that file."""
+    """How many descriptors of this process are open on ``path``."""
     count = 0
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to requests, each in a process of its own with the shim and a fake KVM preloaded.
+"""What happens to requests. Each scenario runs in its own process, which preloads the shim and a
+fake KVM.
 
 ``python -m tests.shim.scenarios NAME FILE`` runs one; FILE is the certificate file
-that the shim serves. They assert; test_shim.py checks standard error.
+that the shim serves. A scenario asserts what it sees; test_shim.py checks standard error.
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ def a_table_is_served(file: Path) -> None:
         assert memory[PAGE : PAGE + len(TABLE)] == TABLE
         assert untouched(memory[:PAGE])
         assert untouched(memory[PAGE + len(TABLE) :])
-        assert vcpu.seen.locked == 1, "while the firmware has the request"
+        assert vcpu.seen.locked == 1, "the lock must be held while the firmware has the request"
         assert vcpu.seen.immediate_exit != 0
         assert vcpu.seen.interruptible == 0
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-        assert vcpu.run[1] == 0, "immediate_exit is what it was"
+        assert vcpu.run[1] == 0, "immediate_exit must be what it was"
         assert open_files(file) == 0
     assert vcpu.seen.handshakes == 3
     with open(file, "r+b") as writer:
@@ -138,7 +139,7 @@ def a_file_that_cannot_be_served_is_an_empty_table(file: Path) -> None:
 
 @scenario
 def a_sandbox_that_forbids_the_usual_way_gets_an_empty_table(file: Path) -> None:
-    """QEMU's sandbox might. EIO would cost the guest the key that it attests with."""
+    """QEMU's sandbox might forbid process_vm_writev. EIO would cost the guest its VMPCK."""
     file.mkdir()
     _, vcpu, memory = guest()
     forbid(SYS_PROCESS_VM_WRITEV)
@@ -165,7 +166,7 @@ def forbid(call: int) -> None:
 
 @scenario
 def a_file_with_less_than_it_says_is_an_empty_table(file: Path) -> None:
-    """Like a file truncated without the lock; sysfs always has such files."""
+    """A file that is truncated without the lock is such a file; sysfs always has some."""
     _, vcpu, memory = guest()
     for name in ("class/net/lo/address", "devices/system/cpu/vulnerabilities/spectre_v2"):
         file.unlink(missing_ok=True)
@@ -223,7 +224,7 @@ def a_writer_makes_it_busy(file: Path) -> None:
 
 @scenario
 def a_writer_that_ends_in_time_is_waited_for(file: Path) -> None:
-    """Even while signals arrive all the time."""
+    """The shim waits even while signals arrive all the time."""
     file.write_bytes(TABLE)
     _, vcpu, memory = guest()
     signal.signal(signal.SIGALRM, lambda *_: None)
@@ -266,7 +267,7 @@ def a_file_replaced_before_the_lock_is_opened_anew(file: Path) -> None:
 
 @scenario
 def a_file_replaced_by_one_of_another_device_is_opened_anew(file: Path) -> None:
-    """Of the same inode number; ``FILE`` and its replacement are links."""
+    """Both have the same inode number; ``FILE`` and its replacement are links to them."""
     old, new = file.resolve(), file.with_suffix(".new").resolve()
     assert old.stat().st_ino == new.stat().st_ino
     assert old.stat().st_dev != new.stat().st_dev
@@ -278,7 +279,7 @@ def a_file_replaced_by_one_of_another_device_is_opened_anew(file: Path) -> None:
 
 def _take_turns(file: Path, vcpu: Vcpu, memory: mmap.mmap) -> None:
     assert vcpu.ask(0, 4) == Answer(0, 4, TAKEN)
-    assert not file.with_suffix(".new").exists(), "it has been replaced"
+    assert not file.with_suffix(".new").exists(), "the file must have been replaced"
     assert memory[: len(TABLE)] == TABLE
     assert vcpu.seen.locked == 1
 
@@ -287,7 +288,7 @@ def _take_turns(file: Path, vcpu: Vcpu, memory: mmap.mmap) -> None:
 def a_buffer_across_slots_is_filled(file: Path) -> None:
     file.write_bytes(TABLE)
     vm = Vm()
-    # Neither the order of the slots nor their place in this process is the guest's.
+    # Neither the slots' numbers nor their addresses in this process follow the guest's addresses.
     upper = vm.add_memory(0, 3 * PAGE, 1)
     lower = vm.add_memory(7, 2 * PAGE, 1)
     vcpu = Vcpu(vm.fd)
@@ -332,13 +333,13 @@ def memory_that_is_not_mapped_is_eio_and_no_crash(file: Path) -> None:
     vm.set_region(0, 0, 4 * PAGE, 0x1000)
     vcpu = Vcpu(vm.fd)
     assert vcpu.ask(0, 4) == Answer(errno.EIO, 4, TAKEN)
-    # The second page of two: what has been written of the table must not stay.
+    # Only the second page is not mapped: what was written to the first must not stay.
     memory = vm.add_memory(0, 0, 1)
     vm.set_region(1, PAGE, PAGE, 0x1000)
     assert vcpu.ask(0, 4) == Answer(errno.EIO, 4, TAKEN)
     assert memory[:24] == EMPTY
     assert open_files(file) == 0
-    # The same for a table that is empty.
+    # An empty table gets the same answer.
     file.write_bytes(b"")
     assert vcpu.ask(PAGE, 1) == Answer(errno.EIO, 1, TAKEN)
 
@@ -348,7 +349,7 @@ def slots_are_followed(file: Path) -> None:
     file.write_bytes(TABLE)
     vm, vcpu, first = guest(2)
     second = mmap.mmap(-1, 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Replaced by the newer call, removed, put elsewhere.
+    # The slot is replaced by the newer call, then moved by the older one.
     vm.set_region(0, 0, 2 * PAGE, address_of(second), second=True)
     assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
     assert untouched(first)
@@ -361,7 +362,7 @@ def slots_are_followed(file: Path) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         vm.set_region(0xFFFF, 0x20000, 2 * PAGE, address_of(second))
     assert vcpu.ask(0x20000, PAGES) == Answer(errno.EIO, PAGES, TAKEN)
-    # As many slots as KVM has.
+    # KVM's highest slot number works too.
     vm.set_region(32763, 0x20000, 2 * PAGE, address_of(second))
     assert vcpu.ask(0x20000, PAGES) == Answer(0, PAGES, TAKEN)
 
@@ -384,7 +385,7 @@ def a_slot_that_is_away_for_a_moment_is_busy(file: Path) -> None:
 
 @scenario
 def duplicated_descriptors_are_followed(file: Path) -> None:
-    """dup, fcntl and dup2; and a number that goes to something else is forgotten."""
+    """The shim follows dup, fcntl and dup2, and forgets a number that goes to another file."""
     file.write_bytes(TABLE)
     vm = Vm()
     first = os.dup(vm.fd)
@@ -432,7 +433,7 @@ def a_second_mapping_of_kvm_run_may_go(file: Path) -> None:
     second = mmap.mmap(vcpu.fd, 12288, mmap.MAP_SHARED)
     second.close()
     assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
-    # And the first, while the second stays.
+    # The first may go as well, while the second stays.
     vcpu.run, first = mmap.mmap(vcpu.fd, 12288, mmap.MAP_SHARED), vcpu.run
     first.close()
     assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
@@ -440,13 +441,13 @@ def a_second_mapping_of_kvm_run_may_go(file: Path) -> None:
 
 @scenario
 def a_slot_is_gone_only_once_nothing_writes_to_it(file: Path) -> None:
-    """The VMM may unmap the slot's memory then, and map other memory there."""
+    """Once the slot is gone, the VMM may unmap its memory and map other memory there."""
     file.write_bytes(TABLE)
     vm, vcpu, _ = guest()
     hold = os.environ["FAKE_HOLD"]
     asking = threading.Thread(target=vcpu.ask, args=(0, 4))
     asking.start()
-    # Opens when the request is about to copy.
+    # This open returns when the request is about to copy.
     with open(hold, "wb", buffering=0) as release:
         before = vm.regions_set
         removing = threading.Thread(target=vm.set_region, args=(0, 0, 0, 0))
@@ -510,7 +511,7 @@ def _stood_back(vm: Vm, times_enabled: int) -> None:
     assert vm.times_enabled == times_enabled
     memory = vm.add_memory(0, 0, 4)
     vcpu = Vcpu(vm.fd)
-    assert vcpu.ask(0, 4) == Answer(0, 4, 0), "the exit reaches the VMM, unanswered"
+    assert vcpu.ask(0, 4) == Answer(0, 4, 0), "the exit must reach the VMM unanswered"
     assert vcpu.seen.handshakes == 0
     assert untouched(memory)
 
@@ -532,7 +533,7 @@ def a_vmm_that_enables_the_exit_is_left_alone(file: Path) -> None:
 
 @scenario
 def nothing_is_enabled(file: Path) -> None:
-    """A kernel without the exit, SNP switched off, settings that are wrong."""
+    """test_shim.py runs this without the exit, with SNP switched off and with wrong settings."""
     _stood_back(Vm(), 0)
     _stood_back(Vm(), 0)
 
@@ -570,7 +571,7 @@ def closed_vms_make_room(file: Path) -> None:
     for _ in range(40):
         vm, vcpu, _ = guest(4)
         assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
-        # Their numbers go to other files, so that no new VM gets them.
+        # Other files take these numbers, so that no new VM gets them.
         for fd in (vm.fd, vcpu.fd):
             os.close(fd)
             os.open(os.devnull, os.O_RDONLY)
@@ -578,7 +579,7 @@ def closed_vms_make_room(file: Path) -> None:
 
 @scenario
 def a_child_can_have_vms_too(file: Path) -> None:
-    """Forked while other threads change slots and serve requests."""
+    """The child is forked while other threads change slots and serve requests."""
     file.write_bytes(TABLE)
     vm, vcpu, memory = guest()
     over = threading.Event()
@@ -647,7 +648,7 @@ def a_child_forked_in_a_request_does_not_keep_the_lock(file: Path) -> None:
 
 @scenario
 def many_vcpus_and_moving_slots(file: Path) -> None:
-    """Tables are whole, and of one of the contents, while file and slots change."""
+    """Each table that arrives is one of the contents, and whole, while file and slots change."""
     contents = [bytes([value]) * 6000 for value in (1, 2, 3)]
     file.write_bytes(contents[0])
     vm = Vm()

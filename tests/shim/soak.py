@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM under load, updates every 100 ms and random kicks: ``python -m tests.shim.soak``.
 
-On the emulated platform: a VMM that knows nothing of certificates, with the shim; its
-vCPUs ask for reports while a writer moves the reported TCB and the table. Every report
-is verified with the table that came with it. Prints one JSON line, with exit code 1
-where something is not as it should be.
+A VMM that knows nothing of certificates runs with the shim on the emulated platform. Its
+vCPUs ask for reports while a writer changes the reported TCB and the table. Every report
+is verified with the table that came with it. Prints one line of JSON, and exits with 1 if
+anything went wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PATIENCE = 120.0  # seconds for what should have ended
 
 
 def soak(folder: Path, plain_vmm: Path, seconds: float, vcpus: int = 4) -> dict[str, object]:
-    """Run it in ``folder``; return what was seen."""
+    """Run the VM and the writer in ``folder``; return what was seen."""
     home = PlatformHome(folder / "platform")
     home.prepare(Product.MILAN)
     host = EmulatedHost.of(home.firmware(), home.authority())
@@ -101,7 +101,7 @@ def problems(seen: dict[str, object]) -> list[str]:
 
 
 def _lines(path: Path, vmm: subprocess.Popen[str]) -> Iterator[AttestedEvent]:
-    """What guests got, as it is written, until the VMM has ended."""
+    """Yield what the guests got, as soon as it is written, until the VMM has ended."""
     with open(path, "rb") as file:
         rest = b""
         while True:

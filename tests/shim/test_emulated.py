@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM that knows nothing of certificates, by ``snpcerts run`` on the emulated platform."""
+"""``snpcerts run`` with a VMM that knows nothing of certificates, on the emulated platform."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .soak import problems, soak
 
 @pytest.fixture(scope="module")
 def plain_vmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The VMM, built."""
+    """Build the VMM."""
     shim_library()  # installed with every compiler
     folder = tmp_path_factory.mktemp("plain_vmm")
     return build(folder / "plain_vmm", Path(__file__).with_name("plain_vmm.c"), "-pthread")
@@ -55,14 +55,14 @@ def test_every_vcpus_report_verifies_with_its_table(
         table.write_bytes(base64.b64decode(str(line["table"])))
         assert table.read_bytes().startswith(served.read_bytes())
         assert main(["verify", str(report), "--table", str(table), "--anchor", anchor]) == 0
-    assert {line["tries"] for line in lines} == {1, 2}, "at first the buffer is too small"
+    assert {line["tries"] for line in lines} == {1, 2}, "each vCPU's first buffer must be too small"
 
 
 @pytest.mark.parametrize("exit_number", ["43", "42"])
 def test_a_vmm_that_keeps_requests_in_an_int_is_served(
     emulated: Emulated, tmp_path: Path, exit_number: str
 ) -> None:
-    """As QEMU does up to 9.1; and a kernel tree that carries the series as posted."""
+    """QEMU up to 9.1 does so. A kernel with the patch series as posted has exit number 42."""
     source = Path(__file__).with_name("plain_vmm.c")
     vmm = build(tmp_path / "int_vmm", source, "-pthread", "-DREQUEST_TYPE=int")
     served = emulated.certs / "table.bin"

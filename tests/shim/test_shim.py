@@ -15,7 +15,7 @@ import pytest
 from .conftest import ROOT
 from .scenarios import SCENARIOS
 
-# Settings, and the messages that the operator gets, if not the defaults.
+# By scenario: settings other than the defaults, and the messages that the operator gets.
 SETTINGS: dict[str, dict[str, str]] = {
     "a_writer_makes_it_busy": {"SNPCERTS_CERTS_TIMEOUT": "0"},
     "a_writer_that_ends_in_time_is_waited_for": {"SNPCERTS_CERTS_TIMEOUT": "59999"},
@@ -82,7 +82,7 @@ def test_a_request(name: str, libraries: Path, tmp_path: Path) -> None:
         assert words in line
 
 
-# Two fresh file systems, whose first files have one number; links to them at $1.
+# Makes the first file of two new file systems, with the same inode number, and links to both.
 TWO_DEVICES = """
 set -e
 mkdir "$1.a" "$1.b"
@@ -101,7 +101,7 @@ def test_a_file_on_another_device_with_the_same_number_is_another_file(
     libraries: Path, tmp_path: Path
 ) -> None:
     if os.getuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("takes root and unshare, for two file systems")
+        pytest.skip("needs root and unshare, to mount two file systems")
     file = tmp_path / "certs.bin"
     apart = ["unshare", "--mount", "sh", "-c", TWO_DEVICES, "sh", str(file)]
     made = run(OTHER_DEVICE, libraries, file, before=apart)
@@ -139,7 +139,7 @@ def test_a_program_without_vms_hears_nothing(libraries: Path) -> None:
 
 
 def test_a_closed_standard_error_does_no_harm(libraries: Path, tmp_path: Path) -> None:
-    """A reader that does not read does no harm either: the line is dropped."""
+    """Nor does a full pipe that nobody reads: the shim drops the line."""
     name = "a_table_is_served"
     program = f"""
 import os, sys

@@ -144,7 +144,7 @@ def tpm(report: bytes, chain: bytes = b"") -> bytes:
 
 
 def by_sev_crate(report: bytes) -> dict[str, Any]:
-    """A report's fields as virtee/sev's serde writes them, of a Milan chip."""
+    """The fields of a Milan report, as virtee/sev's serde writes them."""
     fields = ReportLayout.unpack(report)
     names = {"signature_algo": "sig_algo", "platform_info": "plat_info", "flags": "key_info"}
     names |= {"cpuid_family": "cpuid_fam_id", "cpuid_model": "cpuid_mod_id"}
@@ -184,8 +184,8 @@ def _json(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
 
-# Shapes with the certificates inside, and those of a report alone: by the name that the
-# documentation gives them.
+# WHOLE has the shapes that contain the certificates, ALONE those of a report alone. The keys are
+# the names in the documentation.
 def whole(ders: Ders) -> dict[str, Shape]:
     leaf, ask, ark = ders
     table = table_of(ders)
@@ -269,7 +269,7 @@ ALONE: dict[str, Shape] = {
 }
 
 
-# A file with all three certificates.
+# The forms of a file with all three certificates.
 def bundles(ders: Ders) -> dict[str, bytes]:
     leaf, ask, ark = ders
     return {

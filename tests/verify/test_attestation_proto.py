@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""go-sev-guest's messages: the report comes back byte for byte, hostile ones are errors."""
+"""go-sev-guest's messages: a report comes back byte for byte, and hostile messages are errors."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _numbers() -> st.SearchStrategy[dict[str, Any]]:
             strategies[name] = st.binary(min_size=size, max_size=size)
         else:
             strategies[name] = st.integers(0, 256**size - 1)
-    # The message has four bits for it.
+    # The message has only four bits for the stepping.
     strategies["cpuid_stepping"] = st.integers(0, 15)
     return st.fixed_dictionaries({}, optional=strategies)
 
@@ -205,7 +205,7 @@ def test_certificates_are_as_many_as_in_a_table_at_most() -> None:
 
 
 def test_memory_is_bounded_by_the_message() -> None:
-    """Also where a mebibyte of it is one field inside another."""
+    """This holds even if a mebibyte of the message is one field inside another."""
     message = attestation(REPORT, CHAIN + extra(str(PLATFORM_INFO), bytes(1 << 20)))
     tracemalloc.start()
     try:
@@ -237,7 +237,7 @@ def test_any_change_is_read_or_refused(at: int, value: int) -> None:
 
 
 def test_no_report_is_taken_for_a_message() -> None:
-    """Also one with a wrong first byte, for which the error must name the defect."""
+    """Nor is one with a wrong version, for which the error must name the defect."""
     for index in (0, 1, 2, 3):
         for bit in range(8):
             report = flipped(REPORT, index, bit)

@@ -38,7 +38,7 @@ def mixed(count: int) -> list[Evidence]:
 @pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("jobs", sized([1, 3], [1, 2, 3]))
 def test_verdicts_come_out_in_order_and_as_one_by_one(jobs: int, unknown: bool) -> None:
-    """Whether their number is known or not."""
+    """This holds whether or not the number of reports is known in advance."""
     many = mixed(WORTHWHILE + CHUNK * 4 + 5)
     given = iter(many) if unknown else many
     verdicts = list(verify_many(given, anchors=anchors(), at=NOON, jobs=jobs))
@@ -65,7 +65,7 @@ def test_fewer_than_one_job_is_wrong_usage() -> None:
 
 
 class Lazy:
-    """A pool that begins no work; ``starts`` is whether its processes answer at all."""
+    """A pool that begins no work; ``starts`` says whether its processes start at all."""
 
     def __init__(self, *, starts: bool) -> None:
         self.starts = starts

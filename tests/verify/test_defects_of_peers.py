@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defects that other tools have or had, none of them ours."""
+"""snpcerts has none of these defects. "Elsewhere" is another tool that has or had the defect."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def evidence_with(table: bytes) -> Evidence:
     [(0xFFFFFFE8, 0x48), (0x30, 0xFFFFFFFF), (0xFFFFFFFF, 1), (0x80000000,) * 2],
 )
 def test_offset_and_length_do_not_wrap_at_32_bits(offset: int, length: int) -> None:
-    """A sum of two u32 that wraps passed a bounds check elsewhere, and panicked behind it."""
+    """Elsewhere, a sum of two u32 wrapped and passed the bounds check; a panic followed."""
     with pytest.raises(FormatError, match="extends past the table"):
         evidence_with(entry(VCEK_GUID.bytes, offset, length) + bytes(ENTRY_SIZE) + bytes(64))
 
 
 def test_overlapping_blobs_are_not_copied_again_and_again() -> None:
-    """64 KiB of entries for the same bytes took 179 MB elsewhere, 1 MiB 46 GiB."""
+    """Elsewhere, 64 KiB of entries for the same bytes took 179 MB, and 1 MiB took 46 GiB."""
     count = (64 << 10) // ENTRY_SIZE - 1
     header = ENTRY_SIZE * (count + 1)
     entries = (entry(index.to_bytes(16, "big"), header, 1000) for index in range(1, count + 1))
@@ -75,7 +75,7 @@ def test_overlapping_blobs_are_not_copied_again_and_again() -> None:
 
 @pytest.mark.parametrize("size", [1, 23, 24, 47, 480])
 def test_a_table_without_its_end_is_not_walked_past_its_bytes(size: int) -> None:
-    """A walk to the zero GUID read memory that was not the table's elsewhere."""
+    """Elsewhere, a walk to the zero GUID read memory beyond the table."""
     table = entry(VCEK_GUID.bytes, 48, 1) * 20
     with pytest.raises(FormatError, match="without the zero entry"):
         evidence_with(table[:size])
@@ -83,7 +83,7 @@ def test_a_table_without_its_end_is_not_walked_past_its_bytes(size: int) -> None
 
 @pytest.mark.parametrize("guids", [(VCEK_GUID, VCEK_GUID), (ASK_GUID, ARK_GUID, ASK_GUID)])
 def test_a_guid_that_is_there_twice_is_an_error(guids: tuple[object, ...]) -> None:
-    """First or last wins, by who reads: then two tools judge two certificates."""
+    """Some tools take the first, others the last, so two tools would judge two certificates."""
     header = ENTRY_SIZE * (len(guids) + 1)
     entries = b"".join(
         entry(guid.bytes, header + index, 1)  # type: ignore[attr-defined]  # they are UUIDs
@@ -95,7 +95,7 @@ def test_a_guid_that_is_there_twice_is_an_error(guids: tuple[object, ...]) -> No
 
 @pytest.mark.parametrize("slot", ["vcek", "ask", "ark"])
 def test_each_signature_of_the_chain_can_fail_the_verdict(slot: str) -> None:
-    """An error flag that starts as true and is only ever or-ed succeeded elsewhere."""
+    """Elsewhere, every chain passed: a flag started as true and was only ever or-ed."""
     parts = collateral()
     data = getattr(parts, slot)
     broken = with_slot(parts, slot, flipped(data, len(data) - 1))
@@ -108,7 +108,7 @@ def test_each_signature_of_the_chain_can_fail_the_verdict(slot: str) -> None:
 
 
 def test_a_self_made_chain_with_the_right_names_is_not_trusted() -> None:
-    """The root in a host's table was the root of trust elsewhere."""
+    """Elsewhere, the root in the host's table was trusted."""
     ca = SmallCa(suffix="", ark_key="another")
     verdict = verify(Evidence(ca.report(), collateral(ca)), at=NOON)
     assert codes(verdict) == ["ark-untrusted"]
@@ -120,7 +120,7 @@ def test_a_self_made_chain_with_the_right_names_is_not_trusted() -> None:
 def test_a_tcb_is_never_read_with_the_layout_of_another_product(
     product: Product, other: Product
 ) -> None:
-    """Milan's levels, read as Turin's, made an FMC of 219 elsewhere."""
+    """Elsewhere, Milan's levels were read as Turin's, which made an FMC of 219."""
     ca = SmallCa(product)
     verdict = verify(ca.report(), collateral(ca), anchors=anchors(ca), at=NOON)
     assert verdict.tcbs.reported == TCBS[product]
@@ -135,7 +135,7 @@ def test_a_tcb_is_never_read_with_the_layout_of_another_product(
 
 @pytest.mark.parametrize("model", [0xA0, 0xA1, 0xAA, 0xAF, 0x10, 0x11, 0x1F])
 def test_zen_4c_is_genoa_with_all_its_models(model: int) -> None:
-    """Bergamo and Siena were unknown elsewhere, and model 0xaf fell off by one."""
+    """Elsewhere, Bergamo and Siena were unknown, and an off-by-one error left out model 0xaf."""
     ca = SmallCa(Product.GENOA)
     report = ca.report(cpuid_family=0x19, cpuid_model=model)
     assert codes(verify(report, collateral(ca), anchors=anchors(ca), at=NOON)) == []
@@ -150,7 +150,7 @@ def test_turin_dense_is_turin(model: int) -> None:
 
 @pytest.mark.parametrize("model", [0x50, 0x57, 0x90, 0xAF, 0xC0, 0xC7, 0x12, 0xFF])
 def test_the_product_after_turin_is_not_taken_for_turin(model: int) -> None:
-    """Venice is read as Turin elsewhere; no root of it is known, so nothing of it verifies."""
+    """Elsewhere, Venice is read as Turin. No root of Venice is known, so no report verifies."""
     ca = SmallCa(Product.TURIN)
     found = verify(ca.report(5, cpuid_model=model), collateral(ca), anchors=anchors(ca), at=NOON)
     assert codes(found) == ["product-unknown"]
@@ -158,13 +158,13 @@ def test_the_product_after_turin_is_not_taken_for_turin(model: int) -> None:
 
 
 def test_the_signature_is_over_the_bytes_that_came_not_over_fields_written_again() -> None:
-    """Mitigation vectors of version 4 were lost elsewhere, and its reports refused."""
+    """Elsewhere, the mitigation vectors of version 4 were lost, and its reports refused."""
     report = CA.report(4, launch_mit_vector=7, current_mit_vector=1 << 40)
     assert codes(verify(report, collateral(), anchors=anchors(), at=NOON)) == []
 
 
 def test_a_masked_report_of_version_2_can_be_read() -> None:
-    """With no processor and no chip in it, it could not be parsed at all elsewhere."""
+    """Elsewhere, such a report, which names no processor and no chip, could not be parsed."""
     report = CA.report(2, chip_id=bytes(64))
     found = verify(report, collateral(), anchors=anchors(), at=NOON)
     assert codes(found) == ["chip-id-masked"]
@@ -172,7 +172,7 @@ def test_a_masked_report_of_version_2_can_be_read() -> None:
 
 
 def test_a_turin_vcek_is_looked_up_by_its_fmc_too() -> None:
-    """A cache key without it gave the certificate of another firmware elsewhere."""
+    """Elsewhere, the cache's key had no FMC, so the cache gave another firmware's certificate."""
     tcb = TCBS[Product.TURIN]
     other = replace(tcb, fmc=2)
     hwid = bytes(range(1, 9))
@@ -193,7 +193,7 @@ def test_a_turin_vcek_is_looked_up_by_its_fmc_too() -> None:
 
 
 def test_an_extension_that_is_missing_is_not_passed_over() -> None:
-    """Levels that a certificate does not name were skipped elsewhere."""
+    """Elsewhere, levels that the certificate does not name were skipped."""
     for suffix in ("3.1", "3.2", "3.3", "3.8", "4"):
         leaf = CA.leaf.without_extension(f"{AMD_ARC}.{suffix}")
         found = verify(CA.report(), collateral(leaf=leaf), anchors=anchors(), at=NOON)
@@ -201,21 +201,21 @@ def test_an_extension_that_is_missing_is_not_passed_over() -> None:
 
 
 def test_the_chip_of_a_vcek_is_compared() -> None:
-    """A check that took every leaf for an intermediate never ran elsewhere."""
+    """Elsewhere, the check never ran, because it took every leaf for an intermediate."""
     other = SmallCa(chip_id=bytes(range(2, 66)))
     found = verify(CA.report(), collateral(leaf=other.leaf), anchors=anchors(), at=NOON)
     assert codes(found) == ["chip-id-mismatch"]
 
 
 def test_the_key_that_the_report_names_decides_which_leaf_is_used() -> None:
-    """A VLEK that is there was used for a VCEK's report elsewhere."""
+    """Elsewhere, a VLEK that was present was used for a report that a VCEK had signed."""
     vlek = SmallCa(kind=VekKind.VLEK)
     only = replace(collateral(), vcek=None, vlek=vlek.leaf.make())
     assert codes(verify(CA.report(), only, anchors=anchors(), at=NOON)) == ["vcek-missing"]
 
 
 def test_a_short_write_is_not_a_success(tmp_path: Path) -> None:
-    """A write that took some of the bytes was taken for all of them elsewhere."""
+    """Elsewhere, a write of some of the bytes was taken for a write of all."""
     source, target = tmp_path / "table.bin", tmp_path / "ark.der"
     ark = CA.ark.make()
     assert len(ark) > 1000
@@ -244,7 +244,7 @@ def test_an_authority_of_1024_bits_signs_nothing() -> None:
 
 
 def test_mixed_endian_guids_are_read_with_a_warning() -> None:
-    """Both orders are met; one reader's order hid the certificates from it."""
+    """Both byte orders occur. Elsewhere, certificates in the other order were not found."""
     leaf = CA.leaf.make()
     table = entry(VCEK_GUID.bytes_le, 48, len(leaf)) + bytes(ENTRY_SIZE) + leaf
     evidence = evidence_with(table)

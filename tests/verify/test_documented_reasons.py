@@ -23,7 +23,7 @@ CA = SmallCa()
 FAR = datetime(2049, 1, 1, tzinfo=UTC)
 NONCE = bytes.fromhex("0123456789abcdef")
 
-# Good at any time that the examples may run.
+# Valid whenever the examples run.
 CHAIN = {
     name: recipe.but(not_after=FAR).make()
     for name, recipe in (("vcek", CA.leaf), ("ask", CA.ask), ("ark", CA.ark))

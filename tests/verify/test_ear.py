@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EARs: how a verdict reads in other systems' terms, and how they check it."""
+"""EARs: a verdict in the terms of other systems, and a signature that these can check."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_no_reason_leaves_a_vector_that_affirms(code: ReasonCode) -> None:
     else:
         assert (found, vector) == (TrustTier.NONE, {})
     if is_of_policy(code):
-        assert code in BY_CODE, "a demand's reason needs a line in BY_CODE"
+        assert code in BY_CODE, "every reason of a policy must be in BY_CODE"
         assert max(vector.values()) >= CONTRAINDICATED
     else:
         assert all(value < 2 or value >= CONTRAINDICATED for value in vector.values())

@@ -55,7 +55,7 @@ def test_a_chain_seen_before_is_not_judged_again(found: list[ChainBytes]) -> Non
 def test_authorities_seen_with_another_leaf_are_not_judged_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For a chip never seen under a known ASK and ARK, one certificate is read."""
+    """For a new chip below a known ASK and ARK, only the leaf is read."""
     loaded: list[str] = []
 
     def counting(data: bytes, what: str) -> object:
@@ -72,7 +72,7 @@ def test_authorities_seen_with_another_leaf_are_not_judged_again(
 
 @pytest.mark.parametrize("kind", list(VekKind))
 def test_remembered_findings_about_authorities_equal_new_ones(kind: VekKind) -> None:
-    """For any defect of any of the four, even if the others were seen before."""
+    """For any defect of leaf, ASK, ARK or list, even if the others were seen before."""
     memory = JudgeMemory()
     bad = (None, b"x", PARTS.ask, PARTS.ark)
     for ask in (PARTS.ask, *bad):
@@ -90,7 +90,7 @@ def test_remembered_findings_about_authorities_equal_new_ones(kind: VekKind) -> 
 
 
 def test_out_of_force_is_exactly_when_a_certificate_or_list_is_out_of_date() -> None:
-    """The short cut over all of them says what each of them says."""
+    """What is found in all validity periods at once must be what is found in each."""
     recipe = CrlRecipe(CA)
     parts = replace(PARTS, crl=recipe.make())
     found = asked(JudgeMemory(), VekKind.VCEK, parts, ANCHORS)

@@ -106,7 +106,7 @@ def test_outblob_and_auxblob() -> None:
 
 
 def test_certificates_in_pem_and_unknown_guids_are_kept() -> None:
-    """As Google's hosts send it, and go-sev-guest adds to it."""
+    """Google's hosts send such a table, and go-sev-guest adds an entry to it."""
     served = table(
         (GOOGLE_FIRMWARE, b"an endorsement"),
         (VCEK_GUID, pem(CA.leaf.make())),
@@ -121,7 +121,7 @@ def test_certificates_in_pem_and_unknown_guids_are_kept() -> None:
 
 
 def test_a_vlek_alone_lacks_only_the_certificates_above_it() -> None:
-    """As Amazon's hosts send it, with a chip ID of zeros."""
+    """Amazon's hosts send such a table, with a report whose chip ID is zero."""
     report = VLEK_CA.report(chip_id=bytes(64))
     evidence = Evidence.from_parts(report, table((VLEK_GUID, VLEK_CA.leaf.make())))
     verdict = judge(evidence, ca=VLEK_CA)
@@ -154,7 +154,7 @@ def test_the_runtime_data_of_an_hcl_report_must_be_bound(number: int, name: str)
 
 
 def test_a_digest_with_more_behind_it_binds_nothing() -> None:
-    """REPORT_DATA is the digest and zeros: no other party chose the rest."""
+    """After the digest, REPORT_DATA must be zero, so that nobody else chose the rest."""
     report_data = hashlib.sha256(CLAIMS).digest() + b"\1" * 32
     evidence = Evidence.from_bytes(hcl(CA.report(report_data=report_data)))
     assert "runtime-data-mismatch" in codes(judge(evidence))
@@ -223,7 +223,7 @@ def test_too_many_bytes_are_an_error() -> None:
 OTHER_FILES = {
     "5000 zero bytes": bytes(5000),
     "zero bytes, as large as a report": bytes(1184),
-    "an array of MessagePack": b"\xdd\xff\xff\xff\xff" + bytes(4995),
+    "a MessagePack array": b"\xdd\xff\xff\xff\xff" + bytes(4995),
     "a number and zeros": (5).to_bytes(4, "little") + bytes(1180),
     "ones and a table's end": b"\xff" * 1184 + bytes(24),
     "text that could be hexadecimal": b"a" * 1184,
@@ -249,7 +249,7 @@ OTHER_FILES = {
 
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_a_file_that_holds_no_report_is_not_judged(name: str) -> None:
-    """Its size or its first bytes are those of evidence by accident."""
+    """Its size or its first bytes only happen to be those of evidence."""
     with pytest.raises(FormatError) as raised:
         Evidence.from_bytes(OTHER_FILES[name])
     for jargon in ("CBOR", "certificate table", "offset"):

@@ -130,7 +130,7 @@ def test_a_processor_without_a_floor_is_refused(cpuid: tuple[int, int, int]) -> 
 
 
 def test_the_current_tcb_counts_too() -> None:
-    """What runs may be older than what is certified."""
+    """The running firmware may be older than the reported TCB, which the leaf certifies."""
     ca = SmallCa(Product.GENOA, tcb=tcb(Product.GENOA, 0x56, 0x1B))
     old = tcb(Product.GENOA, 0x56, 0x1A).pack()
     report = ca.report(3, cpuid_model=0x11, cpuid_stepping=1, current_tcb=old)

@@ -42,7 +42,7 @@ class Evidence:
 
     @property
     def turin(self) -> bool:
-        """Whether it is of the product that is unlike the others."""
+        """Whether the report is of Turin, which has another TCB layout than Milan and Genoa."""
         return self.name.startswith("turin")
 
     def verdict_of(self, report: bytes) -> Verdict:
@@ -116,10 +116,10 @@ MITIGATIONS = ("launch_mit_vector", "current_mit_vector")
 
 
 def codes_of_a_bit(evidence: Evidence, changed: bytes, name: str, at: int, bit: int) -> set[str]:
-    """What is said of one bit of a field turned over: the signature, and what the field means.
+    """The reasons that a flipped bit of a field must give: the signature's, and the field's own.
 
-    ``at`` counts from the field's first byte. Where the bit makes it another key
-    that signed, there is none to hold the signature against.
+    ``at`` counts from the field's first byte. If the bit makes the report name another signing
+    key, there is no leaf to check the signature with.
     """
     vlek = evidence.collateral.vcek is None
     version = int.from_bytes(evidence.report[:4], "little")
@@ -169,7 +169,7 @@ def codes_of_a_bit(evidence: Evidence, changed: bytes, name: str, at: int, bit: 
 
 
 def _above_current(evidence: Evidence, changed: bytes) -> set[str]:
-    """Whether the changed report, or the leaf, has a component above what runs."""
+    """The reason, if the changed report or the leaf has a component above the current TCB."""
     components = (0, 1, 2, 3, 7) if evidence.turin else (0, 1, 6, 7)
     current, reported = (
         changed[start : start + 8]
@@ -229,7 +229,7 @@ def test_a_chip_id_of_another_chip_is_reported(milan: Evidence) -> None:
         assert found == ["chip-id-mismatch", "report-signature"]
 
 
-# What is said of a change in a part of a certificate; {} is its place in the chain.
+# The reasons for a change in a part of a certificate; {} is the certificate's place in the chain.
 PARTS = {
     "version": {"{}-unreadable"},
     "serial number": {"{}-signature"},
@@ -249,13 +249,13 @@ KEYS = {
     "ask": {"leaf-signature", "ask-signature"},
     "ark": {"ask-signature", "ark-signature", "ark-untrusted"},
 }
-# By the end of the OID below AMD's arc; what is not here makes another profile.
+# By the end of the OID below AMD's arc; any other extension gives leaf-profile.
 LEVELS = dict.fromkeys(("3.1", "3.2", "3.3", "3.8", "3.9"), "tcb-mismatch")
 EXTENSIONS = LEVELS | {"4": "chip-id-mismatch", "5": None}
 
 
 def anatomy(der: bytes) -> dict[str, tuple[int, int]]:
-    """Where each part of a certificate has its content: first byte and end."""
+    """Where the content of each part of a certificate is: its first byte and its end."""
 
     def inside(at: int) -> tuple[int, int]:
         element = read_element(der, at, "certificate")
@@ -284,7 +284,7 @@ def anatomy(der: bytes) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("place", ["leaf", "ask", "ark"])
 def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> None:
-    """Every part, every extension: refused, and by the code that says what is wrong."""
+    """A change in any part or extension is refused, by the code that says what is wrong."""
     slot = place
     if place == "leaf":
         slot = "vcek" if evidence.collateral.vcek else "vlek"
@@ -292,7 +292,7 @@ def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> 
     found = anatomy(data)
     assert set(PARTS) | {"subject", "key"} < set(found)
     for name, (start, end) in found.items():
-        # A digit of the validity's end, the middle of a modulus, the last byte else.
+        # Change a digit of the validity's end, the middle of the key, and otherwise the last byte.
         at = {"validity": end - 2, "key": (start + end) // 2}.get(name, end - 1)
         changed = with_slot(evidence.collateral, slot, flipped(data, at))
         verdict = evidence.verdict(collateral=changed)
@@ -317,7 +317,7 @@ def _of_extension(evidence: Evidence, name: str) -> set[str]:
     oid = x509.ObjectIdentifier(_dotted(bytes.fromhex(name.split()[1])))
     suffix = oid.dotted_string.removeprefix(f"{AMD_ARC}.")
     if suffix == "2" and evidence.name == "milan":
-        # Milan-B1 for Milan-B0: another stepping is the same product.
+        # This makes Milan-B1 of Milan-B0: another stepping of the same product.
         return {"leaf-signature"}
     own = EXTENSIONS.get(suffix, "leaf-profile")
     return {"leaf-signature"} | ({own} if own else set())
@@ -348,7 +348,7 @@ def test_no_certificate_can_change(evidence: Evidence, slot: str) -> None:
 
 @pytest.mark.parametrize("slot", ["vcek", "ask", "ark"])
 def test_nothing_around_the_signed_part_can_change(milan: Evidence, slot: str) -> None:
-    """The outer header, the outer algorithm, the header of the signature: every bit."""
+    """That is the outer header, the outer algorithm and the header of the signature."""
     data = getattr(milan.collateral, slot)
     signed = load_certificate(data, slot).tbs_certificate_bytes
     start = data.index(signed)
@@ -382,7 +382,7 @@ def test_certificates_of_other_reports_do_not_serve(vectors: Path) -> None:
     crossed = replace(milan.collateral, ask=vlek.collateral.ask)
     assert codes(milan.verdict(collateral=crossed)) == ["leaf-issuer", "leaf-signature", "ask-name"]
     crossed = replace(milan.collateral, ark=milan.collateral.ask, ask=milan.collateral.ark)
-    # Exchanged, they are sorted by what they are.
+    # Certificates in each other's place are sorted by what they are.
     assert codes(milan.verdict(collateral=crossed)) == []
     misplaced = replace(milan.collateral, vcek=vlek.collateral.vlek, ask=vlek.collateral.ask)
     assert "leaf-kind" in codes(milan.verdict(collateral=misplaced, at=vlek.at))
@@ -411,7 +411,7 @@ def test_validity_is_judged_at_each_call(milan: Evidence, year: int, expected: l
 
 
 def test_only_the_anchors_given_are_trusted(milan: Evidence) -> None:
-    """Even if the same chain has just verified with others."""
+    """Even if the same chain has just verified with other anchors."""
     assert codes(milan.verdict()) == []
     assert codes(milan.verdict(anchors=())) == ["ark-untrusted"]
     assert codes(milan.verdict(anchors=AMD_ANCHORS[1:])) == ["ark-untrusted"]

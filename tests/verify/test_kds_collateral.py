@@ -100,7 +100,7 @@ def test_a_vcek_is_asked_for_by_the_chip_and_tcb_of_the_report(
     server = Server(ca)
     assert judge(server, Evidence(ca.report(version))).status is Status.VERIFIED
     tcb, hwid = TCBS[product], ca.chip_id[: product.hwid_size]
-    # Version 2 does not tell Genoa from Milan: it is the second that is asked for.
+    # Version 2 does not tell Genoa from Milan, so the VCEK of a Milan is asked for first.
     tries = [Product.MILAN, product] if version == 2 and product is Product.GENOA else [product]
     assert server.asked == [("vcek", each, hwid, tcb, NOON) for each in tries]
 
@@ -168,7 +168,7 @@ def test_cached_revocations_count_even_if_no_list_is_required() -> None:
     verdict = judge(server, Evidence(server.ca.report()))
     assert [question[0] for question in server.asked] == ["vcek"]
     assert [reason.code.value for reason in verdict.reasons] == ["ask-revoked", "ark-revoked"]
-    # An old list without a revocation is not a demand.
+    # An expired list that revokes nothing does not matter if no list is required.
     server.known = CrlRecipe(server.ca, next_update=NOON - timedelta(days=1)).make()
     assert judge(server, Evidence(server.ca.report())).status is Status.VERIFIED
 
@@ -182,11 +182,11 @@ def test_a_list_that_could_not_be_renewed_leaves_a_report_undecided() -> None:
     verdict = judge(down, Evidence(ca.report(), own), REQUIRED)
     assert verdict.status is Status.UNDECIDED
     assert verdict.reasons[0].message == "throttled"
-    # It stays an outage when the cache has what can do no more than refuse.
+    # During an outage, a revocation in an expired list still counts.
     down.known = CrlRecipe(ca, revoked=(1,), next_update=NOON - timedelta(days=1)).make()
     verdict = judge(down, Evidence(ca.report(), own), REQUIRED)
     assert verdict.status is Status.REFUSED
-    # A day later the server still gives no newer one: what it gave is too old to rely on.
+    # If the server gives no newer list, one from two days ago is too old for a limit of one day.
     aged = Server(ca)
     aged.known = CrlRecipe(ca).make()
     resource = CrlResource(Product.MILAN, VekKind.VCEK)
@@ -244,7 +244,7 @@ def test_vceks_of_a_chip_that_exists_at_levels_that_never_ran_are_bounded_and_no
         judge(server, Evidence(report))
     assert len(kept) == LIMIT
     assert list(server.store.places()) == []
-    # What is there already costs nothing, and a report that was signed takes nothing away.
+    # A forged report does not remove a VCEK that was in the cache before.
     server.store.write(kept[0], ca.leaf.make())
     judge(server, Evidence(flipped(ca.report(reported_tcb=bytes((0,) * 6 + (24, 219))), 0x90)))
     assert server.store.read(kept[0]) is not None

@@ -236,7 +236,7 @@ def test_with_no_report_to_read_nothing_passes() -> None:
 @pytest.mark.parametrize("which", ["reported", "current", "committed", "launch"])
 @pytest.mark.parametrize("component", ["bootloader", "tee", "snp", "microcode", "fmc"])
 def test_every_component_of_a_floor_is_compared(which: str, component: str) -> None:
-    """Even if all the others are above it."""
+    """A component below the floor counts even if all the others are above it."""
     tcb = TCBS[Product.TURIN]
     name = "minimum_tcb" if which == "reported" else f"minimum_{which}_tcb"
 
@@ -287,7 +287,7 @@ def test_a_provider_is_that_of_the_vlek() -> None:
 
 
 def test_an_author_key_counts_only_where_the_report_says_there_is_one() -> None:
-    """The digest is zero without one: a policy of zeros is not met by that."""
+    """Without an author key the digest is zero, which must not satisfy a policy of zeros."""
     policy = Policy(author_key_digests=(bytes(48),))
     assert codes(judge(policy)) == ["policy-author-key"]
     assert codes(judge(policy, flags=1)) == []
@@ -341,11 +341,13 @@ def test_a_list_that_came_with_the_report_may_only_add_revocations(
 
 @pytest.mark.parametrize("product", PINNED)
 def test_a_reported_tcb_above_the_current_one_in_a_component_is_refused(product: Product) -> None:
-    """SET_CONFIG compares the two as one number, so a low boot loader buys a high SNP level."""
+    """SNP_SET_CONFIG may compare the reported and the committed TCB as one number, the boot loader
+    first, so a lower boot loader allows a higher SNP level.
+    """
     ca, tcb = SmallCa(product), TCBS[product]
     running = replace(tcb, snp=tcb.snp - 1, microcode=255).pack()
     floor = {product.name.lower(): tcb}
-    # Without a floor of what runs, an SNP level that never ran passed.
+    # The reported SNP level meets the floor, although it never ran.
     policy = Policy(minimum_tcb=TcbFloor(**floor))
     verdict = judge(policy, ca, current_tcb=running)
     assert codes(verdict) == ["policy-tcb-above-current"]
@@ -359,7 +361,7 @@ def test_a_reported_tcb_above_the_current_one_in_a_component_is_refused(product:
 
 
 def test_the_leafs_tcb_is_held_against_the_current_one_too() -> None:
-    """A leaf for another TCB than the report's is refused for that as well."""
+    """A leaf for another TCB than the report's is also refused if that TCB is above the current."""
     low = MILAN_TCB.pack()[:6] + bytes((MILAN_TCB.snp - 1, MILAN_TCB.pack()[7]))
     verdict = judge(None, reported_tcb=low, current_tcb=low)
     assert codes(verdict) == ["tcb-mismatch", "policy-tcb-above-current"]
@@ -379,14 +381,14 @@ def test_claims_bound_below_vmpl_0_are_the_guests_own_choice() -> None:
     for vmpl in (1, 3, 0xFFFFFFFF):
         assert found(vmpl, wanted) == ["runtime-data-vmpl"]
         assert found(vmpl, Policy.authenticity_only()) == ["runtime-data-vmpl"]
-    # The policy decides where it names VMPLs, and nothing is asked where no claims are.
+    # VMPLs in the policy decide instead, and without claims any VMPL passes.
     assert found(2, replace(wanted, vmpls=(0, 2))) == []
     assert found(3, replace(wanted, vmpls=(0, 2))) == ["policy-vmpl"]
     assert found(3, Policy(), None) == []
 
 
 def test_a_vlek_signs_while_the_chips_key_is_masked() -> None:
-    """AMD's published firmware masks the VCEK alone: such a report is as good as any."""
+    """AMD's published firmware masks only the VCEK, so a report that a VLEK signed is as good."""
     for version in (2, 3, 5):
         assert codes(judge(None, VLEK, version, flags=SigningKey.VLEK << 2 | 2)) == []
     verdict = judge(None, flags=SigningKey.NONE << 2 | 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host cannot hide a revocation: all lists are judged, and a host's meets no requirement."""
+"""A host cannot hide a revocation: all lists are judged, and its own meets no requirement."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CA = SmallCa()
 REQUIRED = Policy(revocation=Revocation.REQUIRE)
 DAY = timedelta(days=1)
 
-# A year's list from before the revocation, and the one that has it.
+# A list from before the revocation, a newer one with it, and an expired one.
 BEFORE = CrlRecipe(CA)
 REVOKED = CrlRecipe(CA, revoked=(1,), this_update=NOON - DAY)
 EXPIRED = CrlRecipe(CA, next_update=NOON - DAY)
@@ -73,7 +73,7 @@ def test_an_old_list_from_the_host_does_not_hide_a_newer_revocation() -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_several_lists_count_for_a_report_that_does_not_name_its_product(order: int) -> None:
-    """A version 2 report of a Genoa: which list is of its product, the leaf has to say."""
+    """In a version 2 report of a Genoa, only the leaf says which list is of its product."""
     genoa = SmallCa(product=Product.GENOA)
     old, new = CrlRecipe(genoa), CrlRecipe(genoa, revoked=(1,), this_update=NOON - DAY)
     milan = CrlRecipe(CA, this_update=NOON - DAY)
@@ -95,7 +95,7 @@ def test_a_list_of_the_host_satisfies_no_demand() -> None:
     assert codes(verdict) == ["crl-missing"]
     assert "came with the evidence" in verdict.reasons[0].message
     assert verdict.check("revocation").state.value == "failed"
-    # Even if its kind is given.
+    # The same if the kind of the list is given.
     verdict = judge(supplied(BEFORE, supplier=Supplier.EVIDENCE))
     assert codes(verdict) == ["crl-missing"]
     assert not verdict.revocation_lists[0].counts
@@ -154,7 +154,7 @@ def test_a_list_of_unknown_kind_satisfies_nothing_and_its_revocations_count() ->
 
 @pytest.mark.parametrize("policy", [None, REQUIRED])
 def test_a_useless_list_of_the_callers_own_refuses(policy: Policy | None) -> None:
-    """A caller that gives a list asks for a good one."""
+    """A caller that gives a list relies on it, so it must be a good one."""
     assert codes(judge(supplied(EXPIRED), policy=policy)) == ["crl-expired"]
     forged = supplied(BEFORE.but(signer=rsa_key("another")))
     assert codes(judge(forged, policy=policy)) == ["crl-signature"]
@@ -175,12 +175,12 @@ def test_a_list_older_than_is_allowed_satisfies_nothing_and_its_revocations_coun
     assert verdict.to_json()["revocation_lists"][0]["age_seconds"] == 3 * 86400
     assert codes(judge(aged(BEFORE, None), policy=policy)) == ["crl-too-old"]
     assert codes(judge(aged(REVOKED, 3 * DAY), aged(BEFORE, DAY), policy=policy)) == NAMED
-    # Where no age is asked for, none is judged.
+    # If the policy does not limit the age, a list of any age will do.
     assert judge(aged(BEFORE, 300 * DAY)).status is Status.VERIFIED
 
 
 def test_an_unsigned_long_list_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To read 30,000 entries takes a hundred times what it takes to see that it is forged."""
+    """Reading 30,000 entries takes a hundred times as long as finding the list forged."""
     long = REVOKED.but(revoked=tuple(range(30_000)), signer=rsa_key("another")).make()
     read: list[int] = []
 
@@ -211,7 +211,7 @@ def test_entries_of_a_list_are_parsed_after_its_signature_and_remembered(
     parts, other = collateral(), SmallCa(chip_id=bytes(range(3, 67)))
 
     def look_at(data: bytes) -> int:
-        """How often its entries are read, with several leaves and beside other lists."""
+        """How often a list's entries are read, with several leaves and beside other lists."""
         before = len(seen)
         for leaf in (parts.vcek, other.leaf.make()):
             for lists in ((), (supplied(b"x"),)):
@@ -271,7 +271,7 @@ def test_a_file_is_as_old_as_its_modification_time(run: Run) -> None:
     os.utime("before.crl", (time.time() + 86400,) * 2)
     code, said = run("--crl", "vcek=before.crl", "--max-crl-age", "31d")
     assert (code, said["reasons"][0]["code"]) == (1, "crl-too-old")
-    assert said["revocation_lists"][0]["age_seconds"] is None, "of a clock that was ahead"
+    assert said["revocation_lists"][0]["age_seconds"] is None, "no age: its time is in the future"
     for wrong in ("1", "1w", "-1d", "0d", "", "1d 2h"):
         code, said = run("--crl", "vcek=before.crl", "--max-crl-age", wrong)
         assert (code, "expected an age" in said["error"]) == (2, True)
@@ -283,7 +283,7 @@ def test_the_verdict_names_the_root_and_an_emulated_one_never_looks_like_amds(
     _, said = run()
     assert (said["verdict"], said["root"]["name"]) == ("verified", "ARK-Milan TEST")
     assert said["root"]["amd"] is False
-    # AMD's name in it does not make it AMD's.
+    # A root is not AMD's because it has the name of AMD's.
     namesake = SmallCa(suffix="")
     Path("root.der").write_bytes(namesake.ark.make())
     entries = ((VCEK_GUID, namesake.leaf), (ASK_GUID, namesake.ask), (ARK_GUID, namesake.ark))

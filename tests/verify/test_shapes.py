@@ -112,7 +112,7 @@ def test_no_changed_report_verifies_in_any_shape(name: str, at: int, bit: int) -
     except FormatError:
         return
     verdict = verify(evidence, ALL, anchors=anchors(), at=NOON)
-    # JSON and messages have no place for reserved bytes: a change there is not carried.
+    # JSON and protobuf have no place for reserved bytes, so a change in these is lost.
     assert verdict.status is Status.REFUSED or evidence.report.raw == REPORT
 
 
@@ -123,14 +123,14 @@ UNREADABLE: dict[str, Callable[[bytes], bytes]] = {
     "deeply nested": lambda data: b"[" * 100_000 + data,
     "nested and closed": lambda _: b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
     "wrong type": lambda _: b'{"outblob": 5, "provider": ["sev_guest"], "report": {}}',
-    "twice the same key": lambda data: (
+    "the same key twice": lambda data: (
         json.dumps({"report": data.hex()})[:-1].encode() + b', "report": ""}'
     ),
     "bad UTF-8": lambda data: b'{"report": "' + b"\xff\xfe" + base64.b64encode(data) + b'"}',
     "wrong base64": lambda data: base64.b64encode(data)[:-7] + b"!",
     "CBOR cut short": lambda data: cbor2.dumps({"outblob": data, "provider": "sev_guest"})[:-9],
     "CBOR of a long string": lambda _: b"\xa1\x67outblob\x5b\x7f\xff\xff\xff\xff\xff\xff\xff",
-    "CBOR, twice the same key": lambda data: b"\xa2" + cbor2.dumps({"outblob": data})[1:] * 2,
+    "CBOR, the same key twice": lambda data: b"\xa2" + cbor2.dumps({"outblob": data})[1:] * 2,
     "CBOR, deeply nested": lambda _: b"\xa1\x61a" * 50_000 + b"\1",
 }
 
@@ -158,7 +158,7 @@ def test_what_is_too_large_is_not_read(run: Command, start: bytes) -> None:
     code, out, err = run("huge")
     assert (code, out) == (2, "")
     assert "larger than" in err
-    # In KiB: a read of all of it would take 100 MiB.
+    # ru_maxrss is in KiB. Reading the whole file would take 100 MiB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 << 10
 
 
@@ -205,10 +205,10 @@ def test_json_with_many_keys_takes_time_in_proportion_to_its_size() -> None:
 
 
 def test_a_dump_is_not_many_times_its_text() -> None:
-    """A few characters would stand for 4 MiB, thousands of times in one file of JSON."""
+    """A few characters would stand for 4 MiB, and a JSON file could hold thousands of these."""
     assert bytes_in("00000000: 00\n*\n003fffff: 00") is None
     assert bytes_in("00000000: 00\n*\n00000100: 01") == bytes(256) + b"\1"
-    # The offset after the last byte has no bytes to repeat.
+    # A line with only an offset has no bytes that the star could repeat.
     assert bytes_in("00000000: 4141\n00000002\n*\n00000010: 4141") is None
 
 
@@ -329,7 +329,7 @@ def test_two_reports_in_one_file_are_an_error() -> None:
 
 
 CHAIN = "".join(map(shapes.pem, (ASK, ARK)))
-# As public services and tools wrap a report and its certificates.
+# How public services and tools wrap a report and its certificates.
 SERVICES = {
     "enclaive": {
         "Provider": "aws-sev-snp-raw",
@@ -385,7 +385,7 @@ def test_evidence_as_services_wrap_it(name: str) -> None:
 
 
 def test_broken_authorities_in_a_hosts_table_hide_no_others() -> None:
-    """As in tables that guests of a cloud provider have received."""
+    """Guests of a cloud provider have received such tables."""
     slots = ((VCEK_GUID, LEAF), (ASK_GUID, b"\x30\x82\x01"), (ARK_GUID, bytes(40)))
     host = CertTable(tuple(TableEntry(*slot) for slot in slots)).encode()
     evidence = Evidence.from_parts(REPORT, host)
@@ -421,7 +421,7 @@ def test_an_anchor_may_be_amds_cert_chain(run: Command) -> None:
         (b"<html><head>", "an HTML page, not a certificate table"),
     ],
 )
-def test_what_is_no_table_is_called_what_it_is(run: Command, table: bytes, said: str) -> None:
+def test_what_is_not_a_table_is_named(run: Command, table: bytes, said: str) -> None:
     Path("report").write_bytes(REPORT)
     Path("table").write_bytes(table)
     code, out, err = run("report", "--table", "table")
@@ -429,7 +429,7 @@ def test_what_is_no_table_is_called_what_it_is(run: Command, table: bytes, said:
     assert said in err
 
 
-# Which certificates are used.
+# The tests below are about which certificates are used.
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -440,7 +440,7 @@ def test_certificates_in_each_others_slots_are_sorted(order: tuple[int, int, int
 
 
 def _stale() -> Collateral:
-    """As after a firmware update: the host's table has the VCEK of the TCB before."""
+    """The certificates after a firmware update: the table still has the VCEK of the old TCB."""
     before = replace(TCBS[CA.product], snp=TCBS[CA.product].snp - 1)
     return Collateral(vcek=SmallCa(tcb=before).leaf.make(), ask=ASK, ark=ARK)
 

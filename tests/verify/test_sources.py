@@ -122,7 +122,7 @@ def test_a_source_gets_chip_product_and_tcb() -> None:
     assert request.products == (Product.TURIN,)
     assert request.hwid(Product.TURIN) == ca.chip_id[:8]
     assert request.tcb(Product.TURIN) == TCBS[Product.TURIN]
-    # Never with the layout of another product, where it does not fit.
+    # It is not read with the layout of another product, which it does not fit.
     assert request.tcb(Product.MILAN) is None
 
 
@@ -137,7 +137,7 @@ def test_the_product_of_a_version_2_report_is_that_of_its_leaf(product: Product)
     assert after.asked[0].products == (product,)
 
 
-def test_a_masked_chip_has_no_name() -> None:
+def test_a_request_for_a_masked_chip_has_no_chip_id() -> None:
     source = Recorder(Collateral())
     judge([source], Evidence(CA.report(chip_id=bytes(64))))
     assert source.asked[0].hwid(Product.MILAN) is None
@@ -167,7 +167,7 @@ def test_bad_evidence_is_refused_whether_or_not_there_is_an_outage() -> None:
         assert verdict.status is Status.REFUSED
         assert codes(verdict)[-1] == code or code in codes(verdict)
         assert verdict.next_step is NextStep.REFUSE
-    # The leaf is there, so the signature is judged though the chain cannot be.
+    # The leaf is there, so the signature is judged, although the chain cannot be.
     tampered = Evidence(flipped(CA.report(), 0x90), Collateral(vcek=WHOLE.vcek))
     verdict = judge([OWN, nowhere()], tampered)
     assert codes(verdict) == ["collateral-unavailable", "report-signature"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tsm-reports: what we write we read back, and it has the form that others publish."""
+"""A tsm-report that we write can be read back and has the form that others publish."""
 
 from __future__ import annotations
 

@@ -132,12 +132,12 @@ def test_a_report_of_another_size_is_refused(size: int) -> None:
             ["tcb-mismatch", "policy-tcb-above-current"],
         ),
         ({"reported_tcb": bytes(8)}, ["tcb-mismatch"] * 3),
-        # What a verdict does not judge.
+        # The verdict does not depend on these.
         ({"current_tcb": b"\xff\xff\0\0\0\0\xff\xff"}, []),
         ({"committed_tcb": bytes(8)}, []),
         ({"platform_info": 1 << 6}, []),
         ({"vmpl": 0xFFFFFFFF}, []),
-        # What a policy refuses by default.
+        # A policy refuses these by default.
         ({"policy": 0x30000 | 1 << 19}, ["policy-debug"]),
         ({"policy": 0x30000 | 1 << 18}, ["policy-migration-agent"]),
     ],
@@ -145,7 +145,7 @@ def test_a_report_of_another_size_is_refused(size: int) -> None:
 def test_a_signed_report_with_this_field_has_this_reason(
     fields: dict[str, object], expected: list[str]
 ) -> None:
-    """The signature is valid each time; the firmware's word alone is not enough."""
+    """The signature is valid each time, but that alone is not enough."""
     assert codes(judge(CA.report(**fields))) == expected  # type: ignore[arg-type]
 
 
@@ -192,7 +192,7 @@ def test_a_signature_that_only_fits_modulo_the_order_is_refused() -> None:
     report = CA.report()
     r, s = Report.unpack(report).signature
     assert "report-signature" in codes(judge(with_signature(report, r, s + P384_ORDER)))
-    # The mirrored S is as good in ECDSA, and the firmware is free to choose it.
+    # In ECDSA, the order minus S is as valid as S, and the firmware may choose either.
     assert codes(judge(with_signature(report, r, P384_ORDER - s))) == []
 
 
@@ -216,7 +216,7 @@ def test_a_leaf_with_another_key_is_reported() -> None:
 
 
 def test_a_leaf_in_the_other_leafs_slot_is_found_there() -> None:
-    """Some hosts serve it that way, and some serve a VCEK in the VLEK's slot."""
+    """Some hosts serve a VLEK in the VCEK's slot, and some a VCEK in the VLEK's."""
     vlek = SmallCa(kind=VekKind.VLEK)
     parts = collateral(vlek)
     swapped = replace(parts, vcek=parts.vlek, vlek=None)

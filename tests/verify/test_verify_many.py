@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in an empty directory that has only the root."""
+    """Run the command in a directory that has only the root."""
     (tmp_path / "root.der").write_bytes(CA.ark.make())
     monkeypatch.chdir(tmp_path)
 
@@ -132,7 +132,7 @@ def test_a_person_at_a_terminal_sees_a_bar_and_others_do_not(
     _many()
     assert run("many")[2] == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert run("many")[2] == "", "its output goes into a pipe"
+    assert run("many")[2] == "", "no bar, because the output goes into a pipe"
     monkeypatch.setattr("snpcerts.cli.verify_run.shows_progress", lambda: True)
     code, out, err = run("many")
     assert code == 1
@@ -158,7 +158,7 @@ def test_a_vlek_alone_in_the_table_takes_the_rest_from_a_directory(run: Run) -> 
     asvk = chain(VLEK)
     del asvk["vlek.der"]
     assert run("aws", "--certs", str(lay("amd", asvk)))[0] == 0
-    # As the key server sends it.
+    # The chain in the form in which the key server sends it.
     shutil.rmtree("amd")
     lay("amd", {"cert_chain.pem": pem(VLEK.ask.make()) + pem(VLEK.ark.make())})
     assert run("aws", "--certs", "amd")[0] == 0
@@ -206,7 +206,7 @@ def test_a_revocation_list_is_asked_for_and_judged(run: Run) -> None:
     assert "crl-missing" in run("report", "--require-crl")[1]
     Path("good.crl").write_bytes(CrlRecipe(CA).make())
     assert run("report", "--crl", "vcek=good.crl")[0] == 0
-    # Nothing inside tells whether it is for VCEKs or VLEKs.
+    # Nothing in the list says whether it is for VCEKs or VLEKs.
     for given in ("good.crl", "vlek=good.crl"):
         assert "crl-missing" in run("report", "--crl", given)[1]
     assert "give the list as --crl vcek=FILE" in run("report", "--crl", "good.crl")[1]
@@ -248,7 +248,7 @@ def test_an_unavailable_certificate_exits_3_and_does_not_refuse(run: Run) -> Non
     assert documented("verify", out)["next_step"] == "retry-later"
     Path("sound").write_bytes(CA.report() + full_table())
     assert run("sound", "report", "--offline", "--cache", "empty")[0] == 3
-    # An unreachable server gives the same result.
+    # A bad report is refused, even if certificates are unavailable.
     Path("bad").write_bytes(flipped(CA.report(), 0x4C))
     assert run("bad", "report", "--offline", "--cache", "empty")[0] == 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading ELF files: real ones, broken ones."""
+"""Real ELF files are read, and broken ones are read or refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build(folder: Path, text: str, *flags: str) -> Path:
     source.write_text(text)
     made = subprocess.run(["cc", "-o", program, source, *flags], capture_output=True, text=True)
     if made.returncode and flags:
-        pytest.skip(f"this compiler cannot do {' '.join(flags)}")
+        pytest.skip(f"this compiler does not support {' '.join(flags)}")
     assert made.returncode == 0, made.stderr
     return program
 
@@ -82,7 +82,7 @@ def test_garbage_is_read_or_refused(garbage: bytes) -> None:
 
 @given(st.data())
 def test_a_spoilt_program_is_read_or_refused(data: st.DataObject) -> None:
-    """Words of the headers and tables of a real one replaced, and its end cut off."""
+    """A real program with words of its headers and tables replaced, and with its end cut off."""
     whole = bytearray(_REAL)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, min(len(whole), 0x2000) // 4 - 1)) * 4
@@ -114,7 +114,7 @@ def _dynamic_of(data: bytes) -> tuple[int, int]:
         kind, _, offset, _, _, size, _, _ = struct.unpack_from("<IIQQQQQQ", data, at + 56 * index)
         if kind == 2:
             return offset, size
-    raise AssertionError("a Python interpreter has a dynamic section")
+    raise AssertionError("the program must have a dynamic section")
 
 
 def _real() -> bytes:

@@ -39,7 +39,7 @@ def in_c() -> bool:
 
 @pytest.fixture(params=["C", "Python"], autouse=True)
 def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test runs for both."""
+    """Run every test with the library in C, and with Python alone."""
     if request.param == "Python":
         monkeypatch.setattr(c_library, "load", lambda: None)
     elif not in_c():
@@ -48,7 +48,7 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_c_serves_where_it_can(file: Path, language: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And Python where a relay must see the steps, or the memory is not mapped."""
+    """Python serves if a relay must see the steps, or the memory is not a plain MappedMemory."""
     seen: list[str] = []
 
     def in_c_instead(*_: object) -> Served:
@@ -96,7 +96,7 @@ class Vcpu:
             raise OSError(self.fails_with, os.strerror(self.fails_with))
 
     def written(self) -> dict[int, bytes]:
-        """What is no longer 0xcc: start GPA and bytes."""
+        """What has been written: the GPA of the first byte that is not 0xcc, and the bytes."""
         touched = [i for i, byte in enumerate(self.pages) if byte != 0xCC]
         if not touched:
             return {}
@@ -247,7 +247,7 @@ def test_the_lock_is_released_for_any_result_of_kvm_run(file: Path, code: int | 
 def test_with_a_descriptor_the_service_enters_kvm_run_itself(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """This one is of a device that refuses KVM_RUN."""
+    """The descriptor in this test is of /dev/null, which refuses KVM_RUN."""
     vcpu = Vcpu()
     service = ExitService(CertFile(str(file)))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -265,7 +265,7 @@ def test_with_a_descriptor_the_service_enters_kvm_run_itself(
 def test_an_interrupt_while_signals_are_being_blocked_leaves_none_blocked(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python calls the handlers of signals that have come after it has changed the mask."""
+    """After it has changed the mask, Python calls the handlers of signals that have arrived."""
     vcpu = Vcpu()
     blocking = signal.pthread_sigmask
     before = blocking(signal.SIG_BLOCK, ())
@@ -337,8 +337,8 @@ def test_a_kick_in_the_handshake_stays(file: Path) -> None:
     assert vcpu.run.immediate_exit == 1
 
 
-def test_what_is_wrong_with_a_file_is_said_alike(file: Path, language: str) -> None:
-    """The sentences are those of the reader, wherever they come from."""
+def test_c_and_python_report_a_bad_file_in_the_same_words(file: Path, language: str) -> None:
+    """C and Python use the same sentences, which are the reader's."""
     said: list[str | None] = []
 
     def serve(**options: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of a VMM for a sandbox, and what they mean for the library before it."""
+"""VMMs' options for a sandbox, and what they mean for the shim."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_version_says_whether_the_sandbox_allows_locks(
 
 
 @pytest.mark.parametrize("options", [["--seccomp", "false"], ["--seccomp=log"]])
-def test_a_sandbox_that_is_off_is_not(options: list[str]) -> None:
+def test_a_sandbox_that_is_off_is_not_refused(options: list[str]) -> None:
     assert sandbox_warnings(["cloud-hypervisor", *options], CERTS) == []
 
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Has the crate `sev` verify one piece of evidence again and again.
+//! Makes the crate `sev` verify the same evidence again and again.
 //!
-//! `whole` reads report, table and certificates anew each time and verifies the chain;
-//! `known` keeps the leaf, and verifies the report with it.
+//! `whole` parses report, table and certificates each time and verifies the chain; `known` parses
+//! the leaf once, and each time only parses the report and verifies it with that leaf.
 
 use std::error::Error;
 use std::{env, fs};

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command sevguest judges much evidence with google/go-sev-guest, in one process. It reads reports
-// with their certificate tables behind them from standard input, each after its length in four
-// bytes, and prints a line for each: "accepted", or "refused" and why.
+// Command sevguest verifies many reports with google/go-sev-guest, in one process:
 //
 //	sevguest RFC3339-TIME
+//
+// Standard input has, for each report, a length in four bytes (big-endian), the report, and its
+// certificate table; the length is that of both. The command prints a line for each report:
+// "accepted", or "refused" and the reason.
 package main
 
 import (
@@ -59,7 +61,7 @@ func run(args []string) error {
 
 func judge(evidence []byte, now time.Time) error {
 	if len(evidence) < abi.ReportSize {
-		return fmt.Errorf("%d bytes are no report", len(evidence))
+		return fmt.Errorf("%d bytes are too few for a report", len(evidence))
 	}
 	report, err := abi.ReportToProto(evidence[:abi.ReportSize])
 	if err != nil {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command veraison reads with Veraison's libraries what snpcerts writes:
+// Command veraison uses Veraison's libraries to read what snpcerts writes:
 //
-//	veraison ear KEY.pem TOKEN    verify an EAR, print its status and vector
+//	veraison ear KEY.pem TOKEN    verify an EAR, print its claims as JSON
 //	veraison corim FILE           read and validate a CoRIM, print it as JSON
 package main
 
@@ -107,8 +107,9 @@ func readCorim(file string) error {
 	return nil
 }
 
-// withoutProfile checks what the draft has changed since corim 1.1.2 was released, and takes it off:
-// tag 501, the one profile, which was a list, and tag 506 around each CoMID, which was inside.
+// withoutProfile checks what the draft has changed since corim 1.1.2 was released: tag 501 around
+// the CoRIM, one profile instead of a list, and tag 506 around each CoMID instead of inside it. It
+// returns the profile, and the CoRIM without tag 501 and profile, as corim 1.1.2 reads it.
 func withoutProfile(data []byte) (string, []byte, error) {
 	if !bytes.HasPrefix(data, []byte{0xd9, 0x01, 0xf5}) {
 		return "", nil, errors.New("no tag 501")
@@ -123,7 +124,7 @@ func withoutProfile(data []byte) (string, []byte, error) {
 	}
 	text, ok := profile.Content.(string)
 	if profile.Number != 32 || !ok {
-		return "", nil, errors.New("the profile is no URI")
+		return "", nil, errors.New("the profile is not a URI")
 	}
 	var tags []cbor.Tag
 	if err := cbor.Unmarshal(parts[1], &tags); err != nil {
@@ -131,7 +132,7 @@ func withoutProfile(data []byte) (string, []byte, error) {
 	}
 	for _, tag := range tags {
 		if tag.Number != 506 {
-			return "", nil, errors.New("a tag is no CoMID")
+			return "", nil, errors.New("a tag is not a CoMID")
 		}
 	}
 	delete(parts, 3)

@@ -14,7 +14,7 @@ from .judge import judge
 def main() -> int:
     """Run the requested sequences; 1 if any differs, 2 if there is no source."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.oracle", description=__doc__)
-    parser.add_argument("--sequences", type=int, default=20_000, help="of each part and release")
+    parser.add_argument("--sequences", type=int, default=20_000, help="for each part and release")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--part", choices=PARTS, action="append")

@@ -58,10 +58,9 @@ _MAKERS: Final[Mapping[str, Sequence[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the kernel: ``roots`` by file ("a|b": either), and where all else is looked for.
+    """A part of the kernel: its ``roots``, by file, and ``files``, which have what these need.
 
-    Files that a release does not have are left out; a root that it does not have is
-    an error.
+    A release may lack some of ``files``, but no root.
     """
 
     name: str
@@ -253,7 +252,7 @@ PARTS: Final = {
 
 
 def releases() -> dict[str, Path]:
-    """The fetched sources by version, the newest of each series; those with headers only."""
+    """The newest fetched source of each series, by version, if its headers are there, too."""
     found: dict[str, Path] = {}
     for version in headers.releases():
         path = SOURCES / version
@@ -268,7 +267,7 @@ def cut(part: Part, release: Path) -> str:
 
 
 def cut_definitions(part: Part, release: Path) -> list[Definition]:
-    """The same, piece by piece."""
+    """The definitions that make up the part."""
     cutter = Cutter(CONFIGURATION | part.configuration, _MAKERS)
     roots = {
         file: (*part.roots.get(file, ()), *part.also.get(file, ()))
@@ -298,7 +297,7 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
     text = cut(part, SOURCES / version)
     if mutate is not None:
         if mutate[0] not in text:
-            raise CutError(f"nothing to mutate: {mutate[0]}")
+            raise CutError(f"nothing to change: the cut part has no {mutate[0]}")
         text = text.replace(*mutate, 1)
     return compiled(part, version, text)
 
@@ -310,7 +309,7 @@ def compiled(
     flags: Sequence[str] = ("-O1", "-g"),
     into: Path = BUILT,
 ) -> Path:
-    """The same of a text, such as a mutant's."""
+    """Compile a cut text, such as a mutant's. Return the shared object."""
     whole = f'#include "kernel.h"\n#include "{part.name}.h"\n{text}#include "{part.name}.c"\n'
     stubs = b"".join(
         (STUBS / file).read_bytes()
@@ -341,7 +340,7 @@ def compiled(
 
 
 def code(part: Part, version: str, text: str, folder: Path) -> bytes:
-    """Only what the processor executes of a text: two texts with equal code do the same."""
+    """A text's shared object without debug data: if two texts have the same, they do the same."""
     flags = ("-O2", "-s", "-Wl,--build-id=none")
     made = compiled(part, version, text, flags, folder)
     found = made.read_bytes()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM_CHECK_EXTENSION and KVM_ENABLE_CAP: the kernel's beside the emulator's.
 
-Each capability is asked for on /dev/kvm and each kind of VM. Then a VM enables capabilities, among
-the calls that matter to them.
+Each capability is asked for on /dev/kvm and each kind of VM. Besides, VMs enable capabilities, in
+between calls that affect these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .user import OneStructure, weighted
 NUMBERS: Final = range(300)  # of capabilities: Linux 7.3 has 250
 _ASKED: Final = (None, VmType.DEFAULT, VmType.SNP)  # None is /dev/kvm
 CASES: Final = tuple(itertools.product(NUMBERS, _ASKED))
-# Capabilities of which a VM's answer depends on what was called before, or that it can enable.
+# Capabilities that a VM can enable, or for which its answer depends on earlier calls.
 _ENABLED: Final = (
     Cap.DISABLE_QUIRKS,
     Cap.SPLIT_IRQCHIP,
@@ -46,16 +46,16 @@ _ENABLED: Final = (
     Cap.HALT_POLL,
     Cap.X86_APIC_BUS_CYCLES_NS,
 )
-# The first time of a cycle of the APIC's bus with which its longest timeout overflows.
+# The shortest cycle of the APIC's bus, in ns, with which the longest timeout overflows.
 _BUS_CYCLE_END: Final = -(-(1 << 64) // (0xFFFF_FFFF * 128))
-# What KVM reports and the emulator does not: calls that it does not have, and their capabilities.
+# Capabilities that KVM reports and the emulator does not, by what the emulator lacks.
 NOT_EMULATED: Final = {
     "Hyper-V's enlightenments": (44, 45, 46, 96, 123, 148, 149, 154, 155, 161, 167, 191, 199),
     "Xen's hypercalls": (38,),
     "KVM_GET_ONE_REG and KVM_SET_ONE_REG": (70,),
     "system management mode": (117,),
     "device attributes of a vCPU": (127,),
-    "the choice of exits of running code": (143, 193),
+    "the choice of events in a guest that cause exits": (143, 193),
     "logs of the pages that a guest has written": (168, 192, 223),
     "performance counters": (173, 212, 226),
     "none: KVM_CAP_LAST_CPU has no call": (184,),
@@ -186,8 +186,8 @@ def _asked(library: ctypes.CDLL, platform: Platform, series: str, number: int) -
     finally:
         device.close()
     if cap in _NOT_REPORTED:
-        wrong = "in NOT_EMULATED, but KVM has none" if not kernel else ""
-        wrong = "in NOT_EMULATED, but reported" if emulator else wrong
+        wrong = "in NOT_EMULATED, but KVM does not report it" if not kernel else ""
+        wrong = "in NOT_EMULATED, but the emulator reports it" if emulator else wrong
     else:
         wrong = "value" if kernel != emulator else ""
     if wrong:
@@ -199,9 +199,9 @@ def _asked(library: ctypes.CDLL, platform: Platform, series: str, number: int) -
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each question and VM by its number: what was reported or enabled, and the difference.
+    """Each question and VM by its number: what was reported or enabled, and any difference.
 
-    There are no more questions than :data:`CASES`; they come again and again, whatever the seed is.
+    The questions are those of :data:`CASES`, in turn and over again, whatever the seed is.
     """
     library = ctypes.CDLL(str(path))
     for name in ("reset", "create_vcpu", "create_irqchip", "set_boot_cpu"):

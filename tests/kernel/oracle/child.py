@@ -2,8 +2,8 @@
 """Goes through sequences in a process of its own, which a kernel's BUG() may end.
 
 ``python -m tests.kernel.oracle.child PART OBJECT SEED FIRST END`` prints one JSON object.
-With ``--stop SECONDS EARLY`` it ends at the first difference, and after so much time of the
-processor's; the sequences EARLY, "1,2,3" or "", are gone through before the others.
+With ``--stop SECONDS EARLY`` it ends at the first difference, or after SECONDS of processor time.
+It then begins with the sequences EARLY ("1,2,3" or "").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-# A mutant of the kernel or the emulator may never stop taking memory; the rest needs far less.
+# Bytes. A mutant of the kernel or the emulator may take memory without end; the rest needs less.
 MEMORY: Final = 4 << 30
 
 

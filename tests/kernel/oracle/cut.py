@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cuts named functions out of C files, with everything that they need from them.
 
-It knows the shape that kernel code has and no more: definitions begin in the first
-column. Conditional parts are taken as a configuration says, first of all: otherwise
-an inline function of an ``#else`` branch takes the place of the real one.
+It understands only code that has the kernel's shape: definitions begin in the first
+column. First of all it selects conditional parts by a configuration: otherwise an
+inline function of an ``#else`` branch would take the place of the real one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class CutError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A macro, type, variable or function, or "made", functions that a macro makes.
+    """A macro, type, variable or function, or ("made") functions that a macro defines.
 
-    ``names`` has "struct x" for tags.
+    ``names`` are the names that it defines; a tag is "struct x".
     """
 
     kind: str
@@ -95,10 +95,10 @@ def _holds(word: str, condition: str, configuration: Collection[str]) -> bool:
 def definitions(
     text: str, file: str, makers: Mapping[str, Iterable[str]] | None = None
 ) -> Iterator[Definition]:
-    """Every definition of a selected text.
+    """Every definition in a text that :func:`selected` has returned.
 
-    ``makers`` names the macros that define functions when they are invoked, and how
-    those are called: ``{}`` is the first argument.
+    ``makers`` has the macros that define functions when they are invoked, and the
+    names of these functions: ``{}`` stands for the macro's first argument.
     """
     for chunk in _chunks(text):
         if chunk.startswith("#"):
@@ -190,7 +190,7 @@ class Cutter:
     order: dict[Definition, int] = field(default_factory=dict)
 
     def add(self, root: Path, *files: str) -> None:
-        """Read files. Raises :class:`CutError` for one that is not there."""
+        """Read files. Raises :class:`CutError` if one is not there."""
         for file in files:
             path = root / file
             if not path.is_file():
@@ -202,7 +202,7 @@ class Cutter:
                 self.order.setdefault(each, len(self.order))
 
     def cut(self, roots: Mapping[str, Iterable[str]], stop: Set[str]) -> list[Definition]:
-        """What the roots, by file, need, themselves included; nothing named in ``stop``."""
+        """The roots, by file, and all that they need, except for what is named in ``stop``."""
         wanted: list[Definition] = []
         for file, names in roots.items():
             for name in names:
@@ -245,8 +245,8 @@ class Cutter:
 
 
 def _named(text: str) -> set[str]:
-    """Every name in a text but those of members."""
-    # linux/args.h: a macro for each number of arguments.
+    """Every name in a text, except for names of members."""
+    # With linux/args.h, the number of arguments completes the name of a macro.
     counted = re.findall(r"\bCONCATENATE\((\w+), COUNT_ARGS\(", text)
     found = {f"{name}{count}" for name in counted for count in range(4)}
     text = re.sub(r'"(?:\\.|[^"\\\n])*"', '""', text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where kernel and emulator differ, and which of that is known, release by release."""
+"""Differences between kernel and emulator, and those that are intended, by series."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class DifferenceError(Exception):
-    """The two sides differ. ``key`` names the class of it; ``story`` is what was done."""
+    """The two sides differ. ``key`` names the kind of difference; ``story`` is what was done."""
 
     def __init__(self, key: str, values: dict[str, str], story: Sequence[str]) -> None:
         super().__init__(f"{key}: {values}")
@@ -21,10 +21,10 @@ class DifferenceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A difference that is meant: of which part, in which series, and why.
+    """An intended difference: the part and the series that have it, and the reason.
 
-    ``pattern`` is matched with the key of a difference from its beginning. An entry
-    that nothing matches any more is as wrong as a difference without an entry.
+    ``pattern`` matches the beginning of a difference's key. An entry that matches no
+    difference any more is as wrong as a difference without an entry.
     """
 
     part: str
@@ -37,7 +37,7 @@ class Explained:
         return self.of(part, release) and re.match(self.pattern, key) is not None
 
     def of(self, part: str, release: str) -> bool:
-        """Whether it is about a part of a release."""
+        """Whether this explanation applies to the given part of the given release."""
         return part == self.part and release.startswith(tuple(f"{each}." for each in self.series))
 
 

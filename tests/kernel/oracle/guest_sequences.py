@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Linux guest's own driver beside the emulator's: from ioctl or configfs-tsm to message and back.
 
-The host of both is the same and answers at random: well, busy, too small a buffer,
-errors, exceptions, and responses with something wrong in them. It makes pages private
-and shared as it is asked, or in part, or not, or with a list that it has changed.
+Both have the same host, which answers at random: with a good response, BUSY, "buffer too
+small", an error, an exception, or a response with something wrong in it. If asked to make
+pages private or shared, it may do so for all, for some or for none, and change the list.
 """
 
 from __future__ import annotations
@@ -115,18 +115,18 @@ class _Answer:
 class _Change:
     """What the host does with one list of page state changes.
 
-    ``done`` is how many entries it gets on by; None for all.
+    ``done`` is the number of entries that it processes; None for all.
     """
 
     info1: int = 0
     info2: int = 0
     done: int | None = None
-    end: int = 0  # what the list's end is moved by
+    end: int = 0  # how far it moves the end of the list
     reserved: int = 0
 
 
 class _TerminatedError(Exception):
-    """The guest asked for its end."""
+    """The guest asked to be terminated."""
 
     def __init__(self, msr: int) -> None:
         super().__init__(f"{msr:#x}")
@@ -148,7 +148,7 @@ class _Host:
         self.seen.append(bytes(shared[: 3 * PAGE]))
         ghcb = GhcbPage(memoryview(shared)[:PAGE])
         is_list = ghcb.get(Field.SW_EXITCODE) == ExitCode.PSC
-        ghcb.usage, ghcb.protocol_version = 1 << 31 | 1, 0xFFFF  # which the guest sets anew
+        ghcb.usage, ghcb.protocol_version = 1 << 31 | 1, 0xFFFF  # the guest sets them again
         if is_list:
             self._change(shared, ghcb)
             return
@@ -196,7 +196,7 @@ class _Host:
 
 
 class _Kernel:
-    """The driver of the release."""
+    """The kernel's side: the driver of a release."""
 
     def __init__(self, path: Path) -> None:
         self.library = library = ctypes.CDLL(str(path))
@@ -237,7 +237,7 @@ class _Kernel:
         return found | {name for number, name in enumerate(_BLOBS) if visible(number, True)}
 
     def show(self, name: str) -> tuple[int, bytes]:
-        """What a text of the directory shows, after its size or the error."""
+        """Read a text file of the directory: its size or a negative errno, and its content."""
         page = ctypes.create_string_buffer(PAGE)
         result = self.library.oracle_tsm_show(_TEXTS.index(name), page)
         return result, page.raw[: max(result, 0)]
@@ -248,7 +248,7 @@ class _Kernel:
         return min(result, 0), b""
 
     def blob(self, name: str) -> tuple[int, bytes]:
-        """Read as configfs does: the size, then the content."""
+        """Read a binary file as configfs does: first its size, then its content."""
         read, certificates = self.library.oracle_tsm_read, name == "auxblob"
         size = read(certificates, None, 0)
         if size <= 0:
@@ -277,7 +277,7 @@ class _GuestMemoryPages:
 
 
 class _Emulator:
-    """The emulator's guest."""
+    """The emulator's side: its guest."""
 
     def __init__(self, key: bytes, counter: int, host: _Host) -> None:
         secrets = SecretsPage(version=3, vmpck0=key).pack()
@@ -297,13 +297,13 @@ class _Emulator:
         self._event = next(self._program)
 
     def boot(self) -> int:
-        """Up to the driver's start: 0, or what ends the guest."""
+        """Run the guest until its driver starts; raises :class:`_TerminatedError` if it ends."""
         while isinstance(self._event, Vmgexit):
             self._step()
         return 0
 
     def change(self, page: int, pages: int, *, private: bool) -> int:
-        """Make pages of it private or shared."""
+        """Make pages of the guest private or shared."""
         shared = self.guest.shared_pages(0)
         assert shared is not None
         operation = PageStateOperation.PRIVATE if private else PageStateOperation.SHARED
@@ -319,7 +319,7 @@ class _Emulator:
             self._program, self._event = waiting
 
     def ioctl(self, caller: Caller, request: int, argument: int) -> int:
-        """The whole call."""
+        """Make the call, and run the guest until it returns."""
         holder = SimpleNamespace(guest=self.guest, alive=True)
         call: SevGuestCall = SevGuestDevice(cast("GuestHolder", holder)).ioctl(
             caller, request, argument
@@ -329,7 +329,7 @@ class _Emulator:
         return result
 
     def make_reports(self) -> int:
-        """A new directory of configfs-tsm."""
+        """Make a new directory in configfs-tsm."""
         reports = TsmReports(cast("GuestHolder", SimpleNamespace(guest=self.guest, alive=True)))
         found = reports.root.children["tsm"]
         assert isinstance(found, ConfigDirectory)
@@ -340,7 +340,7 @@ class _Emulator:
         return 0
 
     def show(self, name: str) -> tuple[int, bytes]:
-        """As the kernel's."""
+        """Like :meth:`_Kernel.show`; raises OSError instead of returning an errno."""
         text = self.attributes[name]
         assert isinstance(text, TextAttribute)
         assert text.show is not None
@@ -348,7 +348,7 @@ class _Emulator:
         return len(shown), shown
 
     def store(self, name: str, data: bytes) -> tuple[int, bytes]:
-        """As the kernel's."""
+        """Like :meth:`_Kernel.store`; raises OSError instead of returning an errno."""
         attribute = self.attributes[name]
         store = attribute.store if isinstance(attribute, TextAttribute) else attribute.write
         assert store is not None
@@ -356,7 +356,7 @@ class _Emulator:
         return 0, b""
 
     def blob(self, name: str) -> tuple[int, bytes]:
-        """As the kernel's."""
+        """Like :meth:`_Kernel.blob`; raises OSError instead of returning an errno."""
         attribute = self.attributes[name]
         assert isinstance(attribute, BinaryAttribute)
         assert attribute.read is not None
@@ -366,7 +366,7 @@ class _Emulator:
         return len(found), found
 
     def _done(self, work: Operation[_T]) -> _T:
-        """The result of an operation, while the guest runs."""
+        """Run the guest until an operation is done; return its result."""
         while True:
             try:
                 next(work)
@@ -378,7 +378,7 @@ class _Emulator:
         answer = 0
         match self._event:
             case WaitUntil(ready):
-                assert ready(), "the guest waits for what does not come"
+                assert ready(), "the guest must not wait for what never comes"
             case Sleep(seconds):
                 self.now += seconds
             case Vmgexit(msr) if msr & 0xFFF == MsrCode.TERMINATE:
@@ -427,7 +427,7 @@ class _Life:
     def _compare(
         self, what: str, kernel: int, emulator: _Emulator, call: Callable[[], int]
     ) -> None:
-        """Do the emulator's part; end the life where guests end or differ."""
+        """Make the same call on the emulator's side; end the life if the guest ended."""
         assert self._kernel.host is not None
         assert emulator.host is not None
         try:
@@ -449,7 +449,7 @@ class _Life:
             raise DifferenceError(f"{what}: {' '.join(sorted(found))}", found, self._story)
 
     def _change(self, emulator: _Emulator, key: bytes) -> None:
-        """Pages that are only named, some of them 2 MiB at once."""
+        """Make pages private or shared, some of them 2 MiB at once. No such memory exists."""
         pick = self._pick
         page = weighted(pick, ((512, 50), (pick.randrange(7, 1100), 50)))
         pages = weighted(pick, ((1, 20), (512, 20), (1024, 10), (pick.randrange(1, 600), 50)))
@@ -463,7 +463,7 @@ class _Life:
         )
 
     def _reports(self, emulator: _Emulator, key: bytes) -> None:
-        """A new directory of configfs-tsm, and some reads and writes of its files."""
+        """Make a new directory in configfs-tsm, and read and write some of its files."""
         pick = self._pick
         self._compare(
             "tsm make", self._kernel.library.oracle_tsm_make(), emulator, emulator.make_reports
@@ -556,7 +556,7 @@ class _Life:
         return prefix + digits + tail
 
     def _with_header(self, answer: _Answer) -> _Answer:
-        """With a report in its payload, and a table as hosts have them."""
+        """The answer with a report's header in its payload and, mostly, a certificate table."""
         pick = self._pick
         status = weighted(pick, ((0, 80), (0x16, 6), (0x27, 6), (pick.getrandbits(32), 8)))
         size = weighted(
@@ -745,7 +745,7 @@ class _Life:
         if len(found) == _EXITS_MAX:
             busy = _Answer(0, 2 << 32, 0, b"", "", b"")
             return [*[busy] * (_EXITS_MAX - 1), found[-1]]
-        # A host that is busy or short forever would keep the driver forever.
+        # If the host always answered BUSY or "too small", the driver would never return.
         return [*found, _Answer(0, 0, 0, pick.randbytes(64), "", b"")]
 
 
@@ -767,7 +767,7 @@ def _first_difference(theirs: list[bytes], ours: list[bytes]) -> str:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each guest by its number: what its calls returned, and what ended it."""
+    """Each guest by its number: what its calls returned, and the difference, if any."""
     kernel = _Kernel(path)
     for number in numbers:
         life = _Life(kernel, f"{seed}:{number}")

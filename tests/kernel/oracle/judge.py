@@ -24,9 +24,9 @@ CHILD_SECONDS: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """One difference is enough. ``early`` are sequences that are likely to show it.
+    """Stop at the first difference. ``early`` are sequences that are likely to show one.
 
-    A child that needs more than ``seconds`` of the processor's time is ended.
+    A child that needs more than ``seconds`` of processor time is killed.
     """
 
     seconds: int
@@ -45,7 +45,7 @@ class Outcome:
     died: list[str] = field(default_factory=list)
 
     def faults(self) -> list[str]:
-        """What is wrong: differences that nothing explains, and explanations of nothing."""
+        """What is wrong: dead children, unexplained differences, explanations of no difference."""
         mine = [each for each in EXPLAINED if each.of(self.part, self.release)]
         found = list(self.died)
         for key, what in self.differences.items():
@@ -61,7 +61,7 @@ class Outcome:
         return found
 
     def add(self, said: dict[str, Any]) -> None:
-        """Take in what a child has printed."""
+        """Add the results that a child has printed."""
         self.sequences += said["sequences"]
         self.reached.update(said["reached"])
         for key, what in said["differences"].items():
@@ -80,7 +80,7 @@ def judge(
     product: Path | None = None,
     stop: Stop | None = None,
 ) -> Outcome:
-    """Go through so many sequences.
+    """Run ``sequences`` sequences of a part of a release; return the outcome.
 
     ``library`` is another build of the part, such as a mutant; ``product`` is a
     directory with another ``snpcerts``. With ``stop``, each child ends at its first difference.
@@ -88,7 +88,8 @@ def judge(
     environment = dict(os.environ)
     if product is not None:
         environment["PYTHONPATH"] = str(product)
-        # Mutants of one file, of one size, within a second: bytecode would be the last one's.
+        # Mutants of a file may have the same size and, to the second, the same age. Python would
+        # take cached bytecode of one for that of another.
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
     path = library or build(PARTS[part], release)
     outcome = Outcome(part, release)

@@ -47,7 +47,7 @@ MSRS: Final = {0xDA0: 0, 0x4B564D01: 0x11_2233_4455, 0xC000_0080: 0x100}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The VM."""
+    """How the VM of a sequence is set up."""
 
     snp: bool
     certs: bool
@@ -62,7 +62,7 @@ class Setting:
 
 @dataclass(slots=True)
 class FirmwareScript:
-    """What the firmware does with each command: ``code`` is what the driver returns."""
+    """What the firmware does with each command; ``code`` is what the driver returns."""
 
     code: int = 0
     status: int = 0
@@ -82,7 +82,7 @@ class Seen:
     request: bytes
 
     def differences(self, other: Seen) -> dict[str, str]:
-        """What differs, by name, and both values."""
+        """Both values of what differs, by name."""
         found = {}
         for name in ("result", "msr", "commands"):
             ours, theirs = getattr(self, name), getattr(other, name)
@@ -98,7 +98,7 @@ class Seen:
 
 
 class KernelKvm:
-    """The kernel's code."""
+    """The kernel's side: its code."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -136,7 +136,7 @@ class KernelKvm:
         self.warnings = ctypes.c_int.in_dll(library, "oracle_warnings")
 
     def reset(self, setting: Setting) -> None:
-        """A new VM."""
+        """Begin with a new VM."""
         self._reset(
             setting.snp,
             setting.certs,
@@ -155,7 +155,7 @@ class KernelKvm:
         self._msrs[: 8 + len(listed)] = struct.pack("<I4x", len(MSRS)) + listed
 
     def script(self, script: FirmwareScript) -> None:
-        """What the firmware does from now on."""
+        """Set what the firmware does from now on."""
         struct.pack_into("<iI", self._firmware, 0, script.code, script.status)
         self._firmware[8 : 8 + PAGE] = script.response
 
@@ -164,7 +164,7 @@ class KernelKvm:
         self.memory[gpa : gpa + len(data)] = data
 
     def unmap(self, page: int) -> None:
-        """The VMM takes a page of its guest's away."""
+        """The VMM unmaps a page of guest memory."""
         self._set_page(page, UNMAPPED)
 
     def map(self, page: int) -> None:
@@ -196,7 +196,7 @@ class KernelKvm:
 
 
 class _UserMemory:
-    """The VMM's memory: that of the guest."""
+    """The VMM's memory, which is all guest memory."""
 
     def __init__(self) -> None:
         self.bytes = bytearray(PAGES * PAGE)
@@ -253,7 +253,7 @@ class _Guest:
 
 
 class _EsVm(Vm):
-    """As a guest of SEV-ES looks to the handling of its exits; the emulator runs none."""
+    """To the code that handles exits, a VM of type SEV-ES, which the emulator does not have."""
 
     snp = property(lambda _: False)
     awaits_init = property(lambda _: False)
@@ -267,7 +267,7 @@ class EmulatedKvm:
         self._pending: Pending | None = None
 
     def reset(self, setting: Setting) -> None:
-        """A new VM, launched."""
+        """Begin with a new VM, already launched."""
         self._pending = None
         self.firmware.__init__()  # type: ignore[misc] # as new
         self._memory = _UserMemory()

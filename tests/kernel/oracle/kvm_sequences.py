@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lives of VMs, weighted toward what matters, on the kernel's code and on the emulator.
 
-Uniformly random input hardly ever gets as far as a certificate request; the weights
-here are measured by the mutants of the kernel's functions that they find.
+Uniformly random input hardly ever gets as far as a certificate request. How good the
+weights here are is measured by how many mutants of the kernel's functions are found.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .user import weighted
 GHCB, REQUEST, RESPONSE, DATA = 4 * PAGE, 8 * PAGE, 9 * PAGE, 16 * PAGE
 _RUNS_MAX: Final = 5  # KVM_RUNs after one exit of the guest
 
-# Fields of the GHCB that KVM reads: offset and size.
+# Offsets of the GHCB fields that KVM reads.
 _FIELDS: Final = {
     "cpl": 0x0CB,
     "xss": 0x140,
@@ -42,9 +42,9 @@ _FIELDS: Final = {
 }
 _EXIT_CODES: Final = tuple(int(each) for each in ExitCode)
 _SHARED: Final = 0x800
-# What guest memory holds at first: nothing is to be taken for zeros that were written.
+# What guest memory holds at first: no zeros, which could be taken for zeros that were written.
 _FILLED: Final = random.Random(0).randbytes(PAGES * PAGE)
-# What KVM itself serves, of SVM_EXIT_*.
+# Some exits (SVM_EXIT_*) that KVM serves itself.
 CPUID_EXIT, IOIO, MSR, VMMCALL = 0x72, 0x7B, 0x7C, 0x81
 _INSTRUCTIONS: Final = (
     0x27,
@@ -72,14 +72,14 @@ class Life:
         self._sides: tuple[KernelKvm, EmulatedKvm] = (kernel, emulator)
         self._story: list[str] = []
         self._unmapped: set[int] = set()
-        # Pages that stay mapped: without a slot there is nothing to map, and the copy
-        # that the emulator has of a GHCB that is gone lacks what a guest wrote meanwhile.
+        # Pages that must not be unmapped. Some have no slot, so there is nothing to unmap. And
+        # if the GHCB's page is gone, the emulator's copy lacks what a guest writes meanwhile.
         self._kept: set[int] = set()
         self._what = ""
         self.exits: set[str] = set()
 
     def live(self) -> None:
-        """Go through it all; raises :class:`DifferenceError` at the first."""
+        """Go through the sequence; raises :class:`DifferenceError` at the first difference."""
         pick = self._random
         setting = Setting(
             snp=pick.random() < 0.93,
@@ -413,7 +413,7 @@ class Life:
             for side in self._sides:
                 side.unmap(page)
         elif self._unmapped - {GHCB // PAGE}:
-            # Not the GHCB's: the emulator reaches it anew each time, KVM keeps it mapped.
+            # Not the GHCB's page: KVM keeps it mapped, and the emulator looks it up each time.
             page = min(self._unmapped - {GHCB // PAGE})
             self._unmapped.remove(page)
             self._tell(f"map {page}")

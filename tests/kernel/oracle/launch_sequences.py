@@ -37,14 +37,14 @@ _NAMES: Final = {int(each): each.name for each in SevCommand}
 
 
 class _Script:
-    """The status of each command of the firmware."""
+    """The status with which the firmware answers each command."""
 
     def __init__(self) -> None:
         self.start = self.update = self.finish = 0
 
 
 class _Firmware:
-    """What the emulator's commands reach."""
+    """The firmware of the emulator's side, which answers as scripted."""
 
     def __init__(self, script: _Script) -> None:
         self.script = script
@@ -91,7 +91,7 @@ class _Firmware:
 
 
 class _Life:
-    """One VM until it is launched, or not."""
+    """One VM and its launch, complete or not."""
 
     def __init__(self, library: ctypes.CDLL, series: str, seed: str) -> None:
         self._pick = random.Random(seed)
@@ -263,7 +263,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each VM by its number: the commands that succeeded, and what ended it."""
+    """Each VM by its number: the commands that succeeded, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_reset.restype = None
     library.oracle_create_vcpu.restype = None

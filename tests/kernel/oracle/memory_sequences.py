@@ -61,7 +61,7 @@ class _Life:
         library.oracle_reset(int(kind), struct.pack("<4I", *sizes))
 
     def live(self) -> None:
-        """Go through it all; raises :class:`DifferenceError` at the first."""
+        """Go through the sequence; raises :class:`DifferenceError` at the first difference."""
         try:
             for _ in range(self._pick.randint(3, 12)):
                 step = weighted(
@@ -231,7 +231,7 @@ class _Life:
     def _memfd(self) -> None:
         pick = self._pick
         size = weighted(pick, ((PAGE, 60), (0, 10), (8, 10), (1 << 63, 10), ((1 << 63) - PAGE, 10)))
-        # Flags 1 and 2 are of guest_memfds that can be mapped, which are not emulated.
+        # Flags 1 and 2 ask for a guest_memfd that can be mapped, which is not emulated.
         flags = weighted(pick, ((0, 80), (4, 10), (1 << 63, 10)))
         wanted = CreateGuestMemfd(size, flags)
         self._story.append(f"{wanted}")
@@ -265,7 +265,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each VM by its number: what it has set up, and what ended it."""
+    """Each VM by its number: what it has set up, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_reset.restype = None
     library.oracle_reset.argtypes = (ctypes.c_int, ctypes.c_char_p)

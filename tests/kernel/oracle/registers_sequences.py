@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM_SET_SREGS and KVM_SET_SREGS2 of a vCPU: the kernel's code beside the emulator's.
 
-The host's processor has every feature that matters, or those that the emulator reports.
+The host's processor has the features that the emulator reports, most features, or random ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WORDS: Final = {
     20: (0x8000_0021, 0, 0),
 }
 _WORD_COUNT: Final = 32
-# The features of bits of CR4 and EFER, and LAM and X2APIC: word and bit.
+# The features that allow bits of CR4 and EFER, and LAM and X2APIC: word and bit.
 _FEATURES: Final = (
     *((4, bit) for bit in (5, 17, 21, 26)),
     *((9, bit) for bit in (0, 7, 20)),
@@ -91,7 +91,7 @@ class _Life:
         self.reached: set[str] = set()
 
     def live(self) -> None:
-        """Go through it all; raises :class:`DifferenceError` at the first."""
+        """Go through the sequence; raises :class:`DifferenceError` at the first difference."""
         self._compare()
         for _ in range(self._pick.randint(1, 8)):
             if self._pick.random() < 0.25:
@@ -101,7 +101,7 @@ class _Life:
             self._compare()
 
     def _most(self) -> dict[int, int]:
-        """All features but a few of those that matter."""
+        """All features, except for a few of :data:`_FEATURES`."""
         words = dict.fromkeys(_WORDS, 0xFFFF_FFFF)
         for word, bit in _FEATURES:
             if self._pick.random() < 0.2:
@@ -117,7 +117,7 @@ class _Life:
             pick, ((pick.choice((36, 46, 48, 52, 60)), 88), (0, 8), (pick.choice((64, 255)), 4))
         )
         self._bits = _OLD_BITS
-        # Without the flag that an index is significant, a function's entry is of all subleaves.
+        # None: an entry without KVM_CPUID_FLAG_SIGNIFCANT_INDEX is for all subleaves.
         self._guest = {
             (function, index if function == 7 or pick.random() < 0.5 else None): entry
             for (function, index), entry in _table(words).items()
@@ -158,7 +158,7 @@ class _Life:
             self._accepted = shared
 
     def _new(self) -> bytes:
-        """Registers, up to what the two structures do not share."""
+        """New values of the registers that both structures have."""
         pick = self._pick
         cr0, cr4, efer = pick.choice((_LONG, _LONG, _LEGACY, _PAE))
         cr3 = weighted(
@@ -236,7 +236,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each vCPU by its number: what was set or refused, and the difference."""
+    """Each vCPU by its number: what was set or refused, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_reset.argtypes = (ctypes.c_char_p, ctypes.c_bool)
     library.oracle_set_cpuid.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)

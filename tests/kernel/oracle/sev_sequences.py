@@ -38,7 +38,7 @@ _NAMES: Final = {int(each): each.name for each in Command}
 
 
 class _Script:
-    """What the firmware has and says."""
+    """The data that the firmware has, and the status with which it answers."""
 
     def __init__(self, pick: random.Random) -> None:
         self.status = weighted(pick, ((0, 75), (pick.choice(_FAILURES), 25)))
@@ -58,7 +58,7 @@ class _Script:
 
 
 class _Firmware:
-    """The same for the emulator's driver."""
+    """The firmware below the emulator's driver, which does what the script says."""
 
     def __init__(self, script: _Script, *, initialized: bool, version: ApiVersion) -> None:
         self._script = script
@@ -204,7 +204,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each sequence by its number: the commands that succeeded, and what ended it."""
+    """Each sequence by its number: the commands that succeeded, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_ioctl.restype = ctypes.c_long
     library.oracle_ioctl.argtypes = (ctypes.c_bool, ctypes.c_uint32, ctypes.c_uint64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a process that makes system calls, on both sides alike (``stubs/user.c``)."""
+"""The memory of a process that makes system calls, the same on both sides (``stubs/user.c``)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class OneStructure:
         return self.structure[:size]
 
     def write(self, address: int, data: bytes) -> None:
-        raise AssertionError(f"nothing is written: {address:#x}, {len(data)} bytes")
+        raise AssertionError(f"must write nothing, not {len(data)} bytes at {address:#x}")
 
 
 class _Memory:
-    """As the emulator reaches it."""
+    """The process's memory, as the emulator reaches it."""
 
     def __init__(self) -> None:
         self.bytes = bytearray(USER_PAGES * PAGE)
@@ -57,7 +57,7 @@ class _Memory:
 
 
 class UserSide:
-    """Both memories at once. A copy that meets a page that is not there copies nothing."""
+    """The memory on both sides. A copy from or to a page that is not mapped copies nothing."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         def area(name: str, size: int) -> memoryview:
@@ -70,18 +70,18 @@ class UserSide:
         self.memory = _Memory()
 
     def map(self, page: int, *, mapped: bool) -> None:
-        """Whether a page is there."""
+        """Map or unmap a page."""
         self._states[page] = not mapped
         self.memory.mapped[page] = mapped
 
     def write(self, address: int, data: bytes) -> None:
-        """What the process has in its memory, mapped or not."""
+        """Write to the memory, whether it is mapped or not."""
         at = address - USER
         self._theirs[at : at + len(data)] = data
         self.memory.bytes[at : at + len(data)] = data
 
     def peek(self, address: int, size: int) -> bytes:
-        """What the kernel's side has there."""
+        """What the memory has on the kernel's side."""
         return bytes(self._theirs[address - USER : address - USER + size])
 
     def result(self, call: Callable[[], Any]) -> int:

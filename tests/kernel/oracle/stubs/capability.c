@@ -25,7 +25,7 @@ void oracle_reset(int type, int online)
 	the_vm.max_vcpus = KVM_MAX_VCPUS;
 }
 
-/* What other calls have changed, which are not in the cut. */
+/* The next three functions change what other calls would change, whose code is not compiled here. */
 void oracle_create_vcpu(void)
 {
 	the_vm.created_vcpus++;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One guest with one vCPU, its shared pages as the emulator lays them out. */
+/* One guest with one vCPU. Its shared pages have the same layout as in the emulator. */
 
 #include <setjmp.h>
 #include "user.c"
 
 #define SHARED_PAGES 7 /* GHCB, request, response, four for certificates */
-#define NAMED (1ul << 23) /* bytes from there on that page state changes may name */
+#define NAMED (1ul << 23) /* bytes, from the GHCB on, that page state changes may name */
 #define TERMINATED (-1000)
 
 int oracle_warnings;
@@ -17,7 +17,7 @@ struct mutex snp_cmd_mutex;
 oracle_seal_t oracle_seal, oracle_open;
 static void (*the_host)(void);
 static u64 shared_gpa;
-static u8 (*shared)[PAGE_SIZE]; /* at a boundary of 2 MiB, as its GPA is */
+static u8 (*shared)[PAGE_SIZE]; /* aligned to 2 MiB, like its GPA */
 static struct snp_secrets_page the_secrets;
 static struct snp_msg_desc *the_messages;
 static unsigned pages_given;
@@ -35,7 +35,7 @@ u64 oracle_pa(const volatile void *at)
 	return shared_gpa + ((const u8 *)at - shared[0]);
 }
 
-/* Zeros of a private page are not in the shared one. */
+/* Writes no zeros: the kernel writes them while the pages are private, so a host never sees them. */
 void *alloc_pages_exact(unsigned long size, gfp_t flags)
 {
 	return shared[3];
@@ -54,7 +54,7 @@ void oracle_terminate(unsigned set, unsigned reason)
 
 u64 oracle_reason(void) { return the_reason; }
 
-/* The ends of the guest are the ends of these calls. */
+/* If the guest terminates itself, the call that it is in ends with TERMINATED. */
 #define UNLESS_TERMINATED(result) (setjmp(the_end) ? TERMINATED : (result))
 
 static long change(u64 page, u64 pages, int private)
@@ -75,7 +75,7 @@ static unsigned reads_of_nothing;
 
 unsigned oracle_reads_of_nothing(void) { return reads_of_nothing; }
 
-/* As in the kernel, but where that would read from address 0. */
+/* As in the kernel, except where the kernel would read from address 0. */
 long memory_read_from_buffer(void *to, size_t count, loff_t *at, const void *from, size_t available)
 {
 	if (*at >= available || !count)
@@ -191,7 +191,7 @@ void oracle_reset(u64 gpa, const u8 *key, u32 counter)
 	the_secrets.os_area.msg_seqno_0 = counter;
 }
 
-/* Memory becomes the guest's; then its driver starts. */
+/* Make the memory private, then start the driver. */
 static long boot(void)
 {
 	long failed;

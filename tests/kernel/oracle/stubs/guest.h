@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A guest's kernel around its driver of /dev/sev-guest: pages, time, AES-GCM, and the host. */
+/* What the driver of /dev/sev-guest finds around it in a guest: pages, time, AES-GCM, the host. */
 #include <linux/ioctl.h>
 #include <linux/psp-sev.h>
 #include <linux/sev-guest.h>
@@ -22,7 +22,7 @@ struct es_em_ctxt { struct es_fault_info fi; };
 struct ghcb_state { void *ghcb; };
 struct ghcb;
 
-/* AES-GCM as either release calls it; the test's own library does it. */
+/* AES-GCM, under the names that each release uses; the test supplies the functions. */
 struct aesgcm_ctx { unsigned authsize; u8 key[32]; };
 struct aes_gcm_key { u8 key[32]; };
 typedef int (*oracle_seal_t)(const u8 *key, const u8 *iv, const u8 *aad, u32 aad_size, const u8 *in,
@@ -90,7 +90,7 @@ long memory_read_from_buffer(void *to, size_t count, loff_t *at, const void *fro
 #define early_set_pages_state(...) abort() /* there is a GHCB */
 #define svsm_get_caa() NULL
 #define svsm_get_caa_pa() 0
-#define pvalidate_pages(list) ((void)0) /* an instruction of the guest's own */
+#define pvalidate_pages(list) ((void)0) /* PVALIDATE does not involve the host */
 #define is_vmalloc_addr(at) false
 #define PMD_SIZE (1ul << 21)
 #define sev_es_terminate(set, reason) oracle_terminate(set, reason)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What code of the kernel finds around it, for one thread in user space. */
+/* What kernel code finds around it, here for one thread in user space. */
 #ifndef ORACLE_KERNEL_H
 #define ORACLE_KERNEL_H
 
@@ -135,7 +135,7 @@ static inline void unlock_at_end(struct mutex **lock)
 	struct mutex *__attribute__((cleanup(unlock_at_end), unused)) guarded = (lock); \
 	mutex_lock(guarded)
 
-/* A warning of the kernel is an outcome to compare; a bug ends the child that runs this. */
+/* WARN counts as an outcome, to be compared; BUG ends the child process that runs this code. */
 extern int oracle_warnings;
 #define WARN_ON(condition) ({ bool _warn = !!(condition); oracle_warnings += _warn; _warn; })
 #define WARN_ON_ONCE WARN_ON

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One VM with one vCPU: guest memory, firmware and userspace as the test lays them out. */
+/* One VM with one vCPU or two. The test sets guest memory, the firmware's answers and userspace. */
 
 #define PAGES 32
 enum { MAPPED, NO_SLOT, UNMAPPED };
-#define IN_GUEST (-512) /* no errno: the guest runs on, or waits */
+#define IN_GUEST (-512) /* not an errno: the guest keeps running, or waits */
 
 int oracle_warnings;
 static u8 memory[PAGES][PAGE_SIZE], orphan[PAGE_SIZE];
@@ -17,7 +17,7 @@ static bool exiting;
 static bool update_requested;
 static u64 next_msr;
 
-/* What the firmware is to do next, and what reached it. */
+/* The firmware's next answer, and what has reached the firmware. */
 static struct { s32 ret; u32 status; u8 response[PAGE_SIZE]; u32 fd; } firmware;
 static struct { u32 commands; u8 request[PAGE_SIZE]; } reached;
 static struct { u32 count; struct { u32 function, eax, ebx, ecx, edx; } entries[16]; } cpuid;
@@ -86,7 +86,7 @@ void kvm_vcpu_unmap(struct kvm_vcpu *vcpu, struct kvm_host_map *map)
 	map->hva = NULL;
 }
 
-/* Userspace takes a page away. What KVM has mapped stays, and userspace no longer sees it. */
+/* Userspace removes a page. KVM keeps what it has mapped, but userspace no longer sees that. */
 void oracle_set_page(unsigned gfn, u8 to)
 {
 	struct vcpu_sev_es_state *es = &the_vcpus[0].sev_es;
@@ -180,14 +180,14 @@ int svm_invoke_exit_handler(struct kvm_vcpu *vcpu, u64 code)
 		return msr_interception(vcpu);
 	case SVM_EXIT_VMMCALL:
 		return kvm_emulate_hypercall(vcpu);
-	case SVM_EXIT_RDTSC: /* has none */
+	case SVM_EXIT_RDTSC: /* has no handler */
 		vcpu->run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 		vcpu->run->internal.suberror = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON;
 		vcpu->run->internal.ndata = 2;
 		vcpu->run->internal.data[0] = code;
 		vcpu->run->internal.data[1] = 0;
 		return 0;
-	default: /* nothing that GHCB, kvm_run or memory would show */
+	default: /* has no effect that GHCB, kvm_run or memory would show */
 		return 1;
 	}
 }
@@ -233,7 +233,7 @@ static int enter(struct kvm_vcpu *vcpu)
 
 		if (vcpu->arch.mp_state != KVM_MP_STATE_RUNNABLE)
 			return IN_GUEST;
-		if (update_requested) { /* as vcpu_enter_guest() begins */
+		if (update_requested) { /* as at the start of vcpu_enter_guest() */
 			update_requested = false;
 			sev_snp_init_protected_guest_state(vcpu);
 			continue;
@@ -271,14 +271,14 @@ int oracle_run(void)
 	memcpy(before, the_run + 12, sizeof(before));
 	vcpu->wants_to_run = !READ_ONCE(vcpu->run->immediate_exit);
 	r = kvm_arch_vcpu_ioctl_run(vcpu);
-	if (r == IN_GUEST) { /* post_kvm_run_save() is still to come */
+	if (r == IN_GUEST) { /* so post_kvm_run_save() must not have run yet */
 		memcpy(the_run + 12, before, sizeof(before));
 		vcpu->run->flags = 0;
 	}
 	return r;
 }
 
-/* The guest, which is in KVM_RUN, leaves. */
+/* Let the guest, which is in KVM_RUN, continue. */
 int oracle_go_on(void)
 {
 	struct kvm_vcpu *vcpu = &the_vcpus[0].vcpu;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The VM and vCPU around KVM's SEV code: what it touches of them, and no more. */
+/* The VM and the vCPU that KVM's SEV code works on: only the parts that it uses. */
 #include <linux/kvm.h>
 #include <linux/psp-sev.h>
 #include <linux/sev-guest.h>

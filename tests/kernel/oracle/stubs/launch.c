@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One VM before it runs: a slot of guest_memfd, a firmware, and the VMM's memory. */
+/* One VM before it runs: a slot backed by a guest_memfd, the firmware, and the VMM's memory. */
 
 #include "user.c"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the launch commands find besides what stubs/kvm.h has. */
+/* What the launch commands need in addition to stubs/kvm.h. */
 #include "kvm.h"
 
 struct file { int unused; };
@@ -47,7 +47,7 @@ struct sev_platform_init_args { int error; bool probe; };
 #define sev_es_sync_vmsa(svm) ((svm)->vcpu.arch.guest_state_protected ? -EINVAL : 0)
 #define kvm_slot_has_gmem(slot) (slot)
 
-/* Commands of guests that are not SNP: each begins by asking whether it is an SEV guest. */
+/* Commands for guests other than SNP guests. Each first checks the guest's type, and fails here. */
 #define sev_launch_start(...) (-ENOTTY)
 #define sev_launch_update_data(...) (-ENOTTY)
 #define sev_launch_update_vmsa(...) (-ENOTTY)

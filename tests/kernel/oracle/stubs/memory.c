@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One VM's slots in a table, and guest_memfds under numbers: 10 to 12, of another VM 13. */
+/* One VM's slots in a table, and guest_memfds by number: 10 to 12 are the VM's, 13 another VM's. */
 
 #define SLOTS 9 /* 0 to 7, and the last that userspace may have */
 #define ROW(id) ((id) < SLOTS - 1 ? (id) : SLOTS - 1)
@@ -81,7 +81,7 @@ void *xa_find(struct xarray *array, unsigned long *index, unsigned long last, in
 			*index = at;
 			return array->slots[at];
 		}
-	return NULL; /* and the index stays */
+	return NULL; /* the index stays as it was */
 }
 
 void *xa_store_range(struct xarray *array, unsigned long first, unsigned long last, void *entry, gfp_t flags)
@@ -119,7 +119,7 @@ void oracle_reset(int type, const u32 *pages)
 	}
 }
 
-/* The checks of the ioctl itself: its switch is not in the cut. */
+/* Also checks what kvm_vm_ioctl() does for this ioctl, because that code is not compiled here. */
 int oracle_set_region(struct kvm_userspace_memory_region2 *region, bool first_version)
 {
 	if (first_version && region->flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY))
@@ -142,7 +142,7 @@ const u8 *oracle_private(void)
 	return private;
 }
 
-/* Guest page, pages, address, flags of a slot; false if there is none. */
+/* Get a slot's first guest page, pages, address and flags. Return false if there is no slot. */
 bool oracle_slot(int id, u64 *found)
 {
 	struct kvm_memory_slot *slot = slots_of[ROW(id)];

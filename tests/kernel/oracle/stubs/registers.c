@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* KVM_SET_SREGS and KVM_SET_SREGS2 of a new vCPU, and what KVM_GET_SREGS then says. */
+/* KVM_SET_SREGS and KVM_SET_SREGS2 on a new vCPU, and what the corresponding GET ioctls return. */
 
 int oracle_warnings;
 struct vmcb the_vmcb;
@@ -30,7 +30,8 @@ struct kvm_cpuid_entry2 *oracle_cpuid_entry(u32 function)
 	return eax < 0 ? NULL : &entry;
 }
 
-/* Words of features as in cpufeatures.h; what kvm_vcpu_after_set_cpuid() makes of them. */
+/* Set the guest's CPUID (feature words as in cpufeatures.h), and what kvm_vcpu_after_set_cpuid()
+ * derives from it. */
 void oracle_set_cpuid(const u32 *words, s64 last, s64 address_sizes)
 {
 	memcpy(guest, words, sizeof(guest));
@@ -93,7 +94,7 @@ int oracle_get_sregs(struct kvm_sregs *sregs, struct kvm_sregs2 *sregs2)
 	return kvm_arch_vcpu_ioctl_get_sregs(&the_vcpu, sregs);
 }
 
-/* Segments and descriptor tables, of which the VMSA has a copy; their size in bytes. */
+/* Copy segments and descriptor tables, which are also in the VMSA. Return their size in bytes. */
 int oracle_segments(void *data)
 {
 	const int size = offsetof(struct vmcb_save_area, cpl);

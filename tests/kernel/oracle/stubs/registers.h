@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A vCPU of an AMD processor: what KVM_SET_SREGS, KVM_SET_SREGS2 and their opposites look at. */
+/* A vCPU of an AMD processor: what KVM_SET_SREGS, KVM_GET_SREGS and their newer forms use. */
 #include <linux/kvm.h>
 
 #define SEG_TYPE_LDT 2
@@ -72,7 +72,7 @@ struct kvm_cpuid_entry2 *oracle_cpuid_entry(u32 function);
 #define kvm_is_cr0_bit_set(vcpu, bit) (((vcpu)->arch.cr0 & (bit)) != 0)
 #define kvm_is_cr4_bit_set(vcpu, bit) (((vcpu)->arch.cr4 & (bit)) != 0)
 #define rsvd_bits(first, last) ((last) < (first) ? 0 : (2ull << ((last) - (first))) - 1 << (first))
-/* The guest has no memory here: what is read of it is zero. */
+/* The guest has no memory here: reads return zero. */
 #define load_pdptrs(vcpu, cr3) memset((vcpu)->arch.pdptrs, 0, sizeof((vcpu)->arch.pdptrs))
 #define kvm_pdptr_read(vcpu, i) ((vcpu)->arch.pdptrs[i])
 #define kvm_pdptr_write(vcpu, i, value) ((vcpu)->arch.pdptrs[i] = (value))

@@ -10,7 +10,7 @@ static struct psp_device the_psp;
 static u8 command_buffer[PAGE_SIZE], backup_buffer[PAGE_SIZE];
 static u32 written;
 
-/* What the firmware says to everything, and what it has. */
+/* The status that the firmware answers to every command, and its data. */
 static struct {
 	u32 status;
 	u8 platform[12], snp[32];
@@ -38,10 +38,10 @@ void *memdup_user(const void *from, unsigned long size)
 
 void oracle_iowrite32(u32 value)
 {
-	written = value; /* the command comes last */
+	written = value; /* after the last write, this is the command */
 }
 
-/* Lengths go in, what is needed comes out; the blobs only when all fit. */
+/* Write a blob, if it fits into `*length` bytes. Set `*length` to the size of the blob. */
 static u32 give(u64 address, u32 *length, const u8 *blob, u32 size)
 {
 	u32 room = *length;
@@ -71,7 +71,7 @@ int sev_wait_cmd_ioc(struct sev_device *sev, unsigned int *reg, unsigned int tim
 	if (command == SEV_CMD_FACTORY_RESET || command == SEV_CMD_PEK_GEN ||
 	    command == SEV_CMD_PEK_CSR || command == SEV_CMD_PDH_GEN ||
 	    command == SEV_CMD_PEK_CERT_IMPORT)
-		status = SEV_RET_INVALID_PLATFORM_STATE; /* all that the emulated one says */
+		status = SEV_RET_INVALID_PLATFORM_STATE; /* the emulated firmware's only answer */
 	switch (status ? -1 : (int)command) {
 	case SEV_CMD_PLATFORM_STATUS:
 		memcpy(buffer, firmware.platform, sizeof(firmware.platform));

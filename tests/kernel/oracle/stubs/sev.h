@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The PSP device around the driver of /dev/sev, and the memory of who calls it. */
+/* What the driver of /dev/sev finds around it: the PSP device, and its caller's memory. */
 #include <linux/ioctl.h>
 #include <linux/psp-sev.h>
 
@@ -31,12 +31,12 @@ struct file { unsigned f_mode; };
 #define page_address(page) ((void *)(page))
 #define __free_pages(page, order) free(page)
 
-/* Left out: pages change hands only where there is an RMP, and nothing shuts down. */
+/* Left out: without an RMP, pages do not change owners; and nothing shuts down. */
 struct cmd_buf_desc { u64 *paddr_ptr; u64 paddr_orig; u32 len; };
 #define rmp_mark_pages_firmware(...) 0
 #define snp_reclaim_pages(...) 0
 #define snp_prep_cmd_buf(...) 0
-#define sev_tio_cmd_buffer_len(command) 0 /* none of TIO's is issued */
+#define sev_tio_cmd_buffer_len(command) 0 /* no TIO command is issued */
 #define snp_reclaim_cmd_buf(...) 0
 #define snp_unmap_cmd_buf_desc_list(...) 0
 #define sev_write_init_ex_file_if_required(...) 0
