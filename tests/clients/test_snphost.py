@@ -189,10 +189,10 @@ def _nested(tests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def test_ok_as_far_as_cpuid_lets_it(native: Bench, snphost: Path) -> None:
-    """Tests of ``snphost ok`` that make system calls pass, unless snphost skips them.
+    """In ``snphost ok``, each test that uses system calls must pass, unless snphost skips it.
 
-    CPUID leaf 8000001F shows the real machine. If a test of it fails, snphost skips the tests below
-    it, so the result as a whole is not asserted.
+    CPUID leaf 8000001F is the real machine's. If a test of this leaf fails, snphost skips the tests
+    that depend on it, so this does not assert the overall result.
     """
     ran = native.host(snphost, "ok", "--output", "json", check=False)
     answer = json.loads(ran.stdout)

@@ -118,7 +118,7 @@ def report_payload(*, vmpl: int = 0, key_sel: int = 0, rsvd: bytes = bytes(24)) 
 @pytest.mark.parametrize(
     ("payload", "vmpck", "status"),
     [
-        # SNP_MSG_REPORT_REQ, 5617 on: reserved, then KEY_SEL, then VMPL.
+        # SNP_MSG_REPORT_REQ, from row 5617: the reserved bytes, then KEY_SEL, then VMPL.
         (report_payload(rsvd=bytes(23) + b"\1", key_sel=3), 0, 0x16),
         (report_payload(key_sel=1 << 2), 0, 0x16),
         (report_payload(key_sel=3 | 1 << 31), 0, 0x16),

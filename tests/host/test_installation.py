@@ -216,7 +216,7 @@ def test_wrong_options_are_refused(
 def test_a_command_that_the_unit_could_not_run_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """When installing on this machine, the command must exist; nothing is changed."""
+    """An installation on this machine needs a command that exists. If refused, nothing changes."""
     here = ["host", "install", "--dry-run", "--command"]
     for place in ("/nowhere/snpcerts", "/usr/bin"):
         assert main([*here, place]) == 2

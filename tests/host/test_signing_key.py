@@ -633,7 +633,7 @@ def test_a_proof_finds_that_a_kept_vlek_signs(published: Host) -> None:
 
 
 def test_the_emulated_reports_are_of_the_firmware_that_is_played(published: Host) -> None:
-    """The checks above rely on this: the kept VLEK signs reports of another reported TCB."""
+    """The tests above rely on this: a VLEK that stays loaded signs reports with another TCB too."""
     published.load_vlek()
     published.set_config()
     report = Report.unpack(old_report(published))

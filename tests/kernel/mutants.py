@@ -512,7 +512,9 @@ _CASE: Final = re.compile(r"^\t+case (\w+):", re.M)
 
 
 def _changed_c(text: str) -> Iterator[tuple[str, str]]:
-    """Each change with the text that has it. In a switch, "(case X)" says where it is."""
+    """Each change's description and the text after it. Within a switch, the description ends with
+    "(case X)".
+    """
     cases = list(_CASE.finditer(text))
     for at, change, new in _changes_c(text):
         before = [each for each in cases if each.start() < at]

@@ -61,8 +61,8 @@ def _library(version: str) -> list[str]:
     def compiled(source: Path) -> str:
         made = _folder(version) / "lib" / (str(source).replace("/", "_") + ".o")
         if not made.exists():
-            # It defines memcpy() and the like. In these, the compiler must not make a loop a call
-            # to the same function.
+            # string_override defines memcpy() and the like. The compiler must not turn the loop in
+            # such a function into a call to the same function.
             free = ["-ffreestanding"] if source.stem == "string_override" else []
             _compile(version, [*free, "-c", str(source)], made)
         return str(made)

@@ -92,7 +92,7 @@ def test_each_stepping_is_held_against_its_own_floor(
 
 
 def test_a_vulnerable_genoa_is_refused_and_a_fixed_bergamo_accepted_by_one_policy() -> None:
-    """Both have microcode level 0x1B, which means something else on each."""
+    """Both have microcode level 0x1B, which means something different on each."""
     policy = policy_for("AMD-SB-3023", unconfirmed=True)
     assert codes(judged(policy, (0x19, 0xA0, 2), 0x1B, 0x1B)) == []
     assert codes(judged(policy, (0x19, 0xA0, 2), 0x1A, 0x1B)) == ["policy-floor"]

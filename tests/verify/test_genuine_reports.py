@@ -42,7 +42,7 @@ class Evidence:
 
     @property
     def turin(self) -> bool:
-        """Whether the report is of Turin, which has another TCB layout than Milan and Genoa."""
+        """Whether a Turin made the report. Its TCB layout differs from that of Milan and Genoa."""
         return self.name.startswith("turin")
 
     def verdict_of(self, report: bytes) -> Verdict:

@@ -361,7 +361,7 @@ def test_a_reported_tcb_above_the_current_one_in_a_component_is_refused(product:
 
 
 def test_the_leafs_tcb_is_held_against_the_current_one_too() -> None:
-    """A leaf for another TCB than the report's is also refused if that TCB is above the current."""
+    """A leaf above the report's current TCB is refused for this too, not only for the mismatch."""
     low = MILAN_TCB.pack()[:6] + bytes((MILAN_TCB.snp - 1, MILAN_TCB.pack()[7]))
     verdict = judge(None, reported_tcb=low, current_tcb=low)
     assert codes(verdict) == ["tcb-mismatch", "policy-tcb-above-current"]

@@ -48,7 +48,7 @@ def said(report: bytes) -> dict[str, tuple[str, str]]:
         ),
         (CA.report(flags=5 << 2), "report signed by", "reserved (5)", ""),
         (CA.report(policy=0x30000 | 1 << 19), "guest policy debug", "1", "read and write"),
-        (CA.report(policy=0x30133), "guest policy least ABI", "1.51", ""),
+        (CA.report(policy=0x30133), "guest policy minimum ABI", "1.51", ""),
         (CA.report(platform_info=1 << 5), "platform alias_check_complete", "1", "aliases"),
         (CA.report(platform_info=0x65), "platform other bits", "0x40", "no public name"),
         (CA.report(vmpl=0xFFFFFFFF), "guest VMPL", "4294967295", "by the host"),

@@ -73,7 +73,7 @@ def test_an_old_list_from_the_host_does_not_hide_a_newer_revocation() -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_several_lists_count_for_a_report_that_does_not_name_its_product(order: int) -> None:
-    """In a version 2 report of a Genoa, only the leaf says which list is of its product."""
+    """A version 2 report does not name its product. Only the leaf shows which list applies."""
     genoa = SmallCa(product=Product.GENOA)
     old, new = CrlRecipe(genoa), CrlRecipe(genoa, revoked=(1,), this_update=NOON - DAY)
     milan = CrlRecipe(CA, this_update=NOON - DAY)

@@ -100,8 +100,8 @@ def _floor(policy: Policy, texts: Iterable[str]) -> Any:
             raise UsageError(
                 f"--min-tcb {text}: expected one of the products {known}",
                 hint=(
-                    "for a floor of a single processor, use a policy file, which 'snpcerts "
-                    "policy floors' can write"
+                    "for a floor that holds for one processor model only, use a policy file, which "
+                    "'snpcerts policy floors' can write"
                 ),
             )
         floor = dataclasses.replace(floor, **{product.keyword: _tcb(text, levels, product)})

@@ -308,8 +308,9 @@ def find(
 ) -> Findings:
     """Parse and judge certificates that should endorse a key of this ``kind``.
 
-    Reasons about certificates that are missing or cannot be parsed come first, then those about the
-    leaf. If ``memory`` already has findings about the authorities or the lists, those are used.
+    The result's first reasons are for certificates that are missing or cannot be parsed, the next
+    ones for the leaf. If ``memory`` already has findings about the authorities or the revocation
+    lists, those are used.
     """
     reasons: list[Reason] = []
     loaded = _load(certificates.leaf, kind.name, *_LEAF_CODES[kind], reasons)

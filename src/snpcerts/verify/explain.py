@@ -97,7 +97,7 @@ def explain(report: Report) -> Iterator[FieldLine]:
 
     yield FieldLine("guest policy", "POLICY", f"{fields.policy:#x}")
     minimum = f"{fields.policy >> 8 & 0xFF}.{fields.policy & 0xFF}"
-    yield FieldLine("guest policy", "least ABI", minimum)
+    yield FieldLine("guest policy", "minimum ABI", minimum)
     yield from _bits("guest policy", GUEST_POLICY_BITS, fields.policy)
 
     yield FieldLine("platform", "PLATFORM_INFO", f"{fields.platform_info:#x}")

@@ -399,8 +399,8 @@ def _may_serve(
     policy: Policy,
     at: datetime,
 ) -> bool:
-    """Return whether a revocation list may meet the policy's demand. The list's signature is not
-    checked.
+    """Return whether the supplied revocation list satisfies the policy if its signature is valid.
+    The signature is not checked here.
     """
     if supplied.supplier is Supplier.EVIDENCE or supplied.kind is not kind:
         return False

@@ -290,9 +290,9 @@ def _stubbed(part: Part) -> set[str]:
 
 
 def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Path:
-    """The shared object of a part of a release, made anew only when something has changed.
+    """The shared object for one part of one release, rebuilt only if something has changed.
 
-    ``mutate`` is a text in the cut part and what to put in its place.
+    ``mutate`` is a string in the extracted source, and its replacement.
     """
     text = cut(part, SOURCES / version)
     if mutate is not None:

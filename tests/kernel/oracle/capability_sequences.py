@@ -58,7 +58,7 @@ NOT_EMULATED: Final = {
     "the choice of events in a guest that cause exits": (143, 193),
     "logs of the pages that a guest has written": (168, 192, 223),
     "performance counters": (173, 212, 226),
-    "none: KVM_CAP_LAST_CPU has no call": (184,),
+    "nothing: KVM_CAP_LAST_CPU has no ioctl": (184,),
     "what code in a guest sees of KVM": (187, 190, 213),
     "a debugger's breakpoints in a guest": (195,),
     "SGX": (196,),
