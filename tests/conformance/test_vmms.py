@@ -37,14 +37,19 @@ def test_every_check_is_failed_by_some_vmm() -> None:
 
 
 # Judging these takes until a limit of several seconds has passed.
-LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE", "KICK_ERASED"}
+LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE", "KICK_ERASED", "KICK_ERASED_WHEN_BUSY"}
+LONG |= {"CHILD_KEEPS_LOCK", "LEAKS_DESCRIPTORS", "LEAKS_TIMERS", "LEAKS_THREADS", "LEAKS_CHILDREN"}
 
 
 def one_for_each_check() -> list[str]:
-    """Return a few wrong VMMs that between them fail every check."""
+    """Return a few wrong VMMs that between them fail every check; of those that take long to judge,
+    only the ones that are needed.
+    """
     chosen, left = [], set().union(*EXPECTED.values())
     while left:
-        best = max(EXPECTED, key=lambda wrong: (len(EXPECTED[wrong] & left), wrong not in LONG))
+        best = max(
+            EXPECTED, key=lambda wrong: len(EXPECTED[wrong] & left) / (100 if wrong in LONG else 1)
+        )
         chosen.append(best)
         left -= EXPECTED[best]
     return chosen
@@ -125,14 +130,15 @@ def test_verdicts_do_not_depend_on_the_kernel_and_the_firmware(
     build: Build, each: tuple[str, str]
 ) -> None:
     host = options(each)
-    assert_all_passed(build("NOTHING"), "{certs}", "2", checks=SOME, host=host)
+    checks = sized(SOME[::2], SOME)
+    assert_all_passed(build("NOTHING"), "{certs}", "2", checks=checks, host=host)
     wrong = "NO_LOCK"
     found = failed(judged(build(wrong), "{certs}", "2", options=(*host, *only(*NO_LOCK))))
     assert found.keys() == EXPECTED[wrong]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("style", sized(["RIGHT_HELPER", "RIGHT_EXCLUSIVE"], list(RIGHT)))
+@pytest.mark.parametrize("style", sized(["RIGHT_HELPER", "RIGHT_CONTROL"], list(RIGHT)))
 def test_a_right_vmm_passes_whatever_its_style(
     build: Build, style: str, host: tuple[str, ...]
 ) -> None:
