@@ -179,6 +179,8 @@ EXPECTED: dict[str, set[str]] = {
     "STALE_WHEN_BUSY": {"exit-reason-stale"},
     "JOINS_OLD_FILE": {"vcpus-served"},
     "PAGE_STATE_ONE_SLOT": {"page-state"},
+    "DISCARDS_2_MIB": {"page-state"},
+    "DISCARDS_ONE_MORE": {"page-state"},
     "KICK_ERASED_WHEN_EIO": {"kick-not-lost"},
     "KICK_ERASED_AT_UNLOCK": {"kick-not-lost"},
     "KICK_TAKEN_WHILE_WAITING": {"kick-not-lost"},

@@ -72,7 +72,7 @@ enum wrong {
 	RIGHT_LATE_CLOSE, RIGHT_SPLICES, RIGHT_JOINS, RIGHT_READS_AGAIN, RIGHT_SUBMITS,
 	RIGHT_OWN_LINK, RIGHT_CONTROL, RIGHT_CLONES, RIGHT_TRIES_ONCE, RIGHT_THREADS, RIGHT_OWN_TABLES,
 	PAGE_STATE_NOT_ENABLED, PAGE_STATE_REFUSED, PAGE_STATE_IGNORED, LARGE_PAGES_REFUSED,
-	PAGE_STATE_ONE_SLOT,
+	PAGE_STATE_ONE_SLOT, DISCARDS_2_MIB, DISCARDS_ONE_MORE,
 };
 
 #ifndef WRONG
@@ -82,6 +82,7 @@ enum wrong {
 
 #define PAGE 4096ul
 #define LOW (PAGE * 128) /* the size of the first of two adjacent slots, the smaller one */
+#define LARGE (PAGE * 512)
 #define MEMORY (PAGE * (128 + 2048)) /* with room for an aligned page of 2 MiB */
 #define RUN_SIZE 12288
 #define LOCK_WAIT (is_wrong(WAIT_GROWS) ? 100 << refused : is_wrong(WAITS_TOO_LONG) ? 5000 : is_wrong(SPINS) ? 1000 : 100) /* ms, then BUSY */
@@ -1316,6 +1317,12 @@ static uint64_t change_page_state(uint64_t gpa, uint64_t pages, uint64_t attribu
 	if (is_wrong(PAGE_STATE_IGNORED))
 		return 0;
 	set_private(gpa, pages * PAGE, attributes >> 4 & 1);
+	if (is_wrong(DISCARDS_2_MIB) && attributes >> 4 & 1) /* with its neighbours */
+		for (uint64_t each = gpa & -LARGE; each < (gpa & -LARGE) + LARGE; each += PAGE)
+			if (is_memory(each, PAGE))
+				memset(guest(each, PAGE, &room), 0, PAGE);
+	if (is_wrong(DISCARDS_ONE_MORE) && is_memory(gpa + pages * PAGE, PAGE))
+		pages++;
 	while (pages-- && attributes >> 4 & 1) {
 		memset(guest(gpa, PAGE, &room), 0, PAGE);
 		gpa += PAGE;

@@ -281,8 +281,13 @@ class TrialGuest(LinuxGuest):
 
 
 def _asked(gpa: int, pages: int, operation: PageStateOperation) -> str:
+    return f"KVM_HC_MAP_GPA_RANGE to make {pages_at(gpa, pages)} {operation.name.lower()}"
+
+
+def pages_at(gpa: int, pages: int) -> str:
+    """Return a number of pages and their address, for a message."""
     what = "1 page" if pages == 1 else f"{pages} pages"
-    return f"KVM_HC_MAP_GPA_RANGE to make {what} at GPA {gpa:#x} {operation.name.lower()}"
+    return f"{what} at GPA {gpa:#x}"
 
 
 def _exit(

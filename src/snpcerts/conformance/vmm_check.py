@@ -164,8 +164,8 @@ CHECKS: Final = (
     ConformanceCheck(
         "page-state",
         (
-            "pages become shared or private as the guest requests; its buffer is "
-            "shared only during a request"
+            "pages become shared or private as the guest requests, and the others keep their "
+            "content; its buffer is shared only during a request"
         ),
         "api: KVM_EXIT_HYPERCALL with KVM_HC_MAP_GPA_RANGE, KVM_SET_MEMORY_ATTRIBUTES; guest: "
         "Linux's driver shares its buffer before each request and takes it back afterwards",

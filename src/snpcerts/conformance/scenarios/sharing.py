@@ -5,15 +5,18 @@ does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from snpcerts.abi.cert_table import PAGE_SIZE
 from snpcerts.abi.ghcb import PageStateOperation
 from snpcerts.conformance.scenarios.buffers import slot_boundaries
 from snpcerts.conformance.trial import TABLE_SIZE, Scenario, Script, Trial, TrialVcpu, field_around
-from snpcerts.conformance.trial_guest import FIELD_PAGES
+from snpcerts.conformance.trial_guest import FIELD_PAGES, pages_at
 from snpcerts.emulator.guest.page_state_calls import LARGE_PAGE
 
 CHECK = "page-state"
 _LARGE_PAGES = LARGE_PAGE // PAGE_SIZE
+_MARK = bytes(range(1, 65))  # written to pages that must keep their content
 
 
 def _script(trial: Trial, vcpu: TrialVcpu) -> Script:
@@ -43,7 +46,9 @@ def _field(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
     for at_once in (FIELD_PAGES, 1):
         for number in range(0, FIELD_PAGES, at_once):
             gpa = pages.data + number * PAGE_SIZE
-            yield from guest.make_private(cpu, pages, gpa, at_once)
+            next_one = gpa + at_once * PAGE_SIZE
+            others = [next_one] if number + at_once < FIELD_PAGES else []
+            yield from _make_private(trial, vcpu, gpa, at_once, others)
         for number in range(0, FIELD_PAGES, at_once):
             gpa = pages.data + number * PAGE_SIZE
             yield from guest.make_shared(cpu, pages, gpa, at_once)
@@ -74,9 +79,27 @@ def _large(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
     for _ in range(2):
         answer = yield from vcpu.ask(2, gpa=middle, field=field_around(middle, 2))
         trial.judge(CHECK, answer.delivers(table))
-        yield from guest.make_private(cpu, pages, middle, 1)
+        others = (gpa, middle - PAGE_SIZE, middle + PAGE_SIZE, gpa + LARGE_PAGE - PAGE_SIZE)
+        yield from _make_private(trial, vcpu, middle, 1, others)
         yield from guest.make_shared(cpu, pages, middle, 1)
     yield from guest.make_private(cpu, pages, gpa, _LARGE_PAGES)
+
+
+def _make_private(
+    trial: Trial, vcpu: TrialVcpu, gpa: int, pages: int, others: Sequence[int]
+) -> Script:
+    """Make pages private. The shared pages at ``others`` must keep their content."""
+    cpu = vcpu.cpu
+    for each in others:
+        yield from cpu.write(each, _MARK)
+    yield from vcpu.guest.make_private(cpu, vcpu.pages, gpa, pages)
+    for each in others:
+        if (yield from cpu.read(each, len(_MARK))) != _MARK:
+            trial.judge(
+                CHECK,
+                f"the guest made {pages_at(gpa, pages)} private; the shared page at GPA {each:#x} "
+                "must keep its content, but has lost it",
+            )
 
 
 def _across_slots(trial: Trial, vcpu: TrialVcpu, table: bytes) -> Script:
