@@ -106,8 +106,8 @@ static const char *unusable = ""; /* why the settings are unusable; NULL if they
 
 /* ---- messages for the operator ---- */
 
-/* Whether this program's seccomp filter kills a vCPU thread that calls poll(2) or write(2).
- * cloud-hypervisor's filter allows them openat, sendto and writev. */
+/* Whether this program is cloud-hypervisor. Its seccomp filter kills a vCPU thread that calls poll(2)
+ * or write(2), but allows openat, sendto and writev. */
 static bool few_calls;
 
 /* Print a line to standard error, unless that would block or raise SIGPIPE. */

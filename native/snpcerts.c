@@ -203,7 +203,7 @@ static void give_empty(const struct snpcerts_vm *vm, uint64_t gpa, uint64_t npag
 	if (npages == 0)
 		return;
 	served->outcome = SNPCERTS_FAILED;
-	if (gpa % PAGE) { /* KVM checks this, but a VMM's tests may use something else */
+	if (gpa % PAGE) { /* KVM checks this, but a VMM's tests may run without KVM */
 		served->guest_problem = SNPCERTS_NOT_ALIGNED;
 		served->ret = EIO;
 		return;

@@ -47,6 +47,16 @@ def test_a_mirror_that_fails_again_is_reported_again() -> None:
     assert said[2:] == ["announced", "no mirror"]
 
 
+def test_a_file_that_is_wrong_again_is_reported_again() -> None:
+    """Even if its right content is the empty table."""
+    said: list[str] = []
+    listen = without_repeats(lambda event: said.append(event.message))
+    drift = Event(EventKind.DRIFT, "wrong", "a")
+    for event in (drift, drift, Event(EventKind.EMPTIED, "empty", "a"), drift):
+        listen(event)
+    assert said == ["wrong", "empty", "wrong"]
+
+
 def test_logs_carry_the_figures() -> None:
     lines: list[str] = []
     figures = {"lock_wait_ms": 1.25, "lock_held_ms": 2.0, "firmware_ms": 0.5}

@@ -120,7 +120,7 @@ def test_json_is_one_object_a_line(run: Run) -> None:
     assert verdicts[0]["checks"][0] == {
         "name": "report-layout",
         "state": "passed",
-        "expected": "the report has the layout of its version, which is 2 to 5",
+        "expected": "the report has a version from 2 to 5, and that version's layout",
         "found": None,
     }
     assert run("many/a.bin", "--json")[1].count("\n") == 1

@@ -207,7 +207,7 @@ class _Narrator:
     """Prints each problem in a run as it happens, and a line of counts every ``every`` seconds. If
     ``quiet``, it prints nothing.
 
-    It does not print each update and each report that verifies, but counts them, because it does
+    It counts the updates and the reports that verify instead of printing each one, because it does
     not learn of them in the order in which the firmware served them.
     """
 

@@ -219,8 +219,8 @@ def not_a_table(data: bytes) -> InputError | None:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """The paths in a directory, by kind of file. ``others`` names some of the files that are not
-    evidence.
+    """The paths in a directory, by kind of file. ``others`` names up to eight files that do
+    not look like reports, for an error message.
     """
 
     reports: tuple[str, ...]

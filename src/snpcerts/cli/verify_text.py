@@ -24,8 +24,8 @@ OUTCOMES = ("verified", "refused", "unreadable", "undecided")
 def json_line(path: str, verdict: Verdict, attacks: Sequence[str] | None = None) -> str:
     """Return the JSON object for a verdict, as one line.
 
-    ``attacks`` has a line for each requirement of a bulletin that the report does not meet. None
-    leaves the field out.
+    ``attacks`` has a line for each bulletin requirement that the report does not meet, among those
+    related to failed policy checks. None leaves the field out.
     """
     found = {} if attacks is None else {"attacks": list(attacks)}
     return json.dumps({"evidence": path} | verdict.to_json() | found)

@@ -37,7 +37,7 @@ def receiver_of(number: signal.Signals, runner: int, processes: list[int]) -> in
 def may_handle(number: signal.Signals, process: int) -> bool:
     """Whether ``process`` handles the signal now, or blocks it and so may handle it later.
 
-    Such a process can stop its vCPUs first. The signal simply ends any other process.
+    Such a process can stop its vCPUs first. Any other process ends at once, or ignores the signal.
     """
     blocks = any(mask & _bit(number) for mask in _masks(process, "SigBlk"))
     return blocks or _handles(process, number)

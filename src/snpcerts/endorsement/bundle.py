@@ -78,7 +78,7 @@ def read_bundle(data: bytes) -> Bundle:
     ``data`` is.
     """
     if len(data) > MAX_TEXT:
-        found = f"a file of {len(data)} bytes (a file of more than {MAX_TEXT} is not read)"
+        found = f"a file of {len(data)} bytes (more than {MAX_TEXT} bytes are not read)"
         return Bundle(others=(found,))
     reader = _BundleReader()
     reader.read(data, 0)

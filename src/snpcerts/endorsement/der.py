@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads those parts of DER that the X.509 library does not read.
+"""Reads DER where the X.509 library does not, or would read too much.
 
-These are the values of AMD's extensions (INTEGER, IA5String or OCTET STRING), the outer parts of
-PKCS #7 structures and revocation lists, and the start and end of each element in a file.
+This module reads the values of AMD's extensions (INTEGER, IA5String or OCTET STRING), the outer
+parts of PKCS #7 structures and of revocation lists whose signature is checked first, and the start
+and end of each element in a file.
 
 Source: X.690 sections 8.1 (tag, length) and 10.1 (definite, shortest lengths).
 """

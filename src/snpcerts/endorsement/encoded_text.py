@@ -40,8 +40,8 @@ _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})++")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _DATA_URL: Final = re.compile(r"data:[-\w.+/;=]{0,100};base64,")
 _DUMP_OFFSET: Final = re.compile(r"([0-9a-fA-F]{6,8})(:[ ]|[ ]{1,2}|$)")
-# In a dump, * stands for repeated lines, so a short text can mean a lot of data. A dump may mean at
-# most this many bytes per character.
+# In a dump, * stands for repeated lines, so a short text can stand for a lot of data. The limit is
+# this many bytes for each character of the dump.
 _MOST_REPEATED: Final = 16
 _DUMP_WORDS: Final = re.compile(r"[0-9a-fA-F]{4}(?: [0-9a-fA-F]{4})*+")
 # Possessive quantifiers, so that a long text needs no memory for backtracking.

@@ -199,9 +199,9 @@ class BackgroundAnnouncer:
             try:
                 self.wanted = self._announcer.send(announcement)
             except SnpCertsError as error:
-                self._failed(str(error), error.code)
+                self.note_failure(str(error), error.code)
             except Exception as error:  # the agent goes on, whatever a library raises
-                self._failed(f"{type(error).__name__}: {error}", "error")
+                self.note_failure(f"{type(error).__name__}: {error}", "error")
             else:
                 self._observe("ok")
                 if not self._works:
@@ -209,7 +209,8 @@ class BackgroundAnnouncer:
                     url = self._announcer.mirror.access.url
                     self._listener(Event(EventKind.ANNOUNCED, f"announced to {url}"))
 
-    def _failed(self, why: str, code: str) -> None:
+    def note_failure(self, why: str, code: str) -> None:
+        """Report that an announcement was not sent or not accepted. ``code`` is the error's."""
         self._works = False
         self._observe(code)
         self._listener(Event(EventKind.NOT_ANNOUNCED, f"not announced: {why}"))

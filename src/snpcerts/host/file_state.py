@@ -35,7 +35,7 @@ class FileMatch(enum.Enum):
     OUTDATED = "outdated"  # certifies the key, but is incomplete or has another fault
     EMPTY = "empty"  # harmless: guests fetch certificates themselves
     MISSING = "missing"  # also harmless
-    WRONG = "wrong"  # not the expected table: verification may fail in guests
+    WRONG = "wrong"  # another key's, lapsed, damaged, or should be empty: guests may be misled
     FOREIGN = "foreign"  # not a certificate file and never was: the path may be mistyped
     UNREADABLE = "unreadable"
     LOCKED = "locked"  # being updated

@@ -303,7 +303,7 @@ def _file(file: FileConfig) -> Finding:
         return Finding(
             what,
             Severity.WARN,
-            f"{file.path}: every user can read it ({mode:04o}), so can lock it and block updates",
+            f"{file.path}: every user can read it ({mode:04o}), and so lock it and block updates",
             'set mode = "0640", and set group to the group that the VMMs run in',
         )
     return Finding(what, Severity.PASS, f"{file.path}: mode {mode:04o}, group {status.st_gid}")

@@ -4,7 +4,7 @@
 :func:`plan_installation` and :func:`plan_removal` read the host and change nothing. If something
 must not be done, they raise an error that says what to do instead. :func:`carry_out` performs the
 steps. Files and links are replaced atomically, and a new plan does not repeat what is already
-done. So running the command again completes an interrupted run.
+done. So running the command again performs the steps that an interrupted run left out.
 
 No step touches a certificate file, because guests may be served from it.
 """

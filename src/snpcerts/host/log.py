@@ -13,7 +13,7 @@ _FIGURES = ("lock_wait_ms", "lock_held_ms", "firmware_ms")
 # The text log omits these. The JSON log has all events.
 _QUIET = (EventKind.CHECKED, EventKind.FETCHED)
 _ANNOUNCEMENTS = (EventKind.ANNOUNCED, EventKind.NOT_ANNOUNCED)
-_SUCCESSES = (EventKind.ANNOUNCED, EventKind.PUBLISHED)
+_SUCCESSES = (EventKind.ANNOUNCED, EventKind.PUBLISHED, EventKind.EMPTIED)
 
 
 def text_log(write: Callable[[str], None]) -> Listener:
@@ -59,9 +59,11 @@ def json_log(write: Callable[[str], None]) -> Listener:
 
 
 def without_repeats(listener: Listener) -> Listener:
-    """Return a listener that passes events on, but drops a warning if it repeats the last one for
-    its subject. After a success (the file was published, the mirror was reached) it is passed on
-    again. The subjects are each file, the announcements to the mirror, and all the rest together.
+    """Return a listener that passes events on, but drops a warning that repeats the last one about
+    the same subject: a file, the announcements to the mirror, or everything else together.
+
+    An update of the file, or an announcement that arrives, ends the repetition: the same warning is
+    then passed on again. Nothing ends it for everything else.
     """
     last: dict[tuple[str | None, bool], str] = {}
 

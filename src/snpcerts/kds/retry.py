@@ -42,7 +42,7 @@ class RetryPolicy:
     further failure up to ``longest_wait``. The wait after a 429 is the time that the server names,
     or ``throttled_wait`` if it names no future time, doubled with each further 429 up to
     ``longest_hold_off``. Each wait is lengthened by up to a fifth, so that the hosts of a fleet do
-    not all return at once. ``gap`` is the least time between two requests for VCEK certificates;
+    not all return at once. ``gap`` is the shortest time between two requests for VCEK certificates;
     None means AMD's gap for AMD's server, and 0 for other servers. If the server was observed to
     require a longer gap, that one applies.
     """

@@ -39,8 +39,7 @@ class Failure:
     """The failure of the last request for a resource.
 
     ``tries`` counts the consecutive requests that failed. The next request must not come before
-    ``again_at``.
-    ``over`` says that the process that sent the request has given up.
+    ``again_at``. ``over`` says that the process that sent the request has given up.
     """
 
     at: float

@@ -172,9 +172,9 @@ class MirrorService:
             status = 414 if len(scope["raw_path"]) > MAX_TARGET else 400
             return _Refusal(status, "bad_request", str(error))
         try:
-            stored = self._direct(resource)
-            if stored is not None:
-                return self._kept(resource, stored), "hit"
+            direct = self._direct(resource)
+            if direct is not None:
+                return self._kept(resource, direct), "hit"
             found = await self._run(self._look, resource)
             if isinstance(found, StoredCertificate):
                 return self._kept(resource, found), "hit"

@@ -8,7 +8,8 @@ and ``policy_check`` the relying party's demands. ``collateral`` holds certifica
 are not verified yet. The result is a ``verdict`` with an outcome for each ``verdict_check``.
 
 Evidence: ``evidence`` reads every format. ``attestation_proto``, ``json_evidence``, ``hcl``,
-``message_pack`` and ``scale`` decode the formats that need a codec; ``tsm_report`` writes evidence.
+``message_pack`` and ``scale`` decode the formats that need a codec; ``tsm_report`` writes evidence
+as a tsm-report.
 
 Demands: ``policy`` has the fields, ``policy_file`` reads them from TOML, ``bulletins`` derives them
 from AMD's security bulletins, and ``reference_values`` writes them for other verifiers.

@@ -132,9 +132,7 @@ class Given:
             found = replace(found, ask=self.asvk)
         if found.crl is not None:
             # The caller gave this CRL, but nothing says whether it is the VCEK's or the VLEK's.
-            own = SuppliedCrl(
-                found.crl, None, Supplier.CALLER, "the certificates that the caller gave"
-            )
+            own = SuppliedCrl(found.crl, None, Supplier.CALLER, self.name)
             found = replace(found, crl=None, lists=(own, *found.lists))
         return found
 
@@ -399,8 +397,8 @@ def _may_serve(
     policy: Policy,
     at: datetime,
 ) -> bool:
-    """Return whether the supplied revocation list satisfies the policy if its signature is valid.
-    The signature is not checked here.
+    """Return whether the supplied revocation list meets the policy's demand for a list, provided
+    that its signature is valid. The signature is not checked here.
     """
     if supplied.supplier is Supplier.EVIDENCE or supplied.kind is not kind:
         return False

@@ -46,7 +46,7 @@ class Check:
 
 
 _EXPECTED = {
-    Authenticity.REPORT_LAYOUT: "the report has the layout of its version, which is 2 to 5",
+    Authenticity.REPORT_LAYOUT: "the report has a version from 2 to 5, and that version's layout",
     Authenticity.LEAF: "the leaf is a VCEK or VLEK certificate in AMD's form, signed by the issuer",
     Authenticity.INTERMEDIATE: "the issuer is an ASK or ASVK, signed by the root",
     Authenticity.ROOT: "the root is an ARK, signed by itself",

@@ -162,9 +162,9 @@ def set_config(
 ) -> Plan:
     """Set the reported TCB and the masks (SNP_SET_CONFIG).
 
-    Settings that no option names stay unchanged. A new reported TCB changes the signing key, and
-    most firmware then drops a loaded VLEK. Some firmware keeps the VLEK; certificate files for
-    VLEKs are then empty until the next load-vlek or prove-key.
+    Settings that no option names stay unchanged. A new reported TCB changes the signing key. Some
+    firmware then drops a loaded VLEK, and some keeps it. If it is kept, certificate files for VLEKs
+    are empty until the next load-vlek or prove-key.
 
     Use --again after SNP was initialised again (kvm_amd was reloaded) while the reported TCB was
     below the current TCB. Some firmware then signs with the VCEK of the current TCB until

@@ -252,7 +252,6 @@ class Host:
         if agent.config.mirror is None:
             return
         from snpcerts.host.announce import Announcer, BackgroundAnnouncer, announcement_of
-        from snpcerts.host.event import Event, EventKind
 
         if self._announcer is None or self._announcer.mirror != agent.config.mirror:
             self._announcer = BackgroundAnnouncer(
@@ -262,12 +261,7 @@ class Host:
             seen = agent.read_files() if file_states is None else file_states
             announcement = announcement_of(agent.firmware, seen, agent.config.mirror.name)
         except SnpCertsError as error:
-            agent.tell(
-                Event(
-                    EventKind.NOT_ANNOUNCED,
-                    f"the host's state was not announced to the mirror: {error}",
-                )
-            )
+            self._announcer.note_failure(str(error), error.code)
             return
         self._announcer.announce(announcement)
         if wait:

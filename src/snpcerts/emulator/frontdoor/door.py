@@ -35,8 +35,7 @@ from snpcerts.emulator.syscall.device import Device
 from snpcerts.emulator.syscall.file_tree import TreeDirectory
 from snpcerts.errors import InputError
 
-# A program behind the door never reaches these devices of the real host, even if no emulated device
-# takes their place.
+# The door hides these devices of the real host, even if no emulated device takes their place.
 GUARDED: Final = (b"/dev/kvm", b"/dev/sev", b"/dev/sev-guest")
 KVM_RDEV: Final = os.makedev(10, 232)  # linux/miscdevice.h: KVM_MINOR
 

@@ -193,8 +193,8 @@ class Supervisor:
             for each in namespace:
                 os.close(each)
             raise InputError(
-                "mount namespace: expected only file systems of this front door, and one "
-                "descriptor for each place"
+                f"mount namespace: expected {places.descriptors} descriptors and only trees of "
+                f"this front door, found {len(namespace)} descriptors and {len(places.trees)} trees"
             )
         try:
             devices = self._namespaces.add(door, places.devices, namespace[:count])

@@ -3,7 +3,8 @@
 
 It makes the same system calls as any VMM, and uses the library for VMMs in Python. It is started on
 an emulated host as ``python -m snpcerts.emulator.machine.vmm_program FILE [PIDFD]``. ``PIDFD`` is
-an inherited pidfd: the VMM ends with that process or, without ``PIDFD``, with its parent.
+the number of an inherited pidfd. The VMM ends when the pidfd's process ends or, without ``PIDFD``,
+when its parent ends.
 """
 
 from __future__ import annotations
