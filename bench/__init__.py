@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timings: each benchmark measures its subjects in turn in one run and prints ratios."""
+"""Benchmarks: each measures its subjects in rotation, and prints the ratios of their times."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure subjects in turn, so that a machine that slows down slows them all."""
+"""Measures subjects in rotation, so that a slowdown of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROUNDS = 7
 
 
 class Skip(Exception):  # noqa: N818 (it is not an error)
-    """This machine cannot run the benchmark; the text says why."""
+    """Raised if this machine cannot run a benchmark; the message says why."""
 
 
 def compare(

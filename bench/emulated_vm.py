@@ -80,8 +80,8 @@ def main() -> None:
 
 
 def measured(kernel: KernelCalls, what: str, path: str) -> float:
-    """Run a VM in this process. Return the seconds of one served request if ``what`` is "serve",
-    otherwise those of one KVM_RUN after the guest's last request.
+    """Run a VM in this process. If ``what`` is "serve", return the mean seconds per served request,
+    otherwise the mean seconds per KVM_RUN after the guest's last request.
     """
     vm = build_vm(kernel)
     service = ExitService(CertFile(path))

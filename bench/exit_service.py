@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures one served certificate request: Python's exit service against its system calls in C.
+"""Measures one served certificate request: the exit service against its system calls in C.
 
-Everything around KVM_RUN counts, with an 8 KiB table. It is measured in processor time, so that
-other work on the machine counts for neither side. In C, and in the function that the exit service
-calls, getppid(2) stands for KVM_RUN. The descriptor that it gets instead is that of /dev/null,
-which refuses KVM_RUN.
+The table has 8 KiB. The figures are processor time, which other work on the machine hardly
+changes. In place of KVM_RUN, the C program calls getppid(2). The exit service is measured twice:
+with a function that calls getppid(2), and with a descriptor of /dev/null, which refuses KVM_RUN.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 
 The commands are the real ones, each a process behind the front door. They run first without
 guests, then with sixteen. Each guest's VMM is also a process behind the front door, and each guest
-asks for one report after another. The certificates are in the cache already, because commands
-fetch before they lock. The target is at most 50 ms in addition to the firmware's own time.
+asks for one report after another. Commands fetch certificates before they lock, so the benchmark
+fills the cache in advance. The target: a command holds the lock for at most 50 ms longer than the
+firmware's own time.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures rolls of a fleet, with a mirror and with each host alone, and how a mirror serves hits.
+"""Measures rolls of a fleet with and without a mirror, and how fast a mirror serves hits.
 
-``SNPCERTS_BENCH_HOSTS`` (default 200) and ``SNPCERTS_BENCH_GAP`` (default 0.25 s) set the size of
-the roll that is run for real. AMD's gap is 10 s. All times scale with the gap, except for the 25 s
-of a lease: the queue may stand still that long when an instance is killed.
-``SNPCERTS_BENCH_VIRTUAL_HOSTS`` (default 500) is the size of the roll on a clock that skips waits.
-1,000 hosts at 0.5 s and 10,000 virtual ones take about half an hour on an idle machine. Hosts that
-ask alone are simulated, with the client's own retry policy: a real run would not end.
+``SNPCERTS_BENCH_HOSTS`` (default 200) is the number of hosts. The roll on a clock that skips waits
+has ``SNPCERTS_BENCH_VIRTUAL_HOSTS`` (default 500) instead. ``SNPCERTS_BENCH_GAP`` (default 0.25 s)
+is the gap of the rolls in real time: how long the throttle makes a client wait between two VCEK
+requests. AMD's gap is 10 s. All times scale with the gap, except for the 25 s of a lease: when an
+instance is killed, the queue may stand still that long. With 1,000 hosts, a gap of 0.5 s and 10,000
+virtual hosts, the benchmark takes about half an hour on an idle machine. Hosts without a mirror are
+only simulated, with the client's own retry policy, because a real roll would not end.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def main() -> None:
 
 
 def rolls(folder: Path, authority: EmulatedAuthority, hosts: int, gap: float) -> None:
-    """Roll all hosts to one TCB, once for each database and for hosts alone; print what it took."""
+    """Roll all hosts to one TCB, with a mirror on each database and without a mirror; print the
+    numbers of requests and the times.
+    """
     ideal = (hosts - 1) * gap
     print(f"{hosts} hosts behind one address, one VCEK in {gap} s (AMD: 10 s)")
     print(f"  {'':<34} {'requests':>9} {'429':>9} {'seconds':>9}  ratio to ideal")
@@ -84,8 +87,8 @@ def rolls(folder: Path, authority: EmulatedAuthority, hosts: int, gap: float) ->
 
 
 def trouble(folder: Path, authority: EmulatedAuthority, hosts: int, gap: float) -> None:
-    """Roll hosts that announce themselves, while mirror instances and the database are killed."""
-    print(f"{hosts} emulated hosts, one VCEK in {gap} s, instances killed in the middle")
+    """Roll hosts that announce themselves, while instances are killed and the database restarts."""
+    print(f"{hosts} emulated hosts, one VCEK in {gap} s, instances killed during the roll")
     one = f"sqlite:///{folder}/live.db"
     figures = live_roll(folder, authority, one, hosts=hosts, gap=gap, instances=1, kills=1)
     figures.print("SQLite, one instance, 1 kill")
@@ -154,8 +157,8 @@ def roll(
 def alone(hosts: int, *, lengthens: bool) -> tuple[int, int, float]:
     """Simulate hosts that each ask for their own VCEK with :class:`RetryPolicy`, at AMD's gap.
 
-    A host's call ends after the policy's number of tries; its agent calls again after at least
-    30 s.
+    A call of the client ends after as many tries as the policy allows; the host's agent calls again
+    after at least 30 s. If ``lengthens`` is set, each refused request restarts the gap.
     """
     policy, throttle = RetryPolicy(), ThrottleMemory(Throttle(10.0, lengthens=lengthens))
     rng = random.Random(1)
@@ -180,7 +183,7 @@ def alone(hosts: int, *, lengthens: bool) -> tuple[int, int, float]:
 
 
 def hits(folder: Path, authority: EmulatedAuthority) -> None:
-    """Measure how fast a mirror, and nginx, serve stored certificates; print rates and memory."""
+    """Measure how fast a mirror and nginx serve stored certificates; print rates and memory."""
     database = f"sqlite:///{folder}/hits.db"
     paths = fill(database, authority)
     print(f"hits, {STORED} certificates stored, 8 connections, {SECONDS:.0f} s")
@@ -241,8 +244,8 @@ def fill(database: str, authority: EmulatedAuthority) -> list[str]:
 
 
 def load(url: str, paths: list[str], seconds: float) -> tuple[float, float]:
-    """Ask for the paths from another process. Return requests per second, and the 99th percentile
-    of the time of a request, in seconds.
+    """Run a process that requests the paths. Return the requests per second, and the 99th
+    percentile of a request's time, in seconds.
     """
     given = json.dumps({"url": url, "paths": paths, "seconds": seconds})
     program = [sys.executable, "-m", "bench.http_load"]
@@ -258,7 +261,7 @@ _PIDS: dict[str, int] = {}
 
 @contextlib.contextmanager
 def mirror(folder: Path, database: str, *options: str) -> Iterator[str]:
-    """Run one instance; yield its URL."""
+    """Run one instance of the mirror; yield its URL."""
     program = [sys.executable, "-m", "snpcerts", "mirror", "serve", "--database", database]
     program += ["--listen", "0", "--anchor", str(folder / "root.pem")]
     program += ["--admin-token-file", str(folder / "tokens"), *options]
@@ -274,7 +277,7 @@ def mirror(folder: Path, database: str, *options: str) -> Iterator[str]:
 
 
 def memory(url: str) -> float:
-    """Return the most memory that an instance had, in MB."""
+    """Return the peak memory of an instance, in MB."""
     status = Path(f"/proc/{_PIDS[url]}/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
@@ -297,14 +300,14 @@ def ask(url: str, target: str, method: str = "GET", body: bytes | None = None) -
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """Run a PostgreSQL as the tests do; yield a database's URL."""
+    """Run a PostgreSQL server as the tests do; yield the URL of a new database."""
     with postgresql_server() as server:
         yield server.new_database()
 
 
 @contextlib.contextmanager
 def postgresql_server() -> Iterator[PostgresServer]:
-    """Run a PostgreSQL as the tests do."""
+    """Run a PostgreSQL server as the tests do; yield it."""
     import pytest
 
     try:
@@ -320,7 +323,7 @@ def postgresql_server() -> Iterator[PostgresServer]:
 
 @contextlib.contextmanager
 def nginx(folder: Path, paths: list[str]) -> Iterator[str]:
-    """Serve files of a certificate's size with nginx, at the same paths; yield its URL."""
+    """Run an nginx that serves, at ``paths``, files of a certificate's size; yield its URL."""
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(program).exists():
         raise Skip("there is no nginx")

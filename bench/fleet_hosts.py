@@ -2,8 +2,8 @@
 """A roll in real time, with killed instances and a restarted database; for :mod:`bench.fleet`.
 
 Each host is a state machine with an emulated chip. It announces itself over HTTP, as an agent does,
-to any instance that answers. As soon as the mirror has its next certificate, it fetches and
-verifies it, commits, and announces that.
+to any instance that answers. As soon as the mirror has the host's next certificate, the host
+fetches and verifies the certificate, commits, and announces the commit.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Instances:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start one more."""
+        """Start one more instance."""
         process = subprocess.Popen(
             self._program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -69,7 +69,7 @@ class Instances:
             self._running.append((process, url))
 
     def kill(self) -> None:
-        """Kill one at random, and start another."""
+        """Kill a random instance, and start another."""
         with self._lock:
             process, _ = self._running.pop(random.randrange(len(self._running)))
         process.send_signal(signal.SIGKILL)
@@ -77,15 +77,16 @@ class Instances:
         self.start()
 
     def close(self) -> None:
-        """End all."""
+        """End all instances."""
         for process, _ in self._running:
             process.terminate()
             process.communicate(timeout=60)
 
     def ask(self, target: str, method: str = "GET", document: object = None) -> tuple[int, bytes]:
-        """Ask an instance; another one if it does not answer, as behind a load balancer.
+        """Send a request to a random instance, and to the next one if that does not answer, as a
+        load balancer would.
 
-        Returns status and body; 0 if none answers.
+        Returns the status and the body; the status is 0 if no instance answers.
         """
         with self._lock:
             urls = [url for _, url in self._running]
@@ -107,7 +108,7 @@ class Instances:
 
 
 class LiveFleet:
-    """The hosts, and what they saw."""
+    """The hosts of a roll, and a record of the answers that they got."""
 
     def __init__(
         self, fleet: Sequence[Host], instances: Instances, admission: Admission, gap: float
@@ -199,7 +200,7 @@ class LiveFleet:
 
     def _fetch(self, path: str) -> bytes | None:
         """Return a certificate; b"" if the mirror does not have it, None if no instance answers or
-        the one that answers has no database.
+        the database of the one that answers is down.
         """
         status, body = self._instances.ask(path)
         if status == 200:
@@ -257,7 +258,7 @@ def _trouble(
     kills: int,
     restart: Callable[[], None] | None,
 ) -> None:
-    """Kill instances, and restart the database, at even distances over the roll."""
+    """Kill instances, and restart the database, evenly spread over the roll."""
     events: list[Callable[[], None]] = [running.kill] * kills
     if restart is not None:
         events.insert(kills // 2, restart)

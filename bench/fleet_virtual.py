@@ -3,7 +3,7 @@
 
 The database, the requests and the verification are real; only time is not. Each host announces
 itself, and commits as soon as the mirror has its next certificate. Some instances die after they
-took a row from the queue, before they request its certificate.
+take a row from the queue and before they request the certificate that the row names.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _ESTIMATES = 100
 
 
 class RecordingClock:
-    """A clock for a key server. The server reads it once for each VCEK request, so it records the
-    times of these requests.
+    """A clock for a key server. The server reads the clock once for each VCEK request, so the clock
+    records the times of these requests.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -67,11 +67,11 @@ class Host:
     reported: TcbVersion = TCB
 
     def path(self, tcb: TcbVersion) -> str:
-        """Return the path of a TCB's certificate."""
+        """Return the URL path of this host's VCEK certificate for a TCB."""
         return VcekResource(Product.MILAN, self.chip.hwid, tcb).path
 
     def announcement(self, current: TcbVersion, *, right: bool = True) -> Announcement:
-        """Return what the host's agent announces."""
+        """Return the announcement of the host's agent. If ``right`` is False, the file is empty."""
         file = FileReport(
             "/var/lib/snpcerts/certs.bin",
             VekKind.VCEK,
@@ -85,7 +85,7 @@ class Host:
 
 @dataclass(frozen=True)
 class RollFigures:
-    """What a roll took, and what went wrong in it."""
+    """The costs of a roll, and counts of what went wrong in it."""
 
     hosts: int
     requests: int
@@ -111,7 +111,7 @@ class RollFigures:
         wrong_estimates: int,
         estimates: int,
     ) -> Self:
-        """Return the figures, with what the key server has counted."""
+        """Return the figures, including those that the key server has counted."""
         asked = [amd.requests.get(host.path(NEXT), 0) for host in fleet]
         return cls(
             hosts=len(fleet),
@@ -127,10 +127,11 @@ class RollFigures:
         )
 
     def print(self, name: str) -> None:
-        """Print one row of figures, with the counts that should be 0."""
+        """Print one row of figures, including the counts that should be 0."""
         print(
-            f"  {name:<36} {self.requests:>7} requests, {self.not_once} not asked for once, "
-            f"{self.statuses.get(429, 0)} refused, shortest gap {self.shortest_gap:.3f} s, "
+            f"  {name:<36} {self.requests:>7} requests, "
+            f"{self.not_once} not asked for exactly once, {self.statuses.get(429, 0)} refused, "
+            f"shortest gap {self.shortest_gap:.3f} s, "
             f"{self.seconds:.1f} s ({self.seconds / self.ideal:.3f} x N x gap), "
             f"{self.without} certificates missing, "
             f"{self.wrong_estimates} of {self.estimates} estimates wrong",
@@ -139,12 +140,14 @@ class RollFigures:
 
 
 def is_wrong(estimate: float, took: float, gap: float) -> bool:
-    """Whether a Retry-After is off by more than a gap and by more than 10 %, all in seconds."""
+    """Whether the wait ``took`` differs from its estimate in Retry-After by more than a gap and by
+    more than 10 %. All arguments are in seconds.
+    """
     return abs(took - estimate) > max(gap, 0.1 * took)
 
 
 class Estimates:
-    """Compares the waits that callers were told with the waits that they had."""
+    """Compares the waits that callers were told to expect with the actual waits."""
 
     def __init__(self, gap: float) -> None:
         self._gap = gap
@@ -154,19 +157,19 @@ class Estimates:
         self.wrong = 0
 
     def give(self, path: str, now: float, wait: float) -> None:
-        """Note a wait, in seconds, that a caller was told."""
+        """Note the wait, in seconds, that a caller was told to expect."""
         if now >= self._from:
             self._given.setdefault(path, (now, wait))
 
     def forget(self, until: float) -> None:
         """Drop the waits noted so far, and note none before ``until``: an instance died, so the
-        queue stands still for a lease.
+        queue stands still until that instance's lease ends.
         """
         self._given.clear()
         self._from = until
 
     def done(self, path: str, now: float) -> None:
-        """Compare the noted wait with the real one, because the certificate is stored now."""
+        """Compare the noted wait for a certificate, which is stored now, with the actual wait."""
         given = self._given.pop(path, None)
         if given is not None:
             self.checked += 1
@@ -174,7 +177,7 @@ class Estimates:
 
 
 def virtual_roll(database: str, authority: EmulatedAuthority, hosts: int, instances: int) -> None:
-    """Roll that many hosts to one TCB; print the figures."""
+    """Roll a fleet of ``hosts`` hosts to one TCB; print the figures."""
     began = time.monotonic()
     clock = VirtualClock()
     times = RecordingClock(clock.now)
@@ -221,7 +224,7 @@ def _roll(
     fleet: Sequence[Host],
     ended: list[str],
 ) -> RollFigures:
-    """Run the roll. The instances add each path that has left the queue to ``ended``."""
+    """Run the roll. When a path leaves the queue, an instance appends the path to ``ended``."""
     clock, rng = mirrors.clock, random.Random(1)
     by_path = {host.path(NEXT): host for host in fleet}
     waiting = dict(by_path)
@@ -276,7 +279,7 @@ def _roll(
 
 
 def _die(mirrors: VirtualMirrors) -> None:
-    """Take a row from the queue, as an instance that then dies does."""
+    """Take a row from the queue, like an instance that dies right afterwards."""
     with mirrors.database.write() as connection:
         mirrors.queue.lock(connection)
         now = mirrors.database.now(connection)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the cost of each way of the front door, per call and in programs without devices."""
+"""Measures the cost of each :class:`Way`: per call, and in programs that touch no device."""
 
 from __future__ import annotations
 
@@ -98,14 +98,15 @@ STORM = (
     "        path = '/usr/bin/' + name\n"
     "        os.path.exists(path) and os.close(os.open(path, os.O_RDONLY))\n"
 )
-# Keeps a compiler busy with other things than opening files.
+# Keeps a compiler busy with work other than opening files.
 SOURCE = "".join(
     f"int f{number}(int x) {{ int s = 0; for (int i = 0; i < x; i++) s += i % {number + 2};"
     " return s; }\n"
     for number in range(400)
 )
 STARTS = 20
-# Without a door, programs start with the same imports, so that only the door makes a difference.
+# Starts a program without a door, but with the same imports as a start with a door, so that only
+# the door makes a difference.
 BARE = "import os, sys, snpcerts.emulator.frontdoor.launch; os.execvp(sys.argv[1], sys.argv[1:])"
 
 
@@ -124,7 +125,7 @@ class _Answers:
 
 
 def _run(argv: list[str], way: Way | None) -> tuple[float, bytes]:
-    """Return the seconds from start to end, and the output. If ``way`` is None, use no door."""
+    """Run a program, without a door if ``way`` is None. Return the seconds and the output."""
     begin = time.perf_counter()
     if way is None:
         done = subprocess.run([sys.executable, "-P", "-c", BARE, *argv], stdout=-1, check=True)
@@ -140,12 +141,12 @@ def _run(argv: list[str], way: Way | None) -> tuple[float, bytes]:
 
 
 def _seconds(argv: list[str], way: Way | None) -> float:
-    """Return the seconds that the program prints, which it measures itself."""
+    """Run a program that measures a time itself. Return the seconds that it prints."""
     return float(_run(argv, way)[1])
 
 
 def main() -> None:
-    """Print microseconds per call, and seconds of programs with and without a door."""
+    """Print the times of calls and of programs, with and without a door."""
     compiler = shutil.which("gcc")
     if compiler is None:
         raise Skip("no gcc")
@@ -181,7 +182,7 @@ def main() -> None:
             what: partial(lambda way: _run(["/bin/true"], way)[0], way)
             for what, way in ways.items()
         }
-        compare("a program that does nothing, with its launcher", starts, unit="ms", scale=1e3)
+        compare("a program that does nothing, including its launcher", starts, unit="ms", scale=1e3)
 
         python = os.path.realpath(sys.executable)
         programs = {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that asks for paths over a few connections, for :mod:`bench.fleet`.
+"""A process that requests paths over a few connections, for :mod:`bench.fleet`.
 
-Reads JSON from standard input. Writes JSON: requests per second, and the 99th percentile of the
-time of a request, in seconds. Each connection has one request under way.
+It reads JSON from standard input. It writes JSON: the requests per second, and the 99th percentile
+of a request's time, in seconds. Each connection carries one request at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONNECTIONS = 8
 
 
 def main() -> None:
-    """Run the load that standard input describes. On a terminal, only say what runs this."""
+    """Run the load that standard input describes. On a terminal, print only what runs this."""
     if sys.stdin.isatty():
         print("bench.fleet runs this")
         return

@@ -24,7 +24,7 @@ _HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Peer:
-    """A library, with our program around it and what builds that program."""
+    """A library, our program around it, and the command that builds the program."""
 
     name: str
     source: str
@@ -44,7 +44,7 @@ class Peer:
         if missing:
             raise Skip(f"no {', '.join(missing)} on this machine")
         if not (self.home / self.program).exists():
-            print(f"{self.name}: building it, once, which may take some minutes", flush=True)
+            print(f"{self.name}: building it for the first time; this may take minutes", flush=True)
         self.home.mkdir(parents=True, exist_ok=True)
         argv = self.build(self.home)
         try:

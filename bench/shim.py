@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the shim: a served request against its system calls in C, and an exit with and without.
+"""Measures the cost of the shim: for a request that it serves, and for a VM's other exits.
 
-For requests, getppid(2) stands for KVM_RUN on both sides. The exits are port writes of a guest on
-the real KVM, first in a VM that is not an SNP VM, then in one that the shim takes for an SNP VM.
+A served request is compared with its system calls in C; on both sides, getppid(2) stands for
+KVM_RUN. The other exits are port writes of a guest on the real KVM, with and without the shim:
+first in a VM that is not an SNP VM, then in one that the shim takes for an SNP VM.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
             return partial(_seconds, program, arguments, list(preload), certs)
 
         compare(
-            "one served request of 8 KiB",
+            "one served request, a table of 8 KiB",
             {
                 "its system calls in C": take(["calls", str(certs), str(REQUESTS)]),
                 "the shim": take(["requests", str(certs), str(REQUESTS)], shim, fake),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures one exit of a VM that is not an SNP VM, in stock QEMUs with and without the shim.
 
-The guest does nothing but port writes, which QEMU handles. QEMU's processor time counts, because
-the machine may have other work.
+The guest does nothing but port writes, which QEMU handles. The figures are QEMU's processor time,
+because the machine may have other work.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures our verifier against the library's raw P-384 verify rate, and against peers.
+"""Measures our verifier against the raw P-384 verification of its library, and against peers.
 
-The evidence comes from an emulated host. The chain is known after the first report, as it is to
-anyone who verifies more than one. Two more figures are for a VCEK never seen before below a known
-ASK and ARK (a new chip, or a new TCB), and for a chain of three certificates never seen before.
-Even for that chain, the ARK's signature on itself is not checked again, because the anchor was made
-from that ARK earlier, as every relying party's anchor is.
+The evidence comes from an emulated host. The verifier remembers the chain after the first report,
+so the chain is known in most figures. Two more figures are for a new VCEK below a known ASK and ARK
+(a new chip, or a new TCB), and for a chain of three new certificates. Even for that chain, the
+ARK's signature on itself is not checked again, because the anchor was made from that ARK earlier,
+as every relying party's anchor is.
 
 Figures for one core are processor time, which other work on the machine hardly changes. Figures
 for all cores are elapsed time, and need a quiet machine.
@@ -147,7 +147,7 @@ def _forgetting(subject: Callable[[], None], *, authorities: bool) -> Callable[[
 
 
 def _bulk(evidence: Evidence, anchors: tuple[Anchor, ...], now: datetime) -> None:
-    """Measure with one process and with one for each core, including the start of processes."""
+    """Measure with one process and with one for each core, including the time to start them."""
     cores = len(os.sched_getaffinity(0))
 
     def many(count: int, jobs: int) -> Callable[[], float]:
@@ -161,7 +161,7 @@ def _bulk(evidence: Evidence, anchors: tuple[Anchor, ...], now: datetime) -> Non
 
     for count in BULK:
         subjects = {f"{jobs} processes": many(count, jobs) for jobs in dict.fromkeys((1, cores))}
-        title = f"{count} reports, with the start of processes"
+        title = f"{count} reports, including the start of processes"
         compare(title, subjects, unit="us", scale=1e6, rounds=3)
 
 

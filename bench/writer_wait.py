@@ -34,7 +34,7 @@ TABLES = [CertTable((TableEntry(VCEK_GUID, bytes([n]) * 4000),)) for n in (1, 2)
 
 def main() -> None:
     """Print waits in milliseconds, p50, p99 and max, and the readers' outcomes."""
-    print(f"writer's wait with {PROCESSES * THREADS} readers holding {HOLD * 1000:g} ms each")
+    print(f"a writer's wait; {PROCESSES * THREADS} readers hold the lock {HOLD * 1000:g} ms each")
     for name in ("naive", *(strategy.value for strategy in Strategy)):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "certs.bin"

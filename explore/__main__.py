@@ -137,7 +137,8 @@ def _progress(scenarios: list[Scenario]) -> int:
         expected = all((strategy, kind) in LIVELY for kind in scenario.readers)
         answers = result.graph.answers if result.graph else {}
         gets = "; ".join(
-            f"then {kind} gets {' or '.join(sorted(what))}" for kind, what in answers.items()
+            f"after the update, {kind} gets {' or '.join(sorted(what))}"
+            for kind, what in answers.items()
         )
         _line(result, f"{scenario.name}: {'yes' if result.violation else 'no'}; {gets}")
         if expected is not (result.violation is None):

@@ -29,8 +29,8 @@ def _scenario(
     missing: bool = False,
     wrong: bool = False,
 ) -> Scenario:
-    """Make a scenario. ``readers`` is a text such as "R1 R2"; ``writers`` has strategies and
-    numbers of updates, such as "swap:2 in-place:1".
+    """Make a scenario. ``readers`` lists kinds, such as "R1 R2"; ``writers`` lists strategies with
+    their numbers of updates, such as "swap:2 in-place:1".
     """
     pairs = (each.split(":") for each in writers.split())
     return Scenario(
@@ -137,7 +137,7 @@ PROGRESS = tuple(
     for strategy in ("there-and-back", "swap", "in-place")
     for kind in ("R1", "R2", "R3", "R4")
 )
-# The (strategy, reader) pairs for which the readers cannot.
+# The (strategy, reader) pairs for which the readers cannot keep the writer out.
 LIVELY = {(strategy, kind) for strategy in ("there-and-back", "swap") for kind in ("R1", "R2")}
 PROGRESS_OF_THREE = tuple(
     _scenario(readers, f"{strategy}:1")

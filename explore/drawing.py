@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws a counterexample as a timeline for Perfetto: the steps of each process, and its locks.
 
-Each step lasts one millisecond, because the model has only an order of steps, and no clock.
+Each step is drawn as one millisecond, because the model orders steps but does not time them.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ TIDY = "tidy"
 
 MEANING = {
     MATCH: "if a request is answered with certificates, the key that they certify signs the report",
-    CRASH_SAFE: "without an exclusive lock the file is the empty table or the current key's table",
+    CRASH_SAFE: "a file that no writer has locked holds the empty table or the current key's table",
     PROGRESS: "a writer gets through while readers keep coming",
     BOUNDED: "no process retries without checking the clock, or after its time is over",
     NO_HARM: "an update that does not get the lock leaves path, file and names as they were",
     LASTING: "a later power failure does not undo what an update has reported",
-    DISCIPLINE: "no process reads or writes a file against another's lock",
-    TIDY: "a process that is done has closed its descriptors and left no names behind",
+    DISCIPLINE: "no process reads or writes a file that another's lock protects",
+    TIDY: "a process that is done has closed its descriptors and left no temporary files behind",
 }
 
 
@@ -83,7 +83,7 @@ def check_state(world: World, *, others: bool = True) -> None:
             continue
         if data == world.wrong:
             continue  # the update did not cause this, and has not ended yet
-        # Only a name on disk refers to this file, so the file matters only after a power failure.
+        # If only a name on disk refers to a file, the file matters only after a power failure.
         if number not in world.names.values() and not any(
             each.file == number for each in world.descriptions.values()
         ):
@@ -105,7 +105,7 @@ def check_access(world: World, description: int, *, write: bool) -> None:
             continue
         if write or other.lock == EXCLUSIVE:
             raise ViolationError(
-                DISCIPLINE, "a process reads or writes a file against another's lock"
+                DISCIPLINE, "a process reads or writes a file that another's lock protects"
             )
 
 
@@ -152,7 +152,7 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
             and data is not None
             and (data.startswith(EMPTY) or data == table(world.key))
         )
-        # A wrong table must disappear, even despite a lock.
+        # The update must empty a table that it knows is wrong, even despite a reader's lock.
         undone = undone or (before_data == world.wrong and (data or b"").startswith(EMPTY))
         if (path != before_path or data != before_data) and not undone:
             raise ViolationError(
@@ -172,7 +172,7 @@ def check_end(world: World, process: Process, end: Position, *, reports: bool = 
                 "the update reports that nothing has changed, but the disk may have changed",
             )
     elif isinstance(end.error, FirmwareError) and (data is None or not data.startswith(EMPTY)):
-        raise ViolationError(NO_HARM, "the firmware command failed and the table is not empty")
+        raise ViolationError(NO_HARM, "the firmware command failed, but the table is not empty")
 
 
 def _check_end_of_several(world: World, process: Process, end: Position) -> None:
@@ -255,7 +255,8 @@ def unbounded_retries(positions: list[Position]) -> list[Position]:
 def _loop_from(at: Position, trail: list[Position], done: set[Position]) -> list[Position]:
     if at in trail:
         return trail[trail.index(at) :]
-    # The hand-shake ends a request. The next request waits again.
+    # A loop through the hand-shake is not a retry: the hand-shake ends one request, and the next
+    # request has time of its own.
     if at in done or at.action is None or isinstance(at.action, step.Handshake):
         return []
     trail.append(at)

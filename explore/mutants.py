@@ -396,7 +396,7 @@ def second_file_filled_first() -> Steps[Any]:
 
 
 def move_to_another_device() -> Steps[None]:
-    """Make the path refer to another file, correctly, under the exclusive lock."""
+    """Mount another file at the path. Observe the rules: take the turn and the exclusive lock."""
     turn: int = yield step.OpenOrCreate(TURN, 0o600)
     while not (yield step.LockExclusive(turn)):
         yield step.Now()
@@ -423,7 +423,7 @@ class Mutant:
     scenario: Scenario
     reader: Through | None = None
     writer: Through | None = None
-    shows: tuple[str, ...] = ()  # texts that the schedule contains, in this order
+    shows: tuple[str, ...] = ()  # strings that the schedule contains, in this order
     one_vmm: bool = False
     mover: bool = False
     program: Callable[[], Steps[Any]] | None = None  # used instead of the writer's program

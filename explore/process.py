@@ -189,7 +189,7 @@ def _kind_of(error: BaseException) -> tuple[object, ...]:
 
 
 def frozen(value: object) -> object:
-    """Return a hashable value that compares as ``value`` does, without times."""
+    """Return a hashable value that compares as ``value`` does, except that all times are equal."""
     if value is None or isinstance(value, bool | int | str | bytes | enum.Enum):
         return (type(value).__name__, value)
     if isinstance(value, float):
@@ -204,7 +204,8 @@ def frozen(value: object) -> object:
         fields = dataclasses.fields(value)
         return (type(value).__name__, *(frozen(getattr(value, each.name)) for each in fields))
     if isinstance(value, types.FunctionType) and value.__closure__:
-        # Each run of the protocol creates this function again, so compare what it refers to.
+        # Each run of the protocol creates this function anew, so compare its code and the values
+        # in its closure.
         kept = (cell.cell_contents for cell in value.__closure__)
         return (value.__code__, *map(frozen, kept))
     if callable(value):

@@ -3,7 +3,7 @@
 
 Consider infinite runs in which no process gives up and every process that can move does so again
 and again (weak fairness). In the finite graph of all states, such a run ends in a cycle. A
-violation is a cycle in which the writer, in its turn, waits for a lock in every state, and every
+violation is a cycle in which the writer has the turn and waits for a lock in every state, and every
 process that is not done moves. The violation's schedule leads to the cycle and once around it.
 Without such a cycle, the writer gets the lock in every such run; it only waits for readers that
 opened the old file before it was replaced.

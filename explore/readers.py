@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of readers that a writer must work with.
 
-R1 is the shipped reader. R2, R3 and R4 represent VMMs that follow only the
-kernel's recommendation.
+R1, R4 and R5 are the shipped reader, each with another path. R2 and R3 represent VMMs that follow
+only the kernel's recommendation.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ USUAL = Settings()
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Readers of some kinds, which never stop, and writers with a number of updates each."""
+    """Readers, which serve requests forever, and writers, each with a number of updates to make."""
 
     readers: tuple[str, ...] = ("R1",)
     writers: tuple[tuple[str, int], ...] = (("swap", 1),)  # strategy, updates

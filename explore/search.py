@@ -166,13 +166,13 @@ def _check_programs(first: World, result: Exploration) -> None:
     for program in sorted(programs, key=lambda each: each.kind):
         if loop := unbounded_retries(program.positions()):
             result.violation = ViolationError(
-                BOUNDED, f"{program.kind} may loop forever without regard to its clock"
+                BOUNDED, f"{program.kind} may loop forever, whatever its clock says"
             )
             result.schedule = [f"{program.kind}: {type(each.action).__name__}" for each in loop]
 
 
 def _note_answers(world: World, graph: Graph) -> None:
-    """Record what readers get after the last update, whenever they opened the file."""
+    """Record what readers get after the last update, no matter when they opened the file."""
     if any(each.writer and each.position.action is not None for each in world.processes):
         return
     for each in world.processes:
@@ -182,7 +182,7 @@ def _note_answers(world: World, graph: Graph) -> None:
 
 
 def _waits(world: World) -> bool:
-    """Whether a writer, in its turn, waits for a lock."""
+    """Whether a writer that has the turn waits for a lock."""
     return any(writer_waits(world, each) for each in world.processes)
 
 

@@ -21,7 +21,7 @@ class Wanted(NamedTuple):
 
 
 def tables_for(key: int, wanted: Sequence[Any]) -> tuple[bytes, ...]:
-    """Return the tables for a key, in the order in which the agent wants the tables."""
+    """Return the tables for a key, in the order of ``wanted``."""
     return tuple(table(key, each.path) for each in wanted)
 
 
@@ -37,7 +37,7 @@ def change() -> Sequence[Wanted]:
 
 
 def unchanged() -> Sequence[Wanted]:
-    """Stand in for choosing the tables for the firmware's actual state."""
+    """Stand in for choosing the tables if the firmware was not changed. The model chooses."""
     return [Wanted(SECOND, False), Wanted(PATH, False)]
 
 

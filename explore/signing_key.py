@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks what the agent believes about the signing key under every firmware that sources describe.
+"""Checks what the agent believes about the signing key, for each interpretation of the firmware.
 
 The check combines a small model of the firmware with the shipped code:
 :class:`snpcerts.host.key_memory.Memory` with its rules, and
-:func:`snpcerts.host.expected_content.expected_content`. Where sources disagree about how the
-signing key changes, the check covers each version; ``/dev/sev`` does not show some of these
-changes. The exploration visits every order of commands (of the agent and of other programs),
+:func:`snpcerts.host.expected_content.expected_content`. Sources disagree about how the signing key
+changes, and ``/dev/sev`` does not show some of the changes; each :class:`Choices` is one
+interpretation. The exploration visits every order of commands (of the agent and of other programs),
 reloads, restarts and kills, up to a depth. After each check by the agent, the expected content of a
-file must match the signing key. The agent makes a check between any two changes by other programs:
-two changes that undo each other between two checks leave no trace, and only a report can show them.
+file must match the signing key. The exploration assumes that the agent makes a check between any
+two changes by other programs: if two changes undid each other between two checks, only a report
+could show it.
 
 The model's chip has two TCBs, which is enough for a reported TCB below the current one.
 """
@@ -64,7 +65,7 @@ READINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Psp:
-    """The firmware, including what it hides."""
+    """The firmware, including the state that its status does not show."""
 
     choices: Choices
     reported: TcbVersion = HIGH
@@ -87,7 +88,7 @@ class Psp:
         )
 
     def configured(self, reported: TcbVersion, *, masked: bool) -> Psp:
-        """Apply SNP_SET_CONFIG, or SNP_COMMIT for the current TCB."""
+        """Apply SNP_SET_CONFIG. If ``reported`` is the current TCB, this also models SNP_COMMIT."""
         vlek = self.vlek
         if reported != self.reported and not self.choices.keeps_vlek:
             vlek = None
@@ -177,7 +178,11 @@ Decide = Callable[[FirmwareState, FileConfig], ExpectedContent]
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The shipped agent or a wrong one: its key memory, and what it decides."""
+    """The shipped agent or a wrong one.
+
+    ``memory`` is its key memory. ``see`` may distort the state that the memory returns. ``decide``
+    chooses the expected content of a file.
+    """
 
     name: str = "shipped"
     wrong: str = ""
@@ -321,8 +326,8 @@ def explore(choices: Choices, agent: Agent = Agent(), *, depth: int = 4) -> Expl
 
 
 def _look(host: Host, agent: Agent, result: Explored) -> str:
-    """Let a restarted agent make a check. Return what is wrong with its conclusion; empty if
-    nothing is.
+    """Let a restarted agent make a check. Return a sentence that says what is wrong with the
+    agent's conclusion, or an empty string.
     """
     state = agent.see(host.memory(agent.memory).observe(host.read_firmware))
     for file in FILES:

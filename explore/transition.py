@@ -81,7 +81,7 @@ _FAULTY = (
 )
 POWER = -1
 _EIO = Fails(errno.EIO)
-# A failed sync. The page cache then keeps or loses the data that is not on disk.
+# Two results of a failed sync: the page cache keeps or loses the data that is not on disk.
 _NEVER_WRITTEN = Fails(errno.EIO)
 _LOST = Fails(errno.EIO)
 
@@ -93,7 +93,7 @@ class Settings(NamedTuple):
     discipline: bool = True  # whether access despite a lock is a violation
     patient: bool = False  # writers never give up waiting
     others: bool = True  # whether files not at the path are checked too, for R2 to R4
-    reports: bool = True  # whether the reports of updates are checked; not with a stranger
+    reports: bool = True  # whether updates' results are checked; not with a stranger
     firmware_fails: bool = False  # a firmware change may fail, before or after its effect
 
 

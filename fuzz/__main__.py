@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument("--target", action="append", choices=[each.name for each in TARGETS])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--keep", action="store_true", help="add new kinds of input to the corpus")
+    parser.add_argument(
+        "--keep", action="store_true", help="add inputs with new outcomes to the corpus"
+    )
     parser.add_argument("--findings", type=Path, default=Path("findings"))
     parser.add_argument("--replay", type=Path, help="run the named target on this file")
     options = parser.parse_args()

@@ -15,7 +15,7 @@ Mutation = Callable[[random.Random, bytearray, Sequence[bytes]], None]
 
 
 def mutated(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
-    """``data`` with one to four changes, at most :data:`MAX_SIZE` bytes."""
+    """Return ``data`` with one to four changes, cut to :data:`MAX_SIZE` bytes."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
         rng.choice(_MUTATIONS)(rng, out, pool)

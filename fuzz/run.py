@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from fuzz.mutation import mutated
 from fuzz.target import TARGETS, Target
 
-# The limit of the pool. In a larger pool, the original seeds would be chosen too rarely.
+# When the pool has this many inputs, it stops growing: otherwise, seeds would be chosen too rarely.
 _POOL = 400
 SLOW = 1.0  # seconds of processor time
 
 
 @dataclass
 class Outcome:
-    """What one process did with one target."""
+    """The result of running one target in one process."""
 
     target: str
     executions: int = 0
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def run(name: str, executions: int, seed: int) -> Outcome:
-    """Execute a target ``executions`` times."""
+    """Execute a target ``executions`` times, or until its first finding."""
     target = next(each for each in TARGETS if each.name == name)
     rng = random.Random(f"{name} {seed}")
     pool = target.seeds()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make all seeds again: ``python -m fuzz.seed_corpus``. All of them are synthetic.
+"""``python -m fuzz.seed_corpus``: make all seeds anew. All of them are synthetic.
 
-The test suite's authority signs them. Its keys are new each time, so this
-replaces the whole corpus.
+A certificate authority of the test suite signs them. Its keys are new each time, so this replaces
+the whole corpus.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     chain = blob(1, milan.leaf.make()) + extra(str(CRL_GUID), crl) + blob(6, vlek.leaf.make())
     product = number(1, 1) + blob(3, number(1, 2))
     _all("message", [attestation(reports[1], chain, product), report_message(reports[2])])
-    # The target trusts this Milan root, and its policy demands this report data.
+    # The verdict target trusts the root of ``milan``, and its policy demands this report data.
     whole = [milan.report(report_data=b"\1".ljust(64, b"\0")) + table for table in tables[:3]]
     listed = [whole[0][:REPORT_SIZE] + table for table in with_lists]
     _all("verdict", [whole[0], whole[2], vlek.report() + tables[1], *listed])

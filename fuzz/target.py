@@ -51,7 +51,7 @@ class BrokenPromiseError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A name, what reads the bytes, and its share of executions."""
+    """A fuzz target: its name, the function that reads the bytes, and its share of executions."""
 
     name: str
     read: Callable[[bytes], str]
@@ -63,7 +63,7 @@ class Target:
             return self.read(data)
         except SnpCertsError as error:
             said = _DIGITS.sub("#", f"{type(error).__name__} {error.message}")
-            # The rest of the message quotes the input.
+            # Cut off the part of the message that quotes the input.
             return re.split(r"['\"]|: unknown key", said, maxsplit=1)[0][:80]
 
     def seeds(self) -> list[bytes]:
@@ -79,10 +79,10 @@ def _promise(holds: bool, what: str) -> None:
 def _report(data: bytes) -> str:
     report = Report.unpack(data[:REPORT_SIZE].ljust(REPORT_SIZE, b"\0"))
     again = ReportLayout.unpack(report.fields.pack())
-    _promise(again == report.fields, "fields are written where they are read")
+    _promise(again == report.fields, "packed fields unpack to the same fields")
     found = malformations(report)
-    if len(data) % 8 == 0:  # slower, and about the same fields
-        _promise(len(list(explain(report))) > 20, "every field is explained")
+    if len(data) % 8 == 0:  # not for each input, because explaining is slower
+        _promise(len(list(explain(report))) > 20, "the explanation has more than 20 lines")
         explained_json(report)
     return " ".join(sorted({each.field for each in found}))
 
@@ -90,7 +90,7 @@ def _report(data: bytes) -> str:
 def _table(data: bytes) -> str:
     table, problems = CertTable.decode_lenient(data)
     size = sum(len(entry.data) for entry in table)
-    _promise(size <= len(data), "no byte is copied twice")
+    _promise(size <= len(data), "the entries hold no more bytes than the input")
     if problems:
         return " ".join(sorted({_DIGITS.sub("#", each.message) for each in problems}))
     _promise(
@@ -147,7 +147,7 @@ _DEFAULT = Policy()
 
 def _evidence(data: bytes) -> str:
     evidence = Evidence.from_bytes(data)
-    _promise(len(evidence.report.raw) == REPORT_SIZE, "evidence has a whole report")
+    _promise(len(evidence.report.raw) == REPORT_SIZE, "evidence has a complete report")
     said = evidence.shape.value
     if evidence.runtime_data is not None:
         said += f" {evidence.runtime_data.digest}"
@@ -176,14 +176,14 @@ def _any(value: int | bytes) -> bool:
 
 
 def _message(data: bytes) -> str:
-    """A Report or an Attestation of go-sev-guest."""
+    """Read a message of go-sev-guest: a Report or an Attestation."""
     if attestation_proto.is_report(data):
         report, table = attestation_proto.read_report(data), CertTable()
     else:
         report, table = attestation_proto.read_attestation(data)
     size = sum(len(entry.data) for entry in table.entries)
-    _promise(size <= len(data), "no byte is copied twice")
-    _promise(len(report) == REPORT_SIZE, "a report is whole")
+    _promise(size <= len(data), "the entries hold no more bytes than the input")
+    _promise(len(report) == REPORT_SIZE, "a report is complete")
     _promise(
         not any(report[0x4C:0x50]) and not any(report[0x208:0x2A0]),
         "bytes outside all fields are zero",
@@ -208,9 +208,10 @@ def _verdict(data: bytes) -> str:
     # Compare only the report: in the table, padding and entries that the verifier ignores may
     # change.
     if verdict.status is Status.VERIFIED:
-        _promise(evidence.report.signed_bytes in _signed, "only what was signed verifies")
+        _promise(evidence.report.signed_bytes in _signed, "only a signed report is verified")
         _promise(
-            verdict.root in _anchors and not verdict.root_is_amds, "the verdict names the root"
+            verdict.root in _anchors and not verdict.root_is_amds,
+            "the verdict names the anchor, and says that it is not AMD's",
         )
     # If a revocation list is required, a list in the table does not count.
     required = verify(evidence, policy=_REQUIRED, anchors=_anchors, at=AT)
@@ -218,7 +219,7 @@ def _verdict(data: bytes) -> str:
     # The relying party's own list revokes the ASK; nothing in the table may hide that.
     own = replace(evidence.collateral, lists=(_REVOKED,))
     knowing = verify(evidence, own, policy=_REQUIRED, anchors=_anchors, at=AT)
-    _promise(knowing.status is not Status.VERIFIED, "a revocation stays known")
+    _promise(knowing.status is not Status.VERIFIED, "the table cannot hide a revocation")
     _promise(len(knowing.revocation_lists) <= 2, "each list is judged once")
     knowing.to_json()
     for_people(knowing, verbose=True)
@@ -248,7 +249,7 @@ def _collateral(data: bytes) -> str:
     if verdict.status is Status.VERIFIED:
         _promise(
             slot == "crl" or _signed_part(data[1:]) in _PARTS[slot],
-            f"only a signed {slot} verifies",
+            f"a {slot} verifies only if its signed part is unchanged",
         )
     return " ".join(sorted({reason.code.value for reason in verdict.reasons}))
 
@@ -257,7 +258,7 @@ def _chain() -> tuple[bytes, dict[str, Any]]:
     evidence = Evidence.from_bytes((CORPUS / "verdict" / "seed-0").read_bytes())
     own = evidence.collateral
     if own.vcek is None or own.ask is None or own.ark is None:
-        raise BrokenPromiseError("the first seed has a whole chain")
+        raise BrokenPromiseError("the first seed has a complete chain")
     return evidence.report.raw, {"vcek": own.vcek, "ask": own.ask, "ark": own.ark}
 
 

@@ -11,8 +11,8 @@ environment, ``/usr/lib/snpcerts``, which uses the system's python3. Distributio
 releases of some dependencies than snpcerts needs (cryptography, httpx2). A zip (shiv, pex) would
 unpack itself into root's home, which the systemd unit cannot see, and the shim must be a file that
 other programs can map. A C extension works with only one version of Python, so the environment
-contains the extensions for each of ``PYTHONS``. Thus a distribution can change to another of these
-versions without another package.
+contains the extensions for each of ``PYTHONS``. The same package therefore still works after a
+distribution changes to another of these versions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PACKAGING = ROOT / "packaging"
 LOCKED = PACKAGING / "locked.txt"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORM = "manylinux_2_34_x86_64"
-# Wheels of dependencies may also be for older platforms, which are compatible with this one.
+# A dependency's wheel may be built for any of these: PLATFORM runs wheels for the older ones too.
 PLATFORMS = (PLATFORM, "manylinux_2_28_x86_64", "manylinux2014_x86_64")
 PRIVATE = "usr/lib/snpcerts"
 LAUNCHER = """\
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build all files of a release.")
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--also", metavar="VERSION", help="also build a .deb and .rpm of VERSION, for tests"
+        "--also", metavar="VERSION", help="also build a .deb and .rpm numbered VERSION, for tests"
     )
     chosen = parser.parse_args()
     os.environ.setdefault("SOURCE_DATE_EPOCH", _epoch())
@@ -188,7 +188,8 @@ def _configuration(stage: Path, site: Path, work: Path) -> None:
 def unpack(wheel: Path, site: Path, prefix: Path) -> None:
     """Unpack a wheel into ``site``, and its data files below ``prefix``.
 
-    A file that already exists must be the same, except for a C extension's metadata.
+    A file that another wheel has put there must be the same, except in ``.dist-info``: a C
+    extension's metadata names a version of Python.
     """
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
@@ -212,7 +213,7 @@ def build_packages(out: Path, stage: Path, version: str) -> None:
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     for place in (stage, *sorted(stage.rglob("*"))):
         os.utime(place, (epoch, epoch), follow_symlinks=False)
-    # nfpm itself replaces variables only in some places.
+    # nfpm itself replaces variables only in some fields, so replace them here.
     text = (PACKAGING / "nfpm.yaml").read_text()
     for name, value in (("STAGE", stage), ("PACKAGING", PACKAGING), ("VERSION", version)):
         text = text.replace(f"${{{name}}}", str(value))

@@ -35,7 +35,7 @@ FILES = {
 
 
 def pages() -> dict[str, str]:
-    """The pages by file name."""
+    """Return the text of each page, by file name."""
     context = click.Context(cli, info_name="snpcerts")
     found = {"snpcerts.1": _page("snpcerts", cli, context)}
     for name in COMMANDS:
@@ -89,7 +89,7 @@ def _page(title: str, command: click.Command, above: click.Context) -> str:
 def _of_command(
     name: str, command: click.Command, above: click.Context, *, brief: bool
 ) -> Iterator[str]:
-    """A subcommand inside its group's page."""
+    """Yield the lines about a subcommand on the page of its group."""
     context = click.Context(command, info_name=name, parent=above)
     if brief:
         yield from (".TP", f".BR snpcerts\\-{_text(name)} (1)", _text(COMMANDS[name][1]))
@@ -109,7 +109,7 @@ def _of_command(
 
 
 def _example(command: click.Command) -> list[str]:
-    """The lines of the example at the end of a command's help."""
+    """Return the command lines of the example at the end of a command's help."""
     return [line.strip() for line in (command.epilog or "").splitlines() if "$ " in line]
 
 
@@ -135,7 +135,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Escape a text for troff, where a leading dot or quote would start a request."""
+    """Escape text for troff, where a leading dot or single quote would start a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
     return "\\&" + text if text.startswith((".", "'")) else text
 

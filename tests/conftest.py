@@ -23,7 +23,8 @@ from .forked_commands import PLAIN, Commands
 from .keys import FOLDER, prepare_platform
 from .sizes import FULL, sized
 
-# Under nohup or in a script's background SIGINT is ignored, and every command would inherit that.
+# A shell script starts its background jobs with SIGINT ignored, and every command would inherit
+# that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -54,18 +55,18 @@ def _memory_will_do() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the directory for the keys of this run, which the workers inherit.
+    """Make a directory for this run's keys; an environment variable tells the workers its path.
 
-    If a signal ends the run, the next run removes it.
+    If a signal ends this run, the next run removes the directory.
     """
     if FOLDER not in os.environ:
-        # A full run keeps the files where a user's are: on a disk.
+        # In a full run, the tests' files are on a disk, as a user's are.
         if not FULL and _memory_will_do():
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
         config.stash[_keys] = TemporaryDirectory.make("test-keys")
         os.environ[FOLDER] = str(config.stash[_keys].path)
-        # Compile now, so that the workers do not all do so at the same time, and a command makes
-        # the same system calls in its first run as in its second.
+        # Compile now, so that the workers do not all compile at the same time, and so that a
+        # command makes the same system calls in its first run as in later ones.
         compileall.compile_dir(_SOURCE, quiet=2)
 
 

@@ -25,10 +25,10 @@ class Emulated:
 
     directory: Path
     certs: Path
-    commands: Commands | None = None  # what is run is forked here; without it, each starts Python
+    commands: Commands | None = None  # forks what is run; if None, each command starts Python
 
     def started_anew(self) -> Emulated:
-        """Return this platform with programs that start as a user's do."""
+        """Return this platform, with each command started as a user starts it instead of forked."""
         return replace(self, commands=None)
 
     def command(self, *arguments: str) -> list[str]:

@@ -2,10 +2,10 @@
 """``python -m tests.every_host LOG``: other people's programs on every kernel and firmware.
 
 A run is one of :data:`SUITES` on one emulated host: the tests of snphost, snpguest, go-sev-guest
-and of each QEMU that take a host, and the checks for VMMs. LOG has a JSON line for each. Started
-again with the same LOG, the command goes on with the runs that the LOG lacks or that failed in it.
-``--shard K/N`` runs a part: start N of them, each with its own LOG. ``--say`` prints what the LOGs
-have and runs nothing. A run in which no test passed counts as failed.
+and of each QEMU that take a host, and the checks for VMMs. LOG gets a JSON line for each run.
+Started again with the same LOG, the command does the runs that have no line or failed.
+``--shard K/N`` does one part of the runs: start N of them, each with its own LOG. ``--say`` prints
+the results in the LOGs and runs nothing. A run in which no test passed counts as failed.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def tally(results: Path) -> tuple[Counter[str], dict[str, str]]:
 
 
 def go_on(log: Path, runs: Sequence[Run]) -> None:
-    """Run what the log lacks, or has as failed."""
+    """Do the runs that have no line in the log, and those that failed."""
     done = {line["run"] for line in lines(log) if not line["failed"]}
     with log.open("a") as file:
         for run in runs:
@@ -120,7 +120,7 @@ def go_on(log: Path, runs: Sequence[Run]) -> None:
 
 
 def written(line: dict[str, Any]) -> str:
-    """Return a line of the log for people."""
+    """Return a line of the log as text for people."""
     counts = ", ".join(f"{line[each]} {each}" for each in ("passed", "refused", "skipped"))
     said = f"{line['run']}: {counts}, {len(line['failed'])} failed, {line['seconds']:.0f} s"
     return "\n  ".join([said, *(f"{test}: {why}" for test, why in line["failed"].items())])
@@ -132,7 +132,7 @@ def say(logs: Sequence[Path], runs: Sequence[Run]) -> int:
     for run in runs:
         print(written(found[run.name]) if run.name in found else f"{run.name}: not run yet")
     good = sum(run.name in found and not found[run.name]["failed"] for run in runs)
-    print(f"{good} of {len(runs)} runs as they should be")
+    print(f"{good} of {len(runs)} runs without a failure")
     return len(runs) - good
 
 
@@ -140,9 +140,9 @@ def main() -> int:
     """Run what is asked for; return 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.every_host", description=__doc__)
     parser.add_argument("log", type=Path, nargs="+", metavar="LOG")
-    parser.add_argument("--suite", choices=SUITES, action="append", help="only this one")
+    parser.add_argument("--suite", choices=SUITES, action="append", help="only this suite")
     parser.add_argument("--shard", default="0/1", metavar="K/N")
-    parser.add_argument("--say", action="store_true", help="print what the LOGs have")
+    parser.add_argument("--say", action="store_true", help="print the LOGs' results")
     options = parser.parse_args()
     runs = shard(every_run(options.suite or tuple(SUITES)), options.shard)
     if not options.say:

@@ -17,9 +17,9 @@ LIMIT = 900.0  # seconds for a build on a slow machine, or for a judgement
 
 
 def installed_library(prefix: Path) -> dict[str, str]:
-    """Install the library below ``prefix``, as ``make`` does; return the variables to build with.
+    """Install the library below ``prefix`` with make; return environment variables.
 
-    Programs started with them find the shared library, too.
+    With these variables, builds find the library, and programs find the shared library.
     """
     arguments = [f"PREFIX={prefix}", f"BUILD={prefix / 'build'}"]
     run(["make", "-s", "-C", str(ROOT / "native"), "install", *arguments], {})

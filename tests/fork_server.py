@@ -6,13 +6,13 @@ has imported them: it opens its own devices, takes its own locks, and can be kil
 standard input is a JSON object with the command's ``arguments`` and the files for ``out`` and
 ``err``; the answers are ``started PID`` and, in any order, ``ended PID STATUS``.
 
-A command that becomes another program in Python (``emulate host -- python -m MODULE``, or ``-c``)
-runs what that program runs, with its arguments, where it would call execve(2). An order can name a
+A command that becomes another Python program (``emulate host -- python -m MODULE``, or ``-c``)
+runs that program in the same process instead of calling execve(2). An order can name a
 FIFO as ``in``, the command's standard input; the command may then be this program again, so that
 further commands are forked behind a front door.
 
-When a command has ended, this process imports the modules that it imported, so that later commands
-need not.
+When a command has ended, this process imports the modules that the command imported, so that later
+commands need not.
 """
 
 from __future__ import annotations

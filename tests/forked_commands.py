@@ -64,7 +64,7 @@ class Running:
         return bool(select.select([self.handle], [], [], wait)[0])
 
     def wait(self, limit: float = LIMIT) -> int:
-        """Wait for its end; return its exit code."""
+        """Wait until the command ends; return its exit code."""
         if self.code is None:
             assert self.over(limit), "a command has not ended in time"
             self.code = self.server.ended(self.pid)
@@ -78,8 +78,8 @@ class Running:
 class Commands:
     """A process that commands are forked from. Threads may share it.
 
-    It is started with the command line ``prefix``. If ``start`` is given, it is itself forked
-    there, as the command with the arguments ``prefix``.
+    The process has a command line that begins with ``prefix``. If ``start`` is given, the process
+    is forked from that of ``start``, as a command whose arguments begin with ``prefix``.
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 """RSA keys and emulated authorities, made once for a whole run of the suite.
 
 Making an authority takes two seconds of processor time. The workers of pytest-xdist
-are processes. One of them makes a key; the others read it from the directory that
-:data:`FOLDER` names, which ``tests/conftest.py`` makes for each run.
+are processes. One of them makes a key, and the others read it from a directory that
+``tests/conftest.py`` makes for each run. The environment variable :data:`FOLDER` has its path.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FOLDER = "SNPCERTS_TEST_KEYS"
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return the path that ``make`` has written, in this process or another."""
+    """Return a path in the directory. The first process to need it calls ``make`` to write it."""
     folder = Path(os.environ[FOLDER])
     path = folder / name
     with (folder / f"{name}.lock").open("w") as lock:
@@ -74,7 +74,7 @@ def _authority_folder(product: Product, name: str) -> Path:
 
 @functools.cache
 def authority_of(product: Product, name: str = "first") -> EmulatedAuthority:
-    """The emulated authority of a product. Another ``name`` gives another, with only one key."""
+    """The emulated authority with this product and name. Only "first" has a key for each role."""
     return EmulatedAuthority.load(_authority_folder(product, name))
 
 

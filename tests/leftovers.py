@@ -21,7 +21,7 @@ _MARK = "SNPCERTS_TEST_MARK"
 
 @dataclass
 class Marked:
-    """A command whose processes carry a mark in their environment, with its own TMPDIR."""
+    """Commands with a TMPDIR of their own, whose processes carry a mark in their environment."""
 
     place: Path
     mark: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -47,7 +47,7 @@ class Marked:
         )
 
     def processes(self) -> dict[int, str]:
-        """Return the running processes and their command lines."""
+        """Return the command lines of the running processes that carry the mark, by PID."""
         found = {}
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
@@ -77,7 +77,7 @@ class Marked:
 
 
 def has(words: Sequence[str], count: int = 1) -> Callable[[dict[int, str]], bool]:
-    """Return a condition: ``count`` processes have all of the words on their command line."""
+    """Return a condition: at least ``count`` command lines contain all of the words."""
     return lambda found: (
         sum(all(word in line for word in words) for line in found.values()) >= count
     )

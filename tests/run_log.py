@@ -24,7 +24,7 @@ def lines(log: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C or SIGTERM end the block, so that it removes what it has made."""
+    """Let Ctrl-C or SIGTERM end the block by an exception, so that the block still cleans up."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):
@@ -40,6 +40,6 @@ def append(file: TextIO, result: dict[str, Any]) -> None:
 
 
 def shard(parts: Sequence[_T], text: str) -> list[_T]:
-    """Return the parts of shard ``K/N``."""
+    """Return the parts of shard ``K/N``: every N-th part, from part K on. K counts from 0."""
     number, of = map(int, text.split("/"))
     return list(parts[number::of])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes of tests that have two.
+"""Chooses between the small and the full size of the tests that have both.
 
-``make test`` uses the small ones, so that a user has an answer within minutes: it kills
-commands at fewer places, makes fewer calls at once, tries half as many random inputs, and runs
-for a wrong VMM only the checks that it fails. ``SNPCERTS_FULL_TESTS=1``, which ``.ci/run`` sets,
-uses the full ones.
+``make test`` uses the small size, so that a user has an answer within minutes: it kills
+commands at fewer places, makes fewer calls at once, tries half as many random inputs, and, if a
+test runs a faulty VMM, runs only the checks which that VMM must fail. ``SNPCERTS_FULL_TESTS=1``,
+which ``.ci/run`` sets, selects the full size.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_an_example_runs_on_its_own(code: str) -> None:
 def test_the_readmes_commands_on_files_run(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those are ``table`` and ``verify``; packages/test_guides.py runs those for host and guest."""
+    """Run ``table`` and ``verify``; packages/test_guides.py runs the commands of host and guest."""
     ask, ark = (load_certificate(CHAIN[name], name) for name in ("ask", "ark"))
     (directory / "ask.pem").write_bytes(ask.public_bytes(Encoding.PEM))
     (directory / "ark.pem").write_bytes(ark.public_bytes(Encoding.PEM))

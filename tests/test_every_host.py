@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The long run over every kernel and firmware selects tests, and counts what they said."""
+"""The long run over every kernel and firmware selects its tests, and counts their outcomes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def options(name: str, command: click.Command = cli) -> Iterator[click.Option]:
 def test_each_command_with_a_host_takes_all_that_the_emulator_plays(
     name: str, played: tuple[str, ...], default: str
 ) -> None:
-    """The commands list these names themselves, so that they need not import the emulator."""
+    """The commands list kernels and firmware themselves, to avoid an import of the emulator."""
     found = [each for each in options(name) if isinstance(each.type, click.Choice)]
     assert len(found) >= 2
     for option in found:
@@ -123,5 +123,5 @@ def test_a_claim_is_held_against_something_or_says_nothing_yet() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    """If it has not, run ``python -m tests.fidelity_page``."""
+    """If the table in the page is out of date, run ``python -m tests.fidelity_page``."""
     assert fidelity_page.PAGE.read_text(encoding="utf-8") == fidelity_page.page()

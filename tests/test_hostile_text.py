@@ -172,7 +172,7 @@ def test_names_of_files(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("status", [302, 503])
 def test_what_a_key_server_says(tmp_path: Path, status: int) -> None:
-    """Its status line, a header and its body are hostile; the error and the notices must not be."""
+    """Status line, header and body are hostile; the error and the notices must be harmless."""
     import http.server
     import threading
 
@@ -212,7 +212,7 @@ def test_what_a_key_server_says(tmp_path: Path, status: int) -> None:
 
 
 def test_a_vmms_last_words(tmp_path: Path) -> None:
-    """What the judged VMM prints is quoted in the verdict on it."""
+    """A check that a VMM fails quotes the VMM's output."""
 
     program = f"import sys; sys.stderr.write({HOSTILE!r}); sys.exit(1)"
     made = subprocess.run(
@@ -228,7 +228,7 @@ def test_a_vmms_last_words(tmp_path: Path) -> None:
     )
     harmless(made.stdout)
     harmless(made.stderr)
-    assert ": x\\x1b[2J\\nsnpcerts: in step" in made.stdout, "its words must be there, in one line"
+    assert ": x\\x1b[2J\\nsnpcerts: in step" in made.stdout, "must quote the VMM on one line"
 
 
 def test_what_was_typed(

@@ -65,8 +65,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 _EXPRESSION = re.compile(r"\{[a-z_]+[.(\[!:}]")
 PACKAGES = sorted(path.parent for path in SOURCE.rglob("__init__.py"))
 _QUOTED = re.compile(r"``([^`]+)``")
-# Module names that several packages have, where the package says which is meant. A command's
-# module is named after the command.
+# Names that several modules may share, because the package distinguishes them. Modules of commands
+# may share names too, because each is named after its command.
 SHARED_MODULE_NAMES = {"__init__", "__main__", "errors"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 
@@ -102,7 +102,7 @@ def nodes_of(path: Path) -> list[ast.AST]:
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """Full names of the modules that a file imports, wherever in the file."""
+    """Full names of the modules that a file imports, at its top or anywhere else in it."""
     found: set[str] = set()
     for node in nodes_of(path):
         if isinstance(node, ast.Import):
@@ -119,11 +119,11 @@ def imported(path: Path) -> frozenset[str]:
 
 @cache
 def graph() -> dict[str, set[str]]:
-    """Which of our files each of our files imports. A package stands for its ``__init__``."""
+    """For each of our modules, those it imports. A package's name stands for its ``__init__``."""
     found: dict[str, set[str]] = {}
     for module, path in FILES.items():
         names = set(imported(path) & FILES.keys())
-        # "from package import module" needs the module, not what the package offers.
+        # "from package import module" counts for the module only, not for the package's __init__.
         packages = {name.rpartition(".")[0] for name in names}
         asked = {name for name in imported(path) if name not in FILES}
         faces = {name for name in packages & names if any(_is_in(each, name) for each in asked)}
@@ -136,7 +136,7 @@ def _is_in(name: str, package: str) -> bool:
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
-    """Imports for types alone and those within functions count too."""
+    """Imports inside functions and imports only for type checking count too."""
     try:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
@@ -161,7 +161,7 @@ def test_nothing_of_the_product_leads_to_the_emulator() -> None:
         if layer_of(path) == "cli" and path.name in COMMANDS_THAT_DO:
             continue
         found = {name for name in reached(module) if name.startswith("snpcerts.emulator")}
-        assert not found, f"{module} leads to {sorted(found)}"
+        assert not found, f"{module} must not lead to {sorted(found)}"
 
 
 def test_the_emulators_rooms_are_those_of_the_table() -> None:
@@ -212,7 +212,7 @@ def test_a_package_says_which_packages_it_imports(package: Path) -> None:
 
 
 def _package_as_named(module: str, package: Path) -> str | None:
-    """The name that ``package`` uses for the package of ``module``; None if it need not name it."""
+    """How ``package`` must name the package of ``module``; None if it need not name it at all."""
     path = FILES[module]
     folder = path.parent.relative_to(SOURCE)
     if path.name != "__init__.py" and not folder.parts:
@@ -224,7 +224,7 @@ def _package_as_named(module: str, package: Path) -> str | None:
 
 
 def test_the_package_imports_by_full_names() -> None:
-    """So that a search finds every import of a file that moves."""
+    """When a file moves, one search for its full name then finds every import."""
     relative = [
         f"{path}:{node.lineno}"
         for path in MODULES
@@ -271,14 +271,14 @@ def test_every_module_has_a_licence_line_a_docstring_and_a_name_that_says_someth
 
 
 def test_no_table_of_a_docstring_was_filled_as_a_paragraph() -> None:
-    """A rule of such a table has nothing else on its line."""
+    """A rule (``====``) in a docstring must be alone on its line."""
     for path in MODULES:
         for line in (ast.get_docstring(tree_of(path)) or "").splitlines():
             assert "====" not in line or not line.strip("= "), f"{path}: {line}"
 
 
 def test_no_table_of_a_page_was_filled_as_a_paragraph() -> None:
-    """Each row, and the rule below the first, has a line of its own."""
+    """Each row, and the rule below the first row, must be alone on its line."""
     for path in sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")}):
         text = re.sub(r"^ *```.*?^ *```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
         for line in map(str.strip, text.splitlines()):
@@ -288,7 +288,7 @@ def test_no_table_of_a_page_was_filled_as_a_paragraph() -> None:
 
 
 def test_a_class_name_means_one_thing() -> None:
-    """In a message, a search or a review, it names one class, private or not."""
+    """No two classes share a name, even if private, so that a search finds only one."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in MODULES:
         for node in nodes_of(path):
@@ -334,7 +334,7 @@ _FIRST = re.compile(_VERB)
 
 
 def _template(node: ast.expr) -> str:
-    """Return a text with NUL for each value that is put in; empty if it is not a text."""
+    """Return the text of a string, with NUL for each {value}; empty if ``node`` is not a string."""
     if isinstance(node, ast.JoinedStr):
         return "".join(_template(each) or "\0" for each in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
@@ -354,7 +354,7 @@ def test_a_message_shows_values_and_not_their_names() -> None:
 
 
 def test_what_follows_the_name_in_a_message_has_its_own_subject() -> None:
-    """As in "FILE: not a regular file" or "FILE: the file has 5 bytes"; not "FILE: has 5 bytes"."""
+    """Write "FILE: not a regular file" or "FILE: the file has 5 bytes", not "FILE: has 5 bytes"."""
     wrong = []
     for path in MODULES:
         for node in nodes_of(path):

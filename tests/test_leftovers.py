@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""However a command ends, it leaves no process, no lock, and no directory for good."""
+"""However a command ends, it leaves no process and no lock.
+
+It leaves no directory either, except after SIGKILL; then a later command removes it.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ def test_the_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, group: 
 def test_a_program_with_a_vm_leaves_nothing(
     tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
-    """The command has become the program; server and VMM notice its end."""
+    """The command has become the program by exec; server and VMM must end when the program does."""
     marked = Marked(tmp_path / "tmp")
     served = tmp_path / "table"
     served.write_bytes(b"")
@@ -115,7 +118,7 @@ def test_a_command_ended_while_it_makes_its_machine(tmp_path: Path, number: sign
 def test_the_file_that_probes_the_temporary_directory_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python's tempfile writes it at its first call; a signal at that moment would leave it."""
+    """The first call of Python's tempfile creates that file, so signals must be blocked then."""
     masks = []
 
     def place() -> str:
@@ -132,7 +135,7 @@ def test_the_file_that_probes_the_temporary_directory_is_not_left(
 def test_a_program_whose_machine_is_gone_gets_errors(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """It never reaches a real device, and never waits for an answer that cannot come."""
+    """The program must not reach a real device, nor wait for an answer that cannot come."""
     marked = Marked(tmp_path / "tmp")
     program = (
         "import fcntl, os, signal\n"
@@ -173,7 +176,7 @@ def test_a_program_has_no_children_that_it_did_not_start(tmp_path: Path, certs: 
 
 
 def test_a_launcher_that_fails_behind_its_filter_ends(tmp_path: Path) -> None:
-    """By then it holds the listener of its own filter, so an open would wait for itself forever."""
+    """With the listener still open, the launcher's next open would wait for itself forever."""
     script = (
         "import socket\n"
         "from snpcerts.emulator.frontdoor import launch\n"

@@ -145,7 +145,7 @@ def test_a_guest_with_too_small_a_buffer_comes_back_with_a_larger_one(
 def test_without_a_file_the_guest_gets_a_report_and_an_empty_table(
     host: EmulatedHost, tmp_path: Path
 ) -> None:
-    """It also keeps its VMPCK, so its second request succeeds too."""
+    """The guest also keeps its VMPCK, so its second request succeeds too."""
     vm = Vm(host, tmp_path / "missing", reports=2)
     vm.play()
     assert [CertTable.decode(outcome.table) for outcome in vm.outcomes] == [CertTable()] * 2

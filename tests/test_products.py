@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A product's facts are in one row of two tables, and whatever lists products lists them all."""
+"""Two tables hold each product's facts, in one row each; all lists of products are complete."""
 
 from __future__ import annotations
 

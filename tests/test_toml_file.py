@@ -90,6 +90,6 @@ def test_a_file_that_is_not_toml_is_an_error(data: bytes, line: int | None, prob
 
 
 def test_a_long_file_takes_time_in_proportion_to_its_size() -> None:
-    """Parsing the file again up to each of its lines would take minutes."""
+    """Parsing the file once for each of its lines would take minutes."""
     text = "\n".join(f"key{number} = 1" for number in range(50_000))
     assert line_of(text, ("key49999",)) == 50_000

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Venice: its TCB is read and written everywhere, and its evidence is refused by name.
+"""Venice: its TCB is read and written everywhere; the refusal of its evidence names Venice.
 
-No genuine evidence is public. The layout of the TCB is that of virtee/sev: in pull request 396 it
-has no bootloader and no microcode, and in release 8.0.0 the other three components are in the same
-bytes as on Turin. Chip IDs have 8 bytes, as in virtee/snpguest, pull request 159.
+No genuine evidence is public. The TCB layout follows virtee/sev: in pull request 396 it has no
+bootloader and no microcode, and in release 8.0.0 the other three components are in the same bytes
+as on Turin. Chip IDs have 8 bytes, as in virtee/snpguest, pull request 159.
 """
 
 from __future__ import annotations

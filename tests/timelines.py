@@ -14,8 +14,8 @@ def nanoseconds(microseconds: float) -> int:
 
 
 def assert_perfetto_draws_all(events: Events) -> None:
-    """Slices of a track nest, each arrow goes forward from slice to slice, and no track is taken
-    for a process's main thread.
+    """Check that slices of a track nest, that each arrow goes forward from slice to slice, and that
+    Perfetto takes no track for a process's main thread.
     """
     slices: dict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
     arrows: dict[int, list[tuple[int, tuple[int, int]]]] = defaultdict(list)

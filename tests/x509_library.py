@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates as ``cryptography.x509`` reads them: a second opinion on our parser.
 
-AMD's leaf certificates have the serial number 0. The library warns of it and is going to
-refuse it, so it gets the same bytes with the number 1.
+AMD's leaf certificates have the serial number 0. The library warns about this, and will refuse
+it in a later version, so we give it the same bytes with the number 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from cryptography import x509
 
 
 def by_the_library(der: bytes) -> x509.Certificate:
-    """Load a certificate, with serial number 1 in place of 0. Raises what the library raises."""
+    """Load a certificate, with serial number 1 in place of 0. The library's errors pass through."""
     return x509.load_der_x509_certificate(with_serial_number(der))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 DASHBOARD = Path(__file__).with_name("dashboard.json")
 _SOURCE = {"type": "prometheus", "uid": "${source}"}
 _WIDTH = 24  # columns in a row of Grafana's grid
-# States of hosts, and of a roll, in the colours of the mirror's page.
+# A colour for each state of a host and each stage of a roll, as on the mirror's page.
 _COLOURS = {
     "in-step": "#15805c",
     "behind": "#b97800",
@@ -30,7 +30,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. ``lines`` are pairs of an expression and a legend."""
+    """One panel of the dashboard. ``lines`` are pairs of an expression and a legend."""
 
     title: str
     lines: tuple[tuple[str, str], ...]
@@ -82,17 +82,17 @@ class Panel:
 
 
 def stat(title: str, expression: str, unit: str = "short", width: int = 4) -> Panel:
-    """One number."""
+    """Return a panel that shows one number."""
     return Panel(title, ((expression, ""),), unit, "stat", width)
 
 
 def rate(counter: str, by: str) -> str:
-    """The increase of a counter over five minutes, summed by a label."""
+    """Return PromQL for the increase of a counter over five minutes, summed by a label."""
     return f"sum by ({by}) (increase({counter}[5m]))"
 
 
 def quantile(histogram: str, q: float = 0.99) -> str:
-    """A quantile of a histogram over five minutes, all hosts together."""
+    """Return PromQL for a quantile of a histogram over five minutes, over all hosts."""
     return f"histogram_quantile({q}, sum by (le) (rate({histogram}_bucket[5m])))"
 
 

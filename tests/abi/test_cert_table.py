@@ -33,7 +33,7 @@ def entry(stored: bytes, offset: int, length: int) -> bytes:
 
 
 def distinct(count: int, offset: int, length: int) -> bytes:
-    """Entries of different GUIDs that all name the same bytes."""
+    """Return entries with different GUIDs that all refer to the same bytes."""
     return b"".join(
         entry(struct.pack("<QQ", index + 1, 7), offset, length) for index in range(count)
     )
@@ -185,7 +185,7 @@ def test_both_orders_of_one_guid_are_the_same_guid() -> None:
 
 @pytest.mark.parametrize("count", [MAX_ENTRIES, 2730])
 def test_overlapping_entries_cost_no_more_than_the_table(count: int) -> None:
-    """Each entry of a 64 KiB table names its whole body, which must not be copied every time."""
+    """In a 64 KiB table, each entry refers to the whole body, which must not be copied for each."""
     body = min(24 * (count + 1), 65000)
     header = distinct(count, body, 65536 - body) + EMPTY
     data = header.ljust(65536, b"x")[:65536]

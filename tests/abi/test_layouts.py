@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The codecs of declared structures; tests/kernel compares their layouts with Linux's headers."""
+"""Packs and unpacks each ``CStruct``; tests/kernel compares the layouts with Linux's headers."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def test_mitigation_vectors_belong_to_version_5() -> None:
     assert malformations(Report.unpack(sound(5, launch_mit_vector=0x3F))) == ()
 
 
-def test_bit_6_of_platform_info_is_carried() -> None:
-    """A genuine Turin report has it, though the documents we know call it reserved."""
+def test_bit_6_of_platform_info_is_accepted() -> None:
+    """A genuine Turin report has this bit set, although the documents we know call it reserved."""
     assert malformations(Report.unpack(sound(5, platform_info=0x65))) == ()
 
 

@@ -22,11 +22,13 @@ LIMIT = 60_000.0  # milliseconds that anything in the browser may take on a slow
 
 
 def program() -> tuple[Path, dict[str, str]]:
-    """Return the fetched browser, or else the machine's, and its environment; skip without one."""
+    """Return the fetched browser, or else the installed one, and the environment variables that it
+    needs. Skip the test if there is no browser.
+    """
     fetched = _ROOT / "usr" / "lib" / "chromium" / "chromium"
     if (_ROOT / "complete").exists():
         assert fetched.exists(), f"{_ROOT} was fetched, but contains no browser"
-        # Some libraries are in directories of their own, such as PulseAudio's.
+        # Some libraries, such as PulseAudio's, have their own directory.
         libraries = {str(each.parent) for each in _ROOT.rglob("*.so*") if each.is_file()}
         return fetched, {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
     installed = shutil.which("chromium")
@@ -37,7 +39,7 @@ def program() -> tuple[Path, dict[str, str]]:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser without a window; it ends with the block."""
+    """Start a browser without a window, and close it at the end of the block."""
     sync_api: Any = pytest.importorskip("playwright.sync_api", reason="no playwright package")
     path, more = program()
     with sync_api.sync_playwright() as playwright:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the pictures of docs/fleet.md: ``python -m tests.browser.screenshots``."""
+"""Takes the screenshots in docs/fleet.md: ``python -m tests.browser.screenshots``."""
 
 from __future__ import annotations
 

@@ -56,13 +56,15 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 def until(page: Page, text: str) -> None:
-    """Wait until the page shows a text that matches ``text``. Do not reload the page."""
+    """Wait, without reloading the page, until it shows text that matches the pattern ``text``."""
     page.get_by_text(re.compile(text)).first.wait_for(timeout=LIMIT)
 
 
 @pytest.fixture
 def operated(site: Site, start: Callable[..., RunningMirror], tmp_path: Path) -> Any:
-    """A mirror of the emulated key server, and a host that announces itself to it."""
+    """Return a function that runs ``host`` commands, and the mirror to which the host announces
+    itself. The mirror's upstream is the emulated key server.
+    """
     mirror = start(
         upstream=site.url,
         anchors=anchors_of((str(site.anchor),)),
@@ -123,12 +125,12 @@ def test_the_page_fits_a_phone_and_a_desk_in_both_colours(
     paper = served.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, re.findall(r"\d+", paper)[:3])) > 3 * 128
     assert light == (scheme == "light")
-    # The page's policy has let through the style sheet, with the colours of the states.
+    # The states have their colours only if the page's policy lets the style sheet through.
     assert contrast(served, ".tile.in-step b, .in-step b") >= 3
 
 
 def contrast(page: Page, selector: str) -> float:
-    """The contrast of a text with its card, as WCAG defines it."""
+    """Return the contrast between a text and the card that it is on, as WCAG defines it."""
     colours: list[str] = page.evaluate(
         """(selector) => {
             const found = document.querySelector(selector);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The site of ``make docs`` in a real browser: light and dark, on a desk and on a phone."""
+"""The site that ``make docs`` builds, in a real browser: light and dark, desktop and phone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 LEAST: Final = 4.5  # WCAG 2.1, level AA: contrast of text that is not large
-# A script that returns the number of texts, the page's background, and each style of text that has
-# too little contrast with its background, with the number of such texts.
+# This script returns the number of texts, the page's background colour, and, for each style with
+# too little contrast between text and background, the number of texts in that style.
 _TOO_FAINT: Final = r"""(least) => {
   const numbers = (colour) => colour.match(/[\d.]+/g).map(Number);
   const light = (colour) => {

@@ -17,7 +17,8 @@ def relay(
 ) -> step.Performer:
     """Perform steps for real, calling ``before`` and ``after`` around each.
 
-    An ``OSError`` from ``before`` replaces the step; ``after`` returns the result for the protocol.
+    If ``before`` raises an ``OSError``, the step is not performed, and the protocol gets that
+    error. Otherwise, the protocol gets what ``after`` returns as the step's result.
     """
 
     def through(action: Any) -> step.Steps[Any]:

@@ -145,7 +145,7 @@ def test_a_close_that_fails_leaves_no_lock(file: Path, strategy: Strategy) -> No
 def test_a_descriptor_without_locks_is_not_looked_at(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its file may be on a file system whose server is gone, where stat(2) never returns."""
+    """The descriptor's file may be on a file system whose server is gone; stat(2) would hang."""
 
     def hang(path: object, **_: object) -> os.stat_result:
         raise AssertionError(f"must not call stat for {path}")

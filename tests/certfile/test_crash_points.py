@@ -29,7 +29,7 @@ from .tracing import can_trace, killed_at
 
 EACH = sized(5, 1)  # the writer is killed at every EACH-th place
 
-# SNPCERTS_FILE_SYSTEMS names more, as in "xfs=/mnt/xfs btrfs=/mnt/btrfs".
+# SNPCERTS_FILE_SYSTEMS names more file systems, as in "xfs=/mnt/xfs btrfs=/mnt/btrfs".
 FILE_SYSTEMS = {"ext4": tempfile.gettempdir(), "tmpfs": "/dev/shm"}  # noqa: S108 (it is tmpfs)
 FILE_SYSTEMS |= dict(
     each.split("=", 1) for each in os.environ.get("SNPCERTS_FILE_SYSTEMS", "").split()
@@ -70,7 +70,7 @@ def served(path: Path) -> Found:
 
 
 class Scene:
-    """A certificate file and firmware whose state outlives the process that changes it."""
+    """A certificate file, and firmware with its state on disk: both outlive a killed process."""
 
     def __init__(self, folder: Path, host: EmulatedHost) -> None:
         self.file = folder / "certs" / "certs.bin"
@@ -86,7 +86,9 @@ class Scene:
         return self.host.tables[TcbVersion.unpack(reported, firmware.product.tcb_layout)]
 
     def move_key(self, firmware: Firmware) -> CertTable:
-        """Stand in for the firmware command. A save is one rename, so it is never half done."""
+        """Change the reported TCB, as a firmware command would; return the right table for the new
+        one. The state is saved by one rename, so never half.
+        """
         status = firmware.snp_platform_status()
         now = TcbVersion.unpack(status.reported_tcb, firmware.product.tcb_layout)
         other = next(tcb for tcb in self.host.tcbs if tcb != now)
@@ -131,7 +133,7 @@ def test_a_kill_at_any_system_call_leaves_the_empty_or_the_right_table(
 
 
 def test_the_scene_itself_can_fail(folder: Path, host: EmulatedHost) -> None:
-    """If the firmware changes without the file, the served table is not the right one."""
+    """If the firmware changes and the file does not, the served table is not the right one."""
     scene = Scene(folder, host)
     scene.move_key(scene.home.firmware())
     assert served(scene.file) != Table(scene.right_table().encode())

@@ -75,7 +75,9 @@ def cut_off_after_rename(file: Path) -> None:
 def test_requests_on_their_way_from_a_file_set_aside_are_waited_for(
     file: Path, request_on_its_way: int, strategy: Strategy
 ) -> None:
-    """They may still deliver the old key's table, so the firmware must not change yet."""
+    """A request that began with that file may still deliver the old key's table, so the firmware
+    must not change yet.
+    """
     cut_off_after_rename(file)
     changed: list[bool] = []
 
@@ -91,7 +93,7 @@ def test_requests_on_their_way_from_a_file_set_aside_are_waited_for(
 
 @STRATEGIES
 def test_a_file_set_aside_is_never_left_with_its_table(file: Path, strategy: Strategy) -> None:
-    """The next update puts it back at the path. A swap then sets it aside again, and empties it."""
+    """The next update moves the file back to the path; a swap then sets it aside again, emptied."""
     kept = os.open(file, os.O_RDONLY)
     try:
         cut_off_after_rename(file)
@@ -108,7 +110,9 @@ def test_a_file_set_aside_is_never_left_with_its_table(file: Path, strategy: Str
 def test_another_table_at_the_path_is_not_replaced_by_a_file_set_aside(
     file: Path, strategy: Strategy
 ) -> None:
-    """Even an update that gives up leaves that table at the path."""
+    """After the interruption, another program wrote a table to the path. Even an update that gives
+    up leaves this table there.
+    """
     cut_off_after_rename(file)
     file.write_bytes(NEW.encode())
     reader = os.open(file, os.O_RDONLY)
@@ -123,7 +127,9 @@ def test_another_table_at_the_path_is_not_replaced_by_a_file_set_aside(
 
 
 def test_an_error_while_putting_things_in_order_leaves_no_lock_behind(file: Path) -> None:
-    """By then the empty file is at the path, and a lock on it would keep every reader out."""
+    """The error occurs when the empty file is already at the path; a lock left on this file would
+    keep every reader out.
+    """
     broken = False
 
     def before(action: Any) -> None:

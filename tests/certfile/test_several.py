@@ -35,7 +35,7 @@ def table(name: str, key: str) -> bytes:
 
 
 class Scene:
-    """Files with the tables of the old key; the firmware is a string."""
+    """Files with tables for the old key. A string, the name of the key, stands for the firmware."""
 
     def __init__(self, folder: Path, strategies: Sequence[Strategy]) -> None:
         self.firmware = "old"
@@ -249,7 +249,7 @@ def test_when_the_change_raises_every_file_stays_empty(tmp_path: Path) -> None:
 
 
 def test_locks_are_always_taken_in_the_same_order(tmp_path: Path) -> None:
-    """Two updates of the same files, listed in opposite orders, never wait for each other."""
+    """Two updates that list the same files in opposite orders must not deadlock."""
     scene = Scene(tmp_path, [Strategy.SWAP] * 3)
     done: list[several.SeveralUpdate] = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spans that a timed performer reports."""
+"""The time spans that ``timed`` reports for requests and updates, such as waiting for a lock."""
 
 from __future__ import annotations
 

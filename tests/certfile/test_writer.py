@@ -92,7 +92,7 @@ def test_the_firmware_does_not_change_while_a_request_is_on_its_way(
 def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
     file: Path, strategy: Strategy
 ) -> None:
-    """New readers get no certificates, even while the lock is held."""
+    """New readers get no certificates, even while an earlier reader still holds its lock."""
     wrong = OLD.encode()
     with locked(file, SHARED) as holder:
         with pytest.raises(LockHeldError, match="emptied") as raised:
@@ -112,7 +112,7 @@ def test_a_table_that_is_known_to_be_wrong_is_not_handed_back(
 
 
 @STRATEGIES
-def test_another_table_than_the_one_judged_stays(file: Path, strategy: Strategy) -> None:
+def test_a_table_other_than_the_one_judged_stays(file: Path, strategy: Strategy) -> None:
     """Since the agent judged the file, another agent has repaired it."""
     judged = CertTable((TableEntry(VCEK_GUID, b"some earlier table"),)).encode()
     with locked(file, SHARED), pytest.raises(LockHeldError) as raised:
@@ -205,7 +205,9 @@ def test_readers_that_keep_the_file_open_get_the_new_table(file: Path, strategy:
 def test_a_reader_that_blocks_and_compares_nothing_gets_the_table_after_a_swap_only(
     file: Path, strategy: Strategy, right: bytes
 ) -> None:
-    """It opens the file at the path while the writer waits for earlier readers."""
+    """The reader opens the file while the writer waits for earlier readers, and blocks on the lock.
+    It does not check afterwards whether the path still leads to that file.
+    """
     found: list[bytes] = []
     readers: list[threading.Thread] = []
 
@@ -491,7 +493,7 @@ def test_the_target_of_a_bind_mount_needs_in_place(file: Path) -> None:
 
 
 def test_a_file_of_someone_else_keeps_its_owner_or_is_left_alone(file: Path) -> None:
-    """Without permission to change a file's owner, the swap fails and changes nothing."""
+    """Without permission to change a file's owner, the update fails and changes nothing."""
     if os.getuid() != 0:
         pytest.skip("needs root to give files away")
     os.chown(file, 12, 34)

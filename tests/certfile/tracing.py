@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stop a child process at each of its system calls, with ptrace(2), and kill it there."""
+"""Uses ptrace(2) to kill a child process at a system call, or to make the call fail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAMES = {
     228: "clock_gettime",
 }  # fmt: skip
 
-# Of these, the calls after which something outside the process may be different.
+# The calls that may change something outside the process.
 _CHANGING = frozenset(
     (
         "write", "pwrite64", "writev", "sendto", "sendmsg", "ioctl", "fcntl", "flock", "fsync",
@@ -79,7 +79,7 @@ def killed_at(stop: int, work: Callable[[], None]) -> str | None:
         _libc.ptrace(_SYSCALL, pid, None, deliver)
         status = os.waitpid(pid, 0)[1]
         if not os.WIFSTOPPED(status):
-            assert os.waitstatus_to_exitcode(status) == 0, "the work failed by itself"
+            assert os.waitstatus_to_exitcode(status) == 0, "must succeed if it is not killed"
             return None
         if os.WSTOPSIG(status) != _SYSCALL_STOP:
             deliver = os.WSTOPSIG(status)
@@ -108,7 +108,7 @@ class Call:
 
     @property
     def path(self) -> str:
-        """The path of an ``openat`` or a ``newfstatat``; empty for another call."""
+        """The path of an ``openat`` or a ``newfstatat``; empty for any other call."""
         if self.name not in ("openat", "newfstatat"):
             return ""
         # Read only to the end of the page: the next page may not be mapped.
@@ -123,7 +123,7 @@ class Call:
 
     @property
     def changes_something(self) -> bool:
-        """Whether it may change anything outside the process."""
+        """Whether the call may change anything outside the process."""
         if self.name == "openat":
             return bool(self.arguments[2] & (os.O_CREAT | os.O_TRUNC))
         if self.name == "fcntl":
@@ -136,9 +136,9 @@ class Call:
 def killed_before(argv: Sequence[str], here: Callable[[Call], bool], *, execs: int) -> Call | None:
     """Run a program, and kill it before the first call for which ``here`` is true.
 
-    ``here`` is called only after the ``execs``-th execve(2), by which the program has become the
-    one to kill. Only the first thread's calls count. Returns the call; None if the program ended
-    before such a call, and then its exit code must be 0.
+    ``here`` is called only after the ``execs``-th execve(2), because wrappers may run first. Only
+    the first thread's calls count. Returns the call, or None if the program ended without such a
+    call; its exit code must then be 0.
     """
     pid = os.fork()
     if pid == 0:
@@ -172,17 +172,17 @@ def killed_before(argv: Sequence[str], here: Callable[[Call], bool], *, execs: i
 
 @dataclass
 class Traced:
-    """A system call that a program has made, and its result: negative for an errno."""
+    """A system call that a program has made, and its result. After an error, this is ``-errno``."""
 
     call: Call
     result: int
 
 
 def calls_of(argv: Sequence[str], fails: Callable[[Call], int | None]) -> list[Traced]:
-    """Run a program of one thread to its end; return the system calls that it made.
+    """Run a single-threaded program to its end; return the system calls that it made.
 
-    ``fails`` is asked before each call is made. If it returns an errno, the call fails with that
-    and is not made. The program's exit code must be 0.
+    ``fails`` is asked before each system call. If it returns an errno, the kernel does not perform
+    the call, which fails with that errno. The program's exit code must be 0.
     """
     pid = os.fork()
     if pid == 0:

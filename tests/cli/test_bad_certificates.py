@@ -33,7 +33,7 @@ _MEMORY = 256 << 20  # bytes that a command may add to the process
 
 
 def _nested_der(depth: int) -> bytes:
-    """Return nested elements, the innermost empty."""
+    """Return DER elements that are nested ``depth`` levels deep; the innermost is empty."""
     out = bytearray(b"\x30\x00")
     body = 2
     parts = [bytes(out)]
@@ -52,7 +52,7 @@ def _table(*entries: bytes) -> bytes:
     ).encode()
 
 
-# Files that no command can use, except for those in READ.
+# Files that no command can use; READ lists the exceptions.
 BAD: dict[str, bytes] = {
     "empty": b"",
     "one zero byte": b"\0",
@@ -224,14 +224,14 @@ def test_a_bad_file_is_one_line_and_exit_code_2(reader: str, run: Command) -> No
             out_file.rmdir()
         out_file.unlink(missing_ok=True)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown << 10 < _MEMORY, f"{grown} KiB more"
+    assert grown << 10 < _MEMORY, f"memory must not grow by {grown} KiB"
 
 
 @pytest.mark.parametrize("name", sized(tuple(BAD)[::4], tuple(BAD)))
 def test_a_bad_part_in_a_right_envelope_never_verifies(name: str, run: Command) -> None:
     """In each envelope, first the leaf and then the ASK is replaced; none may verify."""
     bad = BAD[name] or b"\0"
-    for at in range(2):  # the root is also what --anchor names
+    for at in range(2):  # the ARK stays: --anchor names it
         ders = list(DERS)
         ders[at] = bad
         leaf, ask, ark = ders
@@ -273,7 +273,7 @@ def test_json_with_a_key_twice_is_not_read(run: Command) -> None:
         assert "twice" in err
 
 
-def test_bad_files_in_a_directory_take_no_certificates_away(run: Command) -> None:
+def test_bad_files_in_a_directory_do_not_hide_its_certificates(run: Command) -> None:
     folder = Path("certs")
     folder.mkdir()
     for index, data in enumerate(BAD.values()):
@@ -304,7 +304,7 @@ LONG: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_file_is_read_once(name: str) -> None:
-    """Reading or naming each element as a certificate would take minutes."""
+    """It would take minutes to try each element as a certificate, or to describe each one."""
     found = read_bundle(LONG[name])
     assert set(found.certificates) <= {LEAF}
     assert not found.lists

@@ -70,7 +70,7 @@ COMMANDS: dict[str, list[str]] = {
     "verify --certs": ["verify", "REPORT", "--certs", "BAD"],
     "run": ["run", "--certs-filename", "TABLE", "--", "BAD"],
 }
-# These commands accept any content: an entry may hold any bytes, and a lock does not read them.
+# These commands accept any content: an entry may hold any bytes, and ``lock`` reads nothing.
 ANY_CONTENT: dict[str, list[str]] = {
     "table build --entry": [
         "table",

@@ -36,7 +36,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
 
 @needs_root
 def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
-    """Otherwise ``-o /dev/null`` as root would remove it for every program."""
+    """Otherwise, root's ``-o /dev/null`` would remove the device for every program."""
     null = tmp_path / "null"
     os.mknod(null, 0o020666, os.makedev(1, 3))
     write_output(str(null), b"report")

@@ -15,7 +15,7 @@ from snpcerts.abi.tcb import TcbVersion
 from snpcerts.cli.main import main
 from tests.endorsement.small_ca import PINNED, TCBS, SmallCa
 
-OFFLINE = 3  # the cache has no such certificate: the arguments themselves were understood
+OFFLINE = 3  # exit code: the arguments are valid, but the cache lacks the certificate
 
 
 Run = Callable[..., tuple[int, str]]  # the exit code and all that is printed
@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def printed(run: Run, product: Product) -> tuple[str, dict[str, object], str]:
-    """The text and the JSON of ``report show``, and the chip ID in it."""
+    """Return what ``report show`` prints, as text and as JSON, and the report's chip ID."""
     Path("report.bin").write_bytes(SmallCa(product).report(3))
     code, text = run("report", "show", "report.bin")
     assert code == 0, text

@@ -49,11 +49,11 @@ def groups(command: click.Command, path: str = "snpcerts") -> Iterator[tuple[str
                 yield from groups(each, f"{path} {name}")
 
 
-def test_what_a_command_does_fits_into_the_list_of_a_narrow_terminal() -> None:
-    """If a text does not fit, the list cuts it off in the middle of a sentence, with three dots."""
+def test_each_commands_summary_fits_into_the_list_on_a_narrow_terminal() -> None:
+    """If a summary does not fit, click cuts it off in the middle and adds three dots."""
     for path, group in groups(cli):
         if group is cli:
-            continue  # it has its own texts, and wraps them
+            continue  # the top-level list has its own summaries, and wraps them
         context = click.Context(group)
         names = group.list_commands(context)
         for name in names:
@@ -68,7 +68,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
-def test_verify_starts_without_what_only_a_network_needs() -> None:
+def test_verify_imports_nothing_that_only_network_access_needs() -> None:
     program = (
         "import sys; from snpcerts.cli.main import main; main(['verify', '/dev/null']); "
         "print([name for name in ('asyncio', 'ssl', 'httpx2') if name in sys.modules])"

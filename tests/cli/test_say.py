@@ -21,7 +21,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def on_terminal(arguments: list[str], cwd: Path, **environment: str) -> str:
-    """What ``snpcerts`` writes to a terminal of 80 columns."""
+    """Return what ``snpcerts`` writes to a terminal with 80 columns."""
     ours, theirs = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     process = subprocess.Popen(
@@ -46,7 +46,9 @@ def on_terminal(arguments: list[str], cwd: Path, **environment: str) -> str:
 
 
 def in_pipe_and_terminal(arguments: list[str], cwd: Path) -> tuple[str, str]:
-    """What ``snpcerts`` writes to standard output, a pipe, and to standard error, a terminal."""
+    """Run ``snpcerts`` with a pipe as standard output and a terminal as standard error; return what
+    it writes to each.
+    """
     ours, theirs = pty.openpty()
     made = subprocess.run(
         [sys.executable, "-m", "snpcerts", *arguments],
@@ -94,7 +96,7 @@ def test_on_a_terminal_a_verdict_is_coloured_and_no_word_is_broken(folder: Path)
         assert len(line) <= 80 or len(line.split()[-1]) > 60, line
 
 
-def test_a_refusal_is_red_and_its_reasons_hang(folder: Path) -> None:
+def test_a_refusal_is_red_and_its_reasons_have_a_hanging_indent(folder: Path) -> None:
     shown = on_terminal(["verify", "report.bin", "--table", "table.bin"], folder)
     assert shown.startswith("\x1b[1;31mrefused\x1b[0m")
     lines = _COLOUR.sub("", shown).splitlines()
@@ -118,7 +120,7 @@ def test_a_progress_bar_needs_two_terminals(folder: Path) -> None:
 
 def test_a_reader_that_stops_early_ends_the_command_quietly(folder: Path) -> None:
     name = "long" * 60
-    (folder / name).symlink_to("report.bin")  # its verdicts are more than a pipe holds
+    (folder / name).symlink_to("report.bin")  # 400 verdicts with this name do not fit into a pipe
     many = [sys.executable, "-m", "snpcerts", "verify", *[name] * 400]
     running = subprocess.Popen(many, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None
@@ -138,7 +140,7 @@ def test_checks_not_asked_are_counted_and_listed_on_request(folder: Path) -> Non
     assert "not asked    " in in_pipe([*VERIFY, "-v"], folder)
 
 
-def test_an_error_hangs_below_its_first_word(folder: Path) -> None:
+def test_an_error_has_a_hanging_indent(folder: Path) -> None:
     name = "a directory with a long name " * 4
     lines = on_terminal(["table", "show", name], folder).splitlines()
     assert lines[0].startswith("snpcerts: ")
@@ -146,7 +148,7 @@ def test_an_error_hangs_below_its_first_word(folder: Path) -> None:
     assert all(line.startswith("  ") for line in lines[1:])
 
 
-def test_later_lines_hang_below_the_last_column_that_leaves_room() -> None:
+def test_later_lines_are_indented_to_the_last_column_that_leaves_room() -> None:
     line = "  pass  enabled    the exit is enabled before the first vCPU is made"
     assert wrapped(line, 48).splitlines() == [
         "  pass  enabled    the exit is enabled before",

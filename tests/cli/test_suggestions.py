@@ -33,7 +33,7 @@ def test_a_file_in_place_of_a_command_names_show(
     assert f"Did you mean 'snpcerts {group} show {file}'?" in capsys.readouterr().err
 
 
-def test_a_word_like_none_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_word_unlike_every_command_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["xyzzy"]) == 2
     assert "Did you mean" not in capsys.readouterr().err
 

@@ -111,7 +111,7 @@ def test_entries_of_other_guids_are_kept_as_they_are(
     assert (out / f"{OTHER}.bin").read_bytes() == b"anything"
 
 
-def test_more_than_a_linux_guest_can_fetch_needs_a_word(
+def test_more_than_a_linux_guest_can_fetch_needs_an_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blob, table = tmp_path / "blob", tmp_path / "table"
@@ -174,7 +174,7 @@ def test_another_kind_of_file_is_named(
     assert f"found {name}, not a certificate table" in capsys.readouterr().err
 
 
-def test_a_key_that_is_not_a_certificate_is_not_built_in(
+def test_a_file_that_is_not_a_certificate_is_not_put_into_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.pem"

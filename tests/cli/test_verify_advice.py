@@ -55,7 +55,7 @@ def claims(data: bytes) -> Evidence:
 
 
 NONCE = Policy(report_data=bytes(63) + b"\1")
-# For each cause: how to get a verdict with it, and the names of the advice for it.
+# For each cause: a function whose verdict has that cause, and the names of the expected advice.
 ROWS: dict[str, tuple[Callable[[], Verdict], list[str]]] = {
     "nothing is wrong": (judged, []),
     "no VCEK": (lambda: judged(None, replace(collateral(CA), vcek=None)), ["_SUPPLY"]),

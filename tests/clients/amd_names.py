@@ -39,7 +39,7 @@ class RenamedChain:
 
 
 def renamed_chain(platform: Path) -> RenamedChain:
-    """The chain of the key that the platform's firmware signs with now."""
+    """Return a chain for the platform's current VCEK, under AMD's names."""
     home = PlatformHome(platform)
     firmware, authority = home.firmware(), renamed_authority(home.authority())
     reported = firmware.snp_platform_status().reported_tcb
@@ -64,7 +64,7 @@ class _RenamedAuthority(EmulatedAuthority):
 
 
 def renamed_authority(authority: EmulatedAuthority) -> EmulatedAuthority:
-    """The same keys, with certificates under AMD's names."""
+    """Return an authority with the same keys, whose certificates have AMD's names."""
     root = authority.ark_signer.key
     ark, ask, asvk = (
         replace(signer, certificate=_renamed(signer.certificate, root))

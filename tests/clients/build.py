@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 PATIENCE: Final = 3600  # seconds for one client on a slow machine
-_TAIL: Final = 15  # lines of a failed build's output
+_TAIL: Final = 15  # lines shown of a failed build's output
 
 # What cargo, go and their libraries print when no server answers.
 _UNREACHABLE: Final = (
@@ -46,28 +46,28 @@ class BuildFailedError(Exception):
 
 @dataclass(frozen=True)
 class Client:
-    """A program to build: its binaries, and the tools and the source for the build."""
+    """A client to build: its programs, the build's tools, and where the source comes from."""
 
     name: str
     version: str
     programs: tuple[str, ...]
     tools: tuple[str, ...]
     source: str
-    module: Path | None = None  # a Go module of ours around libraries
+    module: Path | None = None  # our own Go module, which wraps libraries
 
     @property
     def home(self) -> Path:
-        """Its place in the cache."""
+        """The client's directory in the cache."""
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(cache) / "snpcerts" / "clients" / f"{self.name}-{self.version}"
 
     def program(self, name: str) -> Path:
-        """One of its binaries."""
+        """Return the path of one of the client's programs."""
         return self.home / "bin" / name
 
     @property
     def is_built(self) -> bool:
-        """Whether all its binaries exist."""
+        """Whether all of the client's programs exist."""
         return all(self.program(name).is_file() for name in self.programs)
 
 
@@ -81,7 +81,7 @@ _SEVGUEST: Final = Path(__file__).with_name("sevguest")
 
 
 def _content(module: Path) -> str:
-    """Return the version of a Go module of ours: a digest of its files."""
+    """Return the version of one of our Go modules: a digest of its files."""
     digest = hashlib.sha256()
     for file in sorted(module.iterdir()):
         digest.update(file.read_bytes())
@@ -121,7 +121,7 @@ CLIENTS: Final = {
 
 
 def ensure(client: Client) -> Client:
-    """Build ``client`` unless it is there.
+    """Build ``client`` unless it is built already.
 
     Raises :class:`ToolMissingError` and :class:`BuildFailedError`, whose texts
     are for people.
@@ -136,7 +136,7 @@ def ensure(client: Client) -> Client:
             f"machine (the build needs {needed})"
         )
     with _alone(client.home):
-        if not client.is_built:  # another process may have done it meanwhile
+        if not client.is_built:  # another process may have built it meanwhile
             _build(client)
     return client
 

@@ -43,7 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test here, so that ``-m`` selects it. Expect failures where a tool must refuse."""
+    """Mark each test in this directory, so that ``-m`` can select it. Expect a test to fail if its
+    tool must refuse the host's reports.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.clients)
@@ -53,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Reports of Genoa's published firmware lack the CPU's family and model, which came with version 3.
 # Without them, other projects' verifiers do not know the product, and refuse.
-VERSION_2: Final = "its reports have version 2, from which these tools cannot tell the product"
+VERSION_2: Final = "these tools need the product, which the host's reports (version 2) do not name"
 _REFUSED: Final = frozenset(
     (
         "test_config_set_of_the_mask_bits",
@@ -67,7 +69,7 @@ _REFUSED: Final = frozenset(
 
 
 def _is_refused(item: pytest.Item) -> bool:
-    """Whether a tool must refuse the reports of the test's host: Genoa's published firmware."""
+    """Whether this is a test in ``_REFUSED``, on a host with Genoa's published firmware."""
     if not isinstance(item, pytest.Function) or item.originalname not in _REFUSED:
         return False
     parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
@@ -95,7 +97,7 @@ def pytest_pycollect_makemodule(
 
 @pytest.fixture(scope="session")
 def front_door() -> None:
-    """Skip where this kernel cannot give programs an emulated platform."""
+    """Skip the test if this kernel cannot give programs an emulated platform."""
     try:
         seccomp.check()
     except seccomp.FrontDoorUnavailableError as error:
@@ -148,15 +150,14 @@ def published() -> tuple[Published, ...]:
 
 @pytest.fixture(scope="session")
 def go_sev_guest() -> Callable[[str], Path]:
-    """Google's three tools, by name."""
+    """Return a function that gives the path of each of Google's three tools."""
     return _built("go-sev-guest").program
 
 
 def product_of_cpu() -> Product | None:
-    """The product that tools which execute CPUID take this machine for.
+    """Return the product that a tool would find on this machine by executing CPUID.
 
-    From /proc/cpuinfo, which shows the same family and model as the instruction
-    does.
+    This reads /proc/cpuinfo, which shows the same family and model.
     """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
@@ -178,11 +179,11 @@ class Bench:
     kernel: str
 
     def snpcerts(self, *arguments: object, check: bool = True) -> Ran:
-        """Our own command."""
+        """Run ``snpcerts`` with ``arguments``."""
         return run([sys.executable, "-m", "snpcerts", *arguments], cwd=self.place, check=check)
 
     def emulate(self, *arguments: object, check: bool = True) -> Ran:
-        """``snpcerts emulate --platform ... WORDS``."""
+        """Run ``snpcerts emulate`` with this platform."""
         return self.snpcerts("emulate", "--platform", self.platform, *arguments, check=check)
 
     def host(self, *program: object, check: bool = True) -> Ran:
@@ -200,7 +201,7 @@ class Bench:
             text=True,
             cwd=self.place,
         )
-        limit = threading.Timer(LIMIT, process.kill)  # if its output never comes
+        limit = threading.Timer(LIMIT, process.kill)  # in case the output never comes
         limit.start()
         try:
             yield process
@@ -244,13 +245,13 @@ class Bench:
         return answer
 
     def request(self) -> bytes:
-        """Write 64 bytes for a report to carry into ``request.bin``; return them."""
+        """Write random report data for a request into ``request.bin``; return the data."""
         data = os.urandom(64)
         (self.place / "request.bin").write_bytes(data)
         return data
 
     def verify(self, report: str, issued: Path, *options: object, check: bool = True) -> Ran:
-        """``snpcerts verify`` against the emulated root."""
+        """Run ``snpcerts verify`` with the emulated root as the anchor."""
         anchor = ("--anchor", issued / "ark.der")
         return self.snpcerts("verify", *anchor, *options, report, check=check)
 
@@ -277,8 +278,8 @@ def run(arguments: Sequence[object], cwd: Path, *, check: bool = True) -> Ran:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Product, str], Path]:
-    """Return a function that makes the platform of a product and firmware only once: its three RSA
-    keys take a second or two. Copy the platform before you use it.
+    """Return a function that makes one platform for each product and firmware, because making the
+    three RSA keys takes a second or two. Copy the platform before you use it.
     """
     made: dict[tuple[Product, str], Path] = {}
 
@@ -302,7 +303,7 @@ def bench_of(
     pristine: Callable[[Product, str], Path],
     tmp_path: Path,
 ) -> Benches:
-    """A fresh platform of a product, with a directory to work in."""
+    """Return a function that makes a fresh platform of a product, with a directory to work in."""
     kernel, firmware = request.param
 
     def fresh(product: Product) -> Bench:

@@ -2,9 +2,10 @@
 """snpcerts and google/go-sev-guest judge changed evidence in every shape.
 
 ``python -m tests.clients.differential --inputs 20000 [--seed N]`` prints how many inputs snpcerts
-accepts (with ``--shapes`` also for each shape), and how many of these go-sev-guest accepts. If only
-snpcerts accepts some of them, it prints these and exits with 1. docs/relying-parties.md lists where
-the two differ: in kinds of evidence that are not here (Turin, VLEKs).
+accepts (with ``--shapes`` also for each shape), and how many of these go-sev-guest accepts. If
+go-sev-guest refuses any of these, the command describes each such input and exits with 1.
+docs/relying-parties.md lists where the two differ; no such evidence (Turin, VLEKs) is among the
+inputs.
 
 The evidence is genuine, with or without a change in one of three places: its report, its
 certificates, or the bytes or characters of the shape around them. If the shape is a file of
@@ -58,13 +59,13 @@ class Changed:
 
 @dataclass
 class Result:
-    """What the two verifiers said of the inputs."""
+    """How many inputs each of the two verifiers accepted."""
 
     inputs: int = 0
     unread: int = 0
     refused: int = 0
     accepted: int = 0
-    altered: int = 0  # accepted with other bytes than the genuine shape has
+    altered: int = 0  # accepted although something was changed
     both: int = 0
     alone: list[str] = field(default_factory=list)
     shapes: dict[str, collections.Counter[str]] = field(
@@ -280,7 +281,7 @@ def _der(data: bytes | None) -> bytes | None:
 
 
 def judge(sevguest: Path, read: Sequence[bytes], at: datetime) -> list[str]:
-    """Return what go-sev-guest says of each report, which is followed by its table."""
+    """Return go-sev-guest's verdict on each item of ``read``, a report followed by its table."""
     frames = b"".join(struct.pack(">I", len(each)) + each for each in read)
     ran = subprocess.run(
         [sevguest, at.strftime("%Y-%m-%dT%H:%M:%SZ")],

@@ -31,7 +31,9 @@ _ENDS: Final = 20.0  # seconds for a mirror to end after SIGTERM
 
 @dataclass(frozen=True)
 class MirrorFront:
-    """A mirror at ``url``, and what leads a program to it."""
+    """A mirror at ``url``, the environment variables that lead a program to it, and how often the
+    proxy was asked for each target.
+    """
 
     url: str
     environment: Mapping[str, str]
@@ -45,7 +47,9 @@ class MirrorFront:
 
 @contextlib.contextmanager
 def mirror_front(place: Path, upstream: str, anchor: Path) -> Iterator[MirrorFront]:
-    """Run a mirror of ``upstream``. Programs with its ``environment`` find it under AMD's name."""
+    """Run a mirror of ``upstream``. A program with the yielded ``environment`` finds the mirror
+    under AMD's name.
+    """
     place.mkdir()
     ca = PrivateCa(place)
     tls = str(ca.issue(AMD_NAME, "127.0.0.1"))
@@ -92,7 +96,7 @@ class _Proxy(socketserver.ThreadingTCPServer):
 
 
 class _Connect(socketserver.StreamRequestHandler):
-    """One CONNECT, RFC 9110 section 9.3.6."""
+    """Serves one CONNECT request (RFC 9110, section 9.3.6)."""
 
     timeout = 30
     server: _Proxy

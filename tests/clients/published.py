@@ -30,7 +30,7 @@ _PATIENCE: Final = 600  # seconds for one download
 
 @dataclass(frozen=True)
 class Published:
-    """A report as its file has it, and its certificates in DER: VCEK, ASK, ARK."""
+    """The content of a report's file, and its certificates in DER: VCEK, ASK, ARK."""
 
     name: str
     report: bytes

@@ -38,7 +38,7 @@ def test_the_vmm_in_go_passes(variables: dict[str, str], tmp_path: Path) -> None
     assert_short(place / "main.go")
     program = tmp_path / "vmm"
     # Go caches a compiled package by its directory and source, whatever pkg-config says. A cached
-    # one would name the prefix of an earlier run, so the directory is new each time.
+    # package would name the prefix of an earlier run, so the directory is new each time.
     copy = Path(tempfile.mkdtemp(dir=tmp_path))
     shutil.copytree(place, copy, dirs_exist_ok=True)
     run(["nice", "go", "vet", "-C", str(copy), "."], variables)

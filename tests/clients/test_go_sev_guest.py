@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """google/go-sev-guest's attest, check and show, unmodified, in an emulated guest.
 
-They prefer configfs-tsm. With ``--door trap``, or if the machine has no /dev/fuse, they use
+attest prefers configfs-tsm. With ``--door trap``, or if the machine has no /dev/fuse, it uses
 /dev/sev-guest.
 """
 
@@ -29,7 +29,7 @@ Tools = Callable[[str], Path]
 # By default, attest waits two seconds between calls; switch that off.
 ATTEST = ("-infile", "request.bin", "-inform", "bin", "-self_throttle_duration", "0s")
 EXTENDED = (*ATTEST, "-extended", "-out", "evidence.bin")
-POLICY = ("-guest_policy", "0x30000")  # SMT allowed, as the reference VMM launches its guests
+POLICY = ("-guest_policy", "0x30000")  # allows SMT, as in guests that the reference VMM launches
 SIGNATURE_REFUSED, POLICY_REFUSED = 2, 5  # exit codes of check
 
 PRODUCTS = pytest.mark.parametrize("product", PINNED, ids=lambda product: product.value)
@@ -79,7 +79,7 @@ def test_attest_extended_by_configfs_tsm(genoa: Bench, go_sev_guest: Tools) -> N
 
 def test_attest_extended_by_ioctls(genoa: Bench, go_sev_guest: Tools) -> None:
     if Path("/sys/kernel/config/tsm/report").exists():
-        pytest.skip("this machine has configfs-tsm, which these tools prefer")
+        pytest.skip("this machine has configfs-tsm, which attest prefers")
     issued, asked = genoa.certificates(), genoa.request()
     argv = ("--certs", issued / "table.bin", "--kernel", genoa.kernel, "--door", "trap")
     genoa.emulate("guest", *argv, "--", go_sev_guest("attest"), *EXTENDED)
@@ -186,7 +186,7 @@ def test_every_form_it_writes_holds_the_same_report(genoa: Bench, go_sev_guest: 
 
 
 def test_check_refuses_the_emulated_names(genoa: Bench, go_sev_guest: Tools) -> None:
-    """Even with the root trusted, it wants AMD's name in every certificate, as it should."""
+    """Even if it trusts the root, ``check`` wants AMD's name in every certificate, as it should."""
     issued = genoa.certificates()
     genoa.request()
     genoa.guest(issued / "table.bin", go_sev_guest("attest"), *EXTENDED)
@@ -202,7 +202,8 @@ def test_check_refuses_the_emulated_names(genoa: Bench, go_sev_guest: Tools) -> 
 def test_check_accepts_the_same_chain_under_amds_names(
     bench_of: Benches, go_sev_guest: Tools, product: Product
 ) -> None:
-    """So ``check`` objects only to the names: extensions, chain and signature are right.
+    """Apart from the names, ``check`` finds the emulated certificates right: extensions, chain and
+    signatures.
 
     It still refuses a changed report, another policy, other report data, and a chain to a root
     that it does not trust.
@@ -232,7 +233,7 @@ def test_check_accepts_the_same_chain_under_amds_names(
 
 
 def test_check_does_not_know_a_turin_vcek(bench_of: Benches, go_sev_guest: Tools) -> None:
-    """This release does not know the extension fmcSPL, which AMD's Turin VCEKs have as well."""
+    """This release does not know the extension fmcSPL, which genuine Turin VCEKs also have."""
     bench = bench_of(Product.TURIN)
     chain = renamed_chain(bench.platform)
     bench.request()

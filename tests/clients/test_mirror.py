@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """snpguest, snphost and go-sev-guest, unmodified, get their certificates from the mirror.
 
-One command of snphost takes a URL. Otherwise the programs ask ``kdsintf.amd.com``, and the mirror
-stands in its place, as docs/fleet.md describes. The mirror asks upstream for each certificate only
+One command of snphost takes the mirror's URL. All others ask ``kdsintf.amd.com``, and the mirror
+answers in its place, as docs/fleet.md describes. The mirror asks upstream for each certificate only
 once.
 """
 

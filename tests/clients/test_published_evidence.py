@@ -94,7 +94,7 @@ def test_certificates_of_one_are_not_those_of_the_other(published: tuple[Publish
 def test_their_roots_are_the_pinned_ones(
     published: tuple[Published, ...], product: Product, kind: VekKind
 ) -> None:
-    del published  # it skips the test if nothing can be fetched
+    del published  # this fixture skips the test if nothing can be fetched
     vcek = "_vcek" if product is Product.TURIN else ""
     end = vcek if kind is VekKind.VCEK else "_vlek"
     file = go_module() / "verify" / "trust" / f"ask_ark_{product.keyword}{end}.pem"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""virtee/snpguest, unmodified, in a guest whose VMM serves certificates through exit 43."""
+"""virtee/snpguest, unmodified, in a guest whose VMM answers KVM_EXIT_SNP_REQ_CERTS."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ VLEK_SET = ("vlek", "asvk", "ark")
 
 
 def written(directory: Path) -> dict[str, bytes]:
-    """Every file in a directory."""
+    """Return the content of every file in a directory, by name."""
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def originals(issued: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The certificates as they were issued."""
+    """Return the named certificates as they were issued, by file name."""
     return {f"{name}.der": (issued / f"{name}.der").read_bytes() for name in names}
 
 
@@ -42,7 +42,7 @@ def genoa(bench_of: Benches) -> Bench:
 def test_it_attests_and_every_verifier_agrees(
     bench_of: Benches, snpguest: Path, product: Product
 ) -> None:
-    """Three commands, report, certificates and verify: the VMM's certificates verify the report.
+    """snpguest gets a report and the VMM's certificates, and verifies the report with them.
 
     The products cover report versions 3 and 5, and both TCB layouts.
     """
@@ -164,7 +164,7 @@ def test_ok_finds_an_snp_guest(genoa: Bench, snpguest: Path) -> None:
 
 
 def test_on_the_machine_itself_there_is_no_guest_device(genoa: Bench, snpguest: Path) -> None:
-    """So the device in the other tests is the emulated one."""
+    """This shows that the device in the other tests is the emulated one."""
     if Path("/dev/sev-guest").exists():
         pytest.skip("this machine is an SNP guest")
     genoa.request()

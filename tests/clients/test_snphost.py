@@ -53,7 +53,7 @@ def shown(version: TcbVersion) -> list[str]:
 
 
 def plain(text: str) -> list[str]:
-    """Lines with their blanks squeezed."""
+    """Return the lines of ``text``, with each run of blanks reduced to one."""
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
@@ -134,7 +134,8 @@ def test_config_set_of_the_mask_bits(native: Bench, snphost: Path, snpguest: Pat
 
 def test_commit(native: Bench, snphost: Path) -> None:
     """Commit a provisional firmware update: committed and reported TCB become the current TCB."""
-    # Use the file: a command would start the machine, which would then keep its own state.
+    # Edit the state file before any command: the first one starts the emulated machine, which then
+    # keeps the state itself.
     path = native.platform / "platform.json"
     state = json.loads(path.read_text(encoding="ascii"))
     current = TcbVersion.unpack(bytes.fromhex(state["current_tcb"]), native.product.tcb_layout)
@@ -281,7 +282,7 @@ AGENT = (sys.executable, "-m", "snpcerts", "host")
 
 
 def agent_options(bench: Bench, url: str) -> list[str]:
-    """Return the options of an agent with one file, whose key server is the emulated AMD's."""
+    """Return the options of an agent that updates one file and uses the key server at ``url``."""
     place = bench.place
     ark = place / "ark.der"
     ark.write_bytes(PlatformHome(bench.platform).authority().ark.public_bytes(Encoding.DER))
@@ -369,11 +370,11 @@ def test_its_commit_behind_the_agents_back_is_noticed(native: Bench, snphost: Pa
 
 
 def verdicts(said: str) -> str:
-    """What ``verify certs`` prints, without its legend."""
+    """Return the output of ``verify certs`` without the legend in its first line."""
     return said.strip().partition("\n")[2]
 
 
-BAD = "\u0338"  # the stroke through the sign of a signature that does not verify
+BAD = "\u0338"  # snphost strikes out the sign for a signature that does not verify
 
 
 def test_verify_certs(anywhere: Bench, snphost: Path) -> None:
@@ -386,7 +387,9 @@ def test_verify_certs(anywhere: Bench, snphost: Path) -> None:
 def test_verify_certs_succeeds_whatever_it_finds(
     anywhere: Bench, snphost: Path, snpguest: Path
 ) -> None:
-    """Only its output shows that it found a bad signature. Other tools refuse the same chain."""
+    """The exit code is 0 even if a signature is bad; only the output shows that. Other tools refuse
+    the same chain.
+    """
     issued = anywhere.certificates("issued", "--vlek", "example-csp")
     chain = anywhere.place / "chain"
     chain.mkdir()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs each row of the table in docs/relying-parties.md: three verifiers on the same evidence.
 
-The expected verdicts are only in that table. The other verifiers judge as of now, because they
-cannot be given a time.
+The expected verdicts are only in that table. snpguest and go-sev-guest judge as of now, because
+they cannot be given a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECTION = (
     .partition("##")[0]
 )
 
-# What a tool must say, to show that its verdict has the reason that the page gives.
+# Patterns that a tool's output must match: they show that the page gives the verdict's true reason.
 WORDS = {
     ("Milan, genuine, certificates in PEM", "go_sev_guest"): "malformed certificate",
     ("Turin, genuine", "go_sev_guest"): r"not an AMD KDS OID: 1\.3\.6\.1\.4\.1\.3704\.1\.3\.9",
@@ -41,7 +41,7 @@ WORDS = {
 
 
 def table() -> dict[str, tuple[str, ...]]:
-    """Verdicts by row: ours, go-sev-guest's, snpguest's two."""
+    """Return the verdicts in each row: ours, go-sev-guest's, and those of two snpguest commands."""
     rows: dict[str, tuple[str, ...]] = {}
     for line in SECTION.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

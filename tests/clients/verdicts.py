@@ -37,7 +37,9 @@ _WORDS: Final = {True: "accepted", False: "refused"}
 
 @dataclass(frozen=True)
 class Piece:
-    """A report, its certificates by the names of snpguest's files, a valid time, and a product."""
+    """A report, its certificates (by the names that snpguest gives their files), a time when they
+    are valid, and the product.
+    """
 
     name: str
     report: bytes
@@ -77,7 +79,7 @@ def genuine(vectors: Path, name: str) -> Piece:
 
 
 def cases(vectors: Path) -> dict[str, list[Piece]]:
-    """The rows of the table in docs/relying-parties.md, and what is judged for each."""
+    """Return the evidence to judge for each row of the table in docs/relying-parties.md."""
     milan, turin, vlek = (genuine(vectors, n) for n in ("milan", "turin-v5", "vlek-milan-v3"))
     vcek = milan.certificates["vcek"]
     own = SmallCa(suffix="")
@@ -141,7 +143,9 @@ Judge = Callable[[Piece], tuple[str, str]]
 
 @dataclass(frozen=True)
 class Verifiers:
-    """Runs each tool on a piece of evidence. Returns a verdict, and what the tool says of it."""
+    """Runs the tools. Each method judges evidence with one tool; it returns the verdict, and the
+    reasons or the output of the tool.
+    """
 
     place: Path
     snpguest: Path

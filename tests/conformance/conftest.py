@@ -28,7 +28,7 @@ _forked: list[Commands] = []
 
 @pytest.fixture(scope="session", autouse=True)
 def _commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process that has imported the command; it is forked for each use."""
+    """Start a process that imports the command. Each use of the command is a fork of it."""
     commands = Commands(tmp_path_factory.mktemp("commands"), MODULES)
     with contextlib.closing(commands):
         commands.ready()
@@ -47,7 +47,7 @@ def _kernel() -> None:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Compile vmm.c, right (``NOTHING``) or wrong in one way."""
+    """Return a function that compiles one of the VMMs in vmm.c, such as ``NO_LOCK``."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc on this machine to build the VMMs with")
     directory = tmp_path_factory.mktemp("vmms")

@@ -72,11 +72,11 @@ def run_vcpu(
     memory: MappedMemory,
     stopping: threading.Event,
 ) -> None:
-    """One vCPU's loop."""
+    """Run one vCPU until it shuts down or ``stopping`` is set."""
     run, served = vm.runs[number], None
     while not stopping.is_set():
         try:
-            if served is None or served.run_errno != 0:  # no exit is waiting
+            if served is None or served.run_errno != 0:  # no exit is waiting to be handled
                 vm.run_once(number)
         except InterruptedError:
             continue

@@ -3,7 +3,7 @@
 
 A round judges each VMM by its own checks: a wrong one by those that it fails, a right one by those
 that tell the styles apart. In each round, a different one of the right VMMs is judged by every
-check. A busy machine must not change a verdict, so run this on one.
+check. Load must not change a verdict, so run this on a busy machine.
 
 LOG has a JSON line for each run. Started again with the same LOG, the command goes on with the
 runs that the LOG lacks. ``--shard K/N`` runs a part: start N of them, each with its own LOG. For a
@@ -57,7 +57,7 @@ class Judging:
         return list(STYLE_CHECKS)
 
     def unexpected(self, report: dict[str, Any]) -> dict[str, str]:
-        """What each check said whose verdict is not the one in the table."""
+        """Return the checks whose verdict differs from the table, and what each of them said."""
         found = {}
         for check in report["checks"]:
             if check["id"] not in PRIVILEGED and check["state"] not in self._states(check["id"]):
@@ -73,7 +73,7 @@ class Judging:
 
 
 def every_judging(rounds: int) -> Iterator[Judging]:
-    """Yield the VMMs of each round, in an order of its own."""
+    """Yield the judgings of all rounds. Each round has the VMMs in a different order."""
     for number in range(rounds):
         vmms = [*EXPECTED, *RIGHT]
         random.Random(number).shuffle(vmms)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMMs of vmm.c, and what each of them fails."""
+"""The VMMs of vmm.c, and the checks that each of them fails."""
 
 from __future__ import annotations
 
@@ -240,13 +240,13 @@ RIGHT: dict[str, set[str]] = {
 }
 # Checks that need the right to mount; without it, they are skipped.
 PRIVILEGED = set() if os.geteuid() == 0 else {"same-device"}
-# Checks of what differs between the styles: which process holds the lock, by which descriptor, and
-# which one is stopped.
+# Checks that depend on the style: on which process holds the lock, through which descriptor, and on
+# which process the stop signal goes to.
 STYLE_CHECKS = ("lock-until-signed", "vcpus-keep-locks", "kick-not-lost", "busy", "same-device")
 
 
 def compile_vmm(wrong: str, directory: Path) -> Path:
-    """Compile vmm.c, right (``NOTHING``) or wrong in one way; return the program."""
+    """Compile the VMM ``wrong`` of vmm.c, from ``EXPECTED`` or ``RIGHT``; return the program."""
     program = directory / wrong.lower()
     if not program.exists():
         argv = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: its reports, and its messages about programs that it cannot judge."""
+"""``snpcerts conformance``: reports, and messages about programs that it cannot judge."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_page_for_authors_has_every_check_as_it_is() -> None:
         (["conformance", "--busy-limit", "60000", "--", "vmm", "{certs}"], 2, "busy-limit"),
     ],
 )
-def test_wrong_use_is_reported_in_one_line(
+def test_wrong_use_is_reported_without_a_traceback(
     arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == code
@@ -169,7 +169,7 @@ def test_what_was_seen_is_kept_for_a_failed_check(build: Build, tmp_path: Path) 
 
 
 def lock_and_firmware(trace: Path) -> tuple[int, int, bool]:
-    """How many locks and requests a timeline has, and whether every request is under a lock."""
+    """Return a timeline's numbers of locks and requests, and whether a lock covers each request."""
     events = json.loads(trace.read_text("utf-8"))["traceEvents"]
     slices = [each for each in events if each["ph"] == "X"]
     held = [each for each in slices if each["name"] == "lock held"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stop signal goes to the process that handles it, which need not run the vCPUs."""
+"""The stop signal goes to the process that handles it, even if another one runs the vCPUs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Correct VMMs pass every check; each wrong one fails exactly the expected checks."""
+"""Correct VMMs pass every check; each wrong one fails all the checks that the table expects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_check_is_failed_by_some_vmm() -> None:
     assert BY_ID.keys() - caught == {"vm-starts"}
 
 
-# Judging these takes until a limit of several seconds has passed.
+# Judging these VMMs takes several seconds: a check waits for its time limit.
 LONG = {"FIRST_VCPU_ONLY", "NO_HANDSHAKE", "KICK_ERASED", "KICK_ERASED_WHEN_BUSY"}
 LONG |= {"CHILD_KEEPS_LOCK", "LEAKS_DESCRIPTORS", "LEAKS_TIMERS", "LEAKS_THREADS", "LEAKS_CHILDREN"}
 
@@ -57,10 +57,10 @@ def one_for_each_check() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", sized(one_for_each_check(), list(EXPECTED)))
-def test_a_wrong_vmm_fails_only_the_checks_it_violates(
+def test_a_wrong_vmm_fails_every_check_in_its_row(
     build: Build, wrong: str, host: tuple[str, ...]
 ) -> None:
-    """Other checks may fail for the same reason; they are not run."""
+    """Only the checks in the row are run, because others may fail for the same reason."""
     asked = sorted(EXPECTED[wrong])
     found = failed(judged(build(wrong), "{certs}", "2", options=(*host, *only(*asked))))
     assert found.keys() == EXPECTED[wrong] - PRIVILEGED, found
@@ -89,7 +89,7 @@ def assert_all_passed(
     checks: tuple[str, ...] = (),
     host: tuple[str, ...] = (),
 ) -> None:
-    # The limit is long because VMMs start slowly on a busy machine; no check waits until it ends.
+    # The time limit is long because VMMs start slowly on a busy machine; no check waits that long.
     found = judged(*arguments, options=("--timeout", "40", *host, *only(*checks)))
     assert failed(found).keys() <= ADVICE, failed(found)
     skipped = {name for name, check in found.items() if check["state"] == "skipped"}
@@ -166,7 +166,7 @@ def test_a_vmm_behind_a_wrapper_that_forks_is_judged(
 
 
 def test_single_checks_provoke_what_they_judge(build: Build) -> None:
-    """Checks that other scenarios judge in passing also run, and can fail, when asked for alone."""
+    """Other checks' scenarios usually judge these; asked for alone, they must run too, and fail."""
     for wrong, check in (
         ("NEGATIVE_RET", "ret-supported"),
         ("WRITES_WHOLE_PAGES", "nothing-outside"),

@@ -25,7 +25,8 @@ UPDATES = 20
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Events, str]:
     """The timeline and the picture of a demo.
 
-    On a busy machine, only a longer run may show a VMM that uses certificates during an update.
+    On a busy machine, a short demo may show no VMM that uses certificates during an update; up to
+    two longer demos then follow.
     """
     folder = tmp_path_factory.mktemp("demo")
     trace, picture = folder / "trace.json", folder / "picture.svg"
@@ -47,7 +48,7 @@ def names_of(events: Events, what: str, key: str) -> dict[int, str]:
 
 
 def slices(events: Events, run: str, tracks: str, name: str) -> list[tuple[float, float]]:
-    """Begin and end of the slices ``name``, on the tracks whose names begin with ``tracks``."""
+    """Begin and end of each slice ``name`` on the tracks whose names begin with ``tracks``."""
     groups = names_of(events, "process_name", "pid")
     rows = names_of(events, "thread_name", "tid")
     return [

@@ -38,7 +38,7 @@ for step in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def emulated(emulated: Emulated) -> Emulated:
-    """The platform; its programs are started, and so also end, as a user's do."""
+    """The platform; each command is started as a user starts it, so it also ends like a user's."""
     return emulated.started_anew()
 
 
@@ -81,7 +81,7 @@ def test_a_programs_system_calls_end_as_they_do_in_linux(emulated: Emulated) -> 
         "write('a/privlevel', b'0')": "1",
         "write('a/inblob', bytes(65))": "EFBIG",
         "write('a/inblob', bytes(64))": "64",
-        # Linux counts the refused write too, when its file is closed.
+        # Linux also counts the refused write of 65 bytes, when the file is closed.
         "read('a/generation') ": r"b'3\n'",
         "len(read('a/outblob'))": "1184",
         "len(read('a/auxblob')) > 4096": "True",
@@ -124,7 +124,7 @@ def test_programs_of_one_guest_share_the_directory(emulated: Emulated) -> None:
 
 
 def test_what_a_program_wrote_counts_when_it_ends_without_closing(emulated: Emulated) -> None:
-    """The kernel drops the message about the close when the mount goes with the program."""
+    """If the mount ends with the program, the kernel never reports that the file was closed."""
     emulated.issue_certificates()
     started = "mkdir /sys/kernel/config/tsm/report/mine; echo made; read _"
     writes = f"{STEPS}os.write(os.open('mine/inblob', os.O_WRONLY), bytes(64)); os._exit(0)"

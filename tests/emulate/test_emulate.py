@@ -38,7 +38,7 @@ LOWER = (
 
 @pytest.fixture(scope="module")
 def emulated(emulated: Emulated) -> Emulated:
-    """The platform; its programs are started as a user's are."""
+    """The platform; each command is started as a user starts it."""
     return emulated.started_anew()
 
 
@@ -178,7 +178,7 @@ def _vm_of(emulated: Emulated, vmm: subprocess.Popen[bytes]) -> str:
         assert vmm.poll() is None
         for vm in documented("emulate status", emulated.run("status", "--json").stdout)["vms"]:
             if vm["pid"] == vmm.pid and vm["serves"]:
-                assert vm["kernel"] == "7.3", "the newest, by default"
+                assert vm["kernel"] == "7.3", "must be the newest by default"
                 return str(vm["name"])
     raise AssertionError("the VMM has no VM")
 
@@ -208,7 +208,7 @@ def test_scripted_guests_report_their_outcomes(emulated: Emulated, tmp_path: Pat
     assert made.returncode == 0, made.stderr
     lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
     assert [line["errno"] for line in lines] == [0, 0, 0]
-    assert [line["tries"] for line in lines] == [2, 1, 1], "a buffer of no pages is too small"
+    assert [line["tries"] for line in lines] == [2, 1, 1], "must retry after a buffer of 0 pages"
     table = Path(served).read_bytes()
     assert all(base64.b64decode(line["table"]).startswith(table) for line in lines)
 
@@ -240,7 +240,7 @@ def test_wrong_use_is_reported_in_one_line(
     assert "Traceback" not in made.stderr
 
 
-def test_another_product_than_the_machines_is_refused(emulated: Emulated) -> None:
+def test_a_product_that_is_not_the_machines_is_refused(emulated: Emulated) -> None:
     argv = [*SNPCERTS, "emulate", "--platform", str(emulated.directory), "--product", "turin"]
     made = subprocess.run([*argv, "status"], capture_output=True, text=True)
     assert made.returncode == 2
@@ -258,7 +258,7 @@ def test_a_damaged_platform_is_reported_in_one_line(tmp_path: Path, content: str
 
 
 def test_the_files_of_the_host_agree_with_its_firmware(emulated: Emulated) -> None:
-    """The file on SMT says that it is on, as reports do, and a guest_memfd has its size."""
+    """``smt/active`` says that SMT is on, as reports do; a guest_memfd has the requested size."""
     script = (
         "import fcntl, os\n"
         "from snpcerts.abi.kvm import CreateGuestMemfd, Ioctl\n"
@@ -271,7 +271,7 @@ def test_the_files_of_the_host_agree_with_its_firmware(emulated: Emulated) -> No
 
 
 def test_a_vmm_may_have_more_interrupts_than_the_shell_allows_files() -> None:
-    """The shell's limit on files applies to the program; the emulated KVM keeps no descriptors."""
+    """The server inherits the shell's limit on files, but must keep a duplicate of each eventfd."""
     script = (
         "import fcntl, os, resource\n"
         "from snpcerts.abi.kvm import Ioctl, Irqfd\n"

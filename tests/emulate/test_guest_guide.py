@@ -28,7 +28,7 @@ def test_the_shell_commands_make_a_report(emulated: Emulated, tmp_path: Path) ->
     served = str(emulated.certs / "table.bin")
     made = emulated.run("guest", "--certs", served, "--", "sh", "-e", "-c", script)
     assert made.returncode == 0, made.stderr
-    assert made.stdout == "1\n", "the generation that the guide names"
+    assert made.stdout == "1\n", "must print the generation that the guide shows"
     assert Report.unpack((tmp_path / "report").read_bytes()).fields.vmpl == 0
     assert (tmp_path / "report").stat().st_size == 1184
     assert len(CertTable.decode((tmp_path / "table").read_bytes()).entries) == 3

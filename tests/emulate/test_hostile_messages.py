@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No message of a launcher and no program may end or stall the machine for the others."""
+"""No launcher's message and no program may end the emulated machine, or stall it for others."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_no_message_ends_the_machine(home: PlatformHome) -> None:
 
 
 def test_a_descriptor_that_is_not_a_listener_is_refused(home: PlatformHome, tmp_path: Path) -> None:
-    """Nor must the server wait for its events: it might be ready forever, or block."""
+    """The server must not wait for its events: such a descriptor may always be ready, or block."""
     (tmp_path / "file").touch()
     reader, writer = os.pipe()
     os.write(writer, b"x")

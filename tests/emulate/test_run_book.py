@@ -21,14 +21,14 @@ UPDATED = "snp=25,ucode=220"
 
 @dataclass
 class Laptop:
-    """The machine, its key server and the directory for the agent's files."""
+    """An emulated machine, its key server, and the directory for the agent's files."""
 
     emulated: Emulated
     server: str
     place: Path
 
     def host(self, *argv: str, code: int = 0) -> str:
-        """Run ``snpcerts host ...`` on it."""
+        """Run ``snpcerts host ...`` on the machine."""
         files = ["--file", str(self.place / "certs.bin"), "--cache", str(self.place / "cache")]
         options = [*files, "--anchor", str(self.emulated.certs / "ark.der")]
         if argv[0] != "status":
@@ -75,7 +75,7 @@ def test_an_update_from_load_to_commit_and_the_rollback_that_is_refused(laptop: 
     loaded = laptop.status()
     assert loaded["reported_tcb"] == before["reported_tcb"]
     assert (loaded["current_tcb"]["snp"], loaded["current_tcb"]["microcode"]) == (25, 220)
-    assert loaded["in_step"], "loading changes no key"
+    assert loaded["in_step"], "must stay in step: loading firmware does not change the signing key"
     assert "certificates of the VCEK at bootloader=4 tee=0 snp=25" in laptop.host(
         "commit", "--dry-run"
     )
@@ -86,8 +86,8 @@ def test_an_update_from_load_to_commit_and_the_rollback_that_is_refused(laptop: 
     assert "below the committed firmware" in refused
     assert "below the committed firmware" in laptop.machine("reboot", "--bios", "ucode=219", code=1)
 
-    # After a BIOS that raises the TCB, some firmware signs with the VCEK of the current TCB: the
-    # file stays empty until a commit, a proof or set-config --again.
+    # After a BIOS update that raises the current TCB, some firmware signs with the VCEK of the
+    # current TCB. So the file stays empty until a commit, a proof or set-config --again.
     laptop.machine("reboot", "--bios", "bl=5,snp=26")
     booted = laptop.status(code=1)
     assert (booted["current_tcb"]["bootloader"], booted["current_tcb"]["snp"]) == (5, 26)
@@ -131,7 +131,7 @@ def test_a_commit_drops_the_vlek(laptop: Laptop) -> None:
 
 
 def firmware_of(emulated: Emulated) -> list[str]:
-    """What ``emulate status`` says, without VMs, as one of another test may still be ending."""
+    """Return what ``emulate status`` prints, without VMs: another test's VM may still be ending."""
     lines = emulated.run("status").stdout.splitlines()
     return [line for line in lines if not line.lstrip().startswith("VM ")]
 

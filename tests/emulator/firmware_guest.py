@@ -30,9 +30,9 @@ HOST_DATA = bytes(range(32))
 
 
 class FirmwareGuest:
-    """A launched guest; ``counters`` is its own count of messages, one per VMPCK.
+    """A launched guest. ``counters`` counts its messages, separately for each VMPCK.
 
-    ``id_block`` gives what :func:`tests.emulator.id_blocks.signed` takes. ``before_finish`` is
+    ``id_block`` has arguments for :func:`tests.emulator.id_blocks.signed`. ``before_finish`` is
     called with the guest's context before its launch is finished.
     """
 

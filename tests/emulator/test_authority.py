@@ -33,7 +33,7 @@ ORDER_1 = ["1", "2", "3.9", "3.1", "3.2", "3.3", "3.5", "3.6", "3.7", "3.8"]
 
 
 def amd_extensions(certificate: Certificate) -> dict[str, bytes]:
-    """The bytes in each extnValue by the suffix of its OID, in order, as the library reads them."""
+    """Map the suffix of each extension's OID to its value, in order, as the library reads them."""
     found = {}
     for extension in by_the_library(certificate.der).extensions:
         assert isinstance(extension.value, x509.UnrecognizedExtension)

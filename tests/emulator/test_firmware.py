@@ -431,7 +431,7 @@ def test_a_derived_key_follows_root_and_selected_fields(firmware: Firmware) -> N
     assert [one == other for one, other in zip(answers, again, strict=True)] == [
         request.root_key_select != 1 for request in requests
     ]
-    # A field that is not selected does not count.
+    # A field that is not selected does not affect the key.
     assert ask_key(guest, KeyRequest(guest_svn=3))[1] == answers[0][1]
 
 
@@ -467,7 +467,7 @@ def test_a_key_request_out_of_bounds_is_answered_with_a_status(firmware: Firmwar
         (KeyRequest(guest_field_select=1 << 5, tcb_version=b"\0\0\1\0\0\0\0\0"), 0x16),
     ):
         assert ask_key(guest, request) == (status, bytes(32))
-    # What is not selected is not judged.
+    # The firmware does not check fields that the request does not select.
     for request in (
         KeyRequest(guest_svn=1),
         KeyRequest(tcb_version=above),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where sources disagree about the firmware: what each firmware does that the emulator can imitate.
+"""What each firmware that the emulator can imitate does where sources disagree.
 
 The values of the published firmware were taken from its source (amd/AMD-ASPFW, ``sev_uapp/src``) at
 the function named, those of AMD's document from texts that restate it. None is from our code.
@@ -50,7 +50,7 @@ def config(tcb: TcbVersion | None = None, flags: int = 0) -> SnpConfig:
 
 
 def signs(on: Firmware, key_sel: KeySelect = KeySelect.DEFAULT) -> tuple[SigningKey, object]:
-    """Which key a report names as its signing key, and the TCB whose key verifies it."""
+    """Return which key a report names as its signing key, and the TCB whose key verifies it."""
     report = FirmwareGuest(on).report(key_sel=key_sel)
     kind = report.signing_key
     assert kind is not None
@@ -81,7 +81,7 @@ def test_every_choice_has_one_row_with_a_source_for_each_firmware() -> None:
             assert getattr(choices_of(name), row.choice) == row.reading(name).answer
         answers = {str(row.reading(name).answer) for name in NAMES}
         silent = row.documented is None and row.observed is None
-        assert silent or len(answers) == 2, f"{row.choice}: no source disagrees"
+        assert silent or len(answers) == 2, f"{row.choice}: must have two answers"
 
 
 def test_the_default_has_a_reason_and_no_other_name_is_known() -> None:
@@ -160,7 +160,8 @@ def test_without_a_vlek_a_masked_chip_key_signs_nothing_under_any_firmware() -> 
 @pytest.mark.parametrize(
     ("played", "signer"),
     [
-        # sev_mcmd.c: snp_mcmd_init_common 4408 derives without naming a TCB: for the current one
+        # sev_mcmd.c: snp_mcmd_init_common 4408 derives the VCEK without naming a TCB, which means
+        # the current one
         (PUBLISHED, (SigningKey.VCEK, OLD)),
         (DOCUMENTED, (SigningKey.VCEK, LOWER)),
         (OBSERVED, (SigningKey.VCEK, LOWER)),
@@ -175,8 +176,8 @@ def test_what_signs_after_a_reload_with_a_lowered_reported_tcb(
     before = on.snp_platform_status()
     on.reload()
     after = on.snp_platform_status()
-    assert after.reported_tcb == LOWER.pack(), "gPersistent.config_tcb is not cleared"
-    assert (before.flags & 7, after.flags & 7) == (7, 0), "masks zero, VLEK wiped (4683)"
+    assert after.reported_tcb == LOWER.pack(), "must keep gPersistent.config_tcb"
+    assert (before.flags & 7, after.flags & 7) == (7, 0), "must clear masks and VLEK (4683)"
     assert signs(on) == signer
     # SET_CONFIG with the same value again makes the reported TCB's VCEK sign.
     on.snp_set_config(config(LOWER))
@@ -185,7 +186,7 @@ def test_what_signs_after_a_reload_with_a_lowered_reported_tcb(
 
 
 def test_after_such_a_reload_a_hashstick_for_the_reported_tcb_does_not_open() -> None:
-    """sev_mcmd.c: snp_mcmd_vlek_load 9127: the wrapping key follows from the VCEK in use."""
+    """sev_mcmd.c: snp_mcmd_vlek_load 9127: the wrapping key is derived from the VCEK in use."""
     on = firmware(PUBLISHED)
     on.snp_set_config(config(LOWER))
     on.reload()
@@ -249,7 +250,7 @@ def test_set_config_accepts_valid_values_only(
 
 
 def test_a_reset_by_set_config_stores_the_committed_tcb() -> None:
-    """config_tcb becomes the TCB committed then (8958); only a commit makes it follow again."""
+    """config_tcb gets the TCB committed at the reset (8958), and keeps it until SNP_COMMIT."""
     on = firmware(PUBLISHED)
     on.snp_set_config(config())
     on.update(NEW)

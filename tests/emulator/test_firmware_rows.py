@@ -61,7 +61,8 @@ def status_of(guest: FirmwareGuest, page: bytes) -> int:
     return 0
 
 
-# sev_mcmd.c: snp_mcmd_guest_request, 5184 on. Of two faults, the one checked first counts.
+# sev_mcmd.c: snp_mcmd_guest_request, from line 5184. If a message has two faults, the one that is
+# checked first determines the status.
 INVALID_PARAM, BAD_MEASUREMENT, AEAD_OFLOW = 0x16, 0x0B, 0x1D
 
 
@@ -118,7 +119,7 @@ def report_payload(*, vmpl: int = 0, key_sel: int = 0, rsvd: bytes = bytes(24)) 
 @pytest.mark.parametrize(
     ("payload", "vmpck", "status"),
     [
-        # SNP_MSG_REPORT_REQ, from row 5617: the reserved bytes, then KEY_SEL, then VMPL.
+        # SNP_MSG_REPORT_REQ, from line 5617: the reserved bytes, then KEY_SEL, then VMPL.
         (report_payload(rsvd=bytes(23) + b"\1", key_sel=3), 0, 0x16),
         (report_payload(key_sel=1 << 2), 0, 0x16),
         (report_payload(key_sel=3 | 1 << 31), 0, 0x16),
@@ -151,8 +152,8 @@ def test_launch_tcb_is_what_was_committed_at_the_start(published: Firmware) -> N
 
 
 def test_a_report_says_of_the_platform_what_its_firmware_knows(published: Firmware) -> None:
-    """sev_rmp.h: snp_platform_info_t has SMT_EN and TSME_EN, the rest is reserved; sev_mcmd.h:
-    snp_platform_status_buffer_t has IS_RMP_INIT in its byte, the rest is reserved.
+    """In sev_rmp.h, snp_platform_info_t has SMT_EN and TSME_EN, and its other bits are reserved. In
+    sev_mcmd.h, snp_platform_status_buffer_t has IS_RMP_INIT, and the rest of that byte is reserved.
     """
     assert FirmwareGuest(published).report().fields.platform_info == 0b01
     assert published.snp_platform_status().rmp == 0b01
@@ -274,7 +275,7 @@ def test_tsc_info_is_the_guests_frequency_over_the_reference_clocks(
 
 
 def test_the_secrets_page_has_the_tsc_factor_and_the_tweak_bitmap(published: Firmware) -> None:
-    """sev_mcmd.h 611; sev_es.c: sev_es_create_vmsa_bitmap, in bytes."""
+    """sev_mcmd.h 611; sev_es.c: sev_es_create_vmsa_bitmap, here as bytes in memory order."""
     context = published.launch_start(POLICY)
     page = published.launch_update(context, 0, PageType.SECRETS, bytes(4096))
     assert page is not None
@@ -452,7 +453,7 @@ def test_a_derived_key_always_depends_on_host_data_and_on_who_vouches(published:
         keys = [key(guest, request) for guest in guests]
         assert all(status == 0 for status, _ in keys)
         assert len(set(keys)) == len(guests)
-    # With an author key, the ID key does not count, only the author key that vouches for it.
+    # With an author key, the derived key depends on the author key and not on the ID key.
     twin = FirmwareGuest(published, id_block={"id_key": other, "author_key": author_key})
     assert key(twin, KeyRequest()) == key(guests[3], KeyRequest())
 
@@ -500,11 +501,11 @@ def test_what_is_sealed_without_the_tcb_bit_is_lost_with_a_commit(played: str) -
     named = KeyRequest(guest_field_select=1 << 3 | 1 << 5, tcb_version=TCB.pack())
     sealed_bare, sealed_named = key(guest, bare), key(guest, named)
     host.update(replace(TCB, snp=21))
-    assert (key(guest, bare), key(guest, named)) == (sealed_bare, sealed_named), "not yet reported"
+    assert (key(guest, bare), key(guest, named)) == (sealed_bare, sealed_named), "must not change"
     host.snp_commit()
     assert key(guest, bare)[0] == 0
-    assert key(guest, bare) != sealed_bare, "without the bit, the disk no longer opens"
-    assert key(guest, named) == sealed_named, "with the bit, it still opens"
+    assert key(guest, bare) != sealed_bare, "without the bit, the disk must not open"
+    assert key(guest, named) == sealed_named, "with the bit, the disk must still open"
     host.snp_set_config(SnpConfig(reported_tcb=TCB.pack()))
     assert key(guest, bare) == sealed_bare, "reporting the old TCB must give the old key again"
     again = FirmwareGuest(host)
@@ -512,7 +513,7 @@ def test_what_is_sealed_without_the_tcb_bit_is_lost_with_a_commit(played: str) -
 
 
 def test_a_key_rooted_in_a_vlek_is_not_derived_anew_for_a_tcb(published: Firmware) -> None:
-    """5548 on: the loaded hashstick is the root as it is; TCB_VERSION is mixed in if selected."""
+    """sev_mcmd.c, from line 5548: the hashstick itself is the root of the derived key."""
     provider = CloudProvider("CN=provider", bytes(32))
     published.snp_vlek_load(provider.hashstick_for(published.chip, TCB))
     guest = FirmwareGuest(published)

@@ -41,7 +41,7 @@ def config(tcb: TcbVersion, flags: int = 0) -> SnpConfig:
 
 
 def refused(firmware: Firmware, status: SevStatus, *what: Any) -> None:
-    """Check that the command fails with ``status`` and changes nothing of the platform."""
+    """Check that the command fails with ``status`` and leaves the platform unchanged."""
     before = firmware.save_state()
     with pytest.raises(FirmwareError) as caught:
         what[0](*what[1:])
@@ -399,7 +399,7 @@ def test_a_report_version_that_the_product_never_had_is_refused() -> None:
 
 
 def test_a_chip_is_its_secret() -> None:
-    """The same secret gives the same identity and keys; another, or another TCB, does not."""
+    """A chip's secret determines its identity and, together with a TCB, its VCEK."""
     one, same, other = (Chip(Product.TURIN, bytes((b,)) * 32) for b in (1, 1, 2))
     tcb = CHIP_MODELS[Product.TURIN].tcb
     assert tcb.fmc is not None

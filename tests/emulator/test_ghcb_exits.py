@@ -21,7 +21,7 @@ PRIVATE, SHARED = 1, 2
 
 
 def exits(bench: Bench, code: int, info1: int = 0, info2: int = 0, **fields: int) -> int:
-    """VMGEXIT with the fields given, all of them valid."""
+    """Fill the GHCB page with these fields, mark each as valid, and execute VMGEXIT."""
     page = bytearray(bench.peek(GHCB))
     page[0x3F0:0x400] = bytes(16)
     ghcb = GhcbPage(page)
@@ -46,7 +46,7 @@ def psc_list(bench: Bench, *entries: int, last: int | None = None) -> None:
 
 
 def hypercall(bench: Bench) -> tuple[int, ...]:
-    """Number, GPA, pages and attributes."""
+    """Return the hypercall's number, GPA, number of pages and attributes."""
     return struct.unpack_from("<4Q", bench.page, 32)
 
 

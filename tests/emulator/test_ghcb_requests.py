@@ -485,7 +485,7 @@ def test_ret_0_runs_the_firmware() -> None:
     assert bench.peek(RESPONSE) == ANSWER
 
 
-def test_ret_0_uses_the_addresses_of_the_snapshot_and_the_page_of_now() -> None:
+def test_ret_0_uses_the_snapshots_addresses_and_the_current_request_page() -> None:
     """The guest rewrites GHCB and request page between exit and completion."""
     bench = exited()
     bench.fill(PLAIN, info1=DATA, info2=DATA + 0x1000)

@@ -24,14 +24,14 @@ def process() -> Process:
 
 
 def enable(process: Process, vm: Vm, cap: Cap, value: int, *, flags: int = 0) -> int:
-    """0, or the errno."""
+    """Enable the capability; return 0 or the errno."""
     data = struct.pack("<IIQ", cap, flags, value).ljust(ENABLE_CAP_SIZE, b"\0")
     process.arena.write(COMMAND, data)
     return called(process, vm, Ioctl.ENABLE_CAP, COMMAND)
 
 
 def called(process: Process, vm: Vm, request: int, argument: int) -> int:
-    """0, or the errno."""
+    """Call the VM's ioctl; return 0 or the errno."""
     try:
         process.ioctl(vm, request, argument)
     except OSError as error:

@@ -39,7 +39,7 @@ def test_api_version_and_mmap_size_take_no_argument() -> None:
 
 @pytest.mark.parametrize("request_", [0xAEFF, 0x5401, 0x4018AEE1, 0xAE41, 0x1234, 2**32 - 1])
 def test_unknown_system_ioctls_are_einval(request_: int) -> None:
-    """A live kernel answers so, even to requests that are not KVM's."""
+    """A real kernel answers EINVAL even to requests that are not KVM's."""
     with pytest.raises(OSError) as raised:
         Process().ioctl(Process().kvm, request_)
     assert raised.value.errno == errno.EINVAL

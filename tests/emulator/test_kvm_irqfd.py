@@ -49,7 +49,7 @@ def eventfd() -> Iterator[int]:
 def tie(
     process: Process, vm: Vm, fd: int, gsi: int = 5, flags: int = 0, resamplefd: int = 0
 ) -> int:
-    """0, or the errno."""
+    """Call KVM_IRQFD; return 0 or the errno."""
     try:
         process.ioctl(vm, Ioctl.IRQFD, Irqfd(fd, gsi, flags, resamplefd))
     except OSError as error:

@@ -197,8 +197,8 @@ def test_private_ranges_are_a_set(changes: list[tuple[int, int, bool]]) -> None:
             )
 
 
-def test_the_time_for_a_private_range_does_not_grow_with_their_number() -> None:
-    """Every other page is added, in scattered order; quadratic time would be minutes."""
+def test_the_time_for_private_ranges_is_not_quadratic() -> None:
+    """Every other page is added, in scattered order. In quadratic time, this would take minutes."""
     ranges = PrivateRanges()
     for number in range(PRIVATE_RANGES_MAX):
         page = number * 4999 % PRIVATE_RANGES_MAX * 2
@@ -274,7 +274,7 @@ _CHANGES = st.lists(
 def test_slots_behave_as_if_each_were_compared_with_every_other(
     changes: list[tuple[int, int, int, int]],
 ) -> None:
-    """Each change: a slot; in pages, address, size (0 deletes), offset in the guest_memfd."""
+    """A change: a slot's number, then address, size (0 deletes) and guest_memfd offset in pages."""
     slots, memfd = MemorySlots(protected=True), GuestMemfd(None, 20 * PAGE)
     model: dict[int, tuple[int, int, int]] = {}
 
@@ -321,7 +321,7 @@ def test_slots_behave_as_if_each_were_compared_with_every_other(
 
 
 def test_a_vm_may_have_all_slots_that_kvm_has() -> None:
-    """All are parts of one guest_memfd, in scattered order; quadratic time would be too long."""
+    """All slots use one guest_memfd, in scattered order. Quadratic time would be too long."""
     slots, memfd = MemorySlots(protected=True), GuestMemfd(None, USER_SLOTS * PAGE)
     for number in range(USER_SLOTS):
         place = number * 4999 % USER_SLOTS

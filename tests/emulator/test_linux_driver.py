@@ -296,7 +296,7 @@ def test_status_inside_the_response_is_success() -> None:
     assert (rig.counter, rig.wiped) == (2, False)
 
 
-# Arguments, in the driver's order. Nothing is sent, nothing counted.
+# Bad arguments, in the order in which the driver checks them. No message is sent or counted.
 
 
 def nothing_sent(rig: Rig) -> bool:

@@ -175,7 +175,7 @@ def test_report_data_is_the_users() -> None:
 
 
 def test_a_vcpu_that_has_its_reports_waits_for_the_others() -> None:
-    """The first to end shuts the machine down."""
+    """The first vCPU to end would shut the machine down before the others have reports."""
     outcomes: list[ReportOutcome] = []
 
     def guest(vm: LaunchedVm) -> ScriptedGuest:
@@ -192,7 +192,7 @@ def test_a_vcpu_that_has_its_reports_waits_for_the_others() -> None:
 
 
 def test_a_guest_with_no_reports_left_calls_when_done() -> None:
-    """Reports are counted across resets of the machine, and such a guest does not shut it down."""
+    """Reports are counted across resets of the machine. A guest that made all of them waits."""
     outcomes: list[ReportOutcome] = []
     made: dict[int, int] = {}
     done = threading.Event()

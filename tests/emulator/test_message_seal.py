@@ -51,7 +51,7 @@ def test_what_was_sealed_opens_to_the_same(
 
 @given(at=st.integers(0, 0xBF), flip=st.integers(1, 255))
 def test_a_changed_byte_is_noticed_where_the_cipher_covers_it(at: int, flip: int) -> None:
-    """All but the upper half of the tag field and the reserved bytes after the sequence number."""
+    """Not covered: the tag field's upper half, and the reserved bytes after the sequence number."""
     page = bytearray(seal(KEY, header_for(MessageType.REPORT_REQ, 1, 1), bytes(96)))
     page[at] ^= flip
     if 0x10 <= at < 0x20 or 0x28 <= at < 0x30:

@@ -51,7 +51,7 @@ KEY_COMMANDS = (
 
 
 class FlatMemory:
-    """Bytes from 0x1000 on; other addresses are EFAULT, as are writes to read-only ones."""
+    """Memory from 0x1000 on. Using other addresses, or writing to read-only ones, is EFAULT."""
 
     BASE, SIZE = 0x1000, 0x4000
 
@@ -172,7 +172,7 @@ def test_the_status_commands_write_their_structures(host: Host) -> None:
 
 @pytest.mark.parametrize("at", [0, 0x4FFF, 2**64 - 1])
 def test_bad_output_addresses_are_efault_after_the_firmwares_success(at: int, host: Host) -> None:
-    """Only SNP_PLATFORM_STATUS looks for NULL, and calls it EINVAL before the firmware is asked."""
+    """Only SNP_PLATFORM_STATUS checks for NULL: it is EINVAL, and the firmware is not asked."""
     for cmd in (Command.PLATFORM_STATUS, Command.GET_ID, Command.SNP_PLATFORM_STATUS):
         null_checked = at == 0 and cmd is Command.SNP_PLATFORM_STATUS
         assert host.issue(cmd, at=at) == (
@@ -225,7 +225,7 @@ def test_commit_needs_neither_write_mode_nor_data(host: Host) -> None:
 
 @pytest.mark.parametrize("cmd", [Command.SNP_SET_CONFIG, Command.SNP_VLEK_LOAD])
 def test_the_changing_commands_check_in_the_drivers_order(cmd: Command, host: Host) -> None:
-    """NULL, then write mode, then SNP initialised, then the copy."""
+    """The driver checks for NULL, then for write mode, then for initialised SNP; then it copies."""
     host.firmware.snp_shutdown()
     assert host.issue(cmd, at=0, writable=False) == (errno.EINVAL, OWN)
     assert host.issue(cmd, at=8, writable=False) == (errno.EPERM, OWN)

@@ -174,8 +174,8 @@ def test_numbers_are_read_as_kstrtouint_reads_them(text: bytes, value: int) -> N
     assert kstrtouint(text) == value
     for bad in (b"08", b"0x", b"1_0", b"\n1", b"1\n\n", b"3 "):
         fails(errno.EINVAL, partial(kstrtouint, bad))
-    # A number over 64 bits fails before the text after it is read, one over 32 bits only
-    # afterwards.
+    # A number of more than 64 bits is ERANGE whatever text follows it. One of more than 32 bits
+    # is ERANGE only if no other text follows it.
     for bad in (b"18446744073709551616x", b"077777777777777777777777778", b"4294967296"):
         fails(errno.ERANGE, partial(kstrtouint, bad))
     fails(errno.EINVAL, partial(kstrtouint, b"4294967296x"))
@@ -223,7 +223,7 @@ def test_the_errors_of_a_request(response: DriverResponse, code: int) -> None:
     entry = tsm.entry()
     tsm.write(entry, "inblob", DATA)
     fails(code, lambda: tsm.read(entry, "auxblob"))
-    assert tsm.read(entry, "outblob") == REPORT, "the next read asks again"
+    assert tsm.read(entry, "outblob") == REPORT, "the next read must send a new request"
 
 
 @pytest.mark.parametrize(

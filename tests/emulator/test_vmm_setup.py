@@ -91,7 +91,7 @@ LONG_MODE = (1 << 31 | 1, 0, 0x1000, 1 << 5, 0, 1 << 10 | 1 << 8, 0xFEE0_0900)
 def test_registers_that_no_processor_could_have_are_refused(
     request_: Ioctl, place: int, value: int
 ) -> None:
-    """By kvm_is_valid_sregs and kvm_apic_set_base; tests/kernel runs these kernel functions."""
+    """The rules are those of kvm_is_valid_sregs and kvm_apic_set_base, which tests/kernel runs."""
     process = Process()
     vcpu = process.create_vcpu(process.create_vm())
     long_mode = struct.pack("<7I12x", 0x8000_0001, 0, 0, 0, 0, 0, 1 << 29)

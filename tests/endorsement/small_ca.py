@@ -2,8 +2,8 @@
 """A certificate authority for tests, in AMD's formats, with control of every byte.
 
 Certificates are put together in DER here, so that tests can make those that a
-library refuses to build: serial number 0, an extension twice, two different
-algorithm identifiers.
+library refuses to build: those with serial number 0, a repeated extension, or two
+different algorithm identifiers.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def test_amd_roots_are_the_pinned_ones(vectors: Path, folder: str, product: Prod
     anchor = anchor_from_certificate(root)
     assert anchor in AMD_ANCHORS
     assert anchor.product is product
-    # The digest is set only for a certificate that bears its own signature.
+    # The digest is set only if the certificate's own signature is valid.
     assert anchor.certificate_sha384 == product.ark_certificate_sha384
 
 
@@ -73,7 +73,7 @@ def found(root: bytes, anchors: tuple[Anchor, ...]) -> list[str]:
 
 @pytest.mark.parametrize("name", REISSUED)
 def test_a_root_of_the_anchors_key_must_still_bear_its_signature(name: str) -> None:
-    """Only the certificate that was checked when the anchor was made is not checked again."""
+    """A root's self-signature is checked, except that of the certificate that became the anchor."""
     anchors = (anchor_from_certificate(load_certificate(ROOT, "ARK")),)
     assert found(ROOT, anchors) == []
     stranger = REISSUED[name].but(signer=rsa_key("ask")).make()

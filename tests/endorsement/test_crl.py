@@ -84,7 +84,7 @@ def test_a_certificate_of_another_issuer_has_no_entry_in_the_list() -> None:
 def test_a_list_that_cannot_be_believed_withdraws_nothing_and_says_why(
     changes: dict[str, object], expected: str
 ) -> None:
-    """Anyone can write a list; a believed forgery would refuse genuine evidence."""
+    """Anyone can write a list; if a forged one were believed, genuine evidence would be refused."""
     assert faults(SOUND.but(revoked=(ASK_SERIAL,), **changes)) == [expected]
 
 

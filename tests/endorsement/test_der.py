@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The little DER reader takes the one form of each value and nothing else."""
+"""The DER reader accepts each value in its one valid form, and refuses all other forms."""
 
 from __future__ import annotations
 

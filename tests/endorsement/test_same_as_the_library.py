@@ -229,23 +229,23 @@ TABLE: dict[str, bytes] = {
     "unknown critical extension": ARK.with_extension("1.2.3.4", b"x", critical=True).make(),
     "keyUsage not a BIT STRING": ARK.with_extension(KEY_USAGE, b"\xff").make(),
     "keyUsage empty": ARK.with_extension(KEY_USAGE, b"\x03\x01\0").make(),
-    "keyUsage of nine bits": ARK.with_extension(KEY_USAGE, b"\x03\x03\x07\x04\x80").make(),
-    "keyUsage of an agreement": ARK.with_extension(KEY_USAGE, b"\x03\x03\x07\x0c\x80").make(),
-    "constraints default written": ARK.with_extension(
+    "decipherOnly without keyAgreement": ARK.with_extension(
+        KEY_USAGE, b"\x03\x03\x07\x04\x80"
+    ).make(),
+    "decipherOnly with keyAgreement": ARK.with_extension(KEY_USAGE, b"\x03\x03\x07\x0c\x80").make(),
+    "basicConstraints with the default written": ARK.with_extension(
         BASIC_CONSTRAINTS, der(0x30, b"\x01\x01\0")
     ).make(),
-    "constraints of a length without an authority": ARK.with_extension(
+    "basicConstraints with pathLen without cA": ARK.with_extension(
         BASIC_CONSTRAINTS, der(0x30, integer(0))
     ).make(),
-    "constraints of a negative length": ARK.with_extension(
+    "basicConstraints with a negative pathLen": ARK.with_extension(
         BASIC_CONSTRAINTS, der(0x30, b"\x01\x01\xff", integer(-1))
     ).make(),
     "a malformed key identifier": ARK.with_extension("2.5.29.14", b"\xff").make(),
-    "malformed names of hosts": ARK.with_extension("2.5.29.17", b"\xff").make(),
+    "a malformed subjectAltName": ARK.with_extension("2.5.29.17", b"\xff").make(),
     "two algorithms": ARK.but(inner=der(0x30, oid("1.2.840.113549.1.1.11"), b"\x05\0")).make(),
-    "an algorithm of no known parameters": ARK.but(
-        inner=der(0x30, oid("1.2.840.113549.1.1.10"))
-    ).make(),
+    "RSASSA-PSS without parameters": ARK.but(inner=der(0x30, oid("1.2.840.113549.1.1.10"))).make(),
     "trailing byte": ARK.make() + b"\0",
     "cut": ARK.make()[:-1],
     "empty": b"",
@@ -264,11 +264,11 @@ def test_the_table_has_certificates_of_both_kinds() -> None:
         "serial number of 20 bytes",
         "unknown critical extension",
         "keyUsage empty",
-        "keyUsage of an agreement",
+        "decipherOnly with keyAgreement",
         "a malformed key identifier",
-        "malformed names of hosts",
+        "a malformed subjectAltName",
         "two algorithms",
-        "an algorithm of no known parameters",
+        "RSASSA-PSS without parameters",
     }
 
 

@@ -36,7 +36,7 @@ def contents_after_power_loss(world: World) -> set[bytes | None]:
 
 
 def test_locks_conflict_as_the_kernels_do(tmp_path: Path) -> None:
-    """Every pair of locks by two descriptions, and a second lock by the same one."""
+    """Two descriptions ask for each pair of locks; after a conflict, the first changes its lock."""
     path = tmp_path / "file"
     path.touch()
     real = {SHARED: SHARED_FLOCK, EXCLUSIVE: EXCLUSIVE_FLOCK}

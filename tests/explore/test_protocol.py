@@ -52,7 +52,9 @@ def test_every_interleaving_and_crash_keeps_the_invariants(scenario: Scenario) -
 
 @pytest.mark.parametrize("scenario", within_reach(PROGRESS), ids=lambda each: each.name)
 def test_which_readers_can_starve_a_writer(scenario: Scenario) -> None:
-    """Readers that open the new file cannot keep out a writer that replaces it; others can."""
+    """Readers that open the file per request cannot starve a writer that replaces it. All other
+    readers can starve a writer, and all readers can starve a writer that works in place.
+    """
     result = explore_progress(scenario.world())
     if (scenario.writers[0][0], scenario.readers[0]) in LIVELY:
         assert result.violation is None, "\n".join(result.schedule)
@@ -86,8 +88,8 @@ def test_what_readers_of_a_kind_get_after_an_update(
     assert graph.answers[kind] == gets
 
 
-# Exploring one of these whole takes seconds. Unless the run is full, the wrong variants among them
-# are explored reduced.
+# Exploring one of these without the reduction takes seconds, so only a full run does that. Other
+# runs explore the wrong variants among them with the reduction.
 LONG = (
     "vcpus-one-description",
     "writer-throws-leftover-away-there-and-back",
@@ -133,7 +135,9 @@ def test_the_reduced_exploration_detects_the_same_variants(mutant: Mutant) -> No
 
 
 def test_a_writer_that_does_not_wait_for_its_turn_is_safe_only_with_in_place() -> None:
-    """``SMALL`` contains this writer with in-place, and keeps the invariants."""
+    """``UNSAFE`` has this writer with there-and-back and swap. ``SMALL`` has it with in-place, and
+    keeps the invariants.
+    """
     for scenario in UNSAFE:
         assert explore(scenario.world(), scenario.settings).violation is not None
 

@@ -14,7 +14,7 @@ def test_in_every_course_of_events_a_file_holds_what_the_signing_key_needs(
     result = explore(choices, depth=4)
     assert result.wrong == "", result.schedule
     assert result.states > 100
-    assert result.filled > result.states, "leaving every file empty is not enough"
+    assert result.filled > result.states, "must not pass because every file is left empty"
     assert all(result.reasons)
 
 

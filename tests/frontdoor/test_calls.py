@@ -72,7 +72,7 @@ def test_a_real_device_answers_nothing(stage: Stage) -> None:
     try:
         real = os.open("/dev/kvm", os.O_RDWR)
     except OSError:
-        pytest.skip("this machine has no /dev/kvm to keep away from")
+        pytest.skip("needs a real /dev/kvm that this user can open")
     plain = os.open("/dev/kvm", os.O_RDWR | os.O_PATH)
     vm = fcntl.ioctl(real, 0xAE01, 0)
     try:
@@ -115,7 +115,7 @@ def test_a_device_learns_who_calls(stage: Stage) -> None:
 
 def test_shared_memory_is_shared(stage: Stage) -> None:
     printed = stage.printed("open", "/dev/kvm", "shared")
-    assert printed == ["0", str(MARKER), "42", "2"], "the mapping outlives its descriptor"
+    assert printed == ["0", str(MARKER), "42", "2"], "the mapping must outlive its descriptor"
 
 
 def test_devices_are_closed_when_the_last_descriptor_goes(stage: Stage) -> None:
@@ -213,7 +213,7 @@ def test_a_call_that_cannot_be_interrupted_is_not(stage: Stage) -> None:
     looks = []
     stage.serve(lambda: looks.append(task(running.pid)) or len(looks) > 5)  # type: ignore[func-returns-value]
     assert stage.toys.cancelled == 0
-    assert any(each is not None and each.shared for each in looks), "no signal was pending"
+    assert any(each is not None and each.shared for each in looks), "a signal must be pending"
     stage.toys.waiting[0].released = True
     stage.tell(running)
     assert stage.finish(running) == ["0", "7", str(MARKER)]
@@ -244,7 +244,7 @@ def test_what_an_ended_program_had_open_can_be_closed_before_other_events(stage:
     stage.serve(lambda: len(stage.toys.open) == 1)
     running.process.kill()
     running.process.communicate()
-    assert stage.supervisor.devices, "no event may have been served yet"
+    assert stage.supervisor.devices, "the device must still be open"
     stage.supervisor.reap()
     assert not stage.supervisor.devices
     assert stage.toys.closed == 1
@@ -333,7 +333,7 @@ def _server(probe: Path, *steps: object) -> subprocess.Popen[bytes]:
 
 
 def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
-    """When it ends, the supervisor ends with the exit code that a shell would give."""
+    """When SIGINT has ended the program, the supervisor exits as a shell would: 128 + SIGINT."""
     server = _server(probe, "open", "/dev/kvm", "until-input")
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"
@@ -343,7 +343,7 @@ def test_an_interrupt_from_the_terminal_is_the_programs(probe: Path) -> None:
 
 
 def test_a_program_ends_with_its_supervisor(probe: Path) -> None:
-    """A supervisor killed by SIGKILL cannot end anything; the pipe must close all the same."""
+    """A supervisor that gets SIGKILL cannot end its programs. They must end, closing the pipe."""
     server = _server(*(probe, "open", "/dev/kvm", "waiting-child", "until-input"))
     assert server.stdout is not None
     assert server.stdout.readline() == b"0\n"

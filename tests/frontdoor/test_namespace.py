@@ -107,7 +107,7 @@ def test_no_privilege_is_gained(stage: Stage) -> None:
 
 
 def test_files_and_directories_follow_what_they_show(stage: Stage) -> None:
-    """Each open device, once called, counts as a reload: contents and the inode must change."""
+    """Opening and calling the device stands for a reload: contents and the inode must change."""
 
     class Changing(Toys):
         loaded = 2000
@@ -155,7 +155,7 @@ def test_ends_are_found_when_events_are_lost(stage: Stage) -> None:
     running.process.kill()
     ended: list[Device] = []
     while len(ended) < 2:
-        assert select.select([devices], [], [], LIMIT)[0], "an end was not reported"
+        assert select.select([devices], [], [], LIMIT)[0], "must report the end of each device"
         os.read(devices.fileno(), 1 << 16)
         ended += devices._look_at_all()
     for device in ended:

@@ -59,7 +59,7 @@ def test_roundabout_paths(stage: Stage, device: str, form: str) -> None:
 
 @DEVICES
 def test_by_the_root_of_another_process(stage: Stage, device: str) -> None:
-    """In a namespace, this path names the machine's own device: there is none, or it is useless."""
+    """In a namespace, this path leads to the machine's own device, if any; it answers no call."""
     said = stage.printed("open", f"/proc/{os.getpid()}/root{device}", "api")
     real = ["0", str(-errno.ENODEV)] if os.path.exists(device) else ["-2", str(-errno.EBADF)]
     assert said == stage.by_way(HERE, real)
@@ -148,14 +148,15 @@ def test_a_device_is_not_a_directory(stage: Stage, device: str) -> None:
 
 
 def test_an_open_device_can_be_opened_again(stage: Stage) -> None:
-    """Through its link in /proc, as with a real node; that is a second open of the device."""
+    """Opening its link in /proc opens the device a second time, as with a real node."""
     assert stage.printed("open", "/dev/sev", "api", "again", "api", "devfd", "api") == HERE * 3
     assert [info.path for info in stage.toys.opened] == ["/dev/sev"] * 3
 
 
 def test_a_descriptor_made_by_an_ioctl_opens_no_second_device(stage: Stage) -> None:
     printed = stage.printed("open", "/dev/kvm", "plain", "again", "api")
-    # In a namespace, the kernel opens the memfd again: it is the same VM, while the first is open.
+    # In a namespace, the kernel opens the memfd again. While the first descriptor is open, both
+    # stand for the same VM.
     assert printed[2:] == stage.by_way([str(-errno.ENXIO), str(MARKER)], ["0", str(MARKER)])
     assert len(stage.toys.opened) == 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report by the interface that exists: the emulated device, a model of configfs-tsm, none."""
+"""``attest`` with each interface: the emulated device, a model of configfs-tsm, and neither."""
 
 from __future__ import annotations
 

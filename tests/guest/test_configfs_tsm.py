@@ -132,7 +132,7 @@ def test_the_vmpl_is_written_when_it_is_asked_for() -> None:
 
 
 def test_without_a_vmpl_the_guests_own_is_asked_for() -> None:
-    """The kernel would ask for VMPL 0; the firmware would refuse, and the VMPCK would be lost."""
+    """By default, the kernel asks for VMPL 0; the firmware refuses, and the VMPCK is lost."""
     assert client(Kernel(floor=2)).report(DATA).outblob[0] == 2
     older = Kernel(fails={"privlevel_floor": errno.ENOENT})
     assert client(older).report(DATA).outblob[0] == 0

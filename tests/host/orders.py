@@ -4,11 +4,11 @@
 Each of the 720 orders occurs somewhere in one walk of 873 operations, which is far shorter
 than the 720 orders one after another. A host goes through the walk in stretches, which overlap so
 that no order is cut; a stretch begins with a settled host and ends with a proof of each key. Each
-stretch runs twice, without SIGKILL and with it. Which stretches have been run, and what they found,
-is in LOG, a JSON line each; started again with the same LOG, it goes on with the others.
-``--shard K/N`` runs a part: start N of them, each with its own LOG. The stretches come shuffled,
+stretch runs twice, without SIGKILL and with it. LOG gets a JSON line for each stretch that has been
+run, with its findings; started again with the same LOG, the command goes on with the others.
+``--shard K/N`` runs a part: start N of them, each with its own LOG. The stretches are shuffled in
 the same way each time, so that those already run are a sample of the whole. ``--say`` prints the
-figures of the LOGs and runs nothing.
+figures in the LOGs and runs nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FIGURES = ("reports", "empty", "killed", "refused", "proofs")
 
 @dataclass(frozen=True)
 class Stretch:
-    """Operations one after another under one firmware, and what is killed at each."""
+    """A sequence of operations under one firmware. ``kills`` says whether SIGKILL is used."""
 
     firmware: str
     operations: tuple[str, ...]
@@ -56,7 +56,7 @@ class Stretch:
         return f"{self.firmware}: {' '.join(self.operations)}{', SIGKILL' * self.kills}"
 
     def victims(self) -> list[str]:
-        """Return what is killed at each operation; with ``kills``, something is at least once."""
+        """Return what to kill during each operation; with ``kills``, there is at least one kill."""
         if not self.kills:
             return [""] * len(self.operations)
         chance = random.Random(self.name)
@@ -79,7 +79,8 @@ def walk(operations: tuple[str, ...]) -> tuple[str, ...]:
     """Return a short sequence in which every order of the operations occurs.
 
     Take the walk without the last operation. Each order in it becomes that order, the last
-    operation, and the order again. Where a piece begins as the one before ends, they overlap.
+    operation, and the order again. If the end of one piece is the beginning of the next, the
+    two overlap.
     """
     *others, last = operations
     if not others:
@@ -186,7 +187,7 @@ def run(log: Path, stretches: list[Stretch]) -> None:
 
 
 def say(logs: list[Path]) -> int:
-    """Print what the logs say; return how many of the stretches found something."""
+    """Print the figures and findings in the logs; return the number of stretches with findings."""
     found = [line for log in logs for line in lines(log)]
     total: Counter[str] = Counter()
     for line in found:
@@ -213,7 +214,7 @@ def main() -> int:
         run(log, stretches)
     findings = say([log])
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{spent.ru_utime + spent.ru_stime:.0f} s of a processor, without the emulated machine")
+    print(f"{spent.ru_utime + spent.ru_stime:.0f} s of CPU time, without the emulated machine")
     return int(bool(findings))
 
 

@@ -53,7 +53,7 @@ OPERATIONS = ("load_vlek", "set_config", "commit", "mask", "reload", "restart")
 
 @dataclass
 class Course:
-    """One host through one order of operations. ``kills`` says what may be killed at each."""
+    """One host in use; its methods perform operations, check their results, and count them."""
 
     emulated: Emulated
     folder: Path
@@ -165,7 +165,7 @@ class Course:
             guest.commands.ready()
 
     def vms(self) -> list[dict[str, Any]]:
-        """Return the VMs that serve programs."""
+        """Return the VMs whose guests can run programs."""
         answer = ask(PlatformHome(self.emulated.directory), {"ask": "status"})
         return [vm for vm in answer["vms"] if vm["serves"]]
 
@@ -234,7 +234,7 @@ class Course:
             self.no_mismatch()
             self.start_agent()
         elif name == "reload":
-            if kill:  # it does not notice that the firmware is gone
+            if kill:  # so that no agent notices that the firmware is gone
                 self.end_agent(signal.SIGKILL)
                 self.killed += 1
             self.reload()
@@ -244,7 +244,7 @@ class Course:
         self.check()
 
     def reload(self) -> None:
-        """Load kvm_amd again. VMs must end for that; they boot when the agent has noticed it."""
+        """End all VMs and load kvm_amd again; start new VMs once the agent has noticed that."""
         self.shut_down_guests()
         code, said = self.plain.run(*self.emulate("firmware", "reload"))
         assert code == 0, said

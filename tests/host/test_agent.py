@@ -344,7 +344,7 @@ def test_a_fifo_in_a_vlek_certificates_place_does_not_hold_the_agent_up(rig: Rig
 
 @pytest.mark.parametrize("known_before", [False, True])
 def test_a_vlek_that_another_program_loaded_is_of_unknown_tcb(rig: Rig, known_before: bool) -> None:
-    """So it is whether or not the agent has seen this host before, without a VLEK."""
+    """It makes no difference whether the agent has seen this host before the VLEK was loaded."""
     vlek = rig.with_file("vlek.bin", kind=VekKind.VLEK)
     stick, leaf = rig.vlek()
     if known_before:
@@ -404,7 +404,7 @@ def test_a_configured_revocation_list_is_judged_before_guests_get_it(
     before = rig.file.stat().st_ino
     assert rig.agent().sync().problem is None
     assert rig.file.stat().st_ino == before, "must write nothing while in step"
-    # An expired list is removed again. Certificates last longer.
+    # An expired list is removed again. The certificates are still valid at that time.
     rig.now = datetime.now(UTC) + timedelta(days=365 * 2)
     assert rig.agent().sync().problem is None
     assert rig.table().get(CRL_GUID) is None
@@ -482,7 +482,7 @@ def test_firmware_that_changes_while_we_fetch_is_noticed_under_the_lock(rig: Rig
     done = rig.agent().sync()
     missing = [result.files[0].missing for result in done.updates]
     assert [each is not None for each in missing] == [True, True, False], (
-        "the file is created empty; the table fetched is for the old key; then for the new key"
+        "must create the file empty, reject the table for the old key, then fetch the right one"
     )
     assert done.problem is None
     assert rig.seen_by_guest() == "right"

@@ -84,7 +84,7 @@ def test_a_timeline_that_was_cut_off_lacks_only_its_end() -> None:
 
 
 def test_two_threads_write_one_timeline() -> None:
-    """The announcer's thread adds events too, some after the end of the timeline."""
+    """The announcer's thread also adds events; those added after close() are dropped."""
     parts: list[str] = []
 
     def write(text: str) -> None:

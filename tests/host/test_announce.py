@@ -172,7 +172,7 @@ def test_the_agent_does_not_wait_for_a_mirror_and_hears_of_it_once_it_works(
         background.announce(replace(ANNOUNCED, guests=guests))
     held.set()
     background.finish(60)
-    # While the first was delayed, only the newest of the others waited.
+    # Of those announced while the first was delayed, only the newest was sent.
     assert [each.guests for each in mirror.announced] == [0, 4]
     mirror.status = 500
     background.announce(ANNOUNCED)

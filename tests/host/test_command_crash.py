@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host commands themselves, killed at their system calls, and the same command run again.
 
-Each is the program that an operator starts. It runs behind the front door, is
-stopped with ptrace(2), and is killed with SIGKILL before it makes a system call.
+Each command is the program that an operator starts. It runs behind the front door,
+is stopped with ptrace(2), and is killed with SIGKILL before it makes a system call.
 Calls are counted from the moment when it opens ``/dev/sev``: until then it starts
 Python and reads its configuration, and changes nothing.
 
-The state outside the program is the same before each of two calls if the first
-of them changed nothing. So there is one place to be killed at for each call
-that may change something: writes, locks, ioctls, names, sockets.
-``SNPCERTS_CRASHES`` says which of those places are tried: without it, some of them,
-evenly spread and the same each time; with ``changing``, all; with ``every``, the
-places before every single system call.
+If a call changes nothing, it makes no difference whether the command is killed before
+or after it. So the command is killed only before calls that may change something:
+calls on contents and names of files, on locks and sockets, and ioctls. Each of these
+calls is a place. ``SNPCERTS_CRASHES`` says which places are tried: without it, some of
+them, evenly spread and the same each time; with ``changing``, all of them. With
+``every``, each system call is a place.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class Scene:
     def sweep(self) -> list[str]:
         """Return what the file was after each kill; check that the next run makes it right.
 
-        How many calls a run makes depends a little on its waits: a run that ends
-        before it reaches the last places has done its work.
+        The number of calls varies a little with the time that a run waits, so a run may end
+        before it reaches one of the last places. It must then have done its work.
         """
         truths: list[str] = []
         missed = 0
@@ -166,16 +166,16 @@ class Scene:
             call, _ = self.killed_at(place, every=every)
             if call is None:
                 missed += 1
-                assert self.seen_by_guest() == "right", f"ended before {place}, so must work"
+                assert self.seen_by_guest() == "right", f"must have worked: ended before {place}"
                 continue
             truths.append(self.seen_by_guest())
             if not self.wrong:
-                assert truths[-1] != "wrong", f"killed at {place}, before {call.name}"
+                assert truths[-1] != "wrong", f"must not be wrong after {place}, {call.name}"
             made = self.site.run(self.arguments)
             assert made.returncode == 0, f"after {place}, {call.name}: {made.stderr}"
             assert self.seen_by_guest() == "right", f"after {place}, {call.name}"
             self.tidy(place)
-        assert missed <= 1 + len(places) // 20, f"{missed} of {len(places)} places not reached"
+        assert missed <= 1 + len(places) // 20, f"must reach most places: {missed} missed"
         return truths
 
     def tidy(self, place: int) -> None:
@@ -244,7 +244,7 @@ def test_load_vlek_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersi
 
 
 class VlekScene(Scene):
-    """Before each run the VLEK is dropped, as a changed TCB drops it."""
+    """Before each run, a change of the reported TCB makes the firmware drop the VLEK."""
 
     def prepare(self) -> None:
         self.firmware.report(
@@ -254,9 +254,9 @@ class VlekScene(Scene):
 
 
 def test_sync_killed_anywhere(site: Site, firmware: Firmware, low: TcbVersion) -> None:
-    """The file is wrong at first. Later kills leave it better: wrong, empty, right.
+    """The file is wrong at first. The later the kill, the better the file: empty, then right.
 
-    The certificates come from the key server, so a kill may hit the cache, too.
+    The certificates come from the key server, so a kill may also interrupt a write to the cache.
     """
     filled(site, firmware, low)
     truths = Scene(site, firmware, site.arguments("sync"), low, wrong=True, online=True).sweep()

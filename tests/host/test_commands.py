@@ -120,7 +120,7 @@ def guests_at_work(site: Site, count: int) -> Iterator[Guests]:
 
 @pytest.mark.slow
 def test_no_report_mismatches_while_the_firmware_is_updated_under_guests(site: Site) -> None:
-    """set-config, load-vlek, the VLEK's end, commit: every report verifies with its table."""
+    """Each report verifies through set-config, load-vlek, the drop of the VLEK, and commit."""
     config = site.folder / "snpcerts.toml"
     config.write_text(f'[[file]]\npath = "{site.file}"\nkind = "vlek"\nwithout_vlek = "vcek"\n')
     options = {"file": "", "config": str(config)}
@@ -228,7 +228,7 @@ def test_the_watch_repairs_what_was_changed_behind_our_back(site: Site, tmp_path
 def test_the_service_manager_is_notified_when_no_file_is_wrong(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even without the key server: units that wait for us must not wait for the network."""
+    """Units that wait for the agent must not have to wait for the key server or the network."""
     site.done("sync")
     site.file.write_bytes(b"something that an editor has left and is no table")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

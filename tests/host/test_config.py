@@ -131,7 +131,7 @@ def test_a_mistake_is_reported_with_its_line(text: str, line: int, message: str)
     assert message in str(caught.value)
 
 
-def test_the_line_of_a_key_is_not_that_of_a_text_that_looks_like_it() -> None:
+def test_a_string_that_looks_like_a_key_does_not_change_the_line_reported() -> None:
     text = 'product = """\nproduct = 1\n"""\n[watch]\ninterval = "x"\n'
     with pytest.raises(ConfigError, match="line 1: product"):
         parse(text)

@@ -24,7 +24,7 @@ from ..certfile.tracing import can_trace, killed_at
 from ..sizes import sized
 from .rig import FirmwareDevice, Rig
 
-EACH = sized(30, 1)  # of so many places one is tried
+EACH = sized(30, 1)  # of so many places to kill the agent at, one is tried
 
 pytestmark = pytest.mark.skipif(not can_trace(), reason="ptrace is not allowed on this machine")
 
@@ -66,14 +66,14 @@ class Scene:
         return [rig.seen_by_guest(Path(file.path)) for file in rig.config.files]
 
     def repair(self) -> None:
-        """Run the agent again, with a long wait for the locks."""
+        """Run the agent again; after that, every file must be in step."""
         rig = self.wake()
         done = rig.agent().sync()
         assert done.problem is None
         assert all(file_state.in_step for file_state in rig.agent().read_files())
 
     def report(self, tcb: TcbVersion) -> None:
-        """Change the firmware without the lock, as another program."""
+        """Set the reported TCB without taking the lock, as another program might."""
         self.wake().device.snp_set_config(SnpConfig(reported_tcb=tcb.pack()))
 
     def other(self) -> TcbVersion:
@@ -132,7 +132,7 @@ def test_a_command_killed_anywhere_leaves_no_file_wrong_and_the_next_run_complet
         seen.add("moved" if scene.home.firmware().state != before else "not moved")
     assert scene.truths().count("wrong") == 0
     assert seen == {"empty", "right", "moved", "not moved"}
-    assert len(places) > 2 * 60 // EACH, "two files, each with its locks, writes and syncs"
+    assert len(places) > 2 * 60 // EACH, "must reach over 60 such places for each of the two files"
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_a_command_killed_anywhere_leaves_no_file_wrong_and_the_next_run_complet
 def test_a_repair_killed_anywhere_never_makes_a_file_wrong_again(
     tmp_path: Path, authority: EmulatedAuthority, strategy: Strategy
 ) -> None:
-    """Later kills leave the file better: wrong, then empty, then right."""
+    """The later the kill, the better the file that is left: wrong, then empty, then right."""
     scene = Scene(tmp_path, authority, strategy, files=1)
     scene.repair()
     courses: list[list[str]] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's record of the signing keys, damaged or of another host, and what the commands do.
+"""What commands do if the agent's record of the signing keys is damaged or another host's.
 
-Files are empty rather than wrong, the reason is stated, and the operator's ordinary commands
-fill the files again.
+They must leave files empty rather than wrong, and status must say why. The operator's ordinary
+commands must then fill the files again.
 """
 
 from __future__ import annotations
@@ -54,19 +54,22 @@ def done(course: Course, *arguments: str) -> str:
 
 
 def filled(course: Course) -> Path:
-    """Load a VLEK below the current TCB; return the path of the record that knows its key."""
+    """Lower the reported TCB and load a VLEK for it. Return the path of the agent's record.
+
+    Only this record tells the agent which key signs.
+    """
     status = course.status()
     below = status["current_tcb"]["microcode"] - 1
     done(course, *course.arguments("set-config", f"--reported-tcb=ucode={below}"))
     done(course, *course._load_vlek())
-    assert not course.content("certs.bin"), "the VLEK signs by default"
+    assert not course.content("certs.bin"), "must be empty: the VLEK signs by default"
     assert course.content("vlek.bin")
     assert course.content("named.bin")
     return course.folder / "signing-key.json"
 
 
 def empty_with(course: Course, reason: str) -> None:
-    """Check that files whose key only the record knew are empty, and that status says why."""
+    """Check that files whose key only the record could show are empty, and that status says why."""
     course.check()
     wanted = {Path(each["path"]).name: each["wanted"] for each in course.status()["files"]}
     for name in ("vlek.bin", "named.bin"):
@@ -83,7 +86,7 @@ def tear(path: Path, _: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def take_anothers(path: Path, other: Path) -> None:
+def take_another_hosts(path: Path, other: Path) -> None:
     path.write_bytes(other.read_bytes())
 
 
@@ -97,7 +100,7 @@ def write_a_later_version(path: Path, _: Path) -> None:
 
 @pytest.fixture(scope="module")
 def of_another_chip(course: Course, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The record of a host of the same product, as its agent wrote it."""
+    """The record that another host's agent has written, on a chip of the same product."""
     folder = tmp_path_factory.mktemp("other")
     prepare_platform(folder / "platform", Product.GENOA, choices_of(PUBLISHED))
     host = Emulated(folder / "platform", folder / "certs", course.emulated.commands)
@@ -113,7 +116,7 @@ def of_another_chip(course: Course, tmp_path_factory: pytest.TempPathFactory) ->
         [
             (remove, "there is no record"),
             (tear, "damaged or was changed by hand"),
-            (take_anothers, "the record of the keys is from another chip"),
+            (take_another_hosts, "the record of the keys is from another chip"),
             (write_a_later_version, "written by another version of snpcerts"),
         ],
     ),
@@ -132,7 +135,7 @@ def test_without_its_record_the_agent_leaves_files_empty_and_says_why(
 
 
 def test_firmware_that_changed_while_the_agent_was_down(course: Course) -> None:
-    """The agent was killed and could write nothing; then another program set another TCB."""
+    """The agent is killed, so it records nothing when another program then sets another TCB."""
     filled(course)
     course.start_agent()
     course.end_agent(signal.SIGKILL)
@@ -148,7 +151,7 @@ def test_firmware_that_changed_while_the_agent_was_down(course: Course) -> None:
     course.start_agent()
     course.look()
     course.check()
-    assert not course.content("vlek.bin"), "this firmware keeps the VLEK of the other TCB"
+    assert not course.content("vlek.bin"), "must be empty: the VLEK that stays is for the old TCB"
     course.end_agent(signal.SIGTERM)
     done(course, *course._load_vlek())
     course.check()
@@ -156,7 +159,7 @@ def test_firmware_that_changed_while_the_agent_was_down(course: Course) -> None:
 
 
 def test_two_agents_and_the_operator_at_once(course: Course) -> None:
-    """Each keeps the files in step; they take turns, and guests always get what matches."""
+    """They must take turns, and guests must always get certificates that match their reports."""
     filled(course)
     second = course.hosts.start(*course.arguments("sync", "--watch", "--interval=0.1"))
     course.start_agent()

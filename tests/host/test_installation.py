@@ -216,7 +216,7 @@ def test_wrong_options_are_refused(
 def test_a_command_that_the_unit_could_not_run_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An installation on this machine needs a command that exists. If refused, nothing changes."""
+    """The command must exist, be visible to the unit, and be replaceable by root alone."""
     here = ["host", "install", "--dry-run", "--command"]
     for place in ("/nowhere/snpcerts", "/usr/bin"):
         assert main([*here, place]) == 2
@@ -234,7 +234,7 @@ def test_another_user_than_root_changes_nothing(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("needs root, to become another user")
     if os.path.exists("/usr/lib/systemd/system/snpcerts-sync.service"):
-        pytest.skip("a package of snpcerts is on this machine")
+        pytest.skip("a snpcerts package is installed on this machine")
     program = (
         "import os; from snpcerts.host.installation import *\n"
         "target = InstallTarget(command='/usr/bin/env')\n"
@@ -255,7 +255,7 @@ def test_another_user_than_root_changes_nothing(tmp_path: Path) -> None:
     ("options", "said"),
     [("size=4k", "free some space"), ("ro", "make the file system writable")],
 )
-def test_a_full_or_read_only_etc_is_said_and_a_second_run_completes(
+def test_a_full_or_read_only_etc_is_reported_and_a_second_run_completes(
     root: Path, options: str, said: str
 ) -> None:
     if os.getuid() != 0 or shutil.which("unshare") is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the running kernel says of its numbers: headers and BTF, right, wrong, absent, damaged."""
+"""The running kernel's numbers, from headers and BTF that are right, wrong, absent or damaged."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ enum sev_cmd_id command;
 
 
 def btf(folder: Path, before: int) -> Path:
-    """Make a directory like /sys/kernel/btf, with types that a compiler has described."""
+    """Make a directory like /sys/kernel/btf, with the BTF that gcc writes for ``TYPES``."""
     compiler, objcopy = shutil.which("gcc"), shutil.which("objcopy")
     if compiler is None or objcopy is None:
-        pytest.skip("no gcc on this machine")
+        pytest.skip("gcc or objcopy is not on this machine")
     source, made = folder / "types.c", folder / "types.o"
     source.write_text(TYPES % before)
     done = subprocess.run([compiler, "-gbtf", "-c", "-o", str(made), str(source)], check=False)
@@ -83,7 +83,7 @@ def test_what_is_not_there_is_not_tried(tmp_path: Path) -> None:
 
 
 def test_the_running_kernels_types_are_read() -> None:
-    """struct task_struct is in every kernel; its member pid follows others."""
+    """Every kernel has ``struct task_struct``, in which ``pid`` is not the first member."""
     if not (KERNEL / "vmlinux").exists():
         pytest.skip("this kernel has no BTF")
     types = Btf.of_kernel()

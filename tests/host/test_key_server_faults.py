@@ -27,7 +27,7 @@ from ..emulated import Emulated
 from ..sizes import sized
 from .site import LOWER, PATIENCE, Lines, Site, reset_reported_tcb, seen_by_guest, watching
 
-# With these there is no usable answer, and the client itself repeats the request.
+# Faults that give no usable answer: the client itself repeats the request.
 NO_ANSWER = (
     Fault.TOO_MANY,
     Fault.TOO_MANY_SILENT,
@@ -37,9 +37,9 @@ NO_ANSWER = (
     Fault.CUT_SILENT,
     Fault.HTML,
 )
-# Answers that the agent refuses: it asks again later.
+# Faults that give an answer that the agent refuses: it asks again later.
 LIES = (Fault.WRONG_CHIP, Fault.WRONG_TCB, Fault.WRONG_ROOT, Fault.EXPIRED, Fault.NOT_FOUND)
-# The answer is right all the same.
+# Faults that leave the answer usable.
 HARMLESS = (Fault.SLOW, Fault.CONTENT_TYPE)
 
 
@@ -63,7 +63,7 @@ class Watched:
         if self.fault in LIES:
             self.lines.until("unavailable")
             return
-        # The last request but one had no usable answer, or there would not be another.
+        # A third request is sent only because the answer to an earlier one was unusable.
         _until(lambda: sum(self.server.requests.values()) >= 3)
 
     def right(self) -> bool:
@@ -116,7 +116,7 @@ def all_watching(
 def test_no_fault_gets_anything_wrong_published_and_all_recover(
     emulated: Emulated, tmp_path: Path
 ) -> None:
-    # Only a full run has lies: after a lie, the agent waits for ten seconds.
+    # Only a full run tries LIES: after an answer that it refuses, the agent waits ten seconds.
     faults = sized((Fault.REFUSE, Fault.CUT), (*NO_ANSWER, *LIES))
     with all_watching(emulated, tmp_path, faults) as watches:
         for each in watches.values():
@@ -128,14 +128,14 @@ def test_no_fault_gets_anything_wrong_published_and_all_recover(
             each.lines.until("published")
             assert each.right(), each.fault
 
-        # The faults come back. Files that are right stay, without a request to the key server.
+        # The faults come back. Files that are right stay right: they need no new certificate.
         for each in watches.values():
             each.server.faults.set(each.fault)
         for each in watches.values():
             each.looks_again()
             assert each.right(), each.fault
 
-        # Another program changes the key: empty files are better than wrong ones.
+        # Another program changes the signing key: files must be empty until the faults end.
         emulated_site = next(iter(watches.values())).site
         emulated_site.change_firmware_without_lock(LOWER)
         for each in watches.values():
@@ -157,7 +157,7 @@ def test_no_fault_gets_anything_wrong_published_and_all_recover(
 
 
 @pytest.mark.slow
-def test_a_late_answer_and_one_by_another_name_are_answers(
+def test_a_slow_answer_and_one_with_another_content_type_are_used(
     emulated: Emulated, tmp_path: Path
 ) -> None:
     with all_watching(emulated, tmp_path, HARMLESS) as watches:
@@ -175,11 +175,12 @@ def test_a_revoked_ask_is_withdrawn_and_its_successor_published(
     revoked = (authority.ask.serial_number,)
     with KeyServer.of_homes([home]) as server:
         site = Site(emulated, tmp_path, server.url)
-        # Each sync waits only a few seconds for the list, so on a busy machine it may take several.
+        # Each sync waits only a few seconds for the revocation list, so on a busy machine it may
+        # take several syncs to get one.
         _until(lambda: "vcek" in (site.done("sync") and site.status()["revocation_lists"]))
         assert site.status()["revocation_lists"]["vcek"]["next_update"]
 
-        # The agent learns of the revocation a day later; the key server has no new ASK yet.
+        # The ASK is revoked. The cached list is too old now; the key server has no new ASK yet.
         server.lines[Product.MILAN] = ProductLine(authority, chips, revoked)
         os.utime(site.folder / "cache" / "crl" / "Milan" / "vcek.crl", (0, 0))
         made = site.host("sync")

@@ -54,11 +54,11 @@ def test_idle_connections_do_not_pile_up_nor_keep_others_out(metrics: Metrics) -
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
             assert b"snpcerts_drift_total" in answer.read()
-        # The oldest were closed: they read the end of their connection.
+        # The server must have closed the oldest connections, so reading from them finds the end.
         for each in idle[:MOST_CONNECTIONS]:
             each.settimeout(20)
             assert each.recv(1) == b""
-        # After that, their threads end soon.
+        # The threads of the closed connections must end soon after.
         deadline = time.monotonic() + 20
         added = [each for each in threading.enumerate() if each not in before]
         while len(added) > MOST_CONNECTIONS + 2 and time.monotonic() < deadline:

@@ -51,7 +51,7 @@ def match(site: Site, file: Path | None = None) -> str:
 
 
 def test_a_lock_that_is_never_released_is_reported_with_its_holder(site: Site) -> None:
-    """Another agent, or a VMM that hangs. The wrong file stays, and every command reports it."""
+    """A VMM that hangs, say, holds the lock. The file stays wrong, and every command reports it."""
     config = site.folder / "snpcerts.toml"
     config.write_text(f'[lock]\nwait = 1.5\n[[file]]\npath = "{site.file}"\n')
     options: dict[str, Any] = {"file": "", "config": str(config)}
@@ -95,7 +95,7 @@ def read_only_mount(folder: Path) -> Iterator[Callable[[bool], None]]:
 
 @contextlib.contextmanager
 def immutable_file(folder: Path) -> Iterator[Callable[[bool], None]]:
-    """The certificate file there can be made immutable, so that not even root may write to it."""
+    """A certificate file in ``folder``; once made immutable, not even root may write to it."""
     file = folder / "certs.bin"
     file.touch()
     if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", file]).returncode:
@@ -128,7 +128,7 @@ def test_a_path_that_cannot_be_written_is_reported(
     with kind(place) as read_only, site.with_new_commands() as site:
         assert sync(site, file=str(file)).code == 0
         read_only(True)
-        # In step, nothing has to be written.
+        # A file that is in step need not be written.
         assert sync(site, file=str(file)).code == 0
         # A command that would have to write refuses before the firmware is touched.
         made = site.host("set-config", "--reported-tcb", site.lowered(), file=str(file))
@@ -162,7 +162,7 @@ def skewed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[st
 
 
 def test_a_clock_a_year_behind(site: Site, skewed: Callable[[int], tuple[str, ...]]) -> None:
-    """What is right stays, what is missing is not published, and the clock is named."""
+    """A right file stays; a missing one becomes the empty table. The message names the clock."""
     assert sync(site).code == 0
     ran = sync(site, program=skewed(-YEAR))
     assert ran.code == 3

@@ -219,7 +219,7 @@ def test_a_vlek_moves_every_file_at_once(rig: Rig) -> None:
     vlek.write_bytes(EMPTY)
     assert rig.agent().sync().problem is None
     assert rig.seen_by_guest(vlek) == "right"
-    # Another TCB drops the VLEK: the plan says so, and the file falls back.
+    # Setting another TCB drops the VLEK: the plan says so, and the file gets a VCEK again.
     agent = rig.agent()
     dropping = lower(rig, agent)
     assert any("drops the loaded VLEK" in note for note in dropping.notes)
@@ -284,7 +284,10 @@ def test_a_mask_alone_leaves_the_tcb_where_it_is(rig: Rig, agent: Agent) -> None
 
 
 def test_a_reset_to_an_unpredictable_tcb_is_repaired_at_once(rig: Rig, agent: Agent) -> None:
-    """The plan assumes the current TCB; the lower committed one leaves the file empty at first."""
+    """The plan assumes that the committed TCB, which a reset reports, is the current TCB.
+
+    It is lower, so the file is empty at first.
+    """
     assert do(agent, lower(rig, agent)) is None
     current = rig.firmware.state.current
     rig.firmware.update(replace(current, microcode=current.components()["microcode"] + 1))
@@ -309,7 +312,7 @@ def test_the_plan_can_be_read_by_people_and_programs(rig: Rig, agent: Agent) -> 
 
 
 def test_two_agents_at_once_take_turns(rig: Rig, agent: Agent) -> None:
-    """The second starts during the first one's command: it waits, and names the holder."""
+    """A second agent runs during the first one's command: it waits for the lock, then gives up."""
     plan = lower(rig, agent)
     problems: list[SnpCertsError | None] = []
     command = rig.device.snp_set_config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key signs, under each firmware: an operator's commands find out with a guest's help."""
+"""With a guest's help, an operator's commands find out which key signs under each firmware."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def reload(site: Site) -> None:
 def prove(
     site: Site, *options: str, report_data: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``host prove-key``; a pair of FIFOs is the hand-over to a guest behind another door."""
+    """Run ``host prove-key``. The guest is behind another front door.
+
+    So the hand-over passes the request, and then the report, through two FIFOs.
+    """
     ask, answer = site.folder / "ask", site.folder / "answer"
     report = site.folder / "report.bin"
     report.unlink(missing_ok=True)
@@ -87,7 +90,7 @@ def prove(
 
 
 def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
-    """Otherwise an ssh session to a guest, for example, would stay open forever."""
+    """If the hand-over is an ssh session to a guest, for example, it must not stay open."""
     host.done("sync")
     pids = host.folder / "pids"
     os.mkfifo(pids)
@@ -99,7 +102,7 @@ def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
         try:
             os.kill(prover, signal.SIGTERM)
             assert process.wait(60) == 128 + signal.SIGTERM
-            assert select.select([ended], [], [], 60)[0], "the hand-over is still running"
+            assert select.select([ended], [], [], 60)[0], "must end the hand-over"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(ended, signal.SIGKILL)
@@ -109,7 +112,7 @@ def test_a_signal_ends_the_hand_over_as_well(host: Site) -> None:
 def test_a_reload_below_the_current_tcb_is_noticed_and_a_guest_proves_which_key_signs(
     host: Site,
 ) -> None:
-    """The agent is killed before the reload, so another one must notice it."""
+    """The agent is killed before the reload, so a later agent must notice the reload."""
     with watching(host) as agent:
         Lines(agent).until("published")
         agent.kill()

@@ -206,7 +206,7 @@ def test_a_signal_ends_the_vmm_and_the_command_as_well(host: Site) -> None:
         os.kill(prover, signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
         for each in ended:
-            assert select.select([each], [], [], 60)[0], "the VMM or the command is still there"
+            assert select.select([each], [], [], 60)[0], "must end the VMM and the command"
             os.close(each)
 
 
@@ -222,7 +222,7 @@ def test_a_killed_command_ends_the_vmm(host: Site) -> None:
         ended = os.pidfd_open(started)
         os.kill(prover, signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
-        assert select.select([ended], [], [], 60)[0], "the VMM is still there"
+        assert select.select([ended], [], [], 60)[0], "must end the VMM"
         os.close(ended)
 
 
@@ -232,7 +232,7 @@ def test_a_signal_during_the_update_takes_the_update_back(host: Site, tmp_path: 
     prover, answers = tmp_path / "prover", tmp_path / "answers"
     os.mkfifo(prover)
     answers.touch()
-    # The command gives no third report, which is requested during the update.
+    # The third report is requested during the update; instead of answering, the command sleeps.
     ask = f"""
         if [ $(wc -l < {answers}) = 2 ]; then echo $PPID > {prover}; exec sleep 600; fi
         {shlex.join(ASK)} && echo answered >> {answers}

@@ -41,7 +41,7 @@ print(after.reported_tcb == after.current_tcb)
     assert run(emulated, program) == "True\nTrue"
 
 
-def test_the_firmwares_no_is_named(emulated: Emulated) -> None:
+def test_a_refusal_by_the_firmware_is_named(emulated: Emulated) -> None:
     program = """
 high = bytearray(before.current_tcb); high[7] += 1
 try:

@@ -101,7 +101,7 @@ class Host:
         )
 
     def reload(self) -> None:
-        """Unload kvm_amd and load it again; then the agent looks."""
+        """Unload kvm_amd and load it again; then run an agent for one round."""
         self.rig.firmware.reload()
         self.rig.initialisation = Initialisation(
             FIRST.boot, str(int(self.rig.initialisation.module) + 1)
@@ -109,7 +109,7 @@ class Host:
         self.sync()
 
     def attest(self, path: Path, key: KeySelect) -> str:
-        """Judge a guest's report by its table: ``empty``, ``right`` or ``wrong``."""
+        """Return ``empty``, or whether the table is ``right`` or ``wrong`` for a guest's report."""
         table = self.rig.table(path)
         if not table.entries:
             return "empty"
@@ -131,7 +131,8 @@ class Host:
     def check(self, after: object, *, settled: bool = True) -> None:
         """Check that reports match their certificates and that each empty file has a stated reason.
 
-        If not ``settled``, the agent has not looked yet: then a problem of the file is enough.
+        If not ``settled``, no agent has run since the last change; then an empty file needs no
+        reason, but a problem must be reported for it.
         """
         for file_state in self.rig.agent().read_files():
             path = Path(file_state.file.path)
@@ -174,7 +175,7 @@ def published(tmp_path: Path, genoa: EmulatedAuthority) -> Host:
 
 
 EVENTS = ("load_vlek", "set_config", "commit", "mask", "reload")
-# Orders of three events are tried, and of all five if ``SNPCERTS_CRASHES`` is ``every``.
+# How many of these are tried in every order: all only if ``SNPCERTS_CRASHES`` is ``every``.
 LENGTH = 5 if HOW_MANY == "every" else 3
 
 
@@ -200,7 +201,7 @@ def test_in_every_order_no_guest_gets_certificates_that_do_not_match(
 def test_killed_around_the_firmware_command_in_every_order(
     host: Host, monkeypatch: pytest.MonkeyPatch, name: str, place: str
 ) -> None:
-    """The agent is killed before or after the firmware has the command; another takes over."""
+    """The agent is killed just before or after it gives the command; another agent takes over."""
     for before, after in itertools.permutations(EVENTS, 2):
         host.sync()
         getattr(host, before)()
@@ -210,7 +211,8 @@ def test_killed_around_the_firmware_command_in_every_order(
             device: FirmwareDevice, *arguments: object, give: Callable[..., None] = give
         ) -> None:
             if place == "after":
-                # It may be refused: after a reload, no hashstick opens for a lowered reported TCB.
+                # The firmware may refuse the command: after a reload, for example, it accepts no
+                # hashstick for a lowered reported TCB.
                 with contextlib.suppress(SevError):
                     give(device, *arguments)
             raise KilledError
@@ -232,7 +234,7 @@ def test_a_kept_vlek_leaves_its_file_empty_until_it_is_loaded_again(published: H
     vlek = published.rig.folder / "vlek.bin"
     assert published.attest(vlek, KeySelect.DEFAULT) == "right"
     published.set_config()
-    assert published.rig.firmware.state.vlek is not None, "this firmware keeps the VLEK"
+    assert published.rig.firmware.state.vlek is not None, "this firmware must keep the VLEK"
     assert vlek.read_bytes() == EMPTY
     (reason,) = {
         str(e.expected) for e in published.rig.agent().read_files() if e.file.path == str(vlek)
@@ -243,7 +245,7 @@ def test_a_kept_vlek_leaves_its_file_empty_until_it_is_loaded_again(published: H
 
 
 def guest_answer(host: Host, key: KeySelect | None = None) -> Callable[[bytes, KeySelect], bytes]:
-    """Return a hand-over in which a guest of this host makes the report."""
+    """Return a hand-over that gets its report from a guest of ``host``."""
 
     def ask(nonce: bytes, select: KeySelect) -> bytes:
         guest = FirmwareGuest(host.rig.firmware)
@@ -318,7 +320,7 @@ def test_the_operator_may_say_that_a_masked_chips_vlek_signs(published: Host) ->
 
 
 def test_a_contradicting_report_empties_the_file_at_once(published: Host) -> None:
-    """The agent's belief is wrong, and it had no means to see that."""
+    """The agent cannot see the reload, so until the report comes it believes in the wrong key."""
     published.sync()
     published.set_config()
     published.rig.firmware.reload()  # and sysfs shows nothing of it
@@ -467,7 +469,7 @@ def test_while_a_guest_is_asked_no_update_gets_the_files_lock(published: Host) -
     assert "waiting for the lock" in with_lock[0]
 
 
-def test_a_proof_ends_with_what_it_was_given_under(published: Host) -> None:
+def test_a_proof_ends_with_a_re_initialisation(published: Host) -> None:
     published.sync()
     proved(published)
     state = published.rig.agent().firmware.state()
@@ -476,7 +478,7 @@ def test_a_proof_ends_with_what_it_was_given_under(published: Host) -> None:
     assert published.rig.agent().firmware.state().known.proofs == ()
 
 
-# The agent's record, damaged in every way.
+# Each of these functions makes the agent's record unusable in another way.
 
 
 def spoil_torn(path: Path) -> None:
@@ -497,7 +499,7 @@ def spoil_link(path: Path) -> None:
 
 
 def spoil_owner(path: Path) -> None:
-    """A VMM's user who may write to the directory puts a file there."""
+    """Make the record another user's, as if a VMM's user had put a file in its place."""
     if os.geteuid() != 0:
         pytest.skip("only root can give a file to another user")
     os.chown(path, 65534, 65534)
@@ -551,7 +553,7 @@ def test_records_of_another_chip_are_ignored(published: Host) -> None:
 
 
 def test_a_link_planted_where_the_record_is_written_leads_to_no_other_file(published: Host) -> None:
-    """Not even one planted after leftovers have been removed."""
+    """The link is planted late: the store has the lock and has already removed leftovers."""
     path = published.rig.config.memory_path
     victim = path.with_name("victim")
     victim.write_bytes(b"precious")
@@ -618,7 +620,7 @@ def test_only_one_agent_at_a_time_changes_the_record(published: Host) -> None:
 
 
 def test_a_proof_finds_that_a_kept_vlek_signs(published: Host) -> None:
-    """It is the VLEK of the old TCB, so no certificate matches the reports that it signs."""
+    """The kept VLEK is for the old TCB, so no certificate matches the reports that it signs."""
     published.sync()
     published.load_vlek()
     published.set_config()
@@ -632,7 +634,7 @@ def test_a_proof_finds_that_a_kept_vlek_signs(published: Host) -> None:
     assert "no certificate matches both" in wanted
 
 
-def test_the_emulated_reports_are_of_the_firmware_that_is_played(published: Host) -> None:
+def test_the_emulator_signs_as_the_chosen_firmware_does(published: Host) -> None:
     """The tests above rely on this: a VLEK that stays loaded signs reports with another TCB too."""
     published.load_vlek()
     published.set_config()

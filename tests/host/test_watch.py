@@ -48,7 +48,7 @@ def test_a_mirror_that_fails_again_is_reported_again() -> None:
 
 
 def test_a_file_that_is_wrong_again_is_reported_again() -> None:
-    """Even if its right content is the empty table."""
+    """A file is right again after it was emptied, so the drift that follows must be reported."""
     said: list[str] = []
     listen = without_repeats(lambda event: said.append(event.message))
     drift = Event(EventKind.DRIFT, "wrong", "a")
@@ -72,7 +72,7 @@ def test_logs_carry_the_figures() -> None:
 
 
 def test_a_command_of_another_program_is_reported_and_counted(rig: Rig) -> None:
-    """Even if that program held the lock, and the file matched the signing key all the time."""
+    """That program held the lock, and the file always matched; the agent must report it anyway."""
     events: list[Event] = []
     agent = rig.agent()
     agent.tell = events.append

@@ -42,7 +42,7 @@ class Answering:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Wakes accept() up, which closing alone does not.
+        # Shutting the socket down wakes up accept(); closing it alone does not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated AMD that lasts for the session, and a key server of its own for each test."""
+"""Emulated authorities, which all tests share, and a key server for each test."""
 
 from __future__ import annotations
 

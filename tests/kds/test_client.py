@@ -42,7 +42,7 @@ def test_the_content_type_does_not_matter(host: Host) -> None:
     assert host.client().get(host.resource(), read_vcek)
 
 
-def test_throttling_is_waited_out_for_as_long_as_it_says(host: Host) -> None:
+def test_throttling_is_waited_out_for_as_long_as_the_server_says(host: Host) -> None:
     host.server.faults.next(Fault.TOO_MANY, times=2)
     client = host.client()
     assert client.get(host.resource(), read_vcek)
@@ -60,7 +60,7 @@ def test_a_date_to_come_back_at_is_honoured_too(host: Host) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_wait_of_any_length_is_the_servers_to_name(status: int) -> None:
+def test_the_server_says_how_long_to_wait(status: int) -> None:
     head = f"HTTP/1.1 {status} x\r\nRetry-After: 23\r\nContent-Length: 0\r\n\r\n".encode()
     clock = SkippingClock()
     with Answering(lambda _: head) as server:

@@ -38,7 +38,10 @@ Run = Callable[..., tuple[int, str, str]]
 def run(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Run ``kds`` against the emulated server; (exit code, standard output, standard error)."""
+    """Return a function that runs ``kds`` against the emulated server.
+
+    It returns the exit code, the standard output and the standard error.
+    """
     monkeypatch.chdir(tmp_path)
     return _runner(host, tmp_path, capsys)
 
@@ -118,7 +121,10 @@ def test_a_report_of_version_2_is_tried_as_every_product_it_may_be_of(
     monkeypatch: pytest.MonkeyPatch,
     product: Product,
 ) -> None:
-    """As ``verify --fetch`` does. The report names no product; Milan and Genoa chips look alike."""
+    """The report names no product, and the chip IDs of Milan and Genoa look alike.
+
+    ``verify --fetch`` tries the same products.
+    """
     host.server.lines[Product.GENOA] = ProductLine(genoa, (Chip.create(Product.GENOA),))
     monkeypatch.setattr(kds_command, "anchors_of", lambda _paths: host.anchors)
     chip = host.server.lines[product].chips[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxies and roots that the environment names: read as curl reads them, and never fatal."""
+"""The environment's proxies and roots are read as curl reads them; mistakes are reported."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_no_proxy_is_read_as_curl_reads_it(said: str, url: str, past: bool, vari
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl to compare with")
-def test_curl_itself_reads_it_so() -> None:
+def test_curl_reads_no_proxy_the_same_way() -> None:
     """Nothing listens at these addresses, but curl says whether it uses the proxy."""
     running = [
         subprocess.Popen(
@@ -112,7 +112,7 @@ def test_which_variable_counts(url: str, environment: dict[str, str], variable: 
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_no_words_are_fatal(proxy: str, exceptions: str) -> None:
+def test_any_text_is_used_or_reported(proxy: str, exceptions: str) -> None:
     for url in (FOUR, SIX, NAME):
         said = ""
         try:

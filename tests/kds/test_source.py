@@ -101,7 +101,7 @@ def test_offline_cached_resources_are_used_and_others_unavailable(host: Host) ->
 
 
 def test_each_component_of_the_tcb_is_part_of_the_key(host: Host) -> None:
-    """Including Turin's FMC: without it, the cache would return another key's certificate."""
+    """This includes Turin's FMC: without it, the cache would return another VCEK's certificate."""
     source = host.source()
     hwid = host.resource(Product.TURIN).hwid
     tcbs = [TURIN_TCB] + [
@@ -284,7 +284,7 @@ def test_a_new_ask_is_fetched_when_a_leaf_needs_it(
 
 
 def _with_new_ask(authority: EmulatedAuthority) -> EmulatedAuthority:
-    """The same authority with a new ASK below the same ARK. The ASK's key is the ASVK's."""
+    """The same authority with a new ASK below the same ARK. The new ASK has the ASVK's key."""
     key = authority.asvk_signer.key
     tbs = structure.read(structure.TbsCertificate, authority.ask.tbs_certificate_bytes)
     tbs.serial_number += 0x10000
@@ -361,14 +361,14 @@ def test_a_revocation_list_of_some_age_is_asked_for_anew_once_and_briefly(host: 
     os.utime(kept, (0, 0))
     source.crl(Product.MILAN, max_age=day)
     assert host.server.requests[path] == 2
-    # A file that was written while the clock was ahead would count as new for too long.
+    # A file that was written while the clock was ahead must not count as new.
     os.utime(kept, (time.time() + 86400,) * 2)
     source.crl(Product.MILAN, max_age=day)
     assert host.server.requests[path] == 3
     os.utime(kept, (0, 0))
     host.server.faults.set(Fault.UNAVAILABLE)
     assert host.source().crl(Product.MILAN, max_age=day, budget=3.0)
-    assert host.waits == [], "must ask only once"
+    assert host.waits == [], "must not wait and ask again"
     kept.unlink()
     with pytest.raises(KdsUnavailableError):
         host.source().crl(Product.MILAN, max_age=day, budget=3.0)
@@ -425,7 +425,7 @@ def test_without_a_usable_cache_certificates_still_come(
 
 
 class Gated(Faults):
-    """Holds every answer back until a test lets it go."""
+    """Holds every answer back until a test releases it."""
 
     def __init__(self, *faults: Fault) -> None:
         super().__init__(faults)

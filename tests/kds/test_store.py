@@ -51,7 +51,7 @@ def test_chains_and_lists_have_places_of_their_own(product: Product, kind: VekKi
 
 
 @given(st.lists(st.text(max_size=40), max_size=4), st.sampled_from(Product))
-def test_other_places_are_nothings(parts: list[str], product: Product) -> None:
+def test_other_paths_name_no_resource(parts: list[str], product: Product) -> None:
     place = PurePosixPath(*(part.replace("\0", "") for part in parts))
     found = resource_at(place, product)
     assert found is None or place_of(found) == place

@@ -67,7 +67,7 @@ def vcek_requests(server: KeyServer) -> int:
 
 @LENGTHENS
 @pytest.mark.parametrize("gap", [None, 10.0])
-def test_everybody_gets_theirs_with_no_more_requests_than_necessary(
+def test_every_client_gets_its_certificate_without_unnecessary_requests(
     milan: EmulatedAuthority, tmp_path: Path, gap: float | None, lengthens: bool
 ) -> None:
     """20 clients that share a cache want 10 certificates. The server gives one every 10 s.
@@ -130,7 +130,7 @@ def test_a_failed_try_counts_for_every_process_that_wants_the_same(
         server.faults.set(Fault.SERVER_ERROR)
         ended = clock.run([vcek(host, 1)] * 5)
     assert [type(found) for found, _ in ended] == [KdsUnavailableError] * 5
-    assert vcek_requests(server) == host.policy.attempts, "all five must share the attempts of one"
+    assert vcek_requests(server) == host.policy.attempts, "must make only as many attempts as one"
 
 
 class Gated(Faults):
@@ -188,12 +188,12 @@ def test_processes_share_the_turn_and_one_that_is_killed_in_it_leaves_it_to_the_
         for other in others:
             _until(lambda other=other: _waits(other.pid))  # type: ignore[misc]
         state = next((cache / "lock").glob("*.json"))
-        assert json.loads(state.read_bytes())["asking"] is not None, "must be saved before asking"
+        assert json.loads(state.read_bytes())["asking"] is not None, "must be saved before sending"
         first.send_signal(signal.SIGKILL)
         first.wait(60)
         gated.gate.set()
         assert [other.wait(120) for other in others] == [0] * 5
-    assert vcek_requests(server) == 1 + 3, "must be the one cut off, and one for each certificate"
+    assert vcek_requests(server) == 1 + 3, "must be one interrupted, and one per certificate"
     assert set(server.statuses) == {200}
     assert [path.name for path in (cache / "lock").iterdir() if path.suffix == ".new"] == []
 
@@ -243,7 +243,7 @@ def test_a_stuck_neighbour_does_not_cut_us_off(host: Host, names: tuple[str, ...
 
 
 class Settable(Clock):
-    """A clock, and a time of day, that a test sets."""
+    """A clock whose time and time of day a test sets."""
 
     def __init__(self, boot: str, now: float, wall: float) -> None:
         self.__dict__["boot"] = boot
@@ -274,7 +274,7 @@ def test_setting_the_time_of_day_does_not_touch_a_hold_off(day: float) -> None:
 
 
 @pytest.mark.parametrize(("day", "left"), [(30, 70), (0, 100), (-1, None), (1e8, None)])
-def test_after_a_restart_the_time_of_day_has_to_do(day: float, left: float | None) -> None:
+def test_after_a_restart_the_time_of_day_is_used(day: float, left: float | None) -> None:
     state = ServerState.decode(refused_then(), Settable("two", 7.0, DAY + day))
     if left is None:
         assert state is None
@@ -283,7 +283,7 @@ def test_after_a_restart_the_time_of_day_has_to_do(day: float, left: float | Non
         assert state.hold_until == pytest.approx(7 + left)
 
 
-def test_a_time_that_is_still_to_come_says_nothing() -> None:
+def test_a_state_saved_in_the_future_is_ignored() -> None:
     assert ServerState.decode(refused_then(), Settable("one", 4999.0, DAY)) is None
 
 
@@ -420,7 +420,7 @@ def test_nothing_is_left_in_the_cache_but_the_lock_and_the_state(host: Host) -> 
     assert len(list((host.cache / "lock").iterdir())) == 2
 
 
-def test_one_server_is_nothing_to_another(host: Host) -> None:
+def test_each_server_has_its_own_turn_and_state(host: Host) -> None:
     clock = SkippingClock()
     one, other = (RequestQueue(host.cache, url, clock) for url in ("http://one", "http://other"))
     with one.turn(clock.now() + 9) as turn:

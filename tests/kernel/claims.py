@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this project says about Linux's interfaces: C expressions, and the value we give each.
 
-Gathered from ``snpcerts.abi`` and from ``native/kvm_abi.h``, so that a new number
-cannot be left out: :func:`unclaimed` names every constant, enum member and
-structure that has neither an expression nor another source here.
+The values are gathered from ``snpcerts.abi``, from ``native/kvm_abi.h`` and from the modules
+in ``OTHERS``. So that no new number of ``snpcerts.abi`` is left out, :func:`unclaimed` names
+every constant, enum and structure there that has neither an expression nor another source here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ENUMS: Final[Mapping[type[enum.IntEnum], str]] = {
     guest_message.MessageType: "SNP_MSG_{}",
     vcpu_registers.Msr: "MSR_{}",
 }
-# Members that the kernel spells in another way.
+# Members whose names in the kernel do not follow ``ENUMS``.
 SPELLED: Final[Mapping[enum.IntEnum, str]] = {
     kvm.VmType.SW_PROTECTED: "KVM_X86_SW_PROTECTED_VM",
     kvm.PageType.UNMEASURED: "KVM_SEV_SNP_PAGE_TYPE_UNMEASURED",
@@ -85,7 +85,7 @@ SPELLED: Final[Mapping[enum.IntEnum, str]] = {
     guest_message.MessageType.INVALID: "SNP_MSG_TYPE_INVALID",
 }
 
-# Constants of the modules, as C expressions.
+# C expressions for the constants of ``snpcerts.abi``, by module and name.
 CONSTANTS: Final[Mapping[str, str]] = {
     "ioctl.KVMIO": "KVMIO",
     "kvm.KVMIO": "KVMIO",  # imported from ioctl
@@ -217,7 +217,7 @@ CONSTANTS: Final[Mapping[str, str]] = {
     "guest_message.MSG_TYPE_OFFSET": "offsetof(struct snp_guest_msg_hdr, msg_type)",
 }
 
-# Numbers of the front door and of conformance, by module: system calls and their arguments.
+# C expressions for system call numbers and arguments in other modules of the project.
 OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
     "snpcerts.emulator.frontdoor.seccomp": {
         "SYS_SECCOMP": "__NR_seccomp",
@@ -316,7 +316,7 @@ OTHERS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 
-# Where the values come from that are not compared with headers of Linux.
+# The sources of values that are not compared with Linux's headers.
 ELSEWHERE: Final[Mapping[str, str]] = {
     "kvm.VCPU_MMAP_SIZE": "KVM_GET_VCPU_MMAP_SIZE returns it; no header has it",
     "vcpu_registers.PAT_RESET": "arch/x86/kvm/msrs.h, MSR_IA32_CR_PAT_DEFAULT",
@@ -325,7 +325,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "psp.WrappedVlekHashstick": "SNP ABI (56860), SNP_VLEK_LOAD",
     "ghcb.VmmError.NONE": "zero, for no error",
     "ghcb.VmmError.GENERIC": "arch/x86/kvm/svm/sev.c, SNP_GUEST_VMM_ERR_GENERIC",
-    "ghcb.ExitCode.AP_JUMP_TABLE": "arch/x86/include/uapi/asm/svm.h has it with its operations",
+    "ghcb.ExitCode.AP_JUMP_TABLE": "arch/x86/include/uapi/asm/svm.h, SVM_VMGEXIT_AP_JUMP_TABLE",
     "guest_message.VMPCK_COUNT": "SNP ABI (56860), guest messages: VMPCK0 to VMPCK3",
     "guest_message.VMPL_MAX": "SNP ABI (56860), MSG_REPORT_REQ",
     "guest_message.KeySelect": "SNP ABI (56860), MSG_REPORT_REQ",
@@ -383,7 +383,7 @@ def _series(release: str) -> tuple[int, ...]:
 
 
 def claims() -> dict[str, int]:
-    """Every expression with our value. Raises AssertionError where we contradict ourselves."""
+    """Every expression with our value. Raises AssertionError if we give one two values."""
     found: dict[str, int] = {}
     for expression, value in (*_of_abi(), *_of_native(), *_of_others()):
         known = found.setdefault(expression, value)

@@ -60,13 +60,13 @@ _USER: Final = """
 #include <linux/userfaultfd.h>
 #define IN_CLOSE (IN_CLOSE_WRITE | IN_CLOSE_NOWRITE)
 """
-# The bits of a bit field, in the 32-bit word (or the byte) at an offset.
+# MASK gives the bits that a bit field has in the 32-bit word (or the byte) at an offset.
 _MASK: Final = """
 #define MASK(type, at, field) ({ union { type s; unsigned char b[sizeof(type)]; } u; \\
 	unsigned word = 0; memset(&u, 0, sizeof u); u.s.field = ~0; \\
 	memcpy(&word, u.b + (at), 4 < sizeof(type) - (at) ? 4 : 1); word; })
 """
-# What those parts of the kernel's own headers need from its other headers.
+# Definitions that the parts cut out of the kernel's own headers need.
 _KERNEL: Final = """
 typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
 #define __packed __attribute__((packed))
@@ -128,7 +128,7 @@ def _order(version: str) -> tuple[int, ...]:
 
 
 def user_headers(headers: Path) -> list[str]:
-    """The compiler's options by which a program gets these headers, not the machine's."""
+    """The compiler options that make a program include these headers, not the machine's."""
     user = headers / "user" / "usr" / "include"
     return ["-isystem", str(user / "x86_64-linux-gnu"), "-isystem", str(user)]
 
@@ -139,12 +139,12 @@ def values(headers: Path, expressions: Iterable[str]) -> dict[str, int]:
     Raises :class:`HeadersError`, which names the expressions that do not compile.
     """
     flags = user_headers(headers)
-    # One program sees both the headers for programs and what is cut out of the kernel's own.
+    # One program includes the headers for programs and the parts cut out of the kernel's own.
     return compiled(_PRELUDE + _USER + _KERNEL + _cut(headers) + _MASK, expressions, flags)
 
 
 def compiled(source: str, expressions: Iterable[str], flags: Sequence[str]) -> dict[str, int]:
-    """The value of each expression after ``source``, according to a compiler."""
+    """Compile a program of ``source`` and the expressions; return the value of each expression."""
     wanted = list(expressions)
     lines = source.count("\n")
     body = "".join(f"P({each});\n" for each in wanted)
@@ -212,7 +212,7 @@ def main() -> int:
     about = "Recorded by python -m tests.kernel.headers from Debian's packages of these versions"
     text = json.dumps({"about": about, "releases": record}, indent=1)
     FACTS.write_text(text + "\n", encoding="utf-8")
-    print(f"{FACTS.name}: {len(record[max(record)])} facts of each of {', '.join(record)}")
+    print(f"{FACTS.name}: {len(record[max(record)])} facts each for {', '.join(record)}")
     return 0
 
 

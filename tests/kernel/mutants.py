@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the oracle: it must notice changed kernels and changed emulators.
 
-``python -m tests.kernel.mutants LOG`` makes one change at a time (to an operator or a constant,
-to the order of two checks, or by leaving out a write) in the functions that are cut out of a
-release, or in the emulator's code for the same, and runs some sequences. It lists the mutants
-that no sequence noticed. Such a survivor shows that a sequence is missing, or that the change
-has no effect. The command finds out by itself if the compiler makes the same code of it;
-otherwise :data:`EXPLAINED` says why it has none.
+``python -m tests.kernel.mutants LOG`` makes mutants. In each, one thing is changed: an operator,
+a constant, the order of two checks, or a write or call that is left out. Kernel mutants change
+the functions that are cut out of a release ("the cut"); emulator mutants change the emulator's
+code for the same functions. The command runs some sequences against each mutant and lists the
+mutants that no sequence noticed. Such a survivor shows that a sequence is missing, or that the
+change has no effect. If a kernel mutant compiles to the same code as the unchanged kernel, the
+command itself finds this out; :data:`EXPLAINED` explains the other changes without an effect.
 
 LOG has a JSON line for each mutant. Started again with the same LOG, the command goes on with
 the mutants that are not in it. With ``--again``, it also repeats those that survived without an
 explanation. ``--shard K/N`` runs one of N parts: start N commands, each with its own LOG.
 ``--say`` runs nothing: it prints the figures of the LOGs, and the explanations that no survivor
-needs.
+needs or that a noticed mutant contradicts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from .oracle.cut import CutError
 from .oracle.judge import ROOT, Stop, judge
 
 SOURCE: Final = ROOT / "src"
-# The emulator's code for each part of the kernel: files, or "file function class".
+# The emulator's code for each part of the kernel: files. If names follow a file, only these
+# functions and classes of the file are meant.
 EMULATOR: Final = {
     "kvm": (
         "emulator/kvm/ghcb_exit.py",
@@ -70,11 +72,11 @@ EMULATOR: Final = {
 }
 # Mutants that may survive: a pattern for the beginning of their description, and the reason.
 EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
-    (r"kernel dump_ghcb", "writes to the log alone"),
+    (r"kernel dump_ghcb", "only writes to the log"),
     (r"kernel sev_irq_handler", "no interrupt reaches the cut: the PSP's stub answers at once"),
     (
         r"kernel kvm_msr_user_space",
-        "no VMM has asked for exits on MSRs, so it ends at its first check",
+        "no VMM has asked for exits on MSRs, so the function returns at its first check",
     ),
     (
         r"kernel kvm_arch_vcpu_ioctl_run: without kvm_",
@@ -84,7 +86,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel (snp_do_psc|kvm_set_memslot): without BUG\(\)",
         "is never reached: every possible case is handled before it",
     ),
-    (r"kernel \w+: .*(print_hex_dump|pr_warn|dev_err|dev_dbg)", "writes to the log alone"),
+    (r"kernel \w+: .*(print_hex_dump|pr_warn|dev_err|dev_dbg)", "only writes to the log"),
     (r"kernel \w+: (without|.* in) (kv?free|__free_pages)\(", "frees memory, which no caller sees"),
     (
         r"kernel \w+: (-ENOMEM becomes \S+ in (?!return -ENOMEM; after if \(\(hdr)"
@@ -115,7 +117,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel (__sev_do_cmd_locked|sev_ioctl): (-EINVAL|-EFAULT|without ret = -EFAULT)",
-        "a buffer that was read before cannot fail a moment later in one thread",
+        "in one thread, no access to a buffer fails if the buffer has just been read",
     ),
     (
         r"kernel sev_move_to_init_state"
@@ -125,13 +127,13 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel \w+: \|\| becomes && in if \(ret \|\| WARN_ON_ONCE\(argp->error",
-        "the PSP's stub gives both or neither",
+        "the PSP's stub sets both ret and argp->error, or neither",
     ),
     (r"kernel sev_ioctl: (\|\| becomes && in if \(!psp_master|-ENODEV)", "the cut has a PSP"),
     (
         r"kernel sev_ioctl_do_(pek_import|pek_csr|get_id2): .*(data\.|without ret = -EFAULT"
         r"|input_address)",
-        "the PSP's stub does not read these buffers, as the emulated firmware does not",
+        "neither the PSP's stub nor the emulated firmware reads these buffers",
     ),
     (
         r"kernel __sev_do_snp_platform_status: .*(rmp_mark_pages|snp_reclaim_pages|-EFAULT)",
@@ -154,21 +156,21 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (r"kernel sev_ioctl_do_get_id: 8 becomes 9", "there is room beyond the ID either way"),
     (
         r"kernel sev_ioctl_do_pdh_export: without ret = -EFAULT",
-        "a buffer that was read before cannot fail a moment later in one thread",
+        "in one thread, no access to a buffer fails if the buffer has just been read",
     ),
     (
         r"kernel kvm_vm_ioctl_check_extension\w*: .*\(case KVM_CAP_(DIRTY_LOG_RING\w*"
         r"|HYPERV_ENLIGHTENED_VMCS|HYPERV_DIRECT_TLBFLUSH|SMALLER_MAXPHYADDR|X86_NOTIFY_VMEXIT"
         r"|PMU_CAPABILITY|X86_BUS_LOCK_EXIT)\)"
         r"|kernel kvm_(get_allowed_disable_exits|arch_supports_gmem_init_shared): ",
-        "for what the emulator does not report, the sequences only look whether KVM reports it; "
-        "the cut's host does not have the rest",
+        "the emulator does not report the capability, and then the sequences check only whether "
+        "KVM reports it; or the cut's host does not have the feature",
     ),
     (
         r"kernel kvm_prepare_memory_region: (! becomes nothing in if \(!\(new->flags & KVM_MEM_LOG"
         r"|without kvm_destroy_dirty_bitmap)"
         r"|kernel kvm_set_memslot: \|\| becomes && in if \(change == KVM_MR_DELETE",
-        "logs of written pages and slots in a transition are stubs without an effect",
+        "the stubs for dirty logs and for slots in a transition have no effect",
     ),
     (
         r"kernel \w+: -E\w+ becomes -E\w+ in return -E\w+; after (else )?if \(WARN_ON_ONCE\(",
@@ -193,8 +195,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"emulator emulator/guest/memory_slots\.py:\d+: (without os\.close|0 becomes 1 in (flags: "
         r"|if index < 0)|LtE in (index < 0|gpa < slot\.end)|1 becomes 2 in index = .* gpa\) - 1)",
-        "leaves a descriptor open, changes the default of what is always given, or is in code for "
-        "reads and writes, which only the part kvm makes",
+        "leaves a descriptor open, changes the default of an argument that is always given, or is "
+        "in code for reads and writes, which only the sequences of part kvm make",
     ),
     (
         r"emulator emulator/guest/memory_slots\.py:\d+: ([12] becomes \d in for start in self\."
@@ -230,8 +232,8 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"|kernel kvm_vm_ioctl_enable_cap: 0 becomes 1 in if \(cap->args\[0\] & KVM_X2APIC_"
         r"(API_USE_32BIT_IDS|API_DISABLE_BROADCAST_QUIRK|ENABLE_SUPPRESS_EOI_BROADCAST"
         r"|DISABLE_SUPPRESS_EOI_BROADCAST)\) ",
-        "the value is stored for code in a guest, exits on MSRs, or an interrupt controller at "
-        "work: the emulator has none of these",
+        "only code in a guest, exits on MSRs, or a working interrupt controller would use the "
+        "stored value: the emulator has none of these",
     ),
     (
         r"kernel kvm_vm_ioctl_enable_cap: checks swapped: if \(kvm->created_vcpus\) \(case "
@@ -267,18 +269,19 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel kvm_vcpu_ioctl_x86_set_sregs2: without vcpu->arch\.pdptrs_from_userspace"
         r"|kernel init_(sys_)?seg: without seg->(selector|base) = 0"
         r"|kernel svm_get_segment: without var->dpl = to_svm\(vcpu\)->vmcb->save\.cpl",
-        "sets what is set already, as long as no code runs in the guest",
+        "sets a field to the value that it has until code runs in the guest",
     ),
     (
         r"kernel kvm_apic_set_base: (.*(old_mode == |1 becomes [02] in return 1;)"
         r"|0 becomes 1 in \(guest_cpu)",
-        "concerns a guest that sets it; any result but 0 is an error; bit 0 is reserved anyway",
+        "concerns a guest that sets its APIC base; any result but 0 is an error; bit 0 is reserved "
+        "anyway",
     ),
     (
         r"kernel kvm_vcpu_reserved_gpa_bits_raw: 63 becomes 64"
         r"|kernel __kvm_valid_efer: checks swapped"
         r"|emulator emulator/kvm/system_registers\.py:\d+: checks swapped",
-        "equal: there are 64 bits; both checks have the same result",
+        "equal: there is no bit 64; or both checks have the same result",
     ),
     (
         r"emulator emulator/kvm/system_registers\.py:\d+: without self\._put\("
@@ -313,11 +316,11 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"kernel \w+: without (guard\(|free_shared_pages|sev_es_wr_ghcb_msr"
         r"|ret = set_memory_encrypted|pfn = PHYS_PFN)"
         r"|kernel free_shared_pages: ! becomes nothing",
-        "frees of pages, locks and the MSR have no effect in the stubs",
+        "freeing pages, locking, and writing the MSR have no effect in the stubs",
     ),
     (
         r"kernel __set_pages_state: without (use_large_entry = false|e->pagesize = RMP_PG_SIZE_4K)",
-        "sets again what is 0 already",
+        "sets a variable to 0 that is 0 already",
     ),
     (
         r"kernel set_pages_state: without (return early_set_pages_state|vaddr = vaddr & PAGE_MASK)",
@@ -330,7 +333,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel snp_guest_ioctl: -EFAULT becomes -EIO in .* after if \(input\.exitinfo2",
-        "a structure that was read before can be written",
+        "a structure that has just been read can also be written",
     ),
     (
         r"kernel enc_payload: (> becomes >=|-ENOSR|-EBADMSG)",
@@ -339,22 +342,23 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"kernel snp_disable_vmpck: without mdesc->vmpck = NULL"
         r"|kernel snp_send_guest_request: 0 becomes 1 in if \(!mdesc->vmpck",
-        "a key that is gone is known twice: by its pointer and by its zeros",
+        "the driver recognises a wiped key by its null pointer and by its zeros; either is enough",
     ),
     (
         r"kernel __handle_guest_request: without override_npages = req->input.data_npages",
-        "the second exit is for a plain request, which keeps the number that the first one set",
+        "the second exit is for a plain request, and leaves the number of pages that the first one "
+        "set",
     ),
     (
         r"kernel sev_report_new: (< becomes <= in for|0xff becomes|0 becomes 1 in return 0"
         r"|checks swapped: if \((hdr\.status ==|\(hdr\.report_size)|-EINVAL becomes .* after if "
         r"\(strcmp|without return sev_svsm_report_new)",
-        "equal (682 entries fit, only results below 0 are errors), for the log, or for an "
-        "SVSM, which the guest does not have",
+        "equal (682 entries fit, only results below 0 are errors), changes only the log, or "
+        "concerns an SVSM, which the guest does not have",
     ),
     (
         r"kernel verify_exception_info: (without ctxt->fi\.vector|32 becomes)",
-        "the exception itself is for the VC handler; the driver looks at the result alone",
+        "only the VC handler uses the exception itself; the driver uses only the result",
     ),
     (
         r"kernel snp_issue_guest_request: without ret = -EIO;$",
@@ -374,20 +378,20 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel tsm_report_read: \|\| becomes && in if \(rc >= 0 \|\| rc != -EWOULDBLOCK",
-        "what comes next refuses an empty inblob, too",
+        "the check that follows refuses an empty inblob as well",
     ),
     (r"kernel tsm_report_read: without report->manifestblob = NULL", "only an SVSM has a manifest"),
     (
         r"kernel _parse_integer_fixup_radix: && becomes \|\| in if \(\*base == 16"
         r"|kernel _parse_integer_limit: (< becomes <= in for|without res = init)"
         r"|kernel _kstrtoull: checks swapped: if \(rv == 0\)",
-        "equal: the base is 16 if the text begins with 0x, and only then; no text is so long; "
-        "what is not set is 0 there; no number is too large and missing at once",
+        "equal: the base is 16 exactly if the text begins with 0x; no text is long enough to "
+        "matter; an unset variable is 0 in the cut; no number is both too large and missing",
     ),
     (
         r"kernel _parse_integer_limit: without res = ULLONG_MAX"
         r"|kernel _kstrtoull: 0 becomes 1 in return 0",
-        "what is too large has no value; only results below 0 are errors",
+        "the value of a number that is too large is not used; only results below 0 are errors",
     ),
     (
         r"kernel tsm_report_read: -EINVAL becomes -EIO in return -EINVAL; after if "
@@ -418,7 +422,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     (
         r"emulator emulator/guest/sev_guest_device\.py:\d+: checks swapped: "
         r"(request == SNP_GET_REPORT|fault is not None|result < 0|extended is not None and)",
-        "the two exclude each other, or neither changes what the other looks at",
+        "the two checks exclude each other, or neither changes what the other depends on",
     ),
     (
         r"emulator emulator/guest/sev_guest_device\.py:\d+: (Or in extended is not None"
@@ -448,12 +452,12 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
         r"emulator emulator/guest/tsm_reports\.py:\d+: (without self\.(_provider|_held = True)"
         r"|.* in (INBLOB_MAX|OUTBLOB_MAX|self\.root = |if self\.write_generation)"
         r"|1 becomes 2 in for at in range)",
-        "the driver stays registered; one program reads at a time; configfs has the sizes and "
-        "is not in the cut; 682 entries fit either way; 2^64 writes are too many",
+        "the driver stays registered; one program reads at a time; configfs, which limits sizes, "
+        "is not in the cut; 682 entries fit either way; no sequence makes 2^64 writes",
     ),
     (
         r"emulator emulator/guest/tsm_reports\.py:\d+: checks swapped: not report\.is_current",
-        "both refuse an empty inblob with EINVAL",
+        "both checks refuse an empty inblob with EINVAL",
     ),
     (
         r"emulator emulator/guest/page_state_calls\.py:\d+: 52 becomes 53 in answer = ",
@@ -477,7 +481,7 @@ class Mutant:
 
     @property
     def explained(self) -> str:
-        """The pattern of the reason why no sequence can notice it; "" if one should."""
+        """The pattern in :data:`EXPLAINED` that this mutant matches; "" if there is none."""
         return next((start for start, _ in EXPLAINED if re.match(start, str(self))), "")
 
 
@@ -512,8 +516,9 @@ _CASE: Final = re.compile(r"^\t+case (\w+):", re.M)
 
 
 def _changed_c(text: str) -> Iterator[tuple[str, str]]:
-    """Each change's description and the text after it. Within a switch, the description ends with
-    "(case X)".
+    """For each change, its description and the changed text.
+
+    Within a switch, the description ends with "(case X)".
     """
     cases = list(_CASE.finditer(text))
     for at, change, new in _changes_c(text):
@@ -525,7 +530,11 @@ def _changes_c(text: str) -> Iterator[tuple[int, str, str]]:
     body = text.index("{")
 
     def line_of(at: int, sign: str = "") -> str:
-        """The line at ``at``; "#2" means its second ``sign``, "after" the line before an error."""
+        """The line at ``at``.
+
+        "#2" is added if ``at`` is at the line's second ``sign``, and "after" with the line before
+        if this one returns an error.
+        """
         start = text.rindex("\n", 0, at) + 1 if "\n" in text[:at] else 0
         line = text[start : text.find("\n", at)].strip()
         if sign and text.count(sign, start, at):
@@ -575,7 +584,10 @@ _COMPARE: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
 
 
 def emulator_mutants(where: str) -> Iterator[Mutant]:
-    """The mutants of an emulator file, or only of the functions and classes named after it."""
+    """The mutants of an emulator file.
+
+    If ``where`` also names functions and classes, only those are changed.
+    """
     file, *functions = where.split()
     text = (SOURCE / "snpcerts" / file).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -640,21 +652,21 @@ def _without_one(body: Sequence[ast.stmt]) -> Iterator[tuple[str, Callable[[ast.
         if (written or called) and "log." not in ast.unparse(statement):
 
             def drop(each: ast.AST, at: int = at) -> None:
-                cast_body(each)[at] = ast.Pass()
+                body_of(each)[at] = ast.Pass()
 
             yield f"without {ast.unparse(statement)[:70]}", drop
         after = body[at + 1] if at + 1 < len(body) else None
         if isinstance(statement, ast.If) and isinstance(after, ast.If) and not statement.orelse:
 
             def swap(each: ast.AST, at: int = at) -> None:
-                statements = cast_body(each)
+                statements = body_of(each)
                 statements[at], statements[at + 1] = statements[at + 1], statements[at]
 
             yield f"checks swapped: {ast.unparse(after.test)[:70]}", swap
 
 
-def cast_body(node: ast.AST) -> list[ast.stmt]:
-    """The statements of a node that has some."""
+def body_of(node: ast.AST) -> list[ast.stmt]:
+    """The body of a node, which must be a function, an ``if`` or a ``for``."""
     assert isinstance(node, ast.FunctionDef | ast.If | ast.For)
     return node.body
 
@@ -667,7 +679,7 @@ _EARLY: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A mutant of a part of a release. ``number`` tells mutants of the same description apart."""
+    """A mutant of a part of a release. ``number`` tells mutants with the same description apart."""
 
     release: str
     part: str
@@ -686,7 +698,7 @@ class Trial:
 def every_trial(
     releases: Mapping[str, Path], parts: Sequence[str], sides: Sequence[str]
 ) -> list[Trial]:
-    """All mutants of those parts."""
+    """All mutants of the given sides of these parts, for each release."""
     found = []
     for release, source in releases.items():
         for part in parts:
@@ -703,7 +715,7 @@ def every_trial(
 
 
 class Course:
-    """Tries mutants. ``folder`` has a copy of the product, for the mutants of the emulator."""
+    """Tries mutants. Those of the emulator change the copy of ``snpcerts`` in ``folder``."""
 
     def __init__(self, folder: Path, sequences: int, known: Iterable[dict[str, Any]]) -> None:
         self._product = folder
@@ -717,8 +729,9 @@ class Course:
     def outcome(self, trial: Trial) -> dict[str, Any]:
         """Try a mutant. Return its line for the log.
 
-        The outcome is "unbuilt" if the compiler refuses the mutant, "equal" if its code is the
-        same, "killed" if the sequences in ``by`` noticed it, and otherwise "survived".
+        The outcome is "unbuilt" if the compiler refuses the mutant, "killed" if the sequences in
+        ``by`` noticed it or a run hung or crashed, "equal" if no sequence noticed it and it
+        compiles to the same code as the unchanged kernel, and otherwise "survived".
         """
         began = time.monotonic()
         result, by = self._tried(trial)
@@ -776,7 +789,7 @@ class Course:
 
 
 def go_on(log: Path, trials: Sequence[Trial], sequences: int, *, again: bool) -> None:
-    """Try the mutants that the log lacks."""
+    """Try the mutants that the log lacks; with ``again``, also the unexplained survivors."""
     last = {line["run"]: line for line in lines(log)}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, log.open("a") as file:
         shutil.copytree(SOURCE / "snpcerts", Path(folder, "snpcerts"))
@@ -813,23 +826,23 @@ def say(logs: Sequence[Path], trials: Sequence[Trial]) -> int:
             print(f"explains no survivor: {pattern}")
         for name in mine:
             if last.get(name) == "killed":
-                print(f"explains what is noticed: {name}")
+                print(f"explained, but noticed: {name}")
     return len(unexplained)
 
 
 def main() -> int:
-    """Run the mutants; 1 if an unexplained one survives, 2 if there is no source."""
+    """Run the mutants. Return 1 if an unexplained one survives, 2 if there is no source."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.mutants", description=__doc__)
     parser.add_argument("log", type=Path, nargs="+", metavar="LOG")
     parser.add_argument("--part", choices=build.PARTS, action="append")
     parser.add_argument("--side", choices=("kernel", "emulator"), action="append")
-    parser.add_argument("--release", default="", help="how its version begins [default: all]")
-    parser.add_argument("--sequences", type=int, default=1500, help="how many for each mutant")
-    parser.add_argument("--limit", type=int, help="try only so many, chosen at random")
+    parser.add_argument("--release", default="", help="how the version begins [default: all]")
+    parser.add_argument("--sequences", type=int, default=1500, help="how many to run for each")
+    parser.add_argument("--limit", type=int, help="use so many mutants, chosen at random")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shard", default="0/1", metavar="K/N")
-    parser.add_argument("--again", action="store_true", help="try survivors once more")
-    parser.add_argument("--say", action="store_true", help="print the figures of the LOGs")
+    parser.add_argument("--again", action="store_true", help="retry unexplained survivors")
+    parser.add_argument("--say", action="store_true", help="only print the figures of the LOGs")
     options = parser.parse_args()
     releases = build.releases()
     asked = {each: releases[each] for each in releases if each.startswith(options.release)}

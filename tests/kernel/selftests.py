@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM's selftests, compiled from the sources of a release.
 
-What is built stays in the cache directory of ``fetch.sh``, for the kernel is under
-the GPL.
+The programs stay in the cache directory of ``fetch.sh``: the kernel is under the GPL, so we do
+not distribute them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLAGS: Final = (
 
 
 class SelftestError(Exception):
-    """A selftest that the release does not have, or that does not compile: which, and why."""
+    """The release lacks a selftest, or the selftest does not compile. The message says why."""
 
 
 def build(version: str, name: str) -> Path:
@@ -81,7 +81,7 @@ def _compile(version: str, arguments: list[str], made: Path) -> None:
     missing = [word for word in arguments if word.endswith(".c") and not (place / word).is_file()]
     if missing:
         raise SelftestError(f"Linux {version} has no {_KVM / missing[0]}")
-    # Another process may be building the same file.
+    # Another process may be building the same file, so write to one of our own, then rename it.
     unfinished = made.with_name(f"{made.name}.{os.getpid()}")
     done = subprocess.run(
         ["gcc", *_FLAGS, *_includes(version), *arguments, "-o", str(unfinished)],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulator has the MSRs for which the functions of released kernels have a case."""
+"""The emulator has exactly the MSRs for which released kernels' functions have a ``case``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .oracle import build
 from .oracle.cut import definitions, selected
 
 RELEASES: Final = build.releases() if os.environ.get("SNPCERTS_KERNEL_TESTS") else {}
-# Cases of MSRs that the emulated host does not have, by the beginning of their names.
+# MSRs that the emulated host does not have, by how their names begin. Ignore their cases.
 ABSENT: Final = (
     "HV_X64_",  # Hyper-V's enlightenments
     "APIC_BASE_MSR",  # the registers of an x2APIC
@@ -49,7 +49,7 @@ def numbers(ranges: Iterable[tuple[int, int]]) -> set[int]:
 
 
 def cases(release: Path, functions: Iterable[str], folder: Path) -> set[int]:
-    """The numbers of the MSRs in the functions' cases, according to a compiler."""
+    """The numbers of the MSRs in the functions' cases. A compiler evaluates the names."""
     labels = set()
     for file in ("svm/svm.c", "msrs.c", "x86.c", "mtrr.c"):
         path = release / "arch/x86/kvm" / file
@@ -58,7 +58,7 @@ def cases(release: Path, functions: Iterable[str], folder: Path) -> set[int]:
             if set(each.names) & set(functions):
                 labels.update(re.findall(r"case ([^:]+):", each.text))
     labels = {each for each in labels if not each.startswith(ABSENT)}
-    # The cases of find_mtrr say which of these MSRs exist.
+    # Not every number in this range is an MSR. find_mtrr has a case for those that are.
     labels = {each for each in labels if not each.endswith("... MSR_MTRRfix4K_F8000")}
     assert len(labels) > 60
     macro = re.compile(r"#\s*define\s+\w*(MSR|MTRR|MCE)\w*[( \t]")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of kernel and emulator: each explanation of survivors matches a mutant."""
+"""Each explanation of mutants that survive, of the kernel or the emulator, matches a mutant."""
 
 from __future__ import annotations
 

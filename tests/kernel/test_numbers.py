@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every number, size and offset is that of released kernels.
+"""Every number, size and offset in our code is the same as in released kernels.
 
 ``facts.json`` keeps what the headers of some releases say, so these tests need no
 network. With ``SNPCERTS_KERNEL_TESTS`` set (``make test-kernel``), they also compile
@@ -29,7 +29,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc 
 
 
 def differences(ours: dict[str, int], theirs: dict[str, int]) -> list[str]:
-    """Both values of every expression of ours that differs in ``theirs`` or is missing there."""
+    """A line for each of our expressions that ``theirs`` lacks or gives another value."""
     return [
         f"{name}: {value} here, {theirs.get(name, 'nothing')} in the headers"
         for name, value in ours.items()
@@ -53,7 +53,7 @@ def test_the_structures_of_the_c_header_are_laid_out_as_the_kernels(release: str
 
 
 def test_the_exit_is_43_in_every_recorded_release() -> None:
-    """Numbers written by hand: 42, as in the posted patches, is an arm64 exit in each release."""
+    """The posted patches used 42. In each release, that is an arm64 exit."""
     assert {each["KVM_EXIT_SNP_REQ_CERTS"] for each in FACTS.values()} == {43}
     assert {each["KVM_EXIT_ARM_LDST64B"] for each in FACTS.values()} == {42}
     assert {42, 43} == kvm.SNP_REQ_CERTS_EXITS
@@ -63,7 +63,7 @@ def test_recorded_releases_are_of_every_series() -> None:
     assert {".".join(version.split(".")[:2]) for version in FACTS} == set(headers.SERIES)
 
 
-# An ioctl request of KVM or the SEV devices, or an exit reason, as a bare number.
+# Matches an ioctl request of KVM or the SEV devices, or an exit reason, written as a number.
 _BARE = re.compile(
     r"\b0x[0-9A-Fa-f]{0,4}AE[0-9A-Fa-f]{2}u?l?\b|\b0xC0[12]0530[0-9]|exit_reason\s*[!=]?=\s*\d"
 )

@@ -2,7 +2,7 @@
 """The emulator answers as the released kernels' own code does.
 
 ``make test-kernel`` fetches the sources and runs these tests.
-``python -m tests.kernel.oracle`` makes the same comparison with as many sequences as it is told.
+``python -m tests.kernel.oracle`` makes the same comparison with any number of sequences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .oracle.difference import EXPLAINED
 from .oracle.judge import judge
 
 SEQUENCES = 30_000  # of all parts and releases together
-# For each part of the kernel, changes (text, replacement) that a few sequences must notice.
+# Changes to the kernel that a few sequences must notice: part of the kernel, text, replacement.
 MUTANTS = [
     (
         "kvm",

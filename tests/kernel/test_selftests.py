@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM's selftests of released kernels on the emulated host, up to where guest code would run.
+"""KVM's selftests of released kernels run on the emulated host until they need guest code.
 
-The tables say which selftests pass, and what stops the others. A change in either direction
-fails: a selftest that comes to pass must be moved to :data:`PASSES`.
+The tables say which selftests pass, and what stops the others. Any change makes a test fail: if
+another selftest begins to pass, move it to :data:`PASSES`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PASSES: Final = (
     "x86/recalc_apic_map_test",
     "x86/set_sregs_test",
 )
-# What stops the others: exit code, a line of the output, and why they cannot get further.
+# Selftests that do not pass: exit code, a line of the output, and why they get no further.
 STOPPED: Final = {
     "x86/sev_init2_tests": (
         _SKIPPED,
@@ -98,7 +98,7 @@ NOT_RUN: Final = {
     "x86/sev_dbg_test": "it is about SEV and SEV-ES, and returns at once where there is neither",
     "x86/vmx_msrs_test": "it is for Intel's processors",
 }
-# What the source of a selftest contains if it runs code in a guest.
+# Matches the source of a selftest that runs code in a guest.
 _GUEST_CODE: Final = re.compile(r"\b(guest_code|guest_main|_*vcpu_run)\b")
 RELEASES: Final = headers.releases() if os.environ.get("SNPCERTS_KERNEL_TESTS") else {}
 
@@ -158,5 +158,5 @@ def test_the_snp_part_of_sev_init2_tests_passes(version: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-# Selftests that not every release here has.
+# Selftests that some of the fetched releases lack.
 NOT_IN_EVERY_RELEASE: Final = {"vm_types_test"}

@@ -2,9 +2,9 @@
 """A VMM in C that takes every name from the headers of a released kernel.
 
 It is compiled with the headers that ``fetch.sh`` has fetched (``make test-kernel``)
-and includes nothing of this project's. So if it works on the emulated host and under
-``snpcerts run``, and passes ``snpcerts conformance``, these implement the interface of
-that release.
+and includes no file of this project. So if it works on the emulated host and under
+``snpcerts run``, and passes ``snpcerts conformance``, then all three implement the interface
+of that release.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_its_guest_attests(
 
 
 def test_its_own_service_knows_no_other_exit(vmm: Path, emulated: Emulated, tmp_path: Path) -> None:
-    """The VMM itself refuses exit 42, so the tests above use the released number."""
+    """The VMM's own service refuses exit 42: the tests above that use it need the released 43."""
     certs = tmp_path / "certs"
     assert emulated.run("certificates", str(certs)).returncode == 0
     argv = ["--requests", "1", "--exit-number", "42", "--", str(vmm), "1"]

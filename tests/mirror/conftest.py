@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulated AMD with a few chips behind a mirror, on each database."""
+"""Fixtures: an emulated key server for a few chips, mirrors of it, and databases of each kind."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def amd(milan: EmulatedAuthority, turin: EmulatedAuthority) -> Iterator[KeyServe
 def start(
     amd: KeyServer, anchors: tuple[Anchor, ...], tmp_path: Path
 ) -> Iterator[Callable[..., RunningMirror]]:
-    """Start mirrors of that key server; they end with the test."""
+    """A function that starts mirrors of the key server ``amd``. They end with the test."""
     running: list[RunningMirror] = []
 
     def starting(**options: object) -> RunningMirror:
@@ -73,7 +73,7 @@ def start(
             "port": 0,
             "upstream": amd.url,
             "anchors": anchors,
-            # A busy machine must not turn an answer into "come again".
+            # Long enough that a caller gets its certificate, not 503, even on a busy machine.
             "limits": CallerLimits(patience=45),
         }
         found = RunningMirror(ServeOptions(**(given | options)))  # type: ignore[arg-type]  # a test's
@@ -96,7 +96,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database; a test that uses it runs once for each kind."""
+    """The URL of an empty database. A test that uses it runs once for each kind of database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/shared.db"
     server: PostgresServer = request.getfixturevalue("postgres")

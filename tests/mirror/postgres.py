@@ -43,7 +43,7 @@ def _programs() -> Path | None:
 
 
 class PostgresServer:
-    """One server; its data is removed with it."""
+    """One PostgreSQL server. ``close`` stops it and removes its data."""
 
     def __init__(self) -> None:
         programs = _programs()
@@ -74,7 +74,7 @@ class PostgresServer:
         )
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop the server: "immediate" as in a crash, "fast" after it has ended the connections."""
+        """Stop the server: "immediate" as in a crash; "fast" first ends the connections."""
         self._run("pg_ctl", "-D", str(self._data), "-w", "-t", "60", "-m", mode, "stop")
 
     def kill(self) -> None:
@@ -109,7 +109,7 @@ class PostgresServer:
 
 
 def _other_user() -> str | None:
-    """PostgreSQL refuses to run as root."""
+    """PostgreSQL refuses to run as root. If we are root, return another user, otherwise None."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}

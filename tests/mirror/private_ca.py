@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A private CA, as operators use for the names and hosts of a data centre."""
+"""A private CA, such as operators use for the hosts of a data centre."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class PrivateCa:
         usages: Sequence[x509.ObjectIdentifier] = (),
         by: Path | None = None,
     ) -> Path:
-        """A certificate for these names or addresses, with its key in the same file.
+        """Issue a certificate for these names or addresses; return a file with it and its key.
 
-        ``by`` is the file of a certificate issued earlier; its key signs the new one, as if
-        that were a CA certificate.
+        ``by`` is the file of a certificate issued earlier. If given, that certificate's key signs
+        the new one, as if it were a CA's.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         signer, issuer, chain = self._key, self._name, b""

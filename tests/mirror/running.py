@@ -56,7 +56,7 @@ class RunningMirror:
         return self
 
     def pause(self, until: threading.Event) -> None:
-        """Let the mirror do nothing until the event is set, for at most 30 seconds."""
+        """Block the mirror's event loop until the event is set, for at most 30 seconds."""
         self._loop.call_soon_threadsafe(until.wait, 30)
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ def ask(
 
 
 def until_stored(url: str, target: str, most: float = 120) -> None:
-    """Ask until the mirror has the certificate. Each request waits in the mirror for a while."""
+    """Repeat the request until the mirror has the certificate. It holds each one for a while."""
     until = time.monotonic() + most
     while (found := ask(url, target)).status == 503:
         assert time.monotonic() < until, found.text

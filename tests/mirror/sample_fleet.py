@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fleets for the tests of the page: they show every state and panel, and never change."""
+"""Sample fleets for the tests of the fleet's page: they show every state and every panel."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def fleet(done: int = 150, hosts: int = 240) -> Fleet:
 
 
 def history() -> HostHistory:
-    """One host through an update."""
+    """The history of a host that went through an update."""
     name = "genoa-007.rack1"
     empty = file_report(
         "empty", "empty, but should hold the certificates of the VCEK", certificates=False

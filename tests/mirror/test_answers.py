@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller gets: every spelling of AMD's URLs, conditional requests, and each refusal."""
+"""The mirror's answers: to each spelling of AMD's URLs, to conditional and to bad requests."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ SPELLINGS: dict[str, Callable[[VcekResource], str]] = {
     "another order": lambda r: (
         f"vcek/v1/Milan/{r.hwid.hex()}?ucodeSPL=219&snpSPL=24&teeSPL=00&blSPL=04"
     ),
-    "hexadecimal in capitals": lambda r: r.path.replace(r.hwid.hex(), r.hwid.hex().upper()),
-    "the product in small letters": lambda r: r.path.replace("Milan", "milan"),
+    "hexadecimal in upper case": lambda r: r.path.replace(r.hwid.hex(), r.hwid.hex().upper()),
+    "the product in lower case": lambda r: r.path.replace("Milan", "milan"),
     "below a prefix, as behind a proxy": lambda r: f"amd/kds/{r.path}",
     "a base URL that ends in a slash": lambda r: f"/{r.path}",
 }
@@ -112,7 +112,7 @@ def test_a_known_etag_saves_the_body(amd: KeyServer, mirror: RunningMirror) -> N
     assert mirror.ask(path, headers={"If-None-Match": '"other"'}).status == 200
 
 
-def test_head_has_the_headers_alone(amd: KeyServer, mirror: RunningMirror) -> None:
+def test_head_returns_only_the_headers(amd: KeyServer, mirror: RunningMirror) -> None:
     path = vcek(amd).path
     whole, head = mirror.ask(path), mirror.ask(path, method="HEAD")
     assert (head.status, head.body) == (200, b"")
@@ -134,18 +134,18 @@ BAD = {
     "not hexadecimal": "vcek/v1/Milan/" + "zz" * 64 + "?blSPL=1&teeSPL=0&snpSPL=1&ucodeSPL=1",
     "a chip ID of zeros": "vcek/v1/Milan/" + "00" * 64 + "?blSPL=1&teeSPL=0&snpSPL=1&ucodeSPL=1",
     "an unknown product": "vcek/v1/Naples/cert_chain",
-    "a parameter too many": "vcek/v1/Milan/cert_chain?url=http://localhost/",
+    "an unknown parameter": "vcek/v1/Milan/cert_chain?url=http://localhost/",
     "another version": "vcek/v1/v2/Milan/cert_chain",
     "traversal": "../vcek/v1/Milan/cert_chain",
-    "traversal behind": "vcek/v1/../cert_chain",
+    "traversal within the path": "vcek/v1/../cert_chain",
     "encoded": "vcek/v1/%4dilan/cert_chain",
     "encoded twice": "vcek/v1/%254dilan/cert_chain",
     "a number too large": "vcek/v1/Milan/" + "ab" * 64 + "?blSPL=256&teeSPL=0&snpSPL=1&ucodeSPL=1",
     "a number below zero": "vcek/v1/Milan/" + "ab" * 64 + "?blSPL=-1&teeSPL=0&snpSPL=1&ucodeSPL=1",
-    "a parameter twice": "vcek/v1/Milan/"
+    "a repeated parameter": "vcek/v1/Milan/"
     + "ab" * 64
     + "?blSPL=1&blSPL=1&teeSPL=0&snpSPL=1&ucodeSPL=1",
-    "a host in it": "vcek/v1/Milan/cert_chain@evil.example/crl",
+    "a host in the path": "vcek/v1/Milan/cert_chain@evil.example/crl",
     "huge": "vcek/v1/Milan/" + "ab" * 4000,
     "many parameters": "vcek/v1/Milan/cert_chain?" + "&".join("a=1" for _ in range(400)),
     "a NUL": "vcek/v1/Milan/%00",
@@ -234,7 +234,7 @@ UNUSABLE = [
 
 
 @pytest.mark.parametrize("fault", UNUSABLE, ids=lambda fault: fault.value)
-def test_without_a_usable_answer_the_caller_is_to_come_again(
+def test_without_a_usable_answer_the_caller_is_told_to_come_again(
     amd: KeyServer, start: Callable[..., RunningMirror], fault: Fault
 ) -> None:
     mirror = start(limits=CallerLimits(patience=0.3))
@@ -280,11 +280,11 @@ def test_a_caller_over_its_own_budget_gets_429(
     found = [mirror.ask(path, headers={"Prefer": "wait=0"}) for path in strangers]
     assert [each.status for each in found] == [503, 503, 429]
     assert 290 <= int(found[2].headers["retry-after"]) <= 301
-    # To ask again for what it already waits for costs nothing.
+    # A repeated request for a certificate that is already in the queue takes no budget.
     assert mirror.ask(strangers[0], headers={"Prefer": "wait=0"}).status == 503
 
 
-def test_with_enrolled_chips_alone_others_are_not_fetched(
+def test_if_only_enrolled_chips_are_served_others_are_not_fetched(
     amd: KeyServer, start: Callable[..., RunningMirror]
 ) -> None:
     mirror = start(limits=CallerLimits(enrolled_only=True))
@@ -305,7 +305,7 @@ def test_a_mirror_of_a_mirror_serves_the_same_bytes(
 def test_a_compressed_answer_of_upstream_is_not_stored(
     amd: KeyServer, start: Callable[..., RunningMirror], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request accepts no compression, but a proxy may compress anyway."""
+    """The mirror asks for an uncompressed answer, but a proxy may compress it anyway."""
     plain = amd.answer
 
     def compressed(target: str, client: str) -> Any:

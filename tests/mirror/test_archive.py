@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mirror without a network connection: export, carry, import; every file is verified."""
+"""Archives, for mirrors without a network connection. An import verifies every file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .running import RunningMirror, until_stored
 
 @pytest.fixture
 def roots(milan: EmulatedAuthority, turin: EmulatedAuthority, tmp_path: Path) -> list[str]:
-    """The options that trust both emulated roots."""
+    """The options that make a command trust both emulated roots."""
     options: list[str] = []
     for each in (milan, turin):
         path = tmp_path / f"{each.product.value}.pem"
@@ -48,7 +48,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture
 def archive(amd: KeyServer, mirror: RunningMirror, tmp_path: Path) -> Path:
-    """What a mirror with a Milan and a Turin chip exports."""
+    """The archive that a mirror exports after requests about a Milan and a Turin chip."""
     for product in (Product.MILAN, Product.TURIN):
         assert mirror.ask(vcek(amd, product).path).status == 200
     assert mirror.ask("vcek/v1/Milan/crl").status == 200
@@ -131,7 +131,7 @@ def test_a_wrong_database_is_named(command: str, url: str, tmp_path: Path) -> No
     assert "database" in out
 
 
-def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     code, out = run("import", "--database", f"sqlite:///{tmp_path}/x.db", str(tmp_path / "none"))
     assert code == 2
     assert "expected a directory" in out
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_database_does_not_stay_open(tmp_path: Path) -> None:
     path = tmp_path / "mirror.db"
     path.write_bytes(b"not a database" * 100)
     with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:
-        # The caught errors keep their frames alive, and so any connection that was not closed.
+        # The caught errors keep their frames alive. These would keep an unclosed connection open.
         with pytest.raises(sqlite3.DatabaseError, match="not a database") as caught:
             opened.sqlite_connection()
         with pytest.raises(DatabaseUnavailableError, match="not a database") as also_caught:
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_database_does_not_stay_open(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing_and_stops_nothing(amd: KeyServer, mirror: RunningMirror) -> None:
-    """SQLite's limit of pages stands in for a full disk: it gives the same error."""
+    """A limit on the database's pages stands in for a full disk: SQLite reports the same error."""
     path = vcek(amd).path
     until_stored(mirror.url, path)
     assert mirror.ask(path).status == 200

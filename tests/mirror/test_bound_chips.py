@@ -80,7 +80,7 @@ def test_a_token_of_one_host_speaks_for_no_other(
 def test_another_host_cannot_announce_a_chip_that_belongs_to_a_host(
     mirror: RunningMirror, first: Announcement, token: str
 ) -> None:
-    """Neither with its own token nor, under any name, with a token that all hosts share."""
+    """The mirror refuses the other host's own token and, under any name, the shared token."""
     assert put(mirror, first, ONE).status == 200
     for name in ("host-2",) if token == TWO else ("host-2", "host-1"):
         refused(put(mirror, named(first, name), token), 409, "mirror-other-host", "'host-1'")
@@ -102,7 +102,7 @@ def test_a_shared_token_announces_any_chip_that_has_no_host(
 ) -> None:
     assert put(mirror, named(first, "host-2"), AGENT).status == 200
     assert put(mirror, named(first, "host-3"), AGENT).status == 200
-    # The first host to announce it with a token of its own keeps it.
+    # The chip now belongs to the first host that announces it with a token of its own.
     assert put(mirror, first, ONE).status == 200
     refused(put(mirror, named(first, "host-3"), AGENT), 409, "mirror-other-host")
 

@@ -53,7 +53,7 @@ def connect(mirror: RunningMirror) -> socket.socket:
     ],
     ids=["nothing", "half a line", "half a head", "half a header", "half a body"],
 )
-def test_a_request_that_does_not_come_to_its_end_is_ended(
+def test_a_request_that_stays_incomplete_is_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     mirror = start()
@@ -65,8 +65,10 @@ def test_a_request_that_does_not_come_to_its_end_is_ended(
     assert mirror.ask("healthz").status == 200
 
 
-def test_a_head_that_drips_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part comes in time, but the whole head does not. It is the connection's second one."""
+def test_a_head_that_arrives_in_drips_is_ended(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part arrives in time, but the whole head, the second on its connection, does not."""
     mirror = start()
     with connect(mirror) as slow:
         slow.sendall(HEAD + b"\r\n")
@@ -130,7 +132,7 @@ CHAIN = b"GET /vcek/v1/Milan/cert_chain HTTP/1.1\r\nHost: mirror\r\n\r\n"
 
 
 def ended(connection: socket.socket, seconds: float) -> bool:
-    """Return whether the other side ends the connection, without reading from it."""
+    """Without reading, wait for the other side to end the connection; return whether it did."""
     waiting = select.poll()
     waiting.register(connection, 0)  # POLLERR and POLLHUP always count
     return bool(waiting.poll(seconds * 1000))
@@ -145,7 +147,7 @@ def test_a_client_that_does_not_read_its_answers_is_ended(
     monkeypatch.setattr(MirrorConnection, "answer_time", 0.5)
     with connect(mirror) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        # More answers than the buffers of both sides hold.
+        # Request more than the socket buffers of both sides can hold.
         deaf.sendall(CHAIN * ((8 << 20) // size) + last)
         assert ended(deaf, 60)
     assert mirror.ask("healthz").status == 200
@@ -192,7 +194,7 @@ def test_trailers_that_are_too_long_end_the_connection(
     assert mirror.ask("healthz").status == 200
 
 
-def test_trailers_count_that_arrive_together_with_their_body(
+def test_trailers_that_arrive_together_with_their_body_count(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror, sent = start(), threading.Event()
@@ -205,18 +207,18 @@ def test_trailers_count_that_arrive_together_with_their_body(
             pass
 
 
-def test_a_body_in_many_chunks_is_no_head(start: Start) -> None:
+def test_a_body_in_many_chunks_does_not_count_as_head(start: Start) -> None:
     mirror = start()
     with connect(mirror) as many:
         many.sendall(CHUNKS + b"0\r\nX: y\r\n\r\n" + HEAD + b"\r\n")
         found = b""
         while found.count(b" 200 ") < 2:
             data = many.recv(4096)
-            assert data, "the connection was closed"
+            assert data, "the mirror must not close the connection"
             found += data
 
 
-def test_a_large_body_is_no_head(start: Start) -> None:
+def test_a_large_body_does_not_count_as_head(start: Start) -> None:
     mirror = start(tokens=Tokens(agent=("t" * 16,)))
     found = mirror.ask(
         "api/v1/hosts/milan/00",

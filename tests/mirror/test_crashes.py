@@ -139,7 +139,7 @@ def test_instances_that_are_killed_lose_nothing(
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    """The request of a killed instance is repeated once, when its lease has run out."""
+    """A request that was under way is made once more, when the killed instance's lease runs out."""
     if sized(True, False):
         pytest.skip(f"waits for leases of {LEASE:.0f} s: runs only with SNPCERTS_FULL_TESTS=1")
     database = f"sqlite:///{tmp_path}/killed.db"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agents announce themselves, operators announce firmware: what is fetched, and in which order."""
+"""Agents announce hosts, operators announce rolls; the mirror queues and fetches for both."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ WRONG_TOKENS: dict[str, tuple[dict[str, str], int]] = {
     "empty": ({"Authorization": "Bearer "}, 401),
     "another scheme": ({"Authorization": f"Basic {AGENT}"}, 401),
     "unknown": ({"Authorization": "Bearer " + "c" * 32}, 403),
-    "one without its last character": ({"Authorization": f"Bearer {AGENT[:-1]}"}, 403),
-    "one with a character more": ({"Authorization": f"Bearer {AGENT}a"}, 403),
+    "a token without its last character": ({"Authorization": f"Bearer {AGENT[:-1]}"}, 403),
+    "a token with an extra character": ({"Authorization": f"Bearer {AGENT}a"}, 403),
     "not ASCII": ({"Authorization": "Bearer \xe9" + "c" * 31}, 403),
 }
 
@@ -326,5 +326,5 @@ def test_a_full_queue_takes_no_more_from_agents_and_operators(
         (409, "mirror-queue-full")
     }
     assert queue(slow_fleet) == [(vcek(amd).path, 1)]
-    # A host that needs nothing more is still recorded.
+    # An announcement that would not lengthen the queue is still recorded.
     assert put(slow_fleet, announced(amd, 0, guests=7)).status == 200

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages and metrics share one read of the fleet, from several threads."""
+"""The pages and the metrics share one read of the fleet, even in several threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snpcerts.mirror.fleet_view import Fleet
 from snpcerts.mirror.mirror_metrics import FleetCache
 
 
-def test_readers_at_one_time_cost_one_read() -> None:
+def test_simultaneous_readers_share_one_read() -> None:
     reads: list[object] = []
     go = threading.Event()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/fleet.md: its commands run as written, its options exist, its figures are the code's."""
+"""The commands in docs/fleet.md run, its options exist, and its figures agree with the code."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _url(script: str) -> str:
 
 
 def commands() -> list[list[str]]:
-    """Every command of ours that the page and the unit name, split into its arguments."""
+    """Every snpcerts command in the page and in the systemd unit, split into words."""
     found = re.findall(r"snpcerts (?:mirror|host|policy|emulate) [^`\n]*", PAGE)
     unit = UNIT.partition("ExecStart=/usr/bin/")[2].partition("\nLoad")[0].replace("\\\n", " ")
     return [shlex.split(each, comments=True) for each in (*found, unit)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The migrations make the tables that the queries name, on each database."""
+"""On each kind of database, the migrations make the tables that the queries use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_migrations_and_the_tables_agree(database: str) -> None:
 
 
 def test_an_older_database_keeps_its_rows(database: str) -> None:
-    """Starts from the first migration, with a row in each table that a later one rewrites."""
+    """Start after the first migration, with a row in each table that a later migration rewrites."""
     opened = MirrorDatabase(database)
     with opened.write() as connection:
         migrate(connection, to=1)
@@ -122,7 +122,7 @@ def test_instances_that_start_at_once_migrate_once(database: str) -> None:
 
 
 def test_a_database_that_cannot_be_written_is_named() -> None:
-    """Root may write everywhere, so the test becomes another user, who can enter the directory."""
+    """Root may write to any file, so a test that runs as root switches to the user nobody."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = Path(folder) / "mirror.db"
         with closing(MirrorDatabase(f"sqlite:///{path}")) as opened:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue and the pace that instances share: on a clock that skips waits, on each database."""
+"""Instances share a queue and a pace: on each kind of database, on a clock that skips waits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def clock() -> VirtualClock:
 def start(
     milan: EmulatedAuthority, anchors: tuple[Anchor, ...], database: str, clock: VirtualClock
 ) -> Iterator[Start]:
-    """Start a key server that throttles by address, and instances behind it."""
+    """A function that starts a key server that throttles by address, and mirror instances of it."""
     running: list[tuple[VirtualMirrors, KeyServer]] = []
 
     def starting(
@@ -87,7 +87,7 @@ def want(mirrors: VirtualMirrors, chips: list[Chip], need: Need = Need.ROLL) -> 
 def test_a_roll_asks_once_for_each_certificate_at_amds_pace(
     start: Start, clock: VirtualClock, instances: int
 ) -> None:
-    """At every moment of the roll, its announced end must also be about right."""
+    """With one instance, the estimated end must also be about right at nearly every step."""
     count = sized(20, 1000 if instances == 3 else 200)
     mirrors, amd, chips = start(count, instances=instances)
     for chip in chips:
@@ -118,7 +118,7 @@ def test_a_roll_asks_once_for_each_certificate_at_amds_pace(
 
 
 def test_two_requests_are_never_within_a_gap(start: Start, clock: VirtualClock) -> None:
-    """Upstream punishes a request that is too early, so the test would notice one."""
+    """The key server would answer an early request with 429, and lengthen the throttle."""
     mirrors, amd, chips = start(8, instances=3, throttle=Throttle(GAP, lengthens=True))
     want(mirrors, chips)
     mirrors.run()

@@ -200,7 +200,7 @@ def test_tcbs_are_judged_by_the_confirmed_floors_of_their_processor() -> None:
         host(announcement("old", OLD)),
         host(announcement("new", NEW)),
         host(announcement("unnamed", OLD, cpuid=None)),
-        # A Milan's CPUID on a Genoa is not a known processor.
+        # No known processor of the product Genoa has a Milan's CPUID.
         host(announcement("mixed", OLD, cpuid=MILAN)),
     ]
     groups = {(each.processors, each.tcb): each for each in tcb_spread(hosts, bulletin_data())}
@@ -275,7 +275,7 @@ def test_ten_thousand_hosts_are_one_page_of_bounded_size() -> None:
         (200000, "2 d 7 h"),
     ],
 )
-def test_a_span_is_said_in_two_units(seconds: float, text: str) -> None:
+def test_a_span_is_given_in_at_most_two_units(seconds: float, text: str) -> None:
     assert span(timedelta(seconds=seconds)) == text
 
 

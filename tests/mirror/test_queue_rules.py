@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever upstream answers, each row that can succeed does, in time, and at AMD's pace.
+"""Whatever upstream answers, each row of the queue that can succeed does so, at AMD's pace.
 
 Instances with random rows meet random outcomes, on a clock that skips waits. The database and the
 fetcher are real; upstream and the verification are scripted.
@@ -61,7 +61,7 @@ class Outcome(enum.Enum):
     KILLED = "the instance dies"
 
 
-# After these outcomes the row stays in the queue; after the others it has left it.
+# Outcomes that an instance records, and after which it leaves the row in the queue.
 AGAIN = (
     Outcome.FAILS,
     Outcome.LATER,
@@ -75,7 +75,7 @@ FAILURES = (*AGAIN, Outcome.STOPPED, Outcome.KILLED)
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the queue. Upstream answers with ``first`` in turn, and then always ``then``."""
+    """A row of the queue. Upstream answers as ``first`` says, in turn, and then always ``then``."""
 
     need: Need
     added: float
@@ -131,7 +131,7 @@ class KilledError(BaseException):
 
 @dataclass
 class Upstream:
-    """A scripted client and admission; it notes each request and when it was made."""
+    """A scripted client and admission, which records each request and its time."""
 
     turns: Turns
     scripts: dict[str, list[Outcome]]
@@ -180,7 +180,7 @@ class Upstream:
 
 
 class MortalFetcher(Fetcher):
-    """A fetcher that can be killed, and then writes nothing more, or that can stall."""
+    """A fetcher that can stall, or be killed: it then writes nothing more."""
 
     def _ask(self, taken: Taken, known: object) -> object:  # type: ignore[override]  # as it is
         try:
@@ -214,7 +214,7 @@ class TurnsWaiter(Waiter):
 
 
 class Simulation:
-    """Plays one course, until every row that can succeed has, or ``most`` seconds have passed."""
+    """Plays one course until each row that can succeed has done so, or for ``most`` seconds."""
 
     def __init__(self, database: MirrorDatabase, course: Course) -> None:
         self.database, self.course = database, course
@@ -248,9 +248,9 @@ class Simulation:
 
     @property
     def most(self) -> float:
-        """Seconds within which every row that can succeed must be stored: each round of the queue
-        serves every row, a row needs a round for each failure, and every other request is for the
-        most urgent row.
+        """Seconds within which every row that can succeed must be stored. Each round of the queue
+        serves every row, and a row needs one more round for each failure. A round may take twice
+        as many requests as there are rows, because every second one is for the most urgent row.
         """
         count = len(self.rows)
         rounds = 1 + max((len(row.first) for row in self.rows.values()), default=0)
@@ -314,7 +314,7 @@ class Simulation:
             self.stored_at[path] = self.turns.now
 
     def _look(self) -> None:
-        """Check that a waiting row's expected time is not in the past and not too far away."""
+        """Check the expected waits, of a row and of the queue: neither negative nor too long."""
         path = min(self.left, default=None)
         if path is None:
             return
@@ -349,22 +349,25 @@ def simulate(database: MirrorDatabase, course: Course) -> Simulation:
 
 def check(simulation: Simulation) -> None:
     course, upstream = simulation.course, simulation.upstream
-    assert not simulation.left, f"not stored within {simulation.most:.0f} s: {simulation.left}"
-    # To the database, a jump forward looks like time that has passed: the gap may be shorter.
+    assert not simulation.left, f"must be stored within {simulation.most:.0f} s: {simulation.left}"
+    # To the mirror, a forward jump of the database's clock looks like time that has passed. A gap
+    # with a jump in it may therefore be shorter.
     jumps = [START + at for at, _ in course.jumps]
     for one, other in pairwise(upstream.vceks):
         if not any(one <= at <= other for at in jumps):
-            assert other - one >= GAP, f"too close: {one - START:.1f}, {other - START:.1f}"
+            times = f"{one - START:.1f} s and {other - START:.1f} s"
+            assert other - one >= GAP, f"must be a gap apart: {times}"
     if jumps:
         return
     for at, path, outcome in upstream.asked:
         if outcome is Outcome.THROTTLED:
             soon = [each for each, _, _ in upstream.asked if at + 1 + 20 < each < at + 30]
-            assert not soon, f"requests too soon after the 429 for {path}"
+            assert not soon, f"must send no request soon after the 429 for {path}"
     counts = Counter(path for _, path, _ in upstream.asked)
     for path, row in simulation.rows.items():
         if row.then not in AGAIN:
-            assert counts[path] <= 1 + len(row.first), f"{path}: {row} asked {counts[path]} times"
+            asked = f"{path}: {row} asked {counts[path]} times"
+            assert counts[path] <= 1 + len(row.first), f"must not be asked so often: {asked}"
 
 
 def row(*first: Outcome, then: Outcome = Outcome.OK, need: Need = Need.HOST) -> Row:
@@ -373,7 +376,7 @@ def row(*first: Outcome, then: Outcome = Outcome.OK, need: Need = Need.HOST) -> 
 
 LATER = row(then=Outcome.LATER)
 FAILING = row(then=Outcome.FAILS)
-# Rows that once starved the others.
+# Each set contains rows that once starved the others in it.
 STARVING_ROWS: dict[str, Sequence[Row]] = {
     "rows for which upstream names a time": [LATER] * 8 + [row(need=Need.ROLL)] * 3,
     "a row that is always throttled": [row(then=Outcome.THROTTLED), row(), row(need=Need.ROLL)],

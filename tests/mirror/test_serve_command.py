@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``mirror serve`` refuses to start with, and URLs that no program would write."""
+"""``mirror serve`` refuses bad files and options, and no URL, however odd, breaks its parser."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_token_may_name_the_hosts_that_it_belongs_to(tmp_path: Path) -> None:
         ("--admin-token-file", f"{'1' * 32} host-1\n"),
     ],
 )
-def test_tokens_with_names_that_cannot_be_meant_are_refused(
+def test_tokens_with_names_that_make_no_sense_are_refused(
     tmp_path: Path, option: str, text: str
 ) -> None:
     (tmp_path / "tokens").write_text(text)

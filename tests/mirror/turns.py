@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Threads that take turns on a virtual clock: one runs, the others sleep until their time comes.
 
-So several instances have requests under way at once, in an order that is the same in each run.
+In this way, several instances have requests under way at once, in the same order in each run.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Turns:
         self._failed: BaseException | None = None
 
     def sleep(self, seconds: float) -> None:
-        """Let the others run until so much time has passed."""
+        """Let the other threads run until that much time has passed on the clock."""
         with self._turn:
             mine = self._enter(seconds)
             self._pass_on()
             self._wait(mine)
 
     def run(self, bodies: Sequence[Callable[[], None]]) -> None:
-        """Run the functions until all have returned."""
+        """Run each function in a thread, until all of them have returned."""
         threads = []
         with self._turn:
             for body in bodies:

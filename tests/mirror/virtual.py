@@ -19,14 +19,14 @@ from snpcerts.mirror.fetcher import Fetcher, Waiter
 from snpcerts.mirror.fleet_records import FleetRecords
 from snpcerts.mirror.wanted import WantedQueue
 
-# Certificates are issued at the real time, and are valid when this clock starts.
+# Certificates are issued at the real time. An hour later, when this clock starts, they are valid.
 START = time.time() + 3600
 
 
 @dataclass
 class VirtualClock:
-    """Seconds since the epoch; it advances with each wait. ``jumped`` is how far the
-    database's clock is from it.
+    """Seconds since the epoch; each wait advances them. The database's clock is ``jumped`` seconds
+    ahead of this one.
     """
 
     at: float = START
@@ -62,7 +62,7 @@ class QueueNotEmptyError(AssertionError):
 
 
 class VirtualMirrors:
-    """Some instances on one database and one upstream, which keeps the same clock."""
+    """Some instances with one database and one upstream, all on the same clock."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class VirtualMirrors:
 
     def run(self, each_step: Callable[[], None] = lambda: None, most: int | None = None) -> None:
         """Let the instances work in turn until the queue is empty. Raise if it is not empty after
-        ``most`` steps, by default as many as it needs with a few failures.
+        ``most`` steps. The default allows for a few failures.
         """
         bound = 200 + 10 * self.size() if most is None else most
         for _ in range(bound):

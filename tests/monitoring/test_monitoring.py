@@ -35,7 +35,7 @@ AGENT, ADMIN = "a" * 32, "b" * 32
 
 
 def families(exposition: str) -> set[str]:
-    """The names of the exported metrics; a histogram's is without the suffixes of its parts."""
+    """The names of the exported metrics. A histogram counts once, without suffixes like _bucket."""
     found = set()
     for line in exposition.splitlines():
         match = re.fullmatch(r"# TYPE (snpcerts_\w+) (\w+)", line)
@@ -45,7 +45,7 @@ def families(exposition: str) -> set[str]:
 
 
 def named(text: str) -> set[str]:
-    """The metrics that a file names; a histogram's name is without the suffixes of its parts."""
+    """The metrics that a file names. A histogram counts once, without suffixes like _bucket."""
     found = set()
     for name in NAME.findall(text):
         base = re.sub(r"_(bucket|sum|count)$", "", name)
@@ -55,7 +55,7 @@ def named(text: str) -> set[str]:
 
 @pytest.fixture
 def of_host() -> set[str]:
-    """What an agent exports."""
+    """The metrics of an agent."""
     from prometheus_client import generate_latest
 
     return families(generate_latest(Metrics().registry).decode())
@@ -82,7 +82,7 @@ def _milan() -> Any:
     return Product.MILAN
 
 
-def test_every_metric_that_is_named_is_exported_and_the_reverse(
+def test_every_metric_that_is_named_is_exported_and_vice_versa(
     of_host: set[str], of_mirror: set[str]
 ) -> None:
     exported = of_host | of_mirror
@@ -156,7 +156,7 @@ def test_promtool_accepts_the_rules(promtool: Path) -> None:
     run(promtool, "check", "rules", "rules.yaml")
 
 
-def test_each_alert_fires_on_what_it_is_for_and_not_on_what_is_right(promtool: Path) -> None:
+def test_each_alert_fires_when_it_should_and_only_then(promtool: Path) -> None:
     run(promtool, "test", "rules", *(each.name for each in RULES_TESTS))
 
 

@@ -15,7 +15,7 @@ from snpcerts.emulator.frontdoor import seccomp
 from ..example_vmms import EXAMPLES, ROOT, assert_passes, assert_short, installed_library, run
 from ..sizes import FULL
 
-# What a VMM without the library gets wrong first. Only the full size runs the other checks.
+# The checks that VMMs without the library are likely to fail. The full size runs all checks.
 LIKELY_MISTAKES = (
     *("table-delivered", "exact-pages", "same-inode", "vcpus-keep-locks", "busy"),
     *("lock-until-signed", "missing-file", "kick-not-lost", "page-state"),

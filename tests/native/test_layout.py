@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``vmm/c_library.py`` declares is what a compiler makes of ``snpcerts.h``."""
+"""``vmm/c_library.py`` declares the sizes, offsets and values that ``snpcerts.h`` has in C."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 """The library in C takes the steps of ``certfile/reader.py``, which the explorer examines.
 
 Each case runs twice with the same disturbances: the library under ptrace(2), call by call, and
-the exit service in Python, step by step. The calls are the steps, in the same order, and both
-give the same answer.
+the exit service in Python, step by step. The library's calls must be the same steps in the same
+order, and both must give the same answer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ TABLE = b"\x63" * 5000
 WAIT = 50_000_000_000  # ns: no case waits for as long
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 AT_FDCWD = 2**32 - 100
-# What docs/vmm-authors.md says a seccomp filter must allow; clock_gettime needs no system call.
+# The system calls that docs/vmm-authors.md tells a seccomp filter to allow. clock_gettime needs
+# none.
 CALLS = re.findall(
     r"`(\w+)(?:\(2\))?`",
     re.search(
@@ -55,8 +56,8 @@ Disturb = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A request. ``before`` has functions that disturb the file before the first step of a
-    name, and ``fails`` the errno with which the first step of a name fails."""
+    """A request. By the name of a step, ``before`` has a function that disturbs the file before
+    the first such step, and ``fails`` has the errno with which that step fails."""
 
     content: bytes | None = TABLE
     gpa: int = BASE
@@ -142,7 +143,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def prepared(case: Case, folder: Path) -> Iterator[tuple[Path, Callable[[str], int | None]]]:
-    """The file of a case, and what happens before each step."""
+    """Yield a case's file, and a function to call before each step: it disturbs the file, and
+    returns the errno with which the step must fail, if any."""
     folder.mkdir()
     file = folder / "certs.bin"
     if case.content is not None:
@@ -293,7 +295,7 @@ def in_python(case: Case, folder: Path) -> tuple[list[str], Answer]:
                 raise OSError(code, os.strerror(code))
 
         def after(action: Any, result: Any) -> Any:
-            # system.py returns False for these two errors.
+            # For EAGAIN and EACCES, system.py returns False instead of raising.
             return False if isinstance(action, step.LockShared) and refused else result
 
         refused: list[bool] = []
@@ -308,7 +310,7 @@ def in_python(case: Case, folder: Path) -> tuple[list[str], Answer]:
 
 
 def delivers(found: reader.Found, case: Case) -> bool:
-    """Whether delivering takes its own call; a table needs none, it is read into the buffer."""
+    """Whether the library delivers with a call of its own. It reads a table into the buffer."""
     if isinstance(found, reader.Table | reader.Busy) or case.npages == 0:
         return False
     return BASE <= case.gpa < BASE + SIZE and not (
@@ -325,7 +327,7 @@ def test_the_calls_are_the_steps(name: str, program: Path, tmp_path: Path) -> No
 
 
 def test_the_cases_reach_every_line_of_the_reader(tmp_path: Path) -> None:
-    """So that no branch of it is left uncompared."""
+    """Otherwise the library could differ in a branch that no case compares."""
     codes = [reader.serve.__code__, reader._find.__code__, reader._locked_content.__code__]
     reached: set[int] = set()
 
@@ -359,7 +361,7 @@ def test_every_outcome_is_among_the_cases(tmp_path: Path) -> None:
 
 
 def test_the_library_has_no_state_and_needs_no_more_than_system_calls(tmp_path: Path) -> None:
-    """No global that could change, no allocation, no lock: any number of threads may use it."""
+    """The library has no writable globals, no allocation and no mutex: all threads may use it."""
     output = tmp_path / "snpcerts.o"
     build(output, ROOT / "native" / "snpcerts.c", "-c", "-fPIC")
     listed = subprocess.run(["nm", output], capture_output=True, text=True, check=True).stdout

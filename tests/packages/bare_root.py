@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bare Debian system to install on: a root directory behind an overlay, in namespaces of its own.
+"""A bare Debian system to install on: a root directory under an overlay, in namespaces of its own.
 
-The files that ``fetch.sh`` unpacked do not change; all changes go into a directory of the test. The
-processes that a script leaves behind end with it.
+The files that ``fetch.sh`` unpacked do not change; all changes go into a directory of the test.
+When a script ends, the processes that it has left behind are killed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ exec chroot . /usr/bin/env -i "$@"
 
 @dataclass(frozen=True)
 class BareRoot:
-    """One system: ``root`` is its pristine directory, and ``changes`` receives all changes."""
+    """One system. ``root`` is the fetched directory, and ``changes`` receives all changes to it."""
 
     root: Path
     changes: Path
@@ -83,7 +83,7 @@ class BareRoot:
         )
 
     def at(self, path: str) -> Path:
-        """Return where a file of the system is that has been changed or created."""
+        """Return the path outside the system of a file that was changed or created in it."""
         return self.changes / "upper" / path.lstrip("/")
 
     def remove(self) -> None:

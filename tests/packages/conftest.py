@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packages of a release, built once, and bare systems to install them on.
 
-Building and installing takes minutes, root and the network: so these tests run only when asked
-for, by ``make test-packages``.
+Building and installing takes minutes, and needs root and the network, so these tests run only
+when asked for, by ``make test-packages``.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def pytest_pycollect_makemodule(
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with what packaging/build.py makes, and with packages of version 0.1.1."""
+    """A directory with the release that packaging/build.py makes, and with packages of 0.1.1."""
     out = tmp_path_factory.mktemp("release")
     build(out, "--also", "0.1.1")
     return out
 
 
 def build(out: Path, *argv: str) -> None:
-    """Build a release from a copy of the tree, so that no other installation is near."""
+    """Build a release with the fetched tools, in a Python without snpcerts."""
     made = subprocess.run(
         [FETCHED / "venv/bin/python", ROOT / "packaging/build.py", out, *argv],
         capture_output=True,

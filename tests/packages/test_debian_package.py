@@ -57,7 +57,7 @@ def test_from_the_package_to_a_verified_guest_to_a_purge(bare: BareRoot) -> None
     assert "in step" in made.stdout
     assert "\nverified" in made.stdout
     assert made.stdout.splitlines()[-1] == "kvm:640"
-    # Domains and AppArmor rules name this path, so it stays when Python is upgraded.
+    # libvirt domains and AppArmor rules name this path: it must not depend on Python's version.
     (shim,) = (line for line in made.stdout.splitlines() if line.startswith("LD_PRELOAD="))
     assert f"\n{shim}\n" in (ROOT / "docs/stock-vmms.md").read_text()
     assert time.monotonic() - start < 60
@@ -115,7 +115,7 @@ test ! -e /etc/snpcerts.toml
     assert made.returncode == 0, made.stdout + made.stderr
 
 
-def test_two_installations_and_a_missing_device_are_said(bare: BareRoot) -> None:
+def test_two_installations_and_a_missing_device_are_reported(bare: BareRoot) -> None:
     made = bare.run(
         """
 mkdir -p /etc/systemd/system && touch /etc/systemd/system/snpcerts-sync.service

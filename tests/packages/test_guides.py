@@ -28,14 +28,14 @@ PAGES = (
     "docs/vmm-authors.md",
 )
 _BLOCK = re.compile(r"^( *)```(console|sh)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-# Part of a command, and why it is not run here.
+# Commands that are not run, by a part of their text, and the reason.
 NOT_RUN = {
     "make demo": "CI runs it on a machine with make",
     "make test": "CI runs it on a machine with make",
     "systemctl": "there is no service manager; the next command runs what the unit does",
-    "ssh guest1": "another machine; tests/host/test_prove_command.py asks a guest",
+    "ssh guest1": "needs another machine; tests/host/test_prove_command.py asks a guest",
     "qemu-system": "tests/qemu and tests/frontdoor run stock QEMU",
-    "~/snp guest -- \\": "the guest of that QEMU",
+    "~/snp guest -- \\": "runs in the guest of that QEMU",
     "make -C native": "a bare system has no compiler; tests/native builds and uses the library",
     "cc ": "a bare system has no compiler; tests/native builds and uses the library",
     "snpguest": "tests/clients builds and runs it",
@@ -45,11 +45,11 @@ NOT_RUN = {
     "table build": "test_documented_code.py has the files it names",
     "table extract": "test_documented_code.py runs it",
     "openssl": "openssl is not on a bare system; tests/verify signs EARs",
-    "--ear": "needs the key of the command before it",
+    "--ear": "needs the key that the openssl command makes",
     "--require-crl --fetch": "asks AMD's key server, which did not issue these certificates",
     "--fetch": "asks AMD's key server",
 }
-# The key server that the reader of a page has started, and its URL.
+# Starts the key server, as a page tells its reader to do, and saves its URL.
 _SERVER = """
 snpcerts emulate --platform ~/snp key-server >server.log 2>&1 &
 timeout 180 tail -n +1 -f server.log | grep -o -m 1 'http://[^ ]*' >url
@@ -60,7 +60,7 @@ CHOICES = {
     "--cache DIR": "--kds $(cat url) --anchor certs/ark.der --cache DIR",
     "--hwid HWID": "--hwid $(cat hwid)",
 }
-# What the reader has done before the command with this text.
+# What the reader has done before a command, by a part of its text.
 BEFORE = {
     "apt-get install ./": "mkdir dist; cp /run/packages/snpcerts_0.1.0_amd64.deb dist",
     "python3 -m venv": "apt-get -qq purge -y snpcerts; rm -rf /opt/snpcerts; cd /run/source",
@@ -103,7 +103,7 @@ class Ending:
 OTHER_ENDINGS = {
     "# refused: ": Ending(1, "is below the committed firmware", "the page says that it is refused"),
     "host status --file ~/snp/certs.bin": Ending(
-        1, "NOT in step", "the commit before it updated another file"
+        1, "NOT in step", "the preceding commit updated another file"
     ),
     "--require-crl  ": Ending(
         1, "failed       revocation", "the page says that the host's list is not enough"
@@ -150,7 +150,7 @@ def commands(page: str) -> list[Command]:
 
 
 def as_run(command: Command) -> str:
-    """What the bare system runs for a command."""
+    """What the bare system runs in place of a page's command."""
     text = command.text
     for word, choice in CHOICES.items():
         text = text.replace(word, choice)
@@ -191,14 +191,14 @@ def test_every_exception_is_still_in_a_page() -> None:
 
 
 def test_the_guides_run_as_they_stand(bare: BareRoot) -> None:
-    """One reader, one system, every page; the first page installs snpcerts."""
+    """One reader works through all pages on one system. The first page installs snpcerts."""
     for page in PAGES:
         made = bare.run(script_of(page), limit=600)
         for command in commands(page):
             if command.skipped:
                 continue
             code = re.search(rf"^@ {command.line} ended (\d+)$", made.stdout, re.MULTILINE)
-            assert code, f"{page}:{command.line} was not reached:\n{made.stdout[-3000:]}"
+            assert code, f"{page}:{command.line} must be reached:\n{made.stdout[-3000:]}"
             said = made.stdout.split(f"@ {command.line}\n", 1)[1].split("\n@ ", 1)[0]
             if int(code[1]) != command.ends.code or command.ends.part not in said:
                 pytest.fail(

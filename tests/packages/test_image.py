@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The container image, built and run by Debian's buildah on a bare Debian 13.
 
-No registry of images is asked: the base is the bare system itself, which has Python and venv as
-the base of the Containerfile has. A chroot isolates what runs, so that no kernel feature is needed
-that a container may lack.
+The build asks no image registry. Its base image is the bare system itself, which has Python and
+venv, as the Containerfile's own base image does. buildah isolates commands with a chroot, which
+needs no kernel feature that is missing in some containers.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ export DEBIAN_FRONTEND=noninteractive
   apt-get -qq -y --no-install-recommends install buildah mount netavark; } >apt.log ||
     { tail apt.log; exit 75; }
 set -e
-# Layers are in memory: this system is an overlay, and an overlay on that would not work.
+# Keep the layers in a tmpfs: the bare system is an overlay, on which another one does not work.
 mkdir -p /var/lib/containers
 mount -t tmpfs tmpfs /var/lib/containers
 printf '[storage]\\ndriver = "overlay"\\nrunroot = "/run/containers"\\n%s\\n' \\
     'graphroot = "/var/lib/containers/storage"' >/etc/containers/storage.conf
-# buildah would raise limits that this system may not raise.
+# Pass the present limits; otherwise buildah tries to raise them, which may be forbidden here.
 limits=$(python3 -c '
 import resource
 for name in ("nofile", "nproc"):
@@ -85,7 +85,7 @@ find "$top/opt" "$top/tmp" -name '*.whl' -o -name 'http-v2' | sed 's/^/@ leftove
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FULL, reason="builds an image: only at the full size")
+@pytest.mark.skipif(not FULL, reason="builds an image, so runs only with SNPCERTS_FULL_TESTS=1")
 def test_the_image_is_built_and_its_agent_and_mirror_start(tmp_path: Path) -> None:
     if not (FETCHED / "trixie").exists():
         pytest.skip("fetch.sh could not make a bare system of trixie")
@@ -104,7 +104,7 @@ def test_the_image_is_built_and_its_agent_and_mirror_start(tmp_path: Path) -> No
     user = re.findall(r"^USER (\S+)$", CONTAINERFILE.read_text(), re.MULTILINE)
     assert config.get("User", "") == "".join(user[-1:])
     assert found["user"] == "0"
-    # The agent starts, and misses the device that packaging/helm passes in.
+    # The agent starts, but lacks the device that the chart in packaging/helm passes in.
     assert "/dev/sev: No such file or directory" in found["agent"]
     assert json.loads(found["health"]) == {"ok": True}
     assert found["compilers"] == ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What packaging/build.py makes is reproducible, complete and installable by pip."""
+"""The release that packaging/build.py makes is reproducible, complete and installable by pip."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The .rpm, by rpm itself, on a bare system: installed, used, upgraded and erased."""
+"""On a bare system, rpm itself installs, upgrades and erases the .rpm, and its commands work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.packages.bare_root import BareRoot
 
 
 def test_the_rpm_is_installed_used_upgraded_and_erased(bare: BareRoot) -> None:
-    """The system is Debian's, so rpm's database knows of no Python: hence --nodeps."""
+    """The bare system is Debian, so rpm's database lists no Python, and rpm needs --nodeps."""
     made = bare.run(
         """
 set -eu

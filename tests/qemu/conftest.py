@@ -89,5 +89,5 @@ def qemu(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Qemu:
 
 @pytest.fixture(params=["7.2", "10", "11"])
 def any_qemu(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Qemu:
-    """One of those, or QEMU 7.2, which does not run SNP guests either."""
+    """One of the same QEMUs, or QEMU 7.2, which does not run SNP guests."""
     return _unpacked(request.param, tools, tmp_path)

@@ -56,7 +56,11 @@ class Tools:
         return self.folder / "boot.bin"
 
     def rom(self, rounds: int, pages: int) -> Path:
-        """Firmware that asks ``rounds`` times, at first with a buffer of ``pages``."""
+        """Firmware that asks for certificates in ``rounds`` rounds.
+
+        Each round has two requests: the first with a buffer of ``pages`` pages, the second with as
+        many as the answer to the first names.
+        """
         made = self.folder / f"rom-{rounds}-{pages}.bin"
         if not made.exists():
             assemble(HERE / "rom.S", made, f"ROUNDS={rounds}", f"PAGES={pages}")
@@ -109,7 +113,7 @@ class Qemu:
 
     @property
     def libraries(self) -> str:
-        """The directories with the libraries that this machine lacks, for the loader."""
+        """The loader's search path: the directories of the libraries that this machine may lack."""
         folders = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
         return ":".join(str(self.root / each) for each in folders)
 
@@ -122,8 +126,8 @@ class Qemu:
     def started(self, arguments: Sequence[str]) -> list[str]:
         """The command that starts a program in an environment where this QEMU can run unchanged.
 
-        For a QEMU with a C library of its own, that is a mount namespace in which its loader
-        is where its ELF header says; every program that is started there uses that library.
+        If this QEMU has a C library of its own, the environment is a mount namespace with QEMU's
+        loader at the path in its ELF header. All programs in that namespace use this C library.
         """
         if self.loader is None:
             return list(arguments)
@@ -147,7 +151,7 @@ class Qemu:
     def run(
         self, arguments: Sequence[str], *, certs: Path | None, fake: bool = True, timeout: int = 100
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; if ``certs`` is given, by 'snpcerts run'."""
+        """Run a command until it ends, under 'snpcerts run' if ``certs`` is given."""
         return subprocess.run(
             self.started([*(run_with(certs, timeout) if certs else []), *arguments]),
             capture_output=True,

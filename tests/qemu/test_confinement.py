@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the AppArmor and SELinux rules of docs/stock-vmms.md with these systems' compilers.
+"""Compiles docs/stock-vmms.md's AppArmor rules and its SELinux file context.
 
 AppArmor's rules are compiled as a part of the profile that libvirt gives its QEMUs, in the file
 that the documentation names. Nothing is loaded into a kernel, so these tests do not show that the

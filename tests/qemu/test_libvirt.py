@@ -26,7 +26,7 @@ mount -t overlay -o lowerdir="$1":"$2":/usr none /usr
 shift 2
 exec unshare --user --map-user={USER} --map-group={USER} "$@"
 """
-# The domain of docs/stock-vmms.md, with this processor's C-bit, because QEMU compares the two.
+# The domain of docs/stock-vmms.md, with this processor's C-bit, because QEMU refuses any other.
 DOMAIN = """
 <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>attests</name>
@@ -63,7 +63,7 @@ cat "$XDG_CACHE_HOME"/libvirt/qemu/log/attests.log
 
 
 def installed(arguments: list[str]) -> list[str]:
-    """The command that an ordinary user starts where libvirt and QEMU are installed."""
+    """The command that runs ``arguments`` as an ordinary user, with libvirt and QEMU installed."""
     usr = [str(fetched() / each / "usr") for each in ("libvirt", "11")]
     return [*NAMESPACE, "sh", "-ec", INSTALLED, "sh", *usr, *arguments]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock QEMU, unmodified, with the shim: real vCPUs on real KVM, the SNP side of it faked."""
+"""Stock QEMU, unmodified, with the shim: real vCPUs on real KVM, with a fake SNP side."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_guest_reads_the_certificate_files_bytes(qemu: Qemu, certs: Path) ->
     assert len(qemu.answers()) == 3
 
 
-def test_without_the_shim_it_gets_none(qemu: Qemu) -> None:
+def test_without_the_shim_the_guest_gets_no_certificates(qemu: Qemu) -> None:
     """This shows that the fake SNP host does not hand out certificates itself."""
     made = qemu.run(qemu.snp_command(qemu.tools.rom(1, 1)), certs=None)
     assert made.returncode == ENDED, made.stderr
@@ -121,7 +121,7 @@ def test_tables_are_whole_while_updates_run(qemu: Qemu, certs: Path) -> None:
 
 
 def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: Path) -> None:
-    """QEMU stops a VM by kicking its vCPUs; it would wait forever for a kick that is lost."""
+    """QEMU stops a VM by kicking its vCPUs. If a kick were lost, QEMU would wait forever."""
     argv = [*run_with(certs, 100), *qemu.snp_command(qemu.tools.rom(20_000, 0), "-qmp", "stdio")]
     vmm = subprocess.Popen(
         qemu.started(argv),
@@ -165,7 +165,7 @@ def test_stop_and_cont_reach_a_guest_that_asks_all_the_time(qemu: Qemu, certs: P
 
 @pytest.mark.slow  # firmware takes its time
 def test_a_vm_that_is_not_snp_is_none_the_worse(any_qemu: Qemu, certs: Path) -> None:
-    """It runs firmware, which moves memory slots, and a boot sector with many exits to its VMM."""
+    """The VM runs firmware, which moves memory slots, and a boot sector with many exits to QEMU."""
     drive = f"if=none,id=disk,format=raw,file={any_qemu.tools.boot_sector}"
     machine = ["-machine", "q35", "-smp", "2", "-drive", drive, "-device", "ide-hd,drive=disk"]
     argv = any_qemu.command(*machine)

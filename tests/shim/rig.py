@@ -89,7 +89,7 @@ class Vm:
     """A VM, by default of type SNP and initialised."""
 
     def __init__(self, kind: int = SNP_VM, *, enables: bool = False) -> None:
-        # The fake KVM takes any open file for /dev/kvm.
+        # The fake KVM accepts any open file in place of /dev/kvm.
         kvm_fd = os.open(os.devnull, os.O_RDWR)
         self.fd = fcntl.ioctl(kvm_fd, kvm.Ioctl.CREATE_VM, kind)
         os.close(kvm_fd)

@@ -70,7 +70,7 @@ def a_table_is_served(file: Path) -> None:
         assert vcpu.seen.immediate_exit != 0
         assert vcpu.seen.interruptible == 0
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-        assert vcpu.run[1] == 0, "immediate_exit must be what it was"
+        assert vcpu.run[1] == 0, "immediate_exit must have its old value again"
         assert open_files(file) == 0
     assert vcpu.seen.handshakes == 3
     with open(file, "r+b") as writer:
@@ -139,7 +139,7 @@ def a_file_that_cannot_be_served_is_an_empty_table(file: Path) -> None:
 
 @scenario
 def a_sandbox_that_forbids_the_usual_way_gets_an_empty_table(file: Path) -> None:
-    """QEMU's sandbox might forbid process_vm_writev. EIO would cost the guest its VMPCK."""
+    """Without process_vm_writev, the guest gets an empty table; EIO would cost it its VMPCK."""
     file.mkdir()
     _, vcpu, memory = guest()
     forbid(SYS_PROCESS_VM_WRITEV)
@@ -166,7 +166,7 @@ def forbid(call: int) -> None:
 
 @scenario
 def a_file_with_less_than_it_says_is_an_empty_table(file: Path) -> None:
-    """A file that is truncated without the lock is such a file; sysfs always has some."""
+    """A sysfs file has fewer bytes than its size, like a file truncated without the lock."""
     _, vcpu, memory = guest()
     for name in ("class/net/lo/address", "devices/system/cpu/vulnerabilities/spectre_v2"):
         file.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ def a_file_with_less_than_it_says_is_an_empty_table(file: Path) -> None:
 
 
 @scenario
-def errno_is_left_alone_by_what_succeeds(file: Path) -> None:
+def successful_calls_leave_errno_alone(file: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     vm = Vm()
     calls = [
@@ -267,7 +267,7 @@ def a_file_replaced_before_the_lock_is_opened_anew(file: Path) -> None:
 
 @scenario
 def a_file_replaced_by_one_of_another_device_is_opened_anew(file: Path) -> None:
-    """Both have the same inode number; ``FILE`` and its replacement are links to them."""
+    """``FILE`` and its replacement are links to files with one inode number, on two devices."""
     old, new = file.resolve(), file.with_suffix(".new").resolve()
     assert old.stat().st_ino == new.stat().st_ino
     assert old.stat().st_dev != new.stat().st_dev
@@ -288,7 +288,7 @@ def _take_turns(file: Path, vcpu: Vcpu, memory: mmap.mmap) -> None:
 def a_buffer_across_slots_is_filled(file: Path) -> None:
     file.write_bytes(TABLE)
     vm = Vm()
-    # Neither the slots' numbers nor their addresses in this process follow the guest's addresses.
+    # Neither slot numbers nor this process's addresses are in the order of guest addresses.
     upper = vm.add_memory(0, 3 * PAGE, 1)
     lower = vm.add_memory(7, 2 * PAGE, 1)
     vcpu = Vcpu(vm.fd)
@@ -304,7 +304,7 @@ def a_buffer_that_is_not_memory_is_eio_and_nothing_written(file: Path) -> None:
     read_only = vm.add_memory(1, 0x100000, 4, flags=2)
     # System management mode has an address space of its own.
     other = vm.add_memory(0x10002, 0x200000, 4)
-    # Addresses do not wrap.
+    # A buffer must not wrap from the top of the address space to address 0.
     top = vm.add_memory(2, 2**64 - PAGE, 1)
     for gpa in (3 * PAGE, 4 * PAGE, 0x100000, 0x200000, 2**64 - PAGE, 2**63, 0x1001):
         assert vcpu.ask(gpa, PAGES) == Answer(errno.EIO, PAGES, TAKEN), hex(gpa)
@@ -333,7 +333,7 @@ def memory_that_is_not_mapped_is_eio_and_no_crash(file: Path) -> None:
     vm.set_region(0, 0, 4 * PAGE, 0x1000)
     vcpu = Vcpu(vm.fd)
     assert vcpu.ask(0, 4) == Answer(errno.EIO, 4, TAKEN)
-    # Only the second page is not mapped: what was written to the first must not stay.
+    # Only the second page is unmapped: the part of the table on the first page must not stay.
     memory = vm.add_memory(0, 0, 1)
     vm.set_region(1, PAGE, PAGE, 0x1000)
     assert vcpu.ask(0, 4) == Answer(errno.EIO, 4, TAKEN)
@@ -349,7 +349,7 @@ def slots_are_followed(file: Path) -> None:
     file.write_bytes(TABLE)
     vm, vcpu, first = guest(2)
     second = mmap.mmap(-1, 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # The slot is replaced by the newer call, then moved by the older one.
+    # SET_USER_MEMORY_REGION2 replaces the slot, then SET_USER_MEMORY_REGION moves it.
     vm.set_region(0, 0, 2 * PAGE, address_of(second), second=True)
     assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
     assert untouched(first)
@@ -433,7 +433,7 @@ def a_second_mapping_of_kvm_run_may_go(file: Path) -> None:
     second = mmap.mmap(vcpu.fd, 12288, mmap.MAP_SHARED)
     second.close()
     assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
-    # The first may go as well, while the second stays.
+    # The first mapping may be unmapped too, if a second one stays.
     vcpu.run, first = mmap.mmap(vcpu.fd, 12288, mmap.MAP_SHARED), vcpu.run
     first.close()
     assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
@@ -533,13 +533,13 @@ def a_vmm_that_enables_the_exit_is_left_alone(file: Path) -> None:
 
 @scenario
 def nothing_is_enabled(file: Path) -> None:
-    """test_shim.py runs this without the exit, with SNP switched off and with wrong settings."""
+    """test_shim.py runs this without the exit, then with SNP off, then with each wrong setting."""
     _stood_back(Vm(), 0)
     _stood_back(Vm(), 0)
 
 
 @scenario
-def numbers_of_descriptors_come_again(file: Path) -> None:
+def a_reused_descriptor_number_is_another_vm(file: Path) -> None:
     file.write_bytes(TABLE)
     for _ in range(100):
         vm, vcpu, memory = guest()
@@ -571,7 +571,7 @@ def closed_vms_make_room(file: Path) -> None:
     for _ in range(40):
         vm, vcpu, _ = guest(4)
         assert vcpu.ask(0, PAGES) == Answer(0, PAGES, TAKEN)
-        # Other files take these numbers, so that no new VM gets them.
+        # Other files take these descriptor numbers, so that no new VM gets them.
         for fd in (vm.fd, vcpu.fd):
             os.close(fd)
             os.open(os.devnull, os.O_RDONLY)
@@ -611,7 +611,7 @@ def a_child_can_have_vms_too(file: Path) -> None:
 
 @scenario
 def a_child_forked_in_a_request_does_not_keep_the_lock(file: Path) -> None:
-    """The child shares the description, so only an unlock releases the lock."""
+    """The child shares the open-file description, so the shim must unlock it, not only close it."""
     file.write_bytes(TABLE)
     _, vcpu, _ = guest()
     over = threading.Event()
@@ -648,7 +648,7 @@ def a_child_forked_in_a_request_does_not_keep_the_lock(file: Path) -> None:
 
 @scenario
 def many_vcpus_and_moving_slots(file: Path) -> None:
-    """Each table that arrives is one of the contents, and whole, while file and slots change."""
+    """While file and slots change, each buffer must hold one whole table or nothing."""
     contents = [bytes([value]) * 6000 for value in (1, 2, 3)]
     file.write_bytes(contents[0])
     vm = Vm()

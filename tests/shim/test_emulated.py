@@ -62,7 +62,7 @@ def test_every_vcpus_report_verifies_with_its_table(
 def test_a_vmm_that_keeps_requests_in_an_int_is_served(
     emulated: Emulated, tmp_path: Path, exit_number: str
 ) -> None:
-    """QEMU up to 9.1 does so. A kernel with the patch series as posted has exit number 42."""
+    """QEMU up to 9.1 keeps ioctl requests in an int. The patch series as posted uses exit 42."""
     source = Path(__file__).with_name("plain_vmm.c")
     vmm = build(tmp_path / "int_vmm", source, "-pthread", "-DREQUEST_TYPE=int")
     served = emulated.certs / "table.bin"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bounds and waits of the library in C are those of the reader in Python, and the shim says
-what ``host prove`` reads.
+"""The C library has the same bounds and waits as the reader in Python, and the shim prints the exit
+number in the form that ``host prove`` parses.
 
 KVM's numbers are compared with released headers, in tests/kernel.
 """

@@ -82,7 +82,8 @@ def test_a_request(name: str, libraries: Path, tmp_path: Path) -> None:
         assert words in line
 
 
-# Makes the first file of two new file systems, with the same inode number, and links to both.
+# Creates the first file on each of two new file systems, so that both files have the same inode
+# number. The certificate file and its replacement are links to these two files.
 TWO_DEVICES = """
 set -e
 mkdir "$1.a" "$1.b"
@@ -139,7 +140,7 @@ def test_a_program_without_vms_hears_nothing(libraries: Path) -> None:
 
 
 def test_a_closed_standard_error_does_no_harm(libraries: Path, tmp_path: Path) -> None:
-    """Nor does a full pipe that nobody reads: the shim drops the line."""
+    """A full pipe that nobody reads does no harm either: the shim drops the line."""
     name = "a_table_is_served"
     program = f"""
 import os, sys

@@ -237,7 +237,7 @@ def test_any_change_is_read_or_refused(at: int, value: int) -> None:
 
 
 def test_no_report_is_taken_for_a_message() -> None:
-    """Nor is one with a wrong version, for which the error must name the defect."""
+    """A report with a wrong version is still a report, so that the error names the version."""
     for index in (0, 1, 2, 3):
         for bit in range(8):
             report = flipped(REPORT, index, bit)

@@ -26,7 +26,7 @@ WHOLE = collateral()
 
 
 def numbered(number: int) -> Evidence:
-    """Return a report of an unknown version; its refusal names the number."""
+    """Return a report with the unknown version ``number``, which its refusal names."""
     return Evidence(number.to_bytes(4, "little") + bytes(REPORT_SIZE - 4))
 
 

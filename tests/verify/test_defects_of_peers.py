@@ -83,7 +83,7 @@ def test_a_table_without_its_end_is_not_walked_past_its_bytes(size: int) -> None
 
 @pytest.mark.parametrize("guids", [(VCEK_GUID, VCEK_GUID), (ASK_GUID, ARK_GUID, ASK_GUID)])
 def test_a_guid_that_is_there_twice_is_an_error(guids: tuple[object, ...]) -> None:
-    """Some tools take the first, others the last, so two tools would judge two certificates."""
+    """Some tools take the first entry, others the last, so they judge different certificates."""
     header = ENTRY_SIZE * (len(guids) + 1)
     entries = b"".join(
         entry(guid.bytes, header + index, 1)  # type: ignore[attr-defined]  # they are UUIDs
@@ -201,7 +201,7 @@ def test_an_extension_that_is_missing_is_not_passed_over() -> None:
 
 
 def test_the_chip_of_a_vcek_is_compared() -> None:
-    """Elsewhere, the check never ran, because it took every leaf for an intermediate."""
+    """Elsewhere, the chip ID was never compared: every leaf was taken for an intermediate."""
     other = SmallCa(chip_id=bytes(range(2, 66)))
     found = verify(CA.report(), collateral(leaf=other.leaf), anchors=anchors(), at=NOON)
     assert codes(found) == ["chip-id-mismatch"]
@@ -215,7 +215,7 @@ def test_the_key_that_the_report_names_decides_which_leaf_is_used() -> None:
 
 
 def test_a_short_write_is_not_a_success(tmp_path: Path) -> None:
-    """Elsewhere, a write of some of the bytes was taken for a write of all."""
+    """Elsewhere, a write that wrote only some of the bytes was taken for a success."""
     source, target = tmp_path / "table.bin", tmp_path / "ark.der"
     ark = CA.ark.make()
     assert len(ark) > 1000

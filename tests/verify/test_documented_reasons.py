@@ -64,7 +64,7 @@ def test_the_page_has_the_codes() -> None:
     assert rows == expected
 
 
-def test_the_policy_can_be_read_and_names_what_it_says_it_does_not() -> None:
+def test_the_policy_example_can_be_read_and_the_page_names_all_other_fields() -> None:
     example, *others = blocks("toml")
     policy = read_policy(example)
     assert all(read_policy(other) != Policy() for other in others)

@@ -168,7 +168,7 @@ def test_no_reason_leaves_a_vector_that_affirms(code: ReasonCode) -> None:
     else:
         assert (found, vector) == (TrustTier.NONE, {})
     if is_of_policy(code):
-        assert code in BY_CODE, "every reason of a policy must be in BY_CODE"
+        assert code in BY_CODE, "BY_CODE must have every reason that comes from a policy"
         assert max(vector.values()) >= CONTRAINDICATED
     else:
         assert all(value < 2 or value >= CONTRAINDICATED for value in vector.values())

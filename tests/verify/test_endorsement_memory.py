@@ -32,7 +32,7 @@ def asked(
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[ChainBytes]:
-    """Return every chain that was judged and not remembered, in order."""
+    """Return a list to which each chain is added, in order, when it is judged anew."""
     judged: list[ChainBytes] = []
     find = judge.find
 
@@ -72,7 +72,7 @@ def test_authorities_seen_with_another_leaf_are_not_judged_again(
 
 @pytest.mark.parametrize("kind", list(VekKind))
 def test_remembered_findings_about_authorities_equal_new_ones(kind: VekKind) -> None:
-    """For any defect of leaf, ASK, ARK or list, even if the others were seen before."""
+    """This holds for a defect in leaf, ASK, ARK or list, even if the others were seen before."""
     memory = JudgeMemory()
     bad = (None, b"x", PARTS.ask, PARTS.ark)
     for ask in (PARTS.ask, *bad):
@@ -90,7 +90,7 @@ def test_remembered_findings_about_authorities_equal_new_ones(kind: VekKind) -> 
 
 
 def test_out_of_force_is_exactly_when_a_certificate_or_list_is_out_of_date() -> None:
-    """What is found in all validity periods at once must be what is found in each."""
+    """At any time, each certificate or list out of its validity period must give one reason."""
     recipe = CrlRecipe(CA)
     parts = replace(PARTS, crl=recipe.make())
     found = asked(JudgeMemory(), VekKind.VCEK, parts, ANCHORS)

@@ -74,7 +74,7 @@ def judge(evidence: Evidence, policy: Policy | None = None, ca: SmallCa = CA) ->
 
 
 def test_evidence_parses_its_report_once() -> None:
-    """Bytes of another size are no evidence; the verifier says so in a verdict."""
+    """For bytes of another size, Evidence raises an error, but the verifier returns a verdict."""
     report = CA.report()
     evidence = Evidence(report)
     assert evidence.report == Report.unpack(report)
@@ -154,7 +154,7 @@ def test_the_runtime_data_of_an_hcl_report_must_be_bound(number: int, name: str)
 
 
 def test_a_digest_with_more_behind_it_binds_nothing() -> None:
-    """After the digest, REPORT_DATA must be zero, so that nobody else chose the rest."""
+    """After the digest, REPORT_DATA must be zero. Other bytes show that somebody else chose it."""
     report_data = hashlib.sha256(CLAIMS).digest() + b"\1" * 32
     evidence = Evidence.from_bytes(hcl(CA.report(report_data=report_data)))
     assert "runtime-data-mismatch" in codes(judge(evidence))
@@ -249,7 +249,7 @@ OTHER_FILES = {
 
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_a_file_that_holds_no_report_is_not_judged(name: str) -> None:
-    """Its size or its first bytes only happen to be those of evidence."""
+    """Each file only happens to have the size or the first bytes of evidence."""
     with pytest.raises(FormatError) as raised:
         Evidence.from_bytes(OTHER_FILES[name])
     for jargon in ("CBOR", "certificate table", "offset"):

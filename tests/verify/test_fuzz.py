@@ -24,7 +24,7 @@ def test_a_short_run_finds_nothing(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_every_seed_is_read_to_its_end(target: Target) -> None:
-    """A seed that is refused at its first byte would teach nothing."""
+    """A seed that is refused at its first byte would teach the fuzzer nothing."""
     seeds = [path.read_bytes() for path in (CORPUS / target.name).glob("seed-*")]
     assert seeds
     assert not any("Error" in target.outcome(seed) for seed in seeds)

@@ -249,13 +249,14 @@ KEYS = {
     "ask": {"leaf-signature", "ask-signature"},
     "ark": {"ask-signature", "ark-signature", "ark-untrusted"},
 }
-# By the end of the OID below AMD's arc; any other extension gives leaf-profile.
+# The reason for a change in an extension, by the part of its OID after AMD's arc. All other
+# extensions give leaf-profile.
 LEVELS = dict.fromkeys(("3.1", "3.2", "3.3", "3.8", "3.9"), "tcb-mismatch")
 EXTENSIONS = LEVELS | {"4": "chip-id-mismatch", "5": None}
 
 
 def anatomy(der: bytes) -> dict[str, tuple[int, int]]:
-    """Where the content of each part of a certificate is: its first byte and its end."""
+    """For each part of a certificate, where its content starts and ends."""
 
     def inside(at: int) -> tuple[int, int]:
         element = read_element(der, at, "certificate")
@@ -284,7 +285,7 @@ def anatomy(der: bytes) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("place", ["leaf", "ask", "ark"])
 def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> None:
-    """A change in any part or extension is refused, by the code that says what is wrong."""
+    """A change in any part or extension is refused, with the reason codes for that change."""
     slot = place
     if place == "leaf":
         slot = "vcek" if evidence.collateral.vcek else "vlek"
@@ -292,7 +293,7 @@ def test_no_part_of_a_certificate_can_change(evidence: Evidence, place: str) -> 
     found = anatomy(data)
     assert set(PARTS) | {"subject", "key"} < set(found)
     for name, (start, end) in found.items():
-        # Change a digit of the validity's end, the middle of the key, and otherwise the last byte.
+        # Change a digit of the validity's end, the middle of the key, or the last byte elsewhere.
         at = {"validity": end - 2, "key": (start + end) // 2}.get(name, end - 1)
         changed = with_slot(evidence.collateral, slot, flipped(data, at))
         verdict = evidence.verdict(collateral=changed)
@@ -335,7 +336,7 @@ def _dotted(oid: bytes) -> str:
 
 @pytest.mark.parametrize("slot", ["leaf", "ask", "ark"])
 def test_no_certificate_can_change(evidence: Evidence, slot: str) -> None:
-    """Bits across each certificate, both in the signed part and in the signature."""
+    """The flipped bits are spread across the certificate: the signed part and the signature."""
     if slot == "leaf":
         slot = "vcek" if evidence.collateral.vcek else "vlek"
     data = getattr(evidence.collateral, slot)
@@ -348,7 +349,7 @@ def test_no_certificate_can_change(evidence: Evidence, slot: str) -> None:
 
 @pytest.mark.parametrize("slot", ["vcek", "ask", "ark"])
 def test_nothing_around_the_signed_part_can_change(milan: Evidence, slot: str) -> None:
-    """That is the outer header, the outer algorithm and the header of the signature."""
+    """Around the signed part are the outer header and algorithm, and the signature's header."""
     data = getattr(milan.collateral, slot)
     signed = load_certificate(data, slot).tbs_certificate_bytes
     start = data.index(signed)
@@ -382,7 +383,7 @@ def test_certificates_of_other_reports_do_not_serve(vectors: Path) -> None:
     crossed = replace(milan.collateral, ask=vlek.collateral.ask)
     assert codes(milan.verdict(collateral=crossed)) == ["leaf-issuer", "leaf-signature", "ask-name"]
     crossed = replace(milan.collateral, ark=milan.collateral.ask, ask=milan.collateral.ark)
-    # Certificates in each other's place are sorted by what they are.
+    # If ASK and ARK are in each other's place, the verifier exchanges them.
     assert codes(milan.verdict(collateral=crossed)) == []
     misplaced = replace(milan.collateral, vcek=vlek.collateral.vlek, ask=vlek.collateral.ask)
     assert "leaf-kind" in codes(milan.verdict(collateral=misplaced, at=vlek.at))
@@ -411,7 +412,7 @@ def test_validity_is_judged_at_each_call(milan: Evidence, year: int, expected: l
 
 
 def test_only_the_anchors_given_are_trusted(milan: Evidence) -> None:
-    """Even if the same chain has just verified with other anchors."""
+    """This holds even if the same chain has just verified with other anchors."""
     assert codes(milan.verdict()) == []
     assert codes(milan.verdict(anchors=())) == ["ark-untrusted"]
     assert codes(milan.verdict(anchors=AMD_ANCHORS[1:])) == ["ark-untrusted"]

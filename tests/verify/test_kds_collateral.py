@@ -34,7 +34,7 @@ REQUIRED = Policy(revocation=Revocation.REQUIRE)
 
 
 class Server:
-    """Answers for one authority, as CertificateSource does, and remembers the questions."""
+    """Stands in for CertificateSource: it knows one authority, and remembers the questions."""
 
     client = SimpleNamespace(url="https://kds.example")
     parent: Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each requirement passes what it should, refuses the rest, and is listed if not asked."""
+"""Each requirement passes what it should, refuses the rest, and is listed if a policy omits it."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ def test_a_reported_tcb_above_the_current_one_in_a_component_is_refused(product:
 
 
 def test_the_leafs_tcb_is_held_against_the_current_one_too() -> None:
-    """A leaf above the report's current TCB is refused for this too, not only for the mismatch."""
+    """If the leaf's TCB is above the current TCB, that is a reason besides tcb-mismatch."""
     low = MILAN_TCB.pack()[:6] + bytes((MILAN_TCB.snp - 1, MILAN_TCB.pack()[7]))
     verdict = judge(None, reported_tcb=low, current_tcb=low)
     assert codes(verdict) == ["tcb-mismatch", "policy-tcb-above-current"]
@@ -381,14 +381,14 @@ def test_claims_bound_below_vmpl_0_are_the_guests_own_choice() -> None:
     for vmpl in (1, 3, 0xFFFFFFFF):
         assert found(vmpl, wanted) == ["runtime-data-vmpl"]
         assert found(vmpl, Policy.authenticity_only()) == ["runtime-data-vmpl"]
-    # VMPLs in the policy decide instead, and without claims any VMPL passes.
+    # If the policy lists VMPLs, only these decide; a report without claims may be from any VMPL.
     assert found(2, replace(wanted, vmpls=(0, 2))) == []
     assert found(3, replace(wanted, vmpls=(0, 2))) == ["policy-vmpl"]
     assert found(3, Policy(), None) == []
 
 
 def test_a_vlek_signs_while_the_chips_key_is_masked() -> None:
-    """AMD's published firmware masks only the VCEK, so a report that a VLEK signed is as good."""
+    """AMD's published firmware masks only the VCEK, so a report that a VLEK signed must verify."""
     for version in (2, 3, 5):
         assert codes(judge(None, VLEK, version, flags=SigningKey.VLEK << 2 | 2)) == []
     verdict = judge(None, flags=SigningKey.NONE << 2 | 2)

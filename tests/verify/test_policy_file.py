@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy files say what policies say, and everything else is an error with its line."""
+"""Policy files express all that a Policy can; any other content is an error with its line."""
 
 from __future__ import annotations
 

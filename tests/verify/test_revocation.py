@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host cannot hide a revocation: all lists are judged, and its own meets no requirement."""
+"""A host cannot hide a revocation: all lists are judged, and the host's satisfy no requirement."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_list_of_the_host_satisfies_no_demand() -> None:
     assert codes(verdict) == ["crl-missing"]
     assert "came with the evidence" in verdict.reasons[0].message
     assert verdict.check("revocation").state.value == "failed"
-    # The same if the kind of the list is given.
+    # The verdict is the same if the list comes with its kind (VCEK).
     verdict = judge(supplied(BEFORE, supplier=Supplier.EVIDENCE))
     assert codes(verdict) == ["crl-missing"]
     assert not verdict.revocation_lists[0].counts
@@ -180,7 +180,7 @@ def test_a_list_older_than_is_allowed_satisfies_nothing_and_its_revocations_coun
 
 
 def test_an_unsigned_long_list_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading 30,000 entries takes a hundred times as long as finding the list forged."""
+    """Reading 30,000 entries takes a hundred times as long as finding that the list is forged."""
     long = REVOKED.but(revoked=tuple(range(30_000)), signer=rsa_key("another")).make()
     read: list[int] = []
 
@@ -211,7 +211,9 @@ def test_entries_of_a_list_are_parsed_after_its_signature_and_remembered(
     parts, other = collateral(), SmallCa(chip_id=bytes(range(3, 67)))
 
     def look_at(data: bytes) -> int:
-        """How often a list's entries are read, with several leaves and beside other lists."""
+        """How often the entries of ``data`` are read in four verdicts: for two leaves, each with
+        and without a second list.
+        """
         before = len(seen)
         for leaf in (parts.vcek, other.leaf.make()):
             for lists in ((), (supplied(b"x"),)):
@@ -271,7 +273,7 @@ def test_a_file_is_as_old_as_its_modification_time(run: Run) -> None:
     os.utime("before.crl", (time.time() + 86400,) * 2)
     code, said = run("--crl", "vcek=before.crl", "--max-crl-age", "31d")
     assert (code, said["reasons"][0]["code"]) == (1, "crl-too-old")
-    assert said["revocation_lists"][0]["age_seconds"] is None, "no age: its time is in the future"
+    assert said["revocation_lists"][0]["age_seconds"] is None, "a future file time must give no age"
     for wrong in ("1", "1w", "-1d", "0d", "", "1d 2h"):
         code, said = run("--crl", "vcek=before.crl", "--max-crl-age", wrong)
         assert (code, "expected an age" in said["error"]) == (2, True)
@@ -283,7 +285,7 @@ def test_the_verdict_names_the_root_and_an_emulated_one_never_looks_like_amds(
     _, said = run()
     assert (said["verdict"], said["root"]["name"]) == ("verified", "ARK-Milan TEST")
     assert said["root"]["amd"] is False
-    # A root is not AMD's because it has the name of AMD's.
+    # A root that only has the name of AMD's root must not pass for it.
     namesake = SmallCa(suffix="")
     Path("root.der").write_bytes(namesake.ark.make())
     entries = ((VCEK_GUID, namesake.leaf), (ASK_GUID, namesake.ask), (ARK_GUID, namesake.ark))

@@ -205,7 +205,7 @@ def test_json_with_many_keys_takes_time_in_proportion_to_its_size() -> None:
 
 
 def test_a_dump_is_not_many_times_its_text() -> None:
-    """A few characters would stand for 4 MiB, and a JSON file could hold thousands of these."""
+    """This dump of a few characters stands for 4 MiB, and a JSON file could hold thousands."""
     assert bytes_in("00000000: 00\n*\n003fffff: 00") is None
     assert bytes_in("00000000: 00\n*\n00000100: 01") == bytes(256) + b"\1"
     # A line with only an offset has no bytes that the star could repeat.
@@ -394,7 +394,7 @@ def test_broken_authorities_in_a_hosts_table_hide_no_others() -> None:
 
 
 def test_an_anchor_may_be_amds_cert_chain(run: Command) -> None:
-    """Only the root in it is trusted."""
+    """Of AMD's cert_chain, only the root is trusted."""
     Path("report").write_bytes(REPORT)
     Path("leaf").write_bytes(LEAF)
     Path("chain").write_text(CHAIN)

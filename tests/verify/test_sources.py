@@ -55,7 +55,7 @@ class Recorder:
 
 @dataclass
 class AsyncRecorder(Recorder):
-    """The same for async code."""
+    """A Recorder for async code."""
 
     async def collateral(self, request: CollateralRequest) -> Collateral:  # type: ignore[override]  # as the other protocol has it
         await asyncio.sleep(0)
@@ -122,7 +122,7 @@ def test_a_source_gets_chip_product_and_tcb() -> None:
     assert request.products == (Product.TURIN,)
     assert request.hwid(Product.TURIN) == ca.chip_id[:8]
     assert request.tcb(Product.TURIN) == TCBS[Product.TURIN]
-    # It is not read with the layout of another product, which it does not fit.
+    # The TCB must not be read with the layout of another product, which it does not fit.
     assert request.tcb(Product.MILAN) is None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verdict cannot be mistaken for another."""
+"""A verdict cannot contradict itself, and cannot be mistaken for a truth value."""
 
 from __future__ import annotations
 

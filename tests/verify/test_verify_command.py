@@ -27,7 +27,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in a directory of evidence; (exit code, standard output, standard error)."""
+    """Run the command in a directory of evidence; return exit code, output and standard error."""
     (tmp_path / "report").write_bytes(CA.report())
     (tmp_path / "root.der").write_bytes(CA.ark.make())
     certs = tmp_path / "certs"

@@ -132,7 +132,7 @@ def test_a_person_at_a_terminal_sees_a_bar_and_others_do_not(
     _many()
     assert run("many")[2] == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert run("many")[2] == "", "no bar, because the output goes into a pipe"
+    assert run("many")[2] == "", "must show no bar if standard output is a pipe"
     monkeypatch.setattr("snpcerts.cli.verify_run.shows_progress", lambda: True)
     code, out, err = run("many")
     assert code == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real ELF files are read, and broken ones are read or refused."""
+"""Real ELF files are read; broken ones are read or refused, with no other error."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Vcpu:
             raise OSError(self.fails_with, os.strerror(self.fails_with))
 
     def written(self) -> dict[int, bytes]:
-        """What has been written: the GPA of the first byte that is not 0xcc, and the bytes."""
+        """Return what was written, from the first byte that is not 0xcc to the last, by its GPA."""
         touched = [i for i, byte in enumerate(self.pages) if byte != 0xCC]
         if not touched:
             return {}
@@ -338,7 +338,7 @@ def test_a_kick_in_the_handshake_stays(file: Path) -> None:
 
 
 def test_c_and_python_report_a_bad_file_in_the_same_words(file: Path, language: str) -> None:
-    """C and Python use the same sentences, which are the reader's."""
+    """The sentences are those of the reader in Python, whichever language serves."""
     said: list[str | None] = []
 
     def serve(**options: object) -> None:

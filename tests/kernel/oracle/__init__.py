@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The released kernel's own code, compiled and run beside the emulator on the same input."""
+"""Compiles released kernels' own code, and compares it with the emulator on the same input."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.kernel.oracle --sequences N``: released kernels' code beside the emulator."""
+"""``python -m tests.kernel.oracle``: compare released kernels' code with the emulator."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .judge import judge
 
 
 def main() -> int:
-    """Run the requested sequences; 1 if any differs, 2 if there is no source."""
+    """Run the sequences. Return 1 if there is any fault, 2 if no kernel source was fetched."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.oracle", description=__doc__)
     parser.add_argument("--sequences", type=int, default=20_000, help="for each part and release")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--part", choices=PARTS, action="append")
-    parser.add_argument("--release", help="how its version begins, such as 7.3")
+    parser.add_argument("--release", help="the start of a version, such as 7.3")
     options = parser.parse_args()
     found = [each for each in releases() if each.startswith(options.release or "")]
     if not found:

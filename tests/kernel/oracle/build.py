@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's parts as shared objects, one for each part and release.
 
-What is cut and built goes into the cache directory of ``fetch.sh``, for the kernel is
-under the GPL: nothing of it is committed, shipped, or cached in public.
+The extracted sources and the shared objects stay in the cache directory of ``fetch.sh``. The
+kernel is under the GPL: nothing of it is committed, shipped, or put into a public cache.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ _MAKERS: Final[Mapping[str, Sequence[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the kernel: its ``roots``, by file, and ``files``, which have what these need.
+    """A part of the kernel. ``roots`` are the functions to compare, by file. The definitions that
+    they need are in the same files or in ``files``.
 
     A release may lack some of ``files``, but no root.
     """
@@ -252,7 +253,7 @@ PARTS: Final = {
 
 
 def releases() -> dict[str, Path]:
-    """The newest fetched source of each series, by version, if its headers are there, too."""
+    """The source of the newest fetched release of each series, by version, if it is complete."""
     found: dict[str, Path] = {}
     for version in headers.releases():
         path = SOURCES / version
@@ -262,7 +263,7 @@ def releases() -> dict[str, Path]:
 
 
 def cut(part: Part, release: Path) -> str:
-    """The part as one C text. Raises :class:`CutError` for what the release does not have."""
+    """The part as one C source. Raises :class:`CutError` if the release lacks a root."""
     return source(cut_definitions(part, release))
 
 
@@ -279,7 +280,7 @@ def cut_definitions(part: Part, release: Path) -> list[Definition]:
 
 
 def _stubbed(part: Part) -> set[str]:
-    """What the stubs define or declare: the cut ends there."""
+    """The names that the stubs define or declare. What these names need is not cut out."""
     names: set[str] = set()
     for file in ("kernel.h", *part.stubs, f"{part.name}.h", f"{part.name}.c"):
         text = selected((STUBS / file).read_text(encoding="utf-8"), ())
@@ -297,7 +298,7 @@ def build(part: Part, version: str, mutate: tuple[str, str] | None = None) -> Pa
     text = cut(part, SOURCES / version)
     if mutate is not None:
         if mutate[0] not in text:
-            raise CutError(f"nothing to change: the cut part has no {mutate[0]}")
+            raise CutError(f"cannot mutate: the extracted source has no {mutate[0]}")
         text = text.replace(*mutate, 1)
     return compiled(part, version, text)
 
@@ -309,7 +310,7 @@ def compiled(
     flags: Sequence[str] = ("-O1", "-g"),
     into: Path = BUILT,
 ) -> Path:
-    """Compile a cut text, such as a mutant's. Return the shared object."""
+    """Compile an extracted source, such as a mutant. Return the path of the shared object."""
     whole = f'#include "kernel.h"\n#include "{part.name}.h"\n{text}#include "{part.name}.c"\n'
     stubs = b"".join(
         (STUBS / file).read_bytes()
@@ -340,7 +341,7 @@ def compiled(
 
 
 def code(part: Part, version: str, text: str, folder: Path) -> bytes:
-    """A text's shared object without debug data: if two texts have the same, they do the same."""
+    """Compile a source without debug data. Sources with equal shared objects behave alike."""
     flags = ("-O2", "-s", "-Wl,--build-id=none")
     made = compiled(part, version, text, flags, folder)
     found = made.read_bytes()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_CHECK_EXTENSION and KVM_ENABLE_CAP: the kernel's beside the emulator's.
+"""Compares KVM_CHECK_EXTENSION and KVM_ENABLE_CAP of the kernel and of the emulator.
 
-Each capability is asked for on /dev/kvm and each kind of VM. Besides, VMs enable capabilities, in
-between calls that affect these.
+The sequences check each capability on /dev/kvm and on each type of VM. They also enable
+capabilities; in between, they make calls that affect them, such as KVM_CREATE_VCPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .user import OneStructure, weighted
 NUMBERS: Final = range(300)  # of capabilities: Linux 7.3 has 250
 _ASKED: Final = (None, VmType.DEFAULT, VmType.SNP)  # None is /dev/kvm
 CASES: Final = tuple(itertools.product(NUMBERS, _ASKED))
-# Capabilities that a VM can enable, or for which its answer depends on earlier calls.
+# Capabilities that a VM can enable, or for which earlier calls change KVM_CHECK_EXTENSION.
 _ENABLED: Final = (
     Cap.DISABLE_QUIRKS,
     Cap.SPLIT_IRQCHIP,
@@ -46,26 +46,26 @@ _ENABLED: Final = (
     Cap.HALT_POLL,
     Cap.X86_APIC_BUS_CYCLES_NS,
 )
-# The shortest cycle of the APIC's bus, in ns, with which the longest timeout overflows.
+# The shortest cycle of the APIC's bus, in ns, for which the longest timeout overflows 64 bits.
 _BUS_CYCLE_END: Final = -(-(1 << 64) // (0xFFFF_FFFF * 128))
-# Capabilities that KVM reports and the emulator does not, by what the emulator lacks.
+# Capabilities that KVM reports and the emulator does not, by the feature that the emulator lacks.
 NOT_EMULATED: Final = {
     "Hyper-V's enlightenments": (44, 45, 46, 96, 123, 148, 149, 154, 155, 161, 167, 191, 199),
     "Xen's hypercalls": (38,),
     "KVM_GET_ONE_REG and KVM_SET_ONE_REG": (70,),
     "system management mode": (117,),
     "device attributes of a vCPU": (127,),
-    "the choice of events in a guest that cause exits": (143, 193),
-    "logs of the pages that a guest has written": (168, 192, 223),
+    "control over which events in a guest cause exits": (143, 193),
+    "dirty-page logging": (168, 192, 223),
     "performance counters": (173, 212, 226),
-    "nothing: KVM_CAP_LAST_CPU has no ioctl": (184,),
-    "what code in a guest sees of KVM": (187, 190, 213),
+    "nothing: KVM_CAP_LAST_CPU adds no ioctl": (184,),
+    "features of KVM that only code in a guest sees": (187, 190, 213),
     "a debugger's breakpoints in a guest": (195,),
     "SGX": (196,),
     "copying and moving an encrypted VM": (197, 206),
     "statistics": (203,),
     "huge pages of the host": (220,),
-    "page tables that are filled before a guest runs": (236,),
+    "faulting in guest memory before the guest runs": (236,),
     "a guest_memfd that can be mapped": (244,),
 }
 _NOT_REPORTED: Final = frozenset(itertools.chain.from_iterable(NOT_EMULATED.values()))
@@ -173,7 +173,7 @@ class _Life:
 
 
 def _asked(library: ctypes.CDLL, platform: Platform, series: str, number: int) -> bool:
-    """Ask one question of :data:`CASES`; return whether the kernel reports the capability."""
+    """Compare the answers to one of :data:`CASES`; return whether the kernel has the capability."""
     cap, kind = CASES[number % len(CASES)]
     library.oracle_reset(0 if kind is None else int(kind), os.cpu_count() or 1)
     kernel = library.oracle_check_extension(cap, kind is not None)
@@ -199,9 +199,10 @@ def _asked(library: ctypes.CDLL, platform: Platform, series: str, number: int) -
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each question and VM by its number: what was reported or enabled, and any difference.
+    """Yield for each sequence: its number, what was reported or enabled, and any difference.
 
-    The questions are those of :data:`CASES`, in turn and over again, whatever the seed is.
+    A sequence consists of a VM, which depends on the seed, and of one of :data:`CASES`, which
+    does not: the cases are taken in turn, and then again from the first.
     """
     library = ctypes.CDLL(str(path))
     for name in ("reset", "create_vcpu", "create_irqchip", "set_boot_cpu"):

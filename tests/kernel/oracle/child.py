@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Goes through sequences in a process of its own, which a kernel's BUG() may end.
+"""Runs sequences in a process of its own, so that a kernel's BUG() ends no other process.
 
 ``python -m tests.kernel.oracle.child PART OBJECT SEED FIRST END`` prints one JSON object.
-With ``--stop SECONDS EARLY`` it ends at the first difference, or after SECONDS of processor time.
-It then begins with the sequences EARLY ("1,2,3" or "").
+With ``--stop SECONDS EARLY``, it first runs the sequences EARLY ("1,2,3" or ""), and it ends at
+the first difference, or after SECONDS of processor time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-# Bytes. A mutant of the kernel or the emulator may take memory without end; the rest needs less.
+# In bytes: more than unchanged code needs. A mutant may allocate memory without end.
 MEMORY: Final = 4 << 30
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts named functions out of C files, with everything that they need from them.
+"""Cuts named functions, and all definitions that these need, out of C files.
 
-It understands only code that has the kernel's shape: definitions begin in the first
-column. First of all it selects conditional parts by a configuration: otherwise an
-inline function of an ``#else`` branch would take the place of the real one.
+It understands only code that has the kernel's shape: definitions begin in the first column.
+First of all, it drops the ``#if`` branches that the configuration does not select: otherwise
+an inline stub in an ``#else`` branch would take the place of the real function.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Final
 
 
 class CutError(Exception):
-    """The source is not as expected: which name is not there, or not where it should be."""
+    """The source is not as expected. The message says in which way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A macro, type, variable or function, or ("made") functions that a macro defines.
+    """A macro, type, variable or function, or ("made") the use of a macro that defines functions.
 
-    ``names`` are the names that it defines; a tag is "struct x".
+    ``names`` are the names that it defines. A tag includes its keyword, as in "struct x".
     """
 
     kind: str
@@ -49,7 +49,7 @@ _ATTRIBUTES: Final = frozenset(
 
 
 def selected(text: str, configuration: Collection[str]) -> str:
-    """The text without comments and without what the configuration leaves out."""
+    """The text without its comments, and without ``#if`` branches that are not selected."""
     text = _COMMENT.sub(lambda found: found[1] or " ", text)
     text = re.sub(r"\\\n", "\x00", text)
     kept, stack = [], [(True, True)]  # (taken now, a branch was taken already)
@@ -89,7 +89,7 @@ def _holds(word: str, condition: str, configuration: Collection[str]) -> bool:
     try:
         return bool(eval(text, {"__builtins__": {}}))  # noqa: S307 - digits and operators only
     except SyntaxError:
-        raise CutError(f"cannot judge #if {condition}") from None
+        raise CutError(f"cannot evaluate #if {condition}") from None
 
 
 def definitions(
@@ -103,7 +103,7 @@ def definitions(
     for chunk in _chunks(text):
         if chunk.startswith("#"):
             macro = re.match(r"#\s*define\s+(\w+)", chunk)
-            # "#define f f" only says that there is an f.
+            # "#define f f" only tells #ifdef that there is an f, which is defined elsewhere.
             if macro and chunk.split()[2:] != [macro[1]]:
                 yield Definition("macro", (macro[1],), chunk, file)
             continue
@@ -182,7 +182,7 @@ def _classify(chunk: str) -> tuple[str, tuple[str, ...]]:
 
 @dataclass(slots=True)
 class Cutter:
-    """The definitions of several files. Where two have the same name, the first file's counts."""
+    """The definitions of several files. If two of them have the same name, the first one counts."""
 
     configuration: Collection[str]
     makers: Mapping[str, Iterable[str]] = field(default_factory=dict)
@@ -202,7 +202,7 @@ class Cutter:
                 self.order.setdefault(each, len(self.order))
 
     def cut(self, roots: Mapping[str, Iterable[str]], stop: Set[str]) -> list[Definition]:
-        """The roots, by file, and all that they need, except for what is named in ``stop``."""
+        """The definitions of the roots and of all that they need, except those in ``stop``."""
         wanted: list[Definition] = []
         for file, names in roots.items():
             for name in names:
@@ -224,7 +224,7 @@ class Cutter:
         return self._ordered(taken)
 
     def _ordered(self, taken: Collection[Definition]) -> list[Definition]:
-        """Macros, then types, each after those that it contains, then the rest."""
+        """Sort: macros, then types, each after the types that it contains, then the rest."""
         sequence: dict[Definition, None] = {}
 
         def place(each: Definition) -> None:
@@ -246,7 +246,7 @@ class Cutter:
 
 def _named(text: str) -> set[str]:
     """Every name in a text, except for names of members."""
-    # With linux/args.h, the number of arguments completes the name of a macro.
+    # linux/args.h appends the number of arguments to the name of the macro to use.
     counted = re.findall(r"\bCONCATENATE\((\w+), COUNT_ARGS\(", text)
     found = {f"{name}{count}" for name in counted for count in range(4)}
     text = re.sub(r'"(?:\\.|[^"\\\n])*"', '""', text)
@@ -257,7 +257,7 @@ def _named(text: str) -> set[str]:
 
 
 def source(cut: Iterable[Definition]) -> str:
-    """The definitions as one C text, with declarations of the functions in front of them."""
+    """One C source with the definitions. It declares each function before any function's body."""
     parts: list[str] = []
     functions = [each for each in cut if each.kind == "function"]
     declared = False

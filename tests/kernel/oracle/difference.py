@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences between kernel and emulator, and those that are intended, by series."""
+"""Differences between kernel and emulator, and the list of those that are intended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class DifferenceError(Exception):
-    """The two sides differ. ``key`` names the kind of difference; ``story`` is what was done."""
+    """The two sides differ. ``key`` names the kind of difference; ``story`` lists the steps."""
 
     def __init__(self, key: str, values: dict[str, str], story: Sequence[str]) -> None:
         super().__init__(f"{key}: {values}")
@@ -23,8 +23,8 @@ class DifferenceError(Exception):
 class Explained:
     """An intended difference: the part and the series that have it, and the reason.
 
-    ``pattern`` matches the beginning of a difference's key. An entry that matches no
-    difference any more is as wrong as a difference without an entry.
+    ``pattern`` matches the beginning of a difference's key. An explanation that matches no
+    difference any more is a fault, as is a difference without an explanation.
     """
 
     part: str

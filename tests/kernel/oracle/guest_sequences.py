@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Linux guest's own driver beside the emulator's: from ioctl or configfs-tsm to message and back.
+"""Compares Linux's driver for guests with the emulator's, from ioctl or configfs-tsm to message.
 
-Both have the same host, which answers at random: with a good response, BUSY, "buffer too
-small", an error, an exception, or a response with something wrong in it. If asked to make
-pages private or shared, it may do so for all, for some or for none, and change the list.
+Both drivers get the same random answers from the host: a good response, BUSY, "buffer too
+small", an error, an exception, or a malformed response. Asked to make pages private or shared,
+the host may do so for all, some or none of them, and may alter the list of changes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _OUTER, _REQ, _RESP, _CERTS = USER, USER + PAGE, USER + 2 * PAGE, USER + 4 * PAG
 _EBADMSG: Final = 74
 _EXITS_MAX: Final = 40  # a busy host is asked 31 times
 _TERMINATED: Final = -1000  # in place of a result
-# In the order of enum tsm_attr_index and enum tsm_bin_attr_index.
+# Files of configfs-tsm, in the order of enum tsm_attr_index and enum tsm_bin_attr_index.
 _TEXTS: Final = (
     "generation",
     "provider",
@@ -101,7 +101,7 @@ def _opened(key, iv, aad, aad_size, data, size, out, tag):  # type: ignore[no-un
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the host does with one exit."""
+    """How the host answers one guest request."""
 
     info1: int
     info2: int
@@ -113,7 +113,7 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What the host does with one list of page state changes.
+    """How the host answers one list of page state changes.
 
     ``done`` is the number of entries that it processes; None for all.
     """
@@ -134,7 +134,7 @@ class _TerminatedError(Exception):
 
 
 class _Host:
-    """One side's host: it gives the same answers, and records the requests."""
+    """The host of one side. Both hosts give the same answers; each records what its guest sends."""
 
     def __init__(self, key: bytes, answers: list[_Answer], changes: list[_Change]) -> None:
         self._key = key
@@ -144,7 +144,7 @@ class _Host:
         self.seen: list[bytes] = []
 
     def answer(self, shared: memoryview | bytearray) -> None:
-        """Serve a VMGEXIT, in the guest's shared pages."""
+        """Serve a VMGEXIT; write the answer to the guest's shared pages."""
         self.seen.append(bytes(shared[: 3 * PAGE]))
         ghcb = GhcbPage(memoryview(shared)[:PAGE])
         is_list = ghcb.get(Field.SW_EXITCODE) == ExitCode.PSC
@@ -237,13 +237,13 @@ class _Kernel:
         return found | {name for number, name in enumerate(_BLOBS) if visible(number, True)}
 
     def show(self, name: str) -> tuple[int, bytes]:
-        """Read a text file of the directory: its size or a negative errno, and its content."""
+        """Read a text file of configfs-tsm: its size or a negative errno, and its content."""
         page = ctypes.create_string_buffer(PAGE)
         result = self.library.oracle_tsm_show(_TEXTS.index(name), page)
         return result, page.raw[: max(result, 0)]
 
     def store(self, name: str, data: bytes) -> tuple[int, bytes]:
-        """Write to a file of the directory."""
+        """Write to a file of configfs-tsm; return 0 or a negative errno, without content."""
         result = getattr(self.library, f"oracle_tsm_{name}")(data, len(data))
         return min(result, 0), b""
 
@@ -277,7 +277,7 @@ class _GuestMemoryPages:
 
 
 class _Emulator:
-    """The emulator's side: its guest."""
+    """The emulator's side: the emulated Linux guest."""
 
     def __init__(self, key: bytes, counter: int, host: _Host) -> None:
         secrets = SecretsPage(version=3, vmpck0=key).pack()
@@ -378,7 +378,7 @@ class _Emulator:
         answer = 0
         match self._event:
             case WaitUntil(ready):
-                assert ready(), "the guest must not wait for what never comes"
+                assert ready(), "the guest must not wait for an event that cannot happen"
             case Sleep(seconds):
                 self.now += seconds
             case Vmgexit(msr) if msr & 0xFFF == MsrCode.TERMINATE:
@@ -394,7 +394,7 @@ class _Emulator:
 
 
 class _Life:
-    """A guest's calls from boot on."""
+    """One guest on both sides: its boot and the calls that follow."""
 
     def __init__(self, kernel: _Kernel, seed: str) -> None:
         self._pick = random.Random(seed)
@@ -427,7 +427,7 @@ class _Life:
     def _compare(
         self, what: str, kernel: int, emulator: _Emulator, call: Callable[[], int]
     ) -> None:
-        """Make the same call on the emulator's side; end the life if the guest ended."""
+        """Make the call on the emulator, too, and compare. ``kernel`` is the kernel's result."""
         assert self._kernel.host is not None
         assert emulator.host is not None
         try:
@@ -449,7 +449,7 @@ class _Life:
             raise DifferenceError(f"{what}: {' '.join(sorted(found))}", found, self._story)
 
     def _change(self, emulator: _Emulator, key: bytes) -> None:
-        """Make pages private or shared, some of them 2 MiB at once. No such memory exists."""
+        """Make pages private or shared, some in units of 2 MiB. There is no memory behind them."""
         pick = self._pick
         page = weighted(pick, ((512, 50), (pick.randrange(7, 1100), 50)))
         pages = weighted(pick, ((1, 20), (512, 20), (1024, 10), (pick.randrange(1, 600), 50)))
@@ -556,7 +556,7 @@ class _Life:
         return prefix + digits + tail
 
     def _with_header(self, answer: _Answer) -> _Answer:
-        """The answer with a report's header in its payload and, mostly, a certificate table."""
+        """Return the answer with a report's header in its payload and, in most cases, a table."""
         pick = self._pick
         status = weighted(pick, ((0, 80), (0x16, 6), (0x27, 6), (pick.getrandbits(32), 8)))
         size = weighted(
@@ -649,7 +649,7 @@ class _Life:
                 return _TERMINATED
 
         ours = user.result(call)
-        # A program's memory ends with its guest, so what was copied to it last does not matter.
+        # A terminated guest's program is gone, so what was last copied to its memory is irrelevant.
         found = {} if kernel == _TERMINATED else user.differences()
         if kernel != ours:
             found["result"] = f"{kernel} {ours}"
@@ -745,7 +745,7 @@ class _Life:
         if len(found) == _EXITS_MAX:
             busy = _Answer(0, 2 << 32, 0, b"", "", b"")
             return [*[busy] * (_EXITS_MAX - 1), found[-1]]
-        # If the host always answered BUSY or "too small", the driver would never return.
+        # End with an answer to which the driver returns: it repeats a request after BUSY.
         return [*found, _Answer(0, 0, 0, pick.randbytes(64), "", b"")]
 
 
@@ -767,7 +767,7 @@ def _first_difference(theirs: list[bytes], ours: list[bytes]) -> str:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each guest by its number: what its calls returned, and the difference, if any."""
+    """Yield for each guest: its number, what its calls returned, and the difference, if any."""
     kernel = _Kernel(path)
     for number in numbers:
         life = _Life(kernel, f"{seed}:{number}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a part of a release beside the emulator and judges what differs."""
+"""Compares a part of a release with the emulator, and judges the differences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHILD_SECONDS: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop at the first difference. ``early`` are sequences that are likely to show one.
+    """Stop at the first difference. ``early`` are likely to show one, and run first.
 
     A child that needs more than ``seconds`` of processor time is killed.
     """
@@ -45,7 +45,7 @@ class Outcome:
     died: list[str] = field(default_factory=list)
 
     def faults(self) -> list[str]:
-        """What is wrong: dead children, unexplained differences, explanations of no difference."""
+        """Children that died, unexplained differences, and explanations without a difference."""
         mine = [each for each in EXPLAINED if each.of(self.part, self.release)]
         found = list(self.died)
         for key, what in self.differences.items():
@@ -57,7 +57,7 @@ class Outcome:
                 )
         for each in mine:
             if not any(each.covers(self.part, self.release, key) for key in self.differences):
-                found.append(f"explained, but no longer there: {each.pattern} ({each.reason})")
+                found.append(f"explanation matches no difference: {each.pattern} ({each.reason})")
         return found
 
     def add(self, said: dict[str, Any]) -> None:
@@ -82,14 +82,14 @@ def judge(
 ) -> Outcome:
     """Run ``sequences`` sequences of a part of a release; return the outcome.
 
-    ``library`` is another build of the part, such as a mutant; ``product`` is a
-    directory with another ``snpcerts``. With ``stop``, each child ends at its first difference.
+    ``library`` is another build of the part, such as a mutant. ``product`` is a directory with
+    a changed ``snpcerts`` package. With ``stop``, each child ends at its first difference.
     """
     environment = dict(os.environ)
     if product is not None:
         environment["PYTHONPATH"] = str(product)
-        # Mutants of a file may have the same size and, to the second, the same age. Python would
-        # take cached bytecode of one for that of another.
+        # Two mutants of a file may have the same size and be written in the same second. Python
+        # would then run the cached bytecode of one in place of the other.
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
     path = library or build(PARTS[part], release)
     outcome = Outcome(part, release)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's KVM_RUN and VMGEXIT beside the emulator's, on the same input.
+"""KVM_RUN and VMGEXIT of the kernel and of the emulator, on the same input.
 
-A sequence is the life of one VM: guest exits, answers of its VMM, memory that goes
-away, a firmware that fails. Both sides go through it step by step, and after each
-step everything that guest, VMM or firmware can see is compared.
+A sequence is the life of one VM: guest exits, answers of its VMM, memory that goes away,
+firmware that fails. Both sides go through it step by step. After each step, all that the
+guest, the VMM or the firmware can see must be the same on both sides.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Setting:
 
 @dataclass(slots=True)
 class FirmwareScript:
-    """What the firmware does with each command; ``code`` is what the driver returns."""
+    """How the firmware answers each command. ``code`` is what the driver returns to KVM."""
 
     code: int = 0
     status: int = 0
@@ -82,7 +82,7 @@ class Seen:
     request: bytes
 
     def differences(self, other: Seen) -> dict[str, str]:
-        """Both values of what differs, by name."""
+        """Describe each field that differs: both values, by the field's name."""
         found = {}
         for name in ("result", "msr", "commands"):
             ours, theirs = getattr(self, name), getattr(other, name)
@@ -98,7 +98,7 @@ class Seen:
 
 
 class KernelKvm:
-    """The kernel's side: its code."""
+    """The kernel's side: the functions that were cut out of a release."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -160,7 +160,7 @@ class KernelKvm:
         self._firmware[8 : 8 + PAGE] = script.response
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Guest or VMM writes guest memory."""
+        """The guest or the VMM writes to guest memory."""
         self.memory[gpa : gpa + len(data)] = data
 
     def unmap(self, page: int) -> None:
@@ -168,16 +168,16 @@ class KernelKvm:
         self._set_page(page, UNMAPPED)
 
     def map(self, page: int) -> None:
-        """The VMM maps a new page there."""
+        """The VMM maps a new page of guest memory."""
         self._set_page(page, MAPPED)
 
     def vmgexit(self, msr: int, *, inside: bool) -> int | None:
-        """The guest exits; it is in KVM_RUN already if ``inside``."""
+        """The guest exits. If it is in KVM_RUN (``inside``), return its result, or IN_GUEST."""
         self._vmgexit(msr)
         return int(self._go_on()) if inside else None
 
     def run(self) -> int:
-        """KVM_RUN."""
+        """Call KVM_RUN; return its result, or IN_GUEST."""
         return int(self._run())
 
     def seen(self, result: int) -> Seen:
@@ -196,7 +196,7 @@ class KernelKvm:
 
 
 class _UserMemory:
-    """The VMM's memory, which is all guest memory."""
+    """The VMM's memory. All of it is guest memory."""
 
     def __init__(self) -> None:
         self.bytes = bytearray(PAGES * PAGE)
@@ -238,7 +238,7 @@ class _ScriptedFirmware:
         return self.script.response
 
     def decommission(self, context: object) -> None:
-        """The guest is gone."""
+        """Do nothing. The emulator calls this when it closes a VM."""
 
 
 class _Guest:
@@ -253,7 +253,7 @@ class _Guest:
 
 
 class _EsVm(Vm):
-    """To the code that handles exits, a VM of type SEV-ES, which the emulator does not have."""
+    """A VM that the exit handlers take for SEV-ES, a type that the emulator does not have."""
 
     snp = property(lambda _: False)
     awaits_init = property(lambda _: False)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lives of VMs, weighted toward what matters, on the kernel's code and on the emulator.
+"""Random lives of VMs, weighted toward important paths, on the kernel's code and on the emulator.
 
-Uniformly random input hardly ever gets as far as a certificate request. How good the
-weights here are is measured by how many mutants of the kernel's functions are found.
+Uniformly random input hardly ever gets as far as a certificate request. ``mutants.py`` measures
+how good the weights are: by how many mutants of the kernel's functions the sequences find.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _FIELDS: Final = {
 }
 _EXIT_CODES: Final = tuple(int(each) for each in ExitCode)
 _SHARED: Final = 0x800
-# What guest memory holds at first: no zeros, which could be taken for zeros that were written.
+# What guest memory holds at first. In memory of zeros, a write of zeros would go unnoticed.
 _FILLED: Final = random.Random(0).randbytes(PAGES * PAGE)
-# Some exits (SVM_EXIT_*) that KVM serves itself.
+# Exit codes (SVM_EXIT_*) of instructions that a guest asks KVM to emulate.
 CPUID_EXIT, IOIO, MSR, VMMCALL = 0x72, 0x7B, 0x7C, 0x81
 _INSTRUCTIONS: Final = (
     0x27,
@@ -72,8 +72,9 @@ class Life:
         self._sides: tuple[KernelKvm, EmulatedKvm] = (kernel, emulator)
         self._story: list[str] = []
         self._unmapped: set[int] = set()
-        # Pages that must not be unmapped. Some have no slot, so there is nothing to unmap. And
-        # if the GHCB's page is gone, the emulator's copy lacks what a guest writes meanwhile.
+        # Pages that must not be unmapped: those without a slot, and the GHCB's page once it has
+        # been changed during an exit. KVM keeps that page mapped and sees the change; without the
+        # page, the emulator has only its copy, which lacks the change.
         self._kept: set[int] = set()
         self._what = ""
         self.exits: set[str] = set()
@@ -272,7 +273,7 @@ class Life:
         )
 
     def _psc_entries(self, scratch: int) -> None:
-        """A page state change buffer, wherever it fits."""
+        """Write a list of page state changes to ``scratch``, if that is in the GHCB."""
         pick = self._random
         if not GHCB + _SHARED <= scratch <= GHCB + PAGE - 8:
             return
@@ -331,7 +332,7 @@ class Life:
             GHCB, bytes(page), f"ghcb { ({k: hex(v) for k, v in fields.items() if k in valid}) }"
         )
 
-    # What the VMM does, and others meanwhile.
+    # What the VMM does, and what others do to memory meanwhile.
 
     def _exit(self, msr: int, what: str) -> None:
         self._what = what
@@ -413,7 +414,7 @@ class Life:
             for side in self._sides:
                 side.unmap(page)
         elif self._unmapped - {GHCB // PAGE}:
-            # Not the GHCB's page: KVM keeps it mapped, and the emulator looks it up each time.
+            # Map no new page for the GHCB: KVM would keep the old one, the emulator would not.
             page = min(self._unmapped - {GHCB // PAGE})
             self._unmapped.remove(page)
             self._tell(f"map {page}")
@@ -487,7 +488,7 @@ class Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each life by its number: the exits to userspace it had, and the difference that ended it."""
+    """Yield for each life: its number, its exits to userspace, and the difference, if any."""
     kernel, emulator = KernelKvm(path), EmulatedKvm()
     for number in numbers:
         life = Life(kernel, emulator, f"{seed}:{number}")

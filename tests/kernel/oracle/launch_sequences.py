@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_MEMORY_ENCRYPT_OP of a VM that is being launched: the kernel's beside the emulator's."""
+"""Compares the kernel's KVM_MEMORY_ENCRYPT_OP with the emulator's, for a VM during its launch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Script:
 
 
 class _Firmware:
-    """The firmware of the emulator's side, which answers as scripted."""
+    """The firmware on the emulator's side. It answers as the script says."""
 
     def __init__(self, script: _Script) -> None:
         self.script = script
@@ -87,7 +87,7 @@ class _Firmware:
         self._answer(self.script.finish, host_data + flags.ljust(8, b"\0") + block)
 
     def decommission(self, context: object) -> None:
-        """The guest is gone."""
+        """Do nothing. The emulator calls this when it closes a VM."""
 
 
 class _Life:
@@ -136,7 +136,7 @@ class _Life:
                 each.close()
 
     def _attribute(self, user: UserSide) -> None:
-        """KVM_GET_DEVICE_ATTR on ``/dev/kvm``."""
+        """Compare KVM_GET_DEVICE_ATTR on ``/dev/kvm``."""
         group, attribute = self._pick.choice((1, 1, 1, 2)), self._pick.randrange(5)
         value = ctypes.c_uint64()
         kernel = int(self._library.oracle_attribute(group, attribute, ctypes.byref(value)))
@@ -263,7 +263,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each VM by its number: the commands that succeeded, and the difference, if any."""
+    """Yield for each VM: its number, the commands that succeeded, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_reset.restype = None
     library.oracle_create_vcpu.restype = None

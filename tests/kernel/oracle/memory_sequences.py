@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory slots, guest_memfds and attributes of a VM: the kernel's code beside the emulator's."""
+"""Compares the kernel's memory slots, guest_memfds and memory attributes with the emulator's."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each VM by its number: what it has set up, and the difference, if any."""
+    """Yield for each VM: its number, what it has set up, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_reset.restype = None
     library.oracle_reset.argtypes = (ctypes.c_int, ctypes.c_char_p)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM_SET_SREGS and KVM_SET_SREGS2 of a vCPU: the kernel's code beside the emulator's.
+"""Compares the kernel's KVM_SET_SREGS and KVM_SET_SREGS2 with the emulator's.
 
-The host's processor has the features that the emulator reports, most features, or random ones.
+The host's processor has the features of the emulated host, or most features, or random ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from snpcerts.emulator.psp import vmsa
 from .difference import DifferenceError
 from .user import PAGE, weighted
 
-# Words of cpufeatures.h: CPUID function, subleaf, register (EAX to EDX).
+# For each word of cpufeatures.h: CPUID function, subleaf, and register (0 is EAX, 3 is EDX).
 _WORDS: Final = {
     0: (0x1, 0, 3),
     1: (0x8000_0001, 0, 3),
@@ -34,7 +34,7 @@ _WORDS: Final = {
     20: (0x8000_0021, 0, 0),
 }
 _WORD_COUNT: Final = 32
-# The features that allow bits of CR4 and EFER, and LAM and X2APIC: word and bit.
+# Word and bit of each feature on which a bit of CR4 or EFER depends, and of LAM and X2APIC.
 _FEATURES: Final = (
     *((4, bit) for bit in (5, 17, 21, 26)),
     *((9, bit) for bit in (0, 7, 20)),
@@ -117,7 +117,7 @@ class _Life:
             pick, ((pick.choice((36, 46, 48, 52, 60)), 88), (0, 8), (pick.choice((64, 255)), 4))
         )
         self._bits = _OLD_BITS
-        # None: an entry without KVM_CPUID_FLAG_SIGNIFCANT_INDEX is for all subleaves.
+        # None marks an entry for all subleaves, without KVM_CPUID_FLAG_SIGNIFCANT_INDEX.
         self._guest = {
             (function, index if function == 7 or pick.random() < 0.5 else None): entry
             for (function, index), entry in _table(words).items()
@@ -236,7 +236,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each vCPU by its number: what was set or refused, and the difference, if any."""
+    """Yield for each vCPU: its number, what was set or refused, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_reset.argtypes = (ctypes.c_char_p, ctypes.c_bool)
     library.oracle_set_cpuid.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's ``/dev/sev`` beside the emulator's: every command, with good and bad structures."""
+"""Compares ``/dev/sev`` of kernel and emulator: every command, with good and bad structures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Script:
 
 
 class _Firmware:
-    """The firmware below the emulator's driver, which does what the script says."""
+    """The firmware below the emulator's driver. It answers as the script says."""
 
     def __init__(self, script: _Script, *, initialized: bool, version: ApiVersion) -> None:
         self._script = script
@@ -204,7 +204,7 @@ class _Life:
 def lives(
     path: Path, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[int, set[str], DifferenceError | None]]:
-    """Each sequence by its number: the commands that succeeded, and the difference, if any."""
+    """Yield for each sequence: its number, its successful commands, and the difference, if any."""
     library = ctypes.CDLL(str(path))
     library.oracle_ioctl.restype = ctypes.c_long
     library.oracle_ioctl.argtypes = (ctypes.c_bool, ctypes.c_uint32, ctypes.c_uint64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a process that makes system calls, the same on both sides (``stubs/user.c``)."""
+"""The memory of a process that makes system calls, on both sides. The kernel's is in user.c."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_ERRNO: Final = 9999  # no result of a system call
 
 
 class OneStructure:
-    """The VMM's memory, of which only one structure is read."""
+    """Stands in for the VMM's memory: every address holds the same structure."""
 
     def __init__(self) -> None:
         self.structure = b""
@@ -27,7 +27,7 @@ class OneStructure:
         return self.structure[:size]
 
     def write(self, address: int, data: bytes) -> None:
-        raise AssertionError(f"must write nothing, not {len(data)} bytes at {address:#x}")
+        raise AssertionError(f"must write nothing, but wrote {len(data)} bytes at {address:#x}")
 
 
 class _Memory:
@@ -81,18 +81,18 @@ class UserSide:
         self.memory.bytes[at : at + len(data)] = data
 
     def peek(self, address: int, size: int) -> bytes:
-        """What the memory has on the kernel's side."""
+        """The content of the memory on the kernel's side."""
         return bytes(self._theirs[address - USER : address - USER + size])
 
     def result(self, call: Callable[[], Any]) -> int:
-        """What a system call of the emulator's returns, negative for an errno."""
+        """The result of a system call on the emulator's side; an errno as a negative number."""
         try:
             return int(call())
         except OSError as failed:
             return -(failed.errno or _NO_ERRNO)
 
     def differences(self) -> dict[str, str]:
-        """Where the memories differ."""
+        """The first place where the memories of the two sides differ, if any."""
         theirs = bytes(self._theirs)
         if theirs == self.memory.bytes:
             return {}
@@ -104,7 +104,7 @@ class UserSide:
 
 
 def weighted(pick: random.Random, choices: Sequence[tuple[_T, int]]) -> _T:
-    """One of the choices, by their weights: ``random.choices`` does it at twice the cost."""
+    """Pick one of the choices by weight. ``random.choices`` would take twice as long."""
     left = pick.random() * sum([weight for _, weight in choices])
     for each, weight in choices:
         left -= weight
