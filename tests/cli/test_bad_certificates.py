@@ -177,8 +177,8 @@ Command = Callable[..., tuple[int, str, str]]
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Return a function that runs a command in a directory with sound files. It does not wait long
-    for a pipe's writer.
+    """Return a function that runs a command in a directory of valid files. The command waits only
+    briefly for data from a pipe.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "WAIT_FOR_DATA", 5)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This project and ``cryptography.x509`` read the same in certificates and revocation lists.
+"""This project and ``cryptography.x509`` read the same values from certificates and revocation
+lists.
 
-If a serial number is 0, the library is given the certificate with another one
-(``tests/x509_library.py``). Both accept the same bytes and read the same in them,
+If a serial number is 0, the library is given a copy of the certificate with a different serial
+number (``tests/x509_library.py``). Both accept the same bytes and read the same values from them,
 with these exceptions:
 
-* Only this project refuses a negative serial number, or one of more than 20 bytes; an
-  empty list of extensions, or of entries of a revocation list; a revocation list of
-  version 1.
-* Only the library refuses bad content that this project does not read: in extensions
-  other than AMD's, basicConstraints and keyUsage, and in the parameters of algorithms,
-  which this project compares as bytes later. With sound content in these places, the
-  library accepts the certificate as well.
+* Only this project refuses a serial number that is negative or longer than 20 bytes; an empty list
+  of extensions or of revocation-list entries; and a revocation list of version 1.
+* Only the library refuses bad content that this project does not read: the content of any extension
+  but AMD's, basicConstraints and keyUsage; and the parameters of algorithms, which this project
+  compares as bytes later. If the content in these places is good, the library accepts the
+  certificate too.
 """
 
 from __future__ import annotations

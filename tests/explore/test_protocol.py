@@ -89,7 +89,7 @@ def test_what_readers_of_a_kind_get_after_an_update(
 
 
 # Exploring one of these without the reduction takes seconds, so only a full run does that. Other
-# runs explore the wrong variants among them with the reduction.
+# runs explore only those of them that are wrong variants, and with the reduction.
 LONG = (
     "vcpus-one-description",
     "writer-throws-leftover-away-there-and-back",

@@ -214,7 +214,7 @@ def main() -> int:
         run(log, stretches)
     findings = say([log])
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{spent.ru_utime + spent.ru_stime:.0f} s of CPU time, without the emulated machine")
+    print(f"{spent.ru_utime + spent.ru_stime:.0f} s of CPU time, not counting the emulated machine")
     return int(bool(findings))
 
 

@@ -362,7 +362,7 @@ EXPLAINED: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"kernel snp_issue_guest_request: without ret = -EIO;$",
-        "set again by every case that leads there",
+        "every case that reaches a use of ret sets it first",
     ),
     (
         r"kernel try_advance_write_generation: (-EBUSY|1 becomes 2 in if \(state->write_gen)",

@@ -2,8 +2,8 @@
 """Reports how a host's behaviour compares with each claim of :mod:`snpcerts.fidelity`, as text and
 as JSON.
 
-The result says something about hardware only if an attestation report verified with one of AMD's
-roots.
+The result says something about hardware only if an attestation report was verified with one of
+AMD's roots.
 """
 
 from __future__ import annotations

@@ -327,7 +327,9 @@ def _enter(run: RunView, kvm_run: int | Callable[[], object]) -> int:
 
 
 def _run_vcpu(vcpu: int) -> None:
-    """Issue KVM_RUN with all signals blocked, so that EINTR means that KVM has taken the answer."""
+    """Issue KVM_RUN with all signals blocked. Then only ``immediate_exit`` can cause EINTR, which
+    means that KVM has taken the answer.
+    """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:  # even with signals blocked, the call may raise the exception of a signal handler
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -206,7 +206,7 @@ class ControlSocket:
         except SnpCertsError as error:
             answer = {"error": str(error), "code": error.code}
         except Exception:
-            # A message from one peer must not end the machine for the others.
+            # A message from one peer must not end the emulator, which serves other peers too.
             log.exception("cannot handle the control message from process %d", pid)
             answer = {
                 "error": "the emulator failed while it handled the control message",
