@@ -50,6 +50,23 @@ def test_build_show_extract(
         ).read_bytes()
 
 
+def test_force_is_suggested_only_where_it_helps(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It accepts the only certificate of a file, but cannot choose between two."""
+    pem = {
+        name: x509.load_der_x509_certificate(
+            (vectors / "milan" / f"{name}.der").read_bytes()
+        ).public_bytes(Encoding.PEM)
+        for name in ("ask", "ark")
+    }
+    for content, helps in ((pem["ark"], True), (pem["ask"] + pem["ark"], False)):
+        (tmp_path / "given.pem").write_bytes(content)
+        argv = ["table", "build", "-o", str(tmp_path / "t"), "--vcek", str(tmp_path / "given.pem")]
+        assert main(argv) == 1
+        assert ("--force" in capsys.readouterr().err) == helps
+
+
 def test_a_mistyped_output_is_not_destroyed(
     vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

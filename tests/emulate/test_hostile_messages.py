@@ -140,7 +140,7 @@ def test_outcomes_to_a_pipe_without_a_reader(home: PlatformHome, tmp_path: Path)
     assert "cannot write the outcome" in home.log.read_text()
 
 
-# Opens a path in a page that userfaultfd(2) never provides, so whoever reads the path waits.
+# Opens a path in a page that userfaultfd(2) never provides, so a process that reads the path waits.
 UNANSWERED = """
 import ctypes, fcntl, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -35,6 +35,7 @@ from snpcerts.host import plan as plans
 from snpcerts.host.config import ExtraEntry, GuestKeySelect
 from snpcerts.host.event import EventKind
 from snpcerts.host.file_state import FileMatch
+from snpcerts.host.host_firmware import FirmwareState
 from snpcerts.host.table_cache import UnavailableError
 from snpcerts.kds.errors import KdsUnavailableError
 
@@ -135,6 +136,34 @@ def test_a_file_at_a_mistyped_path_is_refused_and_stays(rig: Rig) -> None:
     assert any("WILL BE REPLACED" in note for note in plans.commit(agent).notes)
     assert agent.sync().problem is None
     assert rig.seen_by_guest() == "right"
+
+
+def test_an_empty_table_has_its_own_reason_after_a_refused_command(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the firmware's status is unknown, the reason is the error of reading it."""
+    agent = rig.agent()
+    agent.sync()
+    messages: list[str] = []
+    agent.tell = lambda event: messages.append(event.message)
+
+    read = agent.firmware.state
+    issued: list[str] = []
+
+    def state(_: object) -> FirmwareState:
+        if issued:
+            raise RefusedError("the status cannot be read")
+        return read()
+
+    def refused() -> None:
+        issued.append("command")
+        raise RefusedError("the command was refused")
+
+    monkeypatch.setattr(type(agent.firmware), "state", state)
+    done = agent.publish(agent.config.files, refused)
+    assert str(done.refused) == "the command was refused"
+    (message,) = (each for each in messages if "empty table" in each)
+    assert message.endswith("unknown: the status cannot be read")
 
 
 def test_garbage_in_a_certificate_file_is_not_drift(rig: Rig) -> None:

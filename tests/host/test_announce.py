@@ -185,6 +185,20 @@ def test_the_agent_does_not_wait_for_a_mirror_and_hears_of_it_once_it_works(
     assert results == ["ok", "ok", "mirror-unavailable", "ok"]
 
 
+def test_a_success_after_an_announcement_that_was_never_sent_is_reported(
+    mirror: FakeMirror,
+) -> None:
+    events: list[Event] = []
+    background = BackgroundAnnouncer(Announcer(config_of(mirror)), events.append)
+    background.announce(ANNOUNCED)
+    background.finish(60)
+    background.note_failure("the firmware's status cannot be read", "refused")
+    background.announce(ANNOUNCED)
+    background.finish(60)
+    kinds = [each.kind for each in events]
+    assert kinds == [EventKind.ANNOUNCED, EventKind.NOT_ANNOUNCED, EventKind.ANNOUNCED]
+
+
 def test_an_error_that_was_not_foreseen_stays_in_the_announcers_thread(
     mirror: FakeMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:

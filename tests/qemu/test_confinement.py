@@ -3,7 +3,7 @@
 
 AppArmor's rules are compiled as a part of the profile that libvirt gives its QEMUs, in the file
 that the documentation names. Nothing is loaded into a kernel, so these tests do not show that the
-rules are enough; nobody has seen that yet.
+rules are enough; that has not been tried yet.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_a_program_without_vms_hears_nothing(libraries: Path) -> None:
 
 
 def test_a_closed_standard_error_does_no_harm(libraries: Path, tmp_path: Path) -> None:
-    """A full pipe that nobody reads does no harm either: the shim drops the line."""
+    """A full pipe that no process reads does no harm either: the shim drops the line."""
     name = "a_table_is_served"
     program = f"""
 import os, sys
